@@ -1,0 +1,9 @@
+//! Hearth's control plane: the EC2 API and the reconcilers that make its
+//! answers true.
+//!
+//! The arrows between the modules: `api` → `auth`, `model`, `store`;
+//! `reconcile` → `store`, `compute`, `storage`, `network`; nobody imports
+//! `reconcile` but `main`; a handler never touches the host. Host I/O
+//! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
+
+pub mod model;

@@ -1,0 +1,2 @@
+//! `hearth`: the cloud's control plane.
+fn main() {}

@@ -1,0 +1,71 @@
+//! Machine images.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{ImageId, Resource};
+
+/// How an image's kernel is found and started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum BootMethod {
+    /// The kernel and initrd lie inside the root file system (ext4, on the
+    /// partition given, 1 the first; 0 when the disk is the file system) and
+    /// are read out anew at every cold boot. Symbolic links are followed.
+    Linux {
+        /// The partition's number, or 0.
+        partition: u32,
+        /// The kernel's path, as `/vmlinuz`.
+        kernel: String,
+        /// The initrd's path.
+        initrd: Option<String>,
+        /// The command line.
+        cmdline: String,
+    },
+}
+
+/// The manifest that lies beside an image's root disk, `<name>.json` beside
+/// `<name>.raw`: what an image is to whoever brings one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The image's name.
+    pub name: String,
+    /// In words, for DescribeImages.
+    pub description: String,
+    /// `x86_64`.
+    pub architecture: String,
+    /// The root device's name, as `/dev/xvda`.
+    pub root_device_name: String,
+    /// The user that ssh keys are installed for.
+    pub default_user: String,
+    /// The root disk's file name, beside the manifest.
+    pub disk: String,
+    /// The root disk's size in bytes.
+    pub disk_size: u64,
+    /// The SHA-256 of the root disk, hexadecimal.
+    pub sha256: String,
+    /// When it was built.
+    pub created: Timestamp,
+    /// How it boots.
+    pub boot: BootMethod,
+}
+
+/// A registered image. Its id is made from its SHA-256, so that the same disk
+/// is the same AMI everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Its owner's account.
+    pub owner: String,
+    /// What came with it.
+    pub manifest: Manifest,
+}
+
+impl Resource for Image {
+    const KIND: &'static str = "images";
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+}

@@ -1,0 +1,186 @@
+//! Instances and their life.
+//!
+//! ```text
+//!            RunInstances
+//!                 │
+//!             pending ──────────────► running ◄─────────┐
+//!                 │ (launch failed)   │  │  │           │ up again
+//!                 │      StopInstances│  │  │Terminate  │
+//!                 │                   ▼  │  │        pending
+//!                 │             stopping │  │           ▲ StartInstances
+//!                 │                   │  │  │           │
+//!                 │                   ▼  │  ▼           │
+//!                 │              stopped ┼──┼───────────┘
+//!                 ▼                   │  ▼
+//!             terminated ◄───── shutting-down
+//! ```
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html>
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    EniId, HostId, ImageId, InstanceId, ReservationId, Resource, SubnetId, VolumeId, VpcId,
+};
+
+/// What EC2 reports of an instance's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstanceState {
+    /// Being placed and booted.
+    Pending,
+    /// Its VMM runs.
+    Running,
+    /// Being terminated.
+    ShuttingDown,
+    /// Gone; the record stays for an hour so that it can be asked for.
+    Terminated,
+    /// Asked to power down.
+    Stopping,
+    /// Has no VMM; keeps its volumes and its private address.
+    Stopped,
+}
+
+impl InstanceState {
+    /// EC2's number of the state (`InstanceState.Code`).
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Pending => 0,
+            Self::Running => 16,
+            Self::ShuttingDown => 32,
+            Self::Terminated => 48,
+            Self::Stopping => 64,
+            Self::Stopped => 80,
+        }
+    }
+
+    /// EC2's name of the state (`InstanceState.Name`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::ShuttingDown => "shutting-down",
+            Self::Terminated => "terminated",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What the user last asked for; the reconciler moves the state toward it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Intent {
+    /// RunInstances or StartInstances.
+    Run,
+    /// StopInstances: power button, then force after a grace period.
+    Stop,
+    /// StopInstances with `Force`: no power button.
+    ForceStop,
+    /// TerminateInstances, or a launch that failed.
+    Terminate,
+}
+
+/// What the instance does when its guest powers itself off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShutdownBehavior {
+    /// It becomes `stopped`.
+    Stop,
+    /// It becomes `terminated`.
+    Terminate,
+}
+
+/// Why an instance changed its state (`StateReason`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateReason {
+    /// EC2's code, as `Client.UserInitiatedShutdown` or `Server.InternalError`.
+    pub code: String,
+    /// The reason in words.
+    pub message: String,
+}
+
+/// `MetadataOptions`: how the instance may ask its metadata service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataOptions {
+    /// `HttpEndpoint`: whether the service answers at all.
+    pub enabled: bool,
+    /// `HttpTokens=required`: whether IMDSv1 is refused.
+    pub tokens_required: bool,
+    /// `HttpPutResponseHopLimit`, 1 to 64: the IP TTL of a token's answer.
+    pub hop_limit: u8,
+    /// `InstanceMetadataTags`: whether tags are shown in the tree.
+    pub tags_enabled: bool,
+}
+
+/// An instance: what was asked for and where its life stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The call that made it.
+    pub reservation: ReservationId,
+    /// The account that owns it.
+    pub owner: String,
+    /// Its index among the instances of its reservation.
+    pub launch_index: u32,
+    /// The image its root volume came from.
+    pub image: ImageId,
+    /// The name of its instance type.
+    pub instance_type: String,
+    /// The name of its key pair.
+    pub key_name: Option<String>,
+    /// The public key in OpenSSH's one-line form, as it was at launch: a key
+    /// pair may be deleted while the instance lives.
+    pub public_key: Option<String>,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// The subnet of its primary interface.
+    pub subnet: SubnetId,
+    /// The availability zone.
+    pub zone: String,
+    /// The host that runs it, once placed.
+    pub host: Option<HostId>,
+    /// Its interfaces, the primary first.
+    pub enis: Vec<EniId>,
+    /// Its root volume.
+    pub root_volume: VolumeId,
+    /// The root device's name, as `/dev/xvda`.
+    pub root_device_name: String,
+    /// User data, base64 as it came; decoded at most 16 KiB.
+    pub user_data: Option<String>,
+    /// The caller's idempotency token.
+    pub client_token: Option<String>,
+    /// When it was last launched or started.
+    pub launched_at: Timestamp,
+    /// What the guest's own power-off leads to.
+    pub on_shutdown: ShutdownBehavior,
+    /// How it may ask for metadata.
+    pub metadata: MetadataOptions,
+    /// Termination protection.
+    pub protected: bool,
+    /// What the user last asked for.
+    pub intent: Intent,
+    /// Where its life stands.
+    pub state: InstanceState,
+    /// When `state` last changed.
+    pub state_since: Timestamp,
+    /// Why it changed last.
+    pub state_reason: Option<StateReason>,
+    /// The human half of that (`StateTransitionReason`), empty when none.
+    pub transition_reason: String,
+    /// How often it was asked to reboot; the reconciler follows in `reboots_done`.
+    pub reboots_asked: u64,
+    /// How many of those the VMM has carried out.
+    pub reboots_done: u64,
+    /// How many times it has been started from cold: 1 for the first boot.
+    pub boots: u64,
+}
+
+impl Resource for Instance {
+    const KIND: &'static str = "instances";
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+}

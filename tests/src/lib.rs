@@ -1,0 +1,1 @@
+//! The framework of the tests that cross a process.

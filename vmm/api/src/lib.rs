@@ -1,0 +1,113 @@
+//! The types that `hearth-vmm`'s control socket speaks: HTTP/1.1 and JSON over a
+//! Unix socket, so that `curl --unix-socket` is a client.
+//!
+//! | method and path          | request      | answer          |
+//! |--------------------------|--------------|-----------------|
+//! | `GET /v1/machine`        |              | [`Machine`]     |
+//! | `PUT /v1/power-button`   |              | 204             |
+//! | `PUT /v1/reset`          |              | 204             |
+//! | `PUT /v1/stop`           |              | 204, then the process ends |
+//! | `PUT /v1/pause`          |              | 204             |
+//! | `PUT /v1/resume`         |              | 204             |
+//! | `GET /v1/metrics`        |              | [`Metrics`]     |
+//!
+//! An error is a 4xx or 5xx with an [`ApiError`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What the machine is and how it fares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The id given on the command line.
+    pub id: String,
+    /// The process id.
+    pub pid: u32,
+    /// Where its life stands.
+    pub state: MachineState,
+    /// How many vCPUs the guest sees.
+    pub vcpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// How often the guest was reset since the process began.
+    pub resets: u64,
+    /// The disks, in slot order.
+    pub disks: Vec<Disk>,
+    /// The network interfaces, in slot order.
+    pub nics: Vec<Nic>,
+}
+
+/// Where a machine's life stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs are held.
+    Paused,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its name on the control socket, unique in the machine.
+    pub id: String,
+    /// The PCI device number.
+    pub slot: u8,
+    /// The file or block device behind it.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What `/dev/disk/by-id` shows: at most 20 bytes.
+    pub serial: String,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Its name on the control socket, unique in the machine.
+    pub id: String,
+    /// The PCI device number.
+    pub slot: u8,
+    /// The tap's name.
+    pub tap: String,
+    /// Its MAC address in colon form.
+    pub mac: String,
+    /// Its MTU in bytes.
+    pub mtu: u16,
+}
+
+/// Counters since the process began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Exits from the guest to the VMM, all vCPUs.
+    pub vcpu_exits: u64,
+    /// For each device, by its id: name and count.
+    pub devices: std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>,
+}
+
+/// Why the VMM's process ended: the last thing it writes, as JSON, to the file
+/// named by `--exit-file`. A process that is gone without it was killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Exit {
+    /// The guest powered itself off (ACPI S5), asked by the power button or not.
+    GuestPowerOff,
+    /// The control socket, SIGTERM or SIGINT asked for it.
+    Stopped,
+    /// The machine can't go on.
+    Crashed {
+        /// What happened, in one line.
+        detail: String,
+    },
+}
+
+/// The body of an error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What was wrong, and what would be right.
+    pub error: String,
+}

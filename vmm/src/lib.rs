@@ -1,0 +1,3 @@
+//! `hearth-vmm`: one process, one instance.
+
+pub mod irq;

@@ -1,0 +1,2 @@
+//! `hearth-vmm`: boots one virtual machine and serves its control socket.
+fn main() {}
