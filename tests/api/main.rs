@@ -1,0 +1,1 @@
+//! Every action through the real router and store, on a fake host.

@@ -1,0 +1,1 @@
+//! `hearth-vmm` with real kernels. Needs a KVM that runs them.

@@ -1,0 +1,2 @@
+//! The parts that touch a host, tested on one: namespaces, nftables, cgroups,
+//! file systems. Needs root.
