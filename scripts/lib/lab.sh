@@ -1,0 +1,169 @@
+# shellcheck shell=bash
+# The lab: a live copy of this machine as a true KVM host, in QEMU without
+# KVM's help. virtme-ng boots Debian's stock kernel with this machine's root
+# (read-only over 9p, writable overlays above); `kvm_amd` runs on QEMU's
+# emulated SVM. We reach in with ssh over a loopback port.
+#
+# A lab's folder holds: qemu.pid, port, key, console.log, data.img.
+# Sourced after common.sh.
+
+# shellcheck disable=SC2034 # for the scripts that source this
+LAB_CLOUD=$HEARTH_TARGET/lab/cloud
+LAB_SHARE=$HEARTH_TARGET/share
+LAB_LOGS=$HEARTH_TARGET/test-logs
+
+lab_install() {
+    # dropbear-bin has the server's binary without a service: unlike
+    # openssh-server it starts nothing on this machine itself.
+    need_packages qemu-system-x86 linux-image-amd64 kmod udev busybox-static iproute2 nftables \
+        dropbear-bin openssh-client xfsprogs util-linux procps curl
+    need_venv
+}
+
+# The newest stock kernel that has its modules. Not the cloud flavour: it
+# lacks 9p.
+lab_kernel() {
+    local kernel version
+    while read -r kernel; do
+        version=${kernel#/boot/vmlinuz-}
+        if [[ $version != *cloud* && -d /lib/modules/$version ]]; then
+            printf '%s\n' "$kernel"
+            return 0
+        fi
+    done < <(find /boot -maxdepth 1 -name 'vmlinuz-*-amd64' | sort -Vr)
+    die "no stock kernel in /boot; run: apt-get install linux-image-amd64"
+}
+
+# In MiB: half of what is available, between 2 and 8 GiB.
+lab_memory() {
+    local available
+    available=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo)
+    local memory=$((available / 2))
+    ((memory > 8192)) && memory=8192
+    ((memory < 2048)) && memory=2048
+    printf '%s\n' "${HEARTH_LAB_MEMORY:-$memory}"
+}
+
+lab_free_port() {
+    "$HEARTH_VENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+lab_pid() {
+    local pid
+    pid=$(cat "$1/qemu.pid" 2>/dev/null) || return 1
+    # The number may have been used again by another process.
+    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "$1/qemu.pid" || return 1
+    printf '%s\n' "$pid"
+}
+
+lab_running() { lab_pid "$1" >/dev/null; }
+
+# lab_boot DIR SECONDS FORWARD...: boots a lab and waits until it can be
+# reached. It ends by itself after SECONDS (0: never). FORWARD are TCP ports
+# forwarded from this machine's loopback to the same port in the lab.
+lab_boot() {
+    local dir=$1 limit=$2 port forward='' start=$SECONDS kernel
+    shift 2
+    kernel=$(lab_kernel)
+    mkdir -p "$dir" "$LAB_SHARE" "$LAB_LOGS"
+    rm -f "$dir/qemu.pid" "$dir/ready"
+    rm -f "$dir/key" "$dir/key.pub"
+    ssh-keygen -q -t ed25519 -N '' -C hearth-lab -f "$dir/key"
+    if [[ ! -f $dir/data.img ]]; then
+        truncate -s "${HEARTH_LAB_DISK:-24G}" "$dir/data.img.new"
+        mkfs.xfs -q -m reflink=1 -L hearth "$dir/data.img.new"
+        mv "$dir/data.img.new" "$dir/data.img"
+    fi
+    port=$(lab_free_port)
+    printf '%s\n' "$port" >"$dir/port"
+    for p in "$@"; do forward+=",hostfwd=tcp:127.0.0.1:$p-:$p"; done
+
+    local opts="-cpu max -pidfile $dir/qemu.pid"
+    # No way out: only what is forwarded comes in.
+    opts+=" -netdev user,id=lab,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22$forward"
+    opts+=" -device virtio-net-pci,netdev=lab"
+    # The lab's data can be lost with the lab: no flush needs to reach a disk.
+    opts+=" -drive if=none,id=data,file=$dir/data.img,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap"
+    opts+=" -device virtio-blk-pci,drive=data,serial=hearth-data"
+
+    local vng=("$HEARTH_VENV/bin/vng" -v -r "$kernel" --disable-kvm --force-9p --cpus 2
+        --memory "$(lab_memory)M" --user root --name hearth-lab
+        --cwd /
+        --rwdir="$LAB_SHARE" --rwdir="$LAB_LOGS"
+        --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog'
+        --qemu-opts="$opts"
+        -- "$HEARTH_ROOT/scripts/lib/lab-guest.sh '$(<"$dir/key.pub")' $limit")
+    local guard=()
+    ((limit > 0)) && guard=(timeout -k 10 $((limit + 180)))
+    PATH=$HEARTH_VENV/bin:$PATH setsid "${guard[@]}" "${vng[@]}" </dev/null >"$dir/console.log" 2>&1 &
+    local starter=$!
+
+    local deadline=$((SECONDS + ${HEARTH_LAB_BOOT_TIMEOUT:-300}))
+    until lab_ssh "$dir" true </dev/null >/dev/null 2>&1; do
+        if ! kill -0 "$starter" 2>/dev/null; then
+            say "the lab ended while booting:"
+            lab_last_lines "$dir"
+            return 1
+        fi
+        if ((SECONDS > deadline)); then
+            say "the lab can't be reached after $(elapsed "$start"):"
+            lab_last_lines "$dir"
+            lab_end "$dir"
+            return 1
+        fi
+        sleep 0.5
+    done
+    disown "$starter"
+}
+
+lab_last_lines() {
+    tail -c 6000 "$1/console.log" | tr -d '\r' | tail -n "${2:-30}" | sed 's/^/   lab| /' >&2
+}
+
+lab_ssh() {
+    local dir=$1
+    shift
+    ssh -q -F /dev/null -i "$dir/key" -o IdentitiesOnly=yes -o StrictHostKeyChecking=no \
+        -o UserKnownHostsFile=/dev/null -o BatchMode=yes -o ConnectTimeout=5 \
+        -o ServerAliveInterval=30 -o ServerAliveCountMax=20 \
+        -p "$(<"$dir/port")" root@127.0.0.1 "$@"
+}
+
+# lab_run DIR SECONDS CMD...: runs a command in a running lab, in the present
+# folder and with the variables that matter. One argument is a shell's line,
+# several are a command and its arguments. Status 124: the deadline.
+lab_run() {
+    local dir=$1 limit=$2 line='' name command rc=0 tty=-T
+    shift 2
+    while read -r name; do
+        printf -v line '%sexport %s=%q; ' "$line" "$name" "${!name}"
+    done < <(compgen -e | grep -E '^(HEARTH_|AWS_|RUST_|CARGO_MANIFEST_DIR$|PATH$|CI$|LANG$|TERM$)' || true)
+    if (($# == 1)); then command=$1; else printf -v command '%q ' "$@"; fi
+    printf -v command '%scd %q && %s' "$line" "$PWD" "$command"
+    printf -v command 'exec bash -c %q' "$command"
+    [[ -t 0 && -t 1 ]] && tty=-t
+    timeout --foreground -k 10 "$limit" bash -c 'source "$1/scripts/lib/common.sh"; source "$1/scripts/lib/lab.sh"; shift; lab_ssh "$@"' \
+        lab "$HEARTH_ROOT" "$dir" "$tty" "$command" || rc=$?
+    return "$rc"
+}
+
+# Ends a lab: asks it to, then kills it. Only ever the process whose command
+# line names this lab's own pid file.
+lab_end() {
+    local dir=$1 pid i
+    pid=$(lab_pid "$dir") || return 0
+    lab_ssh "$dir" 'sync; echo o >/proc/sysrq-trigger' </dev/null >/dev/null 2>&1 &
+    local asking=$!
+    for ((i = 0; i < 50; i++)); do
+        lab_running "$dir" || break
+        sleep 0.1
+    done
+    kill "$asking" 2>/dev/null || true
+    wait "$asking" 2>/dev/null || true
+    if lab_running "$dir"; then
+        kill "$pid" 2>/dev/null || true
+        sleep 1
+        ! lab_running "$dir" || kill -9 "$pid" 2>/dev/null || true
+    fi
+    rm -f "$dir/qemu.pid"
+}
