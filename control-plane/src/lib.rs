@@ -7,3 +7,4 @@
 //! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
 
 pub mod model;
+pub mod store;

@@ -1,0 +1,247 @@
+//! What every embedded store shares: the rules of a transaction, the history
+//! for watchers, and leases. Where the entries lie is the [`Engine`]'s matter.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    Batch, Compare, Entry, Event, LeaseId, Op, Outcome, Range, Revision, StoreError, Txn, Watch,
+};
+
+/// How many commits are kept for those who watch from an older revision.
+const HISTORY: usize = 1024;
+/// How many commits a watcher may be behind before it is let go.
+const BACKLOG: usize = 1024;
+
+/// An operation whose fate is decided: what an engine must write.
+pub(super) struct Write<'a> {
+    pub(super) key: &'a str,
+    /// The new value with its lease, or `None` to delete.
+    pub(super) put: Option<(&'a [u8], Option<LeaseId>)>,
+    pub(super) created: Revision,
+}
+
+/// Where the entries lie.
+pub(super) trait Engine: Send + 'static {
+    fn revision(&self) -> Revision;
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+    fn range(&self, prefix: &str) -> Result<Vec<Entry>, StoreError>;
+    /// Writes all or nothing, and durably; the store is at `revision` then.
+    fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError>;
+    fn leased(&self, lease: LeaseId) -> Result<Vec<String>, StoreError>;
+    fn new_lease(&mut self, ttl: Duration) -> Result<LeaseId, StoreError>;
+    fn end_lease(&mut self, lease: LeaseId) -> Result<(), StoreError>;
+    /// The leases that outlived the last process.
+    fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError>;
+}
+
+struct Lease {
+    ttl: Duration,
+    deadline: Instant,
+}
+
+/// An engine with history, watchers and leases.
+pub(super) struct Core<E> {
+    engine: E,
+    history: VecDeque<Batch>,
+    watchers: Vec<mpsc::Sender<Batch>>,
+    leases: BTreeMap<LeaseId, Lease>,
+}
+
+impl<E: Engine> Core<E> {
+    /// Leases that the engine already has start their time anew: nobody could
+    /// keep them alive while there was no process.
+    pub(super) fn new(engine: E) -> Result<Self, StoreError> {
+        let leases = engine.leases()?;
+        Ok(Self::with_leases(engine, leases))
+    }
+
+    /// The same for an engine whose leases are known.
+    pub(super) fn with_leases(engine: E, leases: Vec<(LeaseId, Duration)>) -> Self {
+        let now = Instant::now();
+        let leases = leases
+            .into_iter()
+            .map(|(id, ttl)| {
+                (
+                    id,
+                    Lease {
+                        ttl,
+                        deadline: now + ttl,
+                    },
+                )
+            })
+            .collect();
+        Self {
+            engine,
+            history: VecDeque::new(),
+            watchers: Vec::new(),
+            leases,
+        }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.engine.get(key)
+    }
+
+    pub(super) fn range(&self, prefix: &str) -> Result<Range, StoreError> {
+        Ok(Range {
+            revision: self.engine.revision(),
+            entries: self.engine.range(prefix)?,
+        })
+    }
+
+    pub(super) fn commit(&mut self, txn: &Txn) -> Result<Outcome, StoreError> {
+        let current = self.engine.revision();
+        let mut keys = BTreeSet::new();
+        for op in &txn.ops {
+            if !keys.insert(op.key()) {
+                return Err(StoreError::Invalid(format!(
+                    "{} is changed twice",
+                    op.key()
+                )));
+            }
+            if let Op::Put {
+                lease: Some(lease), ..
+            } = op
+                && !self.leases.contains_key(lease)
+            {
+                return Err(StoreError::NoLease(*lease));
+            }
+        }
+        for compare in &txn.compares {
+            let holds = match compare {
+                Compare::Absent(key) => self.engine.get(key)?.is_none(),
+                Compare::Unchanged(key, revision) => {
+                    self.engine.get(key)?.map(|e| e.modified) == Some(*revision)
+                }
+            };
+            if !holds {
+                return Ok(Outcome::Conflict(current));
+            }
+        }
+        let next = Revision(current.0 + 1);
+        let mut writes = Vec::new();
+        let mut events = Vec::new();
+        for op in &txn.ops {
+            let before = self.engine.get(op.key())?;
+            match op {
+                Op::Put { key, value, lease } => {
+                    let created = before.map_or(next, |e| e.created);
+                    writes.push(Write {
+                        key,
+                        put: Some((value, *lease)),
+                        created,
+                    });
+                    events.push(Event::Put(Entry {
+                        key: key.clone(),
+                        value: value.clone(),
+                        created,
+                        modified: next,
+                    }));
+                }
+                Op::Delete { key } if before.is_some() => {
+                    writes.push(Write {
+                        key,
+                        put: None,
+                        created: next,
+                    });
+                    events.push(Event::Delete { key: key.clone() });
+                }
+                Op::Delete { .. } => {}
+            }
+        }
+        if writes.is_empty() {
+            return Ok(Outcome::Committed(current));
+        }
+        self.engine.write(next, &writes)?;
+        self.publish(Batch {
+            revision: next,
+            events,
+        });
+        Ok(Outcome::Committed(next))
+    }
+
+    fn publish(&mut self, batch: Batch) {
+        // One who is too far behind is let go: its channel ends, and it reads anew.
+        self.watchers.retain(|w| w.try_send(batch.clone()).is_ok());
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(batch);
+    }
+
+    pub(super) fn watch(&mut self, after: Revision) -> Result<Watch, StoreError> {
+        let missed: Vec<Batch> = self
+            .history
+            .iter()
+            .filter(|b| b.revision > after)
+            .cloned()
+            .collect();
+        let current = self.engine.revision();
+        let complete = match missed.first() {
+            Some(first) => first.revision.0 <= after.0 + 1,
+            None => after >= current,
+        };
+        if !complete {
+            return Err(StoreError::Compacted(after));
+        }
+        let (sender, receiver) = mpsc::channel(missed.len() + BACKLOG);
+        for batch in missed {
+            // There is room for all of them.
+            let _ = sender.try_send(batch);
+        }
+        self.watchers.push(sender);
+        Ok(receiver)
+    }
+
+    pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let id = self.engine.new_lease(ttl)?;
+        let deadline = Instant::now() + ttl;
+        self.leases.insert(id, Lease { ttl, deadline });
+        Ok(id)
+    }
+
+    pub(super) fn keep_alive(&mut self, id: LeaseId) -> Result<(), StoreError> {
+        let lease = self.leases.get_mut(&id).ok_or(StoreError::NoLease(id))?;
+        lease.deadline = Instant::now() + lease.ttl;
+        Ok(())
+    }
+
+    pub(super) fn revoke(&mut self, id: LeaseId) -> Result<(), StoreError> {
+        if !self.leases.contains_key(&id) {
+            return Err(StoreError::NoLease(id));
+        }
+        let ops = self
+            .engine
+            .leased(id)?
+            .into_iter()
+            .map(|key| Op::Delete { key })
+            .collect();
+        self.commit(&Txn {
+            compares: Vec::new(),
+            ops,
+        })?;
+        self.engine.end_lease(id)?;
+        self.leases.remove(&id);
+        Ok(())
+    }
+
+    /// Ends the leases whose time is over; when the next one's is.
+    pub(super) fn expire(&mut self) -> Result<Option<Instant>, StoreError> {
+        let now = Instant::now();
+        let over: Vec<LeaseId> = self
+            .leases
+            .iter()
+            .filter(|(_, l)| l.deadline <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.revoke(id)?;
+        }
+        Ok(self.leases.values().map(|l| l.deadline).min())
+    }
+}

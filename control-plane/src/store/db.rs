@@ -1,0 +1,262 @@
+//! A store with its view: what the rest of the control plane holds.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Change, MemoryStore, Outcome, Revision, Store, StoreError, View, Watch};
+
+/// How often a transaction is tried when others keep getting in first.
+const ATTEMPTS: u32 = 100;
+
+/// Why a transaction was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactError<E> {
+    /// The closure refused.
+    #[error("refused")]
+    Refused(E),
+    /// Others changed what it needs, every time.
+    #[error("gave up after {ATTEMPTS} conflicting changes")]
+    Contended,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[source] StoreError),
+}
+
+/// A handle on the store and its view. Clones are the same.
+#[derive(Clone)]
+pub struct Db {
+    store: Arc<dyn Store>,
+    view: watch::Receiver<Arc<View>>,
+}
+
+impl Db {
+    /// Reads everything and follows the store from then on. The following ends
+    /// with the last clone of the handle.
+    ///
+    /// # Errors
+    /// If the store fails or a record can't be read.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let (view, watch) = load(&*store).await?;
+        let (sender, receiver) = watch::channel(Arc::new(view));
+        tokio::spawn(feed(Arc::clone(&store), watch, sender));
+        Ok(Self {
+            store,
+            view: receiver,
+        })
+    }
+
+    /// A handle on a new store in memory.
+    ///
+    /// # Panics
+    /// Never: an empty store in memory can always be read.
+    #[allow(clippy::expect_used)]
+    pub async fn in_memory() -> Self {
+        Self::open(Arc::new(MemoryStore::new()))
+            .await
+            .expect("an empty store can be read")
+    }
+
+    /// The store itself.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The newest picture.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Wakes at each new picture, and has it.
+    pub fn changed(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// Decides on the view and carries the decision out, all or nothing. When
+    /// another change comes between, the closure is called again with the newer
+    /// view, so it must have no effect but its [`Change`]. After this returns,
+    /// [`Db::view`] has the change.
+    ///
+    /// # Errors
+    /// What the closure refuses with, or the store's failure.
+    pub async fn transact<T, E>(
+        &self,
+        mut decide: impl FnMut(&View, &mut Change<'_>) -> Result<T, E>,
+    ) -> Result<T, TransactError<E>> {
+        for _ in 0..ATTEMPTS {
+            let view = self.view();
+            // The change borrows the view, and neither may be held across an await.
+            let (result, txn) = {
+                let mut change = Change::new(&view);
+                let result = decide(&view, &mut change).map_err(TransactError::Refused)?;
+                if change.is_empty() {
+                    return Ok(result);
+                }
+                (result, change.into_txn())
+            };
+            match self.store.commit(txn).await.map_err(TransactError::Store)? {
+                Outcome::Committed(revision) => {
+                    self.reach(revision).await.map_err(TransactError::Store)?;
+                    return Ok(result);
+                }
+                Outcome::Conflict(current) => {
+                    self.reach(current).await.map_err(TransactError::Store)?;
+                }
+            }
+        }
+        Err(TransactError::Contended)
+    }
+
+    /// Waits until the view has this revision.
+    async fn reach(&self, revision: Revision) -> Result<(), StoreError> {
+        let mut view = self.view.clone();
+        view.wait_for(|v| v.revision() >= revision)
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        Ok(())
+    }
+}
+
+async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
+    loop {
+        let range = store.range("").await?;
+        let revision = range.revision;
+        let view = View::of(range)?;
+        match store.watch(revision).await {
+            // Much happened between the two calls: again.
+            Err(StoreError::Compacted(_)) => {}
+            other => return Ok((view, other?)),
+        }
+    }
+}
+
+/// Keeps the view up to date until the last reader is gone or the store fails
+/// for good.
+async fn feed(store: Arc<dyn Store>, mut watch: Watch, sender: watch::Sender<Arc<View>>) {
+    loop {
+        let batch = tokio::select! {
+            batch = watch.recv() => batch,
+            () = sender.closed() => return,
+        };
+        let next = match batch {
+            Some(batch) => {
+                let mut view = View::clone(&sender.borrow());
+                view.apply(batch).map(|()| view)
+            }
+            // We fell behind, or the store ended.
+            None => load(&*store).await.map(|(view, again)| {
+                watch = again;
+                view
+            }),
+        };
+        match next {
+            Ok(view) => {
+                sender.send_replace(Arc::new(view));
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the view is lost");
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Host, HostId};
+
+    fn host(id: &str, vcpus: u32) -> Host {
+        Host {
+            id: HostId(id.into()),
+            zone: "z".into(),
+            vcpus,
+            memory_mib: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_reads_its_own_write() {
+        let db = Db::in_memory().await;
+        db.transact(|_, change| {
+            change.put(&host("a", 1));
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(db.view().get::<Host>("a"), Some(&host("a", 1)));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_changes_nothing() {
+        let db = Db::in_memory().await;
+        let refused = db
+            .transact(|_, change| {
+                change.put(&host("a", 1));
+                Err::<(), _>("no")
+            })
+            .await;
+        assert!(matches!(refused, Err(TransactError::Refused("no"))));
+        assert_eq!(db.view().revision(), Revision(0));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn concurrent_increments_are_all_counted() {
+        let db = Db::in_memory().await;
+        let tasks: Vec<_> = (0..8)
+            .map(|_| {
+                let db = db.clone();
+                tokio::spawn(async move {
+                    for _ in 0..10 {
+                        db.transact(|view, change| {
+                            let n = view.get::<Host>("a").map_or(0, |h| h.vcpus);
+                            change.put(&host("a", n + 1));
+                            Ok::<_, ()>(())
+                        })
+                        .await
+                        .unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(db.view().get::<Host>("a").unwrap().vcpus, 80);
+    }
+
+    #[tokio::test]
+    async fn a_read_dependency_makes_the_closure_run_again() {
+        let db = Db::in_memory().await;
+        let other = db.clone();
+        let mut calls = 0;
+        let handle = tokio::runtime::Handle::current();
+        db.transact(|view, change| {
+            calls += 1;
+            if calls == 1 {
+                // Between the decision and its commit, somebody adds the record we miss.
+                let (other, handle) = (other.clone(), handle.clone());
+                std::thread::spawn(move || {
+                    handle.block_on(other.store.commit(super::super::Txn {
+                        compares: vec![],
+                        ops: vec![super::super::Op::Put {
+                            key: "/hosts/a".into(),
+                            value: serde_json::to_vec(&host("a", 1)).unwrap(),
+                            lease: None,
+                        }],
+                    }))
+                })
+                .join()
+                .unwrap()
+                .unwrap();
+            }
+            change.expect_unchanged::<Host>("a");
+            change.put(&host("b", u32::from(view.get::<Host>("a").is_some())));
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(calls, 2);
+        assert_eq!(db.view().get::<Host>("b").unwrap().vcpus, 1);
+    }
+}

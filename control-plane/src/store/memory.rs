@@ -1,0 +1,148 @@
+//! A store that is gone with its process: for tests and for trying things out.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::{
+    Entry, LeaseId, Outcome, Range, Revision, Store, StoreError, Txn, Watch,
+    core::{Core, Engine, Write},
+};
+
+#[derive(Default)]
+struct Memory {
+    revision: Revision,
+    entries: BTreeMap<String, (Entry, Option<LeaseId>)>,
+    last_lease: u64,
+}
+
+impl Engine for Memory {
+    fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        Ok(self.entries.get(key).map(|(entry, _)| entry.clone()))
+    }
+
+    fn range(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {
+        Ok(self
+            .entries
+            .range(prefix.to_owned()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(_, (entry, _))| entry.clone())
+            .collect())
+    }
+
+    fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError> {
+        for write in writes {
+            let key = write.key.to_owned();
+            match write.put {
+                Some((value, lease)) => {
+                    let entry = Entry {
+                        key: key.clone(),
+                        value: value.to_vec(),
+                        created: write.created,
+                        modified: revision,
+                    };
+                    self.entries.insert(key, (entry, lease));
+                }
+                None => {
+                    self.entries.remove(&key);
+                }
+            }
+        }
+        self.revision = revision;
+        Ok(())
+    }
+
+    fn leased(&self, lease: LeaseId) -> Result<Vec<String>, StoreError> {
+        let of_lease = |(key, (_, l)): (&String, &(Entry, Option<LeaseId>))| {
+            (*l == Some(lease)).then(|| key.clone())
+        };
+        Ok(self.entries.iter().filter_map(of_lease).collect())
+    }
+
+    fn new_lease(&mut self, _: Duration) -> Result<LeaseId, StoreError> {
+        self.last_lease += 1;
+        Ok(LeaseId(self.last_lease))
+    }
+
+    fn end_lease(&mut self, _: LeaseId) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+/// A store in memory.
+pub struct MemoryStore {
+    core: Arc<Mutex<Core<Memory>>>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self {
+            core: Arc::new(Mutex::new(Core::with_leases(Memory::default(), Vec::new()))),
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core<Memory>> {
+        // A panic under the lock can only be one of allocation.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that the leases end in time, for as long as there are any.
+    fn watch_leases(&self) {
+        let weak = Arc::downgrade(&self.core);
+        tokio::spawn(async move {
+            loop {
+                let Some(core) = weak.upgrade() else { return };
+                let next = core.lock().unwrap_or_else(PoisonError::into_inner).expire();
+                drop(core);
+                let Ok(Some(next)) = next else { return };
+                tokio::time::sleep_until(next).await;
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.core().get(key)
+    }
+    async fn range(&self, prefix: &str) -> Result<Range, StoreError> {
+        self.core().range(prefix)
+    }
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.core().commit(&txn)
+    }
+    async fn watch(&self, after: Revision) -> Result<Watch, StoreError> {
+        self.core().watch(after)
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let lease = self.core().grant(ttl);
+        self.watch_leases();
+        lease
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.core().keep_alive(lease)
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.core().revoke(lease)
+    }
+}

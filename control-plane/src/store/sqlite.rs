@@ -1,0 +1,355 @@
+//! The embedded store: SQLite in its write-ahead mode, on a thread of its own.
+
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use tokio::sync::oneshot;
+
+use super::{
+    Entry, LeaseId, Outcome, Range, Revision, Store, StoreError, Txn, Watch,
+    core::{Core, Engine, Write},
+};
+
+/// The layout of the tables below.
+const SCHEMA: u64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS meta (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID, STRICT;
+CREATE TABLE IF NOT EXISTS entries (
+    key      TEXT PRIMARY KEY,
+    value    BLOB NOT NULL,
+    created  INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
+    lease    INTEGER
+) WITHOUT ROWID, STRICT;
+CREATE INDEX IF NOT EXISTS entries_by_lease ON entries (lease) WHERE lease IS NOT NULL;
+CREATE TABLE IF NOT EXISTS leases (
+    id     INTEGER PRIMARY KEY AUTOINCREMENT,
+    ttl_ms INTEGER NOT NULL
+) STRICT;
+";
+
+/// The first SQLite without the WAL-reset bug, which loses or corrupts commits
+/// when a checkpoint meets a writer: <https://sqlite.org/wal.html#walresetbug>.
+const SOUND: i32 = 3_051_003;
+
+struct Sqlite {
+    connection: Connection,
+    revision: Revision,
+}
+
+impl Sqlite {
+    fn open(path: &Path) -> Result<Self, StoreError> {
+        if rusqlite::version_number() < SOUND {
+            return Err(StoreError::OldSqlite(rusqlite::version().to_owned()));
+        }
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // A commit that was answered must outlast a power cut.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.execute_batch(TABLES)?;
+        let schema = read_meta(&connection, "schema")?;
+        match schema {
+            None => {
+                connection.execute(
+                    "INSERT INTO meta (name, value) VALUES ('schema', ?1), ('revision', 0)",
+                    params![SCHEMA.cast_signed()],
+                )?;
+            }
+            Some(found) if found != SCHEMA => {
+                return Err(StoreError::Schema {
+                    found,
+                    known: SCHEMA,
+                });
+            }
+            Some(_) => {}
+        }
+        let revision = Revision(read_meta(&connection, "revision")?.unwrap_or(0));
+        Ok(Self {
+            connection,
+            revision,
+        })
+    }
+}
+
+fn read_meta(connection: &Connection, name: &str) -> Result<Option<u64>, StoreError> {
+    let value = connection
+        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
+            row.get::<_, i64>(0)
+        })
+        .optional()?;
+    Ok(value.map(i64::cast_unsigned))
+}
+
+/// A row of `key, value, created, modified`.
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        key: row.get(0)?,
+        value: row.get(1)?,
+        created: Revision(row.get::<_, i64>(2)?.cast_unsigned()),
+        modified: Revision(row.get::<_, i64>(3)?.cast_unsigned()),
+    })
+}
+
+impl Engine for Sqlite {
+    fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT key, value, created, modified FROM entries WHERE key = ?1")?;
+        Ok(statement.query_row([key], entry).optional()?)
+    }
+
+    fn range(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {
+        // Keys with the prefix are the ones from it on, up to the first without.
+        let mut statement = self.connection.prepare_cached(
+            "SELECT key, value, created, modified FROM entries WHERE key >= ?1 ORDER BY key",
+        )?;
+        let mut entries = Vec::new();
+        for row in statement.query_map([prefix], entry)? {
+            let entry = row?;
+            if !entry.key.starts_with(prefix) {
+                break;
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError> {
+        let number = revision.0.cast_signed();
+        let transaction = self.connection.transaction()?;
+        {
+            let mut put = transaction.prepare_cached(
+                "INSERT OR REPLACE INTO entries (key, value, created, modified, lease) \
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?;
+            let mut delete = transaction.prepare_cached("DELETE FROM entries WHERE key = ?1")?;
+            for write in writes {
+                match write.put {
+                    Some((value, lease)) => put.execute(params![
+                        write.key,
+                        value,
+                        write.created.0.cast_signed(),
+                        number,
+                        lease.map(|l| l.0.cast_signed()),
+                    ])?,
+                    None => delete.execute([write.key])?,
+                };
+            }
+            transaction
+                .prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")?
+                .execute([number])?;
+        }
+        transaction.commit()?;
+        self.revision = revision;
+        Ok(())
+    }
+
+    fn leased(&self, lease: LeaseId) -> Result<Vec<String>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT key FROM entries WHERE lease = ?1")?;
+        let keys = statement.query_map([lease.0.cast_signed()], |row| row.get(0))?;
+        Ok(keys.collect::<Result<_, _>>()?)
+    }
+
+    fn new_lease(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+        self.connection
+            .execute("INSERT INTO leases (ttl_ms) VALUES (?1)", [ttl])?;
+        Ok(LeaseId(self.connection.last_insert_rowid().cast_unsigned()))
+    }
+
+    fn end_lease(&mut self, lease: LeaseId) -> Result<(), StoreError> {
+        self.connection
+            .execute("DELETE FROM leases WHERE id = ?1", [lease.0.cast_signed()])?;
+        Ok(())
+    }
+
+    fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
+        let mut statement = self.connection.prepare("SELECT id, ttl_ms FROM leases")?;
+        let leases = statement.query_map([], |row| {
+            let id = row.get::<_, i64>(0)?.cast_unsigned();
+            let ttl = row.get::<_, i64>(1)?.cast_unsigned();
+            Ok((LeaseId(id), Duration::from_millis(ttl)))
+        })?;
+        Ok(leases.collect::<Result<_, _>>()?)
+    }
+}
+
+type Job = Box<dyn FnOnce(&mut Core<Sqlite>) + Send>;
+
+/// A store in one SQLite file. One process at a time may have it open: whoever
+/// opens it holds the data folder's lock.
+pub struct SqliteStore {
+    // The thread ends with the last sender.
+    jobs: Arc<mpsc::Sender<Job>>,
+}
+
+impl SqliteStore {
+    /// Opens the file, or makes it. Must be called on a runtime.
+    ///
+    /// # Errors
+    /// If SQLite is too old, or fails, or the file is of another schema.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (opened, result) = oneshot::channel();
+        let path = path.to_owned();
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || {
+                let core = Sqlite::open(&path).and_then(Core::new);
+                match core {
+                    Ok(mut core) => {
+                        if opened.send(Ok(())).is_ok() {
+                            while let Ok(job) = queue.recv() {
+                                job(&mut core);
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        let _ = opened.send(Err(error));
+                    }
+                }
+            })
+            .map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)??;
+        let store = Self {
+            jobs: Arc::new(jobs),
+        };
+        store.watch_leases();
+        Ok(store)
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Core<Sqlite>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        call(&self.jobs, job).await
+    }
+
+    /// Sees to it that the leases end in time, for as long as there are any.
+    fn watch_leases(&self) {
+        let weak = Arc::downgrade(&self.jobs);
+        tokio::spawn(async move {
+            loop {
+                let Some(jobs) = weak.upgrade() else { return };
+                let next = call(&jobs, Core::expire).await;
+                drop(jobs);
+                let Ok(Some(next)) = next else { return };
+                tokio::time::sleep_until(next).await;
+            }
+        });
+    }
+}
+
+async fn call<T: Send + 'static>(
+    jobs: &mpsc::Sender<Job>,
+    job: impl FnOnce(&mut Core<Sqlite>) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let (sender, receiver) = oneshot::channel();
+    jobs.send(Box::new(move |core| {
+        // Whoever asked may have gone; what was done is done.
+        let _ = sender.send(job(core));
+    }))
+    .map_err(|_| StoreError::Closed)?;
+    receiver.await.map_err(|_| StoreError::Closed)?
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let key = key.to_owned();
+        self.call(move |core| core.get(&key)).await
+    }
+    async fn range(&self, prefix: &str) -> Result<Range, StoreError> {
+        let prefix = prefix.to_owned();
+        self.call(move |core| core.range(&prefix)).await
+    }
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.call(move |core| core.commit(&txn)).await
+    }
+    async fn watch(&self, after: Revision) -> Result<Watch, StoreError> {
+        self.call(move |core| core.watch(after)).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let lease = self.call(move |core| core.grant(ttl)).await;
+        self.watch_leases();
+        lease
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.call(move |core| core.keep_alive(lease)).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.call(move |core| core.revoke(lease)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Op;
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_after_opening_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let put = |key: &str| Txn {
+            compares: vec![],
+            ops: vec![Op::Put {
+                key: key.into(),
+                value: b"v".to_vec(),
+                lease: None,
+            }],
+        };
+        let store = SqliteStore::open(&path).await.unwrap();
+        store.commit(put("/a")).await.unwrap();
+        store.commit(put("/b")).await.unwrap();
+        let before = store.range("").await.unwrap();
+        drop(store);
+
+        let store = SqliteStore::open(&path).await.unwrap();
+        assert_eq!(store.range("").await.unwrap(), before);
+        assert_eq!(before.revision, Revision(2));
+        // No history of another process: whoever watches from there reads anew.
+        assert!(matches!(
+            store.watch(Revision(1)).await,
+            Err(StoreError::Compacted(Revision(1)))
+        ));
+        assert_eq!(
+            store.commit(put("/c")).await.unwrap(),
+            Outcome::Committed(Revision(3))
+        );
+    }
+
+    #[tokio::test]
+    async fn another_schema_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        drop(SqliteStore::open(&path).await.unwrap());
+        Connection::open(&path)
+            .unwrap()
+            .execute("UPDATE meta SET value = 99 WHERE name = 'schema'", [])
+            .unwrap();
+        let refused = SqliteStore::open(&path).await;
+        assert!(matches!(
+            refused,
+            Err(StoreError::Schema {
+                found: 99,
+                known: 1
+            })
+        ));
+    }
+}
