@@ -1,0 +1,1 @@
+//! The instance metadata service on 169.254.169.254.

@@ -1,0 +1,60 @@
+//! A network without a host, for tests of what stands above it: it keeps what
+//! was applied, so that a test can look.
+
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+
+use super::{Error, NetworkHost, Result, Topology};
+use crate::model::Eni;
+
+/// Keeps the last topology; its taps are `/dev/null`.
+#[derive(Debug, Default)]
+pub struct FakeNetwork {
+    applied: Mutex<Topology>,
+}
+
+impl FakeNetwork {
+    /// What was applied last.
+    pub fn applied(&self) -> Topology {
+        match self.applied.lock() {
+            Ok(applied) => applied.clone(),
+            Err(poisoned) => poisoned.into_inner().clone(),
+        }
+    }
+
+    fn set(&self, topology: Topology) {
+        match self.applied.lock() {
+            Ok(mut applied) => *applied = topology,
+            Err(poisoned) => *poisoned.into_inner() = topology,
+        }
+    }
+}
+
+#[async_trait]
+impl NetworkHost for FakeNetwork {
+    async fn apply(&self, desired: &Topology) -> Result<()> {
+        self.set(desired.clone());
+        Ok(())
+    }
+
+    async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd> {
+        let applied = self.applied();
+        let there = applied
+            .vpcs
+            .get(&eni.vpc)
+            .is_some_and(|vpc| vpc.interfaces.contains_key(&eni.id));
+        if !there {
+            return Err(Error::NoTap(eni.id.to_string()));
+        }
+        std::fs::File::open("/dev/null")
+            .map(OwnedFd::from)
+            .map_err(|e| Error::host("opening /dev/null", e))
+    }
+
+    async fn purge(&self) -> Result<()> {
+        self.set(Topology::default());
+        Ok(())
+    }
+}
