@@ -8,5 +8,5 @@
 
 pub mod metadata;
 pub mod model;
-pub mod store;
 pub mod network;
+pub mod store;
