@@ -1,0 +1,94 @@
+//! The machine that the instances run on.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// This machine, or the lab that `scripts/up` started on it.
+#[derive(Debug, Clone)]
+pub struct Host {
+    lab: Option<PathBuf>,
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit status; -1 when a signal ended it.
+    pub status: i32,
+    /// What it wrote to standard output, without the last newline.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Its standard output.
+    ///
+    /// # Errors
+    /// When it failed: its status and what it said.
+    pub fn ok(self) -> Result<String, String> {
+        if self.status == 0 {
+            Ok(self.stdout)
+        } else {
+            Err(format!(
+                "exit status {}: {} {}",
+                self.status, self.stdout, self.stderr
+            ))
+        }
+    }
+}
+
+impl Host {
+    /// The host of the cloud that runs: the lab if `HEARTH_LAB` says so.
+    pub fn of_the_cloud() -> Self {
+        let lab = std::env::var_os("HEARTH_LAB").is_some_and(|v| v == "1");
+        Self {
+            lab: lab.then(|| repository().join("scripts/lab")),
+        }
+    }
+
+    /// Runs a shell script there, as root, and waits for it.
+    pub fn try_run(&self, script: &str) -> Output {
+        // The script goes in by standard input: no quoting on the way.
+        let mut command = match &self.lab {
+            Some(lab) => Command::new(lab),
+            None => Command::new("env"),
+        };
+        let mut child = command
+            .args(["bash", "-s"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("can't run {}: {e}", command.get_program().display()));
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(script.as_bytes())
+            .ok();
+        let done = child.wait_with_output().expect("a child can be waited for");
+        Output {
+            status: done.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&done.stdout).trim_end().to_owned(),
+            stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
+        }
+    }
+
+    /// Runs a shell script there and returns its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn run(&self, script: &str) -> String {
+        self.try_run(script)
+            .ok()
+            .unwrap_or_else(|e| panic!("`{script}` on the host: {e}"))
+    }
+}
+
+/// The repository's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the repository")
+}
