@@ -6,6 +6,7 @@
 mod address;
 mod eni;
 mod group;
+mod idempotency;
 mod ids;
 mod image;
 mod instance;
@@ -18,6 +19,7 @@ mod vpc;
 pub use address::*;
 pub use eni::*;
 pub use group::*;
+pub use idempotency::*;
 pub use ids::*;
 pub use image::*;
 pub use instance::*;

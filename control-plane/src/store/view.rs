@@ -32,6 +32,7 @@ macro_rules! kinds {
 }
 
 kinds![
+    model::ClientToken,
     model::Eni,
     model::Host,
     model::Image,

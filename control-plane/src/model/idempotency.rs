@@ -1,0 +1,29 @@
+//! What a client token stood for.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{ReservationId, Resource};
+
+/// A `ClientToken` that made something: asked again with the same parameters
+/// the answer is the same, with others it is an error.
+///
+/// <https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html>
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientToken {
+    /// `Action:token`, the store's key.
+    pub key: String,
+    /// The SHA-256 of the request's parameters, hexadecimal.
+    pub digest: String,
+    /// What the call made.
+    pub reservation: ReservationId,
+    /// When.
+    pub created: Timestamp,
+}
+
+impl Resource for ClientToken {
+    const KIND: &'static str = "client-tokens";
+    fn id(&self) -> &str {
+        &self.key
+    }
+}
