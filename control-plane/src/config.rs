@@ -1,0 +1,269 @@
+//! The configuration of one `hearth`: flags and environment into one validated
+//! description.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use ipnet::Ipv4Net;
+
+use crate::model::HostId;
+
+/// What `hearth serve` may be told.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Where everything is kept that outlives a reboot of this machine
+    #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
+    pub data_dir: PathBuf,
+    /// Where sockets and process ids are kept
+    #[arg(long, env = "HEARTH_RUN_DIR", default_value = "/run/hearth")]
+    pub run_dir: PathBuf,
+    /// Where the API listens
+    #[arg(long, env = "HEARTH_LISTEN", default_value = "127.0.0.1:8773")]
+    pub listen: SocketAddr,
+    /// The region's name
+    #[arg(long, env = "HEARTH_REGION", default_value = "us-east-1")]
+    pub region: String,
+    /// This host's availability zone: the region's name and a letter [default: the region's a]
+    #[arg(long, env = "HEARTH_ZONE")]
+    pub zone: Option<String>,
+    /// The account's number, 12 digits
+    #[arg(long, env = "HEARTH_ACCOUNT_ID", default_value = "000000000000")]
+    pub account_id: String,
+    /// The pool of public addresses, /16 to /29; its first is this host's
+    #[arg(long, env = "HEARTH_PUBLIC_POOL", default_value = "203.0.113.0/24")]
+    pub public_pool: Ipv4Net,
+    /// How many vCPUs are handed out for each CPU of this host
+    #[arg(long, env = "HEARTH_CPU_OVERCOMMIT", default_value_t = 4.0)]
+    pub cpu_overcommit: f64,
+    /// How much memory is handed out for each byte of this host's
+    #[arg(long, env = "HEARTH_MEMORY_OVERCOMMIT", default_value_t = 1.0)]
+    pub memory_overcommit: f64,
+    /// This host's name [default: its host name]
+    #[arg(long, env = "HEARTH_HOST_ID")]
+    pub host_id: Option<String>,
+    /// The VMM's program [default: hearth-vmm beside this program]
+    #[arg(long, env = "HEARTH_VMM")]
+    pub vmm_binary: Option<PathBuf>,
+    /// Where the images lie [default: images in the data folder]
+    #[arg(long, env = "HEARTH_IMAGES_DIR")]
+    pub images_dir: Option<PathBuf>,
+    /// How many seconds a guest has to power down when it is stopped
+    #[arg(long, env = "HEARTH_STOP_GRACE", default_value_t = 120)]
+    pub stop_grace: u64,
+    /// How many seconds a guest has to power down when it is terminated
+    #[arg(long, env = "HEARTH_TERMINATE_GRACE", default_value_t = 30)]
+    pub terminate_grace: u64,
+}
+
+/// A configuration that makes no sense, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// A valid configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// What outlives a reboot of the host.
+    pub data_dir: PathBuf,
+    /// Sockets and process ids.
+    pub run_dir: PathBuf,
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// The region's name.
+    pub region: String,
+    /// This host's availability zone.
+    pub zone: String,
+    /// The account's number.
+    pub account_id: String,
+    /// The pool of public addresses.
+    pub public_pool: Ipv4Net,
+    /// vCPUs handed out for each CPU.
+    pub cpu_overcommit: f64,
+    /// Memory handed out for each byte there is.
+    pub memory_overcommit: f64,
+    /// This host's name.
+    pub host_id: HostId,
+    /// The VMM's program.
+    pub vmm_binary: PathBuf,
+    /// Where the images lie.
+    pub images_dir: PathBuf,
+    /// How long a guest has to power down at StopInstances before it is forced.
+    /// EC2 waits "a few minutes".
+    /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/how-ec2-instance-stop-start-works.html>
+    pub stop_grace: Duration,
+    /// The same at TerminateInstances; nothing of the disk will be left anyway.
+    pub terminate_grace: Duration,
+}
+
+impl Config {
+    /// Checks what was given and fills in the defaults that depend on the
+    /// machine: `hostname` and `program`, the path of this very program.
+    ///
+    /// # Errors
+    /// One line that names the flag and what would be right.
+    pub fn new(
+        args: ServeArgs,
+        hostname: &str,
+        program: Option<PathBuf>,
+    ) -> Result<Self, ConfigError> {
+        let refuse = |message: String| Err(ConfigError(message));
+        let zone = args.zone.unwrap_or_else(|| format!("{}a", args.region));
+        if args.region.is_empty() || !args.region.bytes().all(is_name_byte) {
+            return refuse(format!(
+                "--region {:?}: lower-case letters, digits and -",
+                args.region
+            ));
+        }
+        let letter = zone.strip_prefix(args.region.as_str()).unwrap_or_default();
+        if letter.len() != 1 || !letter.bytes().all(|b| b.is_ascii_lowercase()) {
+            return refuse(format!(
+                "--zone {zone:?}: must be the region's name and a letter, as {}a",
+                args.region
+            ));
+        }
+        if args.account_id.len() != 12 || !args.account_id.bytes().all(|b| b.is_ascii_digit()) {
+            return refuse(format!(
+                "--account-id {:?}: must be 12 digits",
+                args.account_id
+            ));
+        }
+        let pool = args.public_pool.trunc();
+        if pool != args.public_pool || !(16..=29).contains(&pool.prefix_len()) {
+            return refuse(format!(
+                "--public-pool {}: must be a network of /16 to /29, without host bits",
+                args.public_pool
+            ));
+        }
+        for (flag, ratio) in [
+            ("--cpu-overcommit", args.cpu_overcommit),
+            ("--memory-overcommit", args.memory_overcommit),
+        ] {
+            if !(0.01..=100.0).contains(&ratio) {
+                return refuse(format!("{flag} {ratio}: must be from 0.01 to 100"));
+            }
+        }
+        let host_id = args.host_id.unwrap_or_else(|| hostname.to_owned());
+        if host_id.is_empty() || host_id.contains('/') || host_id.len() > 253 {
+            return refuse(format!("--host-id {host_id:?}: must be a host name"));
+        }
+        for (flag, path) in [("--data-dir", &args.data_dir), ("--run-dir", &args.run_dir)] {
+            if !path.is_absolute() {
+                return refuse(format!(
+                    "{flag} {}: must be an absolute path",
+                    path.display()
+                ));
+            }
+        }
+        let Some(vmm_binary) = args
+            .vmm_binary
+            .or_else(|| Some(program?.parent()?.join("hearth-vmm")))
+        else {
+            return refuse(
+                "--vmm-binary: must be given, this program's own path is unknown".into(),
+            );
+        };
+        Ok(Self {
+            images_dir: args
+                .images_dir
+                .unwrap_or_else(|| args.data_dir.join("images")),
+            data_dir: args.data_dir,
+            run_dir: args.run_dir,
+            listen: args.listen,
+            region: args.region,
+            zone,
+            account_id: args.account_id,
+            public_pool: pool,
+            cpu_overcommit: args.cpu_overcommit,
+            memory_overcommit: args.memory_overcommit,
+            host_id: HostId(host_id),
+            vmm_binary,
+            stop_grace: Duration::from_secs(args.stop_grace),
+            terminate_grace: Duration::from_secs(args.terminate_grace),
+        })
+    }
+
+    /// A configuration for tests that touch no host: all defaults.
+    ///
+    /// # Panics
+    /// Never: the defaults are valid.
+    #[allow(clippy::expect_used)]
+    pub fn for_tests() -> Self {
+        use clap::{Args as _, FromArgMatches as _};
+        let command = ServeArgs::augment_args(clap::Command::new("hearth"));
+        let matches = command.get_matches_from(["hearth"]);
+        let args = ServeArgs::from_arg_matches(&matches).expect("the defaults parse");
+        Self::new(args, "test-host", Some("/usr/bin/hearth".into())).expect("and are valid")
+    }
+
+    /// The host's own address in the public pool: the first after the network's.
+    pub fn host_address(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.public_pool.network()) + 1)
+    }
+
+    /// The addresses that instances may have: all but the network's, the
+    /// host's and the broadcast address.
+    pub fn public_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        let first = u32::from(self.public_pool.network()) + 2;
+        let last = u32::from(self.public_pool.broadcast());
+        (first..last).map(Ipv4Addr::from)
+    }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    fn config(flags: &[&str]) -> Result<Config, String> {
+        let args = Cli::try_parse_from([&["hearth"], flags].concat()).map_err(|e| e.to_string())?;
+        Config::new(args.serve, "box", Some("/opt/bin/hearth".into())).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_come_from_the_machine() {
+        let c = config(&[]).unwrap();
+        assert_eq!(c.zone, "us-east-1a");
+        assert_eq!(c.host_id.0, "box");
+        assert_eq!(c.vmm_binary, PathBuf::from("/opt/bin/hearth-vmm"));
+        assert_eq!(c.images_dir, PathBuf::from("/var/lib/hearth/images"));
+        assert_eq!(c.host_address(), Ipv4Addr::new(203, 0, 113, 1));
+        let all: Vec<_> = c.public_addresses().collect();
+        assert_eq!((all[0], all.len()), (Ipv4Addr::new(203, 0, 113, 2), 253));
+        assert_eq!(all[252], Ipv4Addr::new(203, 0, 113, 254));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_the_flags_name() {
+        for (flags, name) in [
+            (["--zone", "eu-west-1a"], "--zone"),
+            (["--zone", "us-east-1"], "--zone"),
+            (["--region", "US"], "--region"),
+            (["--account-id", "12"], "--account-id"),
+            (["--public-pool", "10.0.0.1/24"], "--public-pool"),
+            (["--public-pool", "10.0.0.0/30"], "--public-pool"),
+            (["--cpu-overcommit", "0"], "--cpu-overcommit"),
+            (["--memory-overcommit", "NaN"], "--memory-overcommit"),
+            (["--data-dir", "here"], "--data-dir"),
+            (["--host-id", "a/b"], "--host-id"),
+            (["--listen", "nowhere"], "--listen"),
+        ] {
+            let refused = config(&flags).unwrap_err();
+            assert!(refused.contains(name), "{refused}");
+        }
+    }
+}
