@@ -2,6 +2,8 @@
 //! of KVM. The machine implements them with irqfd and ioeventfd; a unit test, with
 //! a list.
 
+pub mod kvm;
+
 use std::io;
 use std::sync::Arc;
 

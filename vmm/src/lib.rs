@@ -1,3 +1,6 @@
 //! `hearth-vmm`: one process, one instance.
 
+pub mod acpi;
+pub mod arch;
 pub mod irq;
+pub mod smbios;

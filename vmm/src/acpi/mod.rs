@@ -1,0 +1,161 @@
+//! The ACPI tables of a hardware-reduced machine (ACPI 6.5, section 4.1), and the
+//! register machines that they point to.
+//!
+//! There is no firmware under the kernel, so everything it needs to know lies in
+//! guest memory before the first instruction: RSDP → XSDT → FADT (→ DSDT), MADT,
+//! MCFG.
+
+mod dsdt;
+mod fadt;
+mod madt;
+pub mod registers;
+
+use acpi_tables::Aml;
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::xsdt::XSDT;
+
+use crate::arch::x86_64::layout::{ACPI, ACPI_SIZE, ECAM};
+
+pub(crate) const OEM_ID: [u8; 6] = *b"HEARTH";
+pub(crate) const OEM_TABLE_ID: [u8; 8] = *b"HEARTHVM";
+pub(crate) const OEM_REVISION: u32 = 1;
+
+/// Tables start on these boundaries.
+const ALIGNMENT: usize = 16;
+
+/// Why no tables could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the ACPI tables take {size} bytes, {ACPI_SIZE} are there")]
+pub struct TablesTooLarge {
+    size: u64,
+}
+
+/// All tables, as they lie from [`ACPI`] on; the RSDP is the first.
+///
+/// # Errors
+/// When they outgrow their place.
+pub fn build(vcpus: u8) -> Result<Vec<u8>, TablesTooLarge> {
+    let mut image = Image {
+        bytes: vec![0; Rsdp::len()],
+    };
+    let dsdt = image.append(&bytes(&dsdt::build()));
+    let fadt = image.append(&bytes(&fadt::build(dsdt)));
+    let madt = image.append(&bytes(&madt::build(vcpus)));
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(ECAM, 0, 0, 0);
+    let mcfg = image.append(&bytes(&mcfg));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    for table in [fadt, madt, mcfg] {
+        xsdt.add_entry(table);
+    }
+    let xsdt = image.append(&bytes(&xsdt));
+    image.bytes[..Rsdp::len()].copy_from_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)));
+    let size = image.bytes.len() as u64;
+    if size > ACPI_SIZE {
+        return Err(TablesTooLarge { size });
+    }
+    Ok(image.bytes)
+}
+
+struct Image {
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    /// Puts a table behind the others and tells its guest-physical address.
+    fn append(&mut self, table: &[u8]) -> u64 {
+        let start = self.bytes.len().next_multiple_of(ALIGNMENT);
+        self.bytes.resize(start, 0);
+        self.bytes.extend_from_slice(table);
+        ACPI + start as u64
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn u64_at(image: &[u8], offset: usize) -> u64 {
+        u64::from_le_bytes(image[offset..offset + 8].try_into().expect("8 bytes"))
+    }
+
+    /// The table at a guest-physical address, cut to the length it states.
+    fn table(image: &[u8], address: u64) -> &[u8] {
+        let start = usize::try_from(address - ACPI).expect("offset");
+        let length = u32::from_le_bytes(image[start + 4..start + 8].try_into().expect("4 bytes"));
+        &image[start..start + length as usize]
+    }
+
+    fn tables(image: &[u8]) -> Vec<&[u8]> {
+        let xsdt = table(image, u64_at(image, 24));
+        xsdt[36..]
+            .chunks_exact(8)
+            .map(|entry| table(image, u64::from_le_bytes(entry.try_into().expect("8 bytes"))))
+            .collect()
+    }
+
+    #[test]
+    fn every_checksum_is_right() {
+        for vcpus in [1, 2, 32] {
+            let image = build(vcpus).expect("fits");
+            assert_eq!(&image[..8], b"RSD PTR ");
+            assert_eq!(sum(&image[..20]), 0);
+            assert_eq!(sum(&image[..36]), 0);
+            assert_eq!(sum(table(&image, u64_at(&image, 24))), 0);
+            let tables = tables(&image);
+            let names: Vec<_> = tables.iter().map(|table| &table[..4]).collect();
+            assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
+            for one in &tables {
+                assert_eq!(sum(one), 0, "{:?}", &one[..4]);
+            }
+            let dsdt = table(&image, u64_at(tables[0], 140));
+            assert_eq!(&dsdt[..4], b"DSDT");
+            assert_eq!(sum(dsdt), 0);
+        }
+    }
+
+    #[test]
+    fn madt_has_one_local_apic_for_each_vcpu() {
+        let image = build(3).expect("fits");
+        let madt = tables(&image)[1];
+        assert_eq!(madt.len(), 44 + 3 * 8 + 12);
+        assert_eq!(madt[44 + 2 * 8 + 3], 2, "the third one's APIC id");
+    }
+
+    /// iasl, where it is there, reads the tables without an error.
+    #[test]
+    fn iasl_disassembles_and_compiles_the_dsdt() {
+        use std::process::Command;
+        #[expect(clippy::disallowed_methods, reason = "a test's own tool")]
+        let iasl = || Command::new("iasl");
+        if iasl().arg("-v").output().is_err() {
+            eprintln!("SKIPPED: iasl (acpica-tools) is not installed");
+            return;
+        }
+        let image = build(2).expect("fits");
+        let folder = tempfile::tempdir().expect("folder");
+        let aml = folder.path().join("dsdt.aml");
+        std::fs::write(&aml, table(&image, u64_at(tables(&image)[0], 140))).expect("write");
+        for (argument, file) in [("-d", "dsdt.aml"), ("-tc", "dsdt.dsl")] {
+            let output = iasl()
+                .current_dir(folder.path())
+                .args([argument, file])
+                .output()
+                .expect("iasl runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The registers behind the tables, as a pure machine: no lock, no I/O.
+
+use bitflags::bitflags;
+
+use crate::arch::x86_64::layout::{
+    PORT_EVENTS, PORT_HOTPLUG_DOWN, PORT_HOTPLUG_EJECT, PORT_HOTPLUG_UP, PORT_RESET,
+    PORT_SLEEP_CONTROL, PORT_SLEEP_STATUS, RESET_VALUE,
+};
+
+bitflags! {
+    /// What the Generic Event Device has to tell.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Event: u8 {
+        /// The power button was pressed.
+        const POWER_BUTTON = 1 << 0;
+        /// A PCI slot was filled, or shall be emptied.
+        const PCI = 1 << 1;
+    }
+}
+
+/// Sleep control register: ACPI 6.5, table 4.18.
+const SLEEP_ENABLE: u8 = 1 << 5;
+const SLEEP_TYPE_SHIFT: u8 = 2;
+const SLEEP_TYPE_MASK: u8 = 0x7;
+/// The type that `_S5_` names.
+const S5: u8 = 5;
+
+/// What the guest asked for by a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// To be switched off.
+    PowerOff,
+    /// To be reset.
+    Reset,
+    /// To have the devices in these slots taken out: one bit for each.
+    Eject(u32),
+}
+
+/// Sleep, reset, events and hotplug.
+#[derive(Debug, Default)]
+pub struct Registers {
+    events: u8,
+    up: u32,
+    down: u32,
+}
+
+impl Registers {
+    /// Whether a port is one of these registers.
+    #[must_use]
+    pub fn has(port: u16) -> bool {
+        (PORT_SLEEP_CONTROL..=PORT_RESET).contains(&port)
+            || (PORT_EVENTS..PORT_HOTPLUG_EJECT + 4).contains(&port)
+    }
+
+    /// Presses the power button; the caller raises the interrupt.
+    pub fn press_power_button(&mut self) {
+        self.events |= Event::POWER_BUTTON.bits();
+    }
+
+    /// Tells of a device that was put into `slot`; the caller raises the interrupt.
+    pub fn slot_filled(&mut self, slot: u8) {
+        self.up |= bit(slot);
+        self.events |= Event::PCI.bits();
+    }
+
+    /// Asks for the device in `slot` back; the caller raises the interrupt.
+    pub fn slot_wanted_back(&mut self, slot: u8) {
+        self.down |= bit(slot);
+        self.events |= Event::PCI.bits();
+    }
+
+    /// What the guest reads from a port. Reading the events or the hotplug bits
+    /// clears them.
+    pub fn read(&mut self, port: u16, data: &mut [u8]) {
+        data.fill(0);
+        match (port, data.len()) {
+            (PORT_EVENTS, 1) => data[0] = std::mem::take(&mut self.events),
+            (PORT_HOTPLUG_UP, 4) => {
+                data.copy_from_slice(&std::mem::take(&mut self.up).to_le_bytes());
+            }
+            (PORT_HOTPLUG_DOWN, 4) => {
+                data.copy_from_slice(&std::mem::take(&mut self.down).to_le_bytes());
+            }
+            // The sleep status has nothing to tell: no sleep but S5, and no waking
+            // from that one.
+            (PORT_SLEEP_CONTROL | PORT_SLEEP_STATUS, _) => {}
+            _ => {}
+        }
+    }
+
+    /// What the guest's write to a port asks for.
+    #[must_use]
+    pub fn write(&mut self, port: u16, data: &[u8]) -> Option<Request> {
+        match (port, data) {
+            (PORT_SLEEP_CONTROL, [value])
+                if value & SLEEP_ENABLE != 0
+                    && value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK == S5 =>
+            {
+                Some(Request::PowerOff)
+            }
+            (PORT_RESET, [RESET_VALUE]) => Some(Request::Reset),
+            (PORT_HOTPLUG_EJECT, &[a, b, c, d]) => {
+                let slots = u32::from_le_bytes([a, b, c, d]);
+                (slots != 0).then_some(Request::Eject(slots))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn bit(slot: u8) -> u32 {
+    1u32.checked_shl(slot.into()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s5_is_the_only_sleep() {
+        let mut registers = Registers::default();
+        assert_eq!(
+            registers.write(PORT_SLEEP_CONTROL, &[S5 << 2 | SLEEP_ENABLE]),
+            Some(Request::PowerOff)
+        );
+        assert_eq!(registers.write(PORT_SLEEP_CONTROL, &[S5 << 2]), None);
+        assert_eq!(registers.write(PORT_SLEEP_CONTROL, &[3 << 2 | SLEEP_ENABLE]), None);
+    }
+
+    #[test]
+    fn reset_takes_its_value_only() {
+        let mut registers = Registers::default();
+        assert_eq!(registers.write(PORT_RESET, &[RESET_VALUE]), Some(Request::Reset));
+        assert_eq!(registers.write(PORT_RESET, &[0]), None);
+        assert_eq!(registers.write(PORT_RESET, &[1, 0]), None);
+    }
+
+    #[test]
+    fn events_are_told_once() {
+        let mut registers = Registers::default();
+        registers.press_power_button();
+        registers.slot_filled(3);
+        let mut byte = [0xff];
+        registers.read(PORT_EVENTS, &mut byte);
+        assert_eq!(byte, [3]);
+        registers.read(PORT_EVENTS, &mut byte);
+        assert_eq!(byte, [0]);
+        let mut word = [0; 4];
+        registers.read(PORT_HOTPLUG_UP, &mut word);
+        assert_eq!(word, [8, 0, 0, 0]);
+        registers.read(PORT_HOTPLUG_UP, &mut word);
+        assert_eq!(word, [0; 4]);
+    }
+
+    #[test]
+    fn eject_names_its_slots() {
+        let mut registers = Registers::default();
+        assert_eq!(
+            registers.write(PORT_HOTPLUG_EJECT, &[4, 0, 0, 0]),
+            Some(Request::Eject(4))
+        );
+        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &[4]), None);
+    }
+}

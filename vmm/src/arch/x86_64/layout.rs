@@ -1,0 +1,177 @@
+//! Every guest-physical address and I/O port, with its budget.
+//!
+//! ```text
+//!  guest-physical memory
+//!
+//!  0x0_0000_0000 ┌──────────────────────────────┐
+//!        0x500   │ GDT, IDT                     │  gone once the kernel has its own
+//!        0x6000  │ PVH start info, modules, map │  ELF kernels only
+//!        0x7000  │ zero page (boot_params)      │  bzImage kernels only
+//!        0x8ff0  │ boot stack (grows down)      │
+//!        0x9000  │ page tables: 4 GiB, 2 MiB    │  PML4, PDPT, four PDs
+//!        0x20000 │ command line, at most 64 KiB │
+//!  0x0_0009_fc00 ├──────────────────────────────┤  end of low RAM in the e820 map
+//!                │ reserved                     │
+//!  0x0_000e_0000 │ RSDP, ACPI tables   (64 KiB) │  e820: ACPI data
+//!  0x0_000f_0000 │ SMBIOS 3, `_SM3_`   (64 KiB) │  e820: reserved
+//!  0x0_0010_0000 ├──────────────────────────────┤
+//!                │ RAM: kernel from 1 MiB,      │
+//!                │ initrd at the top of what    │
+//!                │ the kernel can reach         │
+//!  0x0_c000_0000 ├──────────────────────────────┤  the hole, 1 GiB
+//!                │ PCI memory window (512 MiB)  │  virtio BARs
+//!  0x0_e000_0000 │ PCI ECAM, bus 0     (1 MiB)  │  MCFG
+//!  0x0_fec0_0000 │ IOAPIC              (4 KiB)  │
+//!  0x0_fee0_0000 │ local APIC          (4 KiB)  │  MSI writes
+//!  0x0_fffb_c000 │ KVM identity map, TSS        │  never seen by the guest
+//!  0x1_0000_0000 ├──────────────────────────────┤
+//!                │ RAM: what 3 GiB did not hold │
+//!                └──────────────────────────────┘
+//!
+//!  I/O ports
+//!  0x064        keyboard controller, as far as the reset pulse
+//!  0x3f8-0x3ff  16550 UART, COM1
+//!  0x600-0x603  ACPI sleep control, sleep status, reset
+//!  0x610-0x61f  events: GED status; PCI hotplug
+//!  0xcf8-0xcff  PCI configuration mechanism #1
+//! ```
+
+/// One kibibyte.
+pub const KIB: u64 = 1 << 10;
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+/// One gibibyte.
+pub const GIB: u64 = 1 << 30;
+
+/// The boot GDT.
+pub const GDT: u64 = 0x500;
+/// The boot IDT: empty, since nothing may interrupt the entry.
+pub const IDT: u64 = 0x520;
+/// PVH `hvm_start_info`.
+pub const PVH_START_INFO: u64 = 0x6000;
+/// PVH module list: one entry, the initrd.
+pub const PVH_MODULES: u64 = 0x6040;
+/// PVH memory map.
+pub const PVH_MEMMAP: u64 = 0x6100;
+/// `boot_params`, the "zero page".
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Top of the boot stack.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Page map level 4.
+pub const PML4: u64 = 0x9000;
+/// Page directory pointers.
+pub const PDPT: u64 = 0xa000;
+/// Four page directories, one for each of the first four GiB.
+pub const PAGE_DIRECTORIES: u64 = 0xb000;
+/// The kernel's command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Room for the command line with its final zero, in bytes.
+pub const CMDLINE_CAPACITY: u64 = 64 * KIB;
+
+/// Where low RAM ends for the guest.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// The RSDP, and the other ACPI tables behind it.
+pub const ACPI: u64 = 0xe_0000;
+/// Room for all ACPI tables, in bytes.
+pub const ACPI_SIZE: u64 = 64 * KIB;
+/// The SMBIOS entry point, and its structures behind it: SMBIOS 3.6, section
+/// 5.2.2, has it found on a 16-byte boundary in this segment.
+pub const SMBIOS: u64 = 0xf_0000;
+/// Room for the SMBIOS tables, in bytes.
+pub const SMBIOS_SIZE: u64 = 64 * KIB;
+/// Where RAM goes on, and bzImage kernels are put.
+pub const HIGH_RAM: u64 = MIB;
+
+/// Where the hole for devices begins and RAM below 4 GiB ends.
+pub const HOLE: u64 = 0xc000_0000;
+/// Where RAM goes on above the hole.
+pub const ABOVE_4G: u64 = 4 * GIB;
+/// The window out of which PCI BARs are given.
+pub const PCI_WINDOW: u64 = HOLE;
+/// Its size in bytes.
+pub const PCI_WINDOW_SIZE: u64 = 512 * MIB;
+/// PCI enhanced configuration space: one bus.
+pub const ECAM: u64 = 0xe000_0000;
+/// Its size in bytes: 32 devices, 8 functions, 4 KiB each.
+pub const ECAM_SIZE: u64 = MIB;
+/// The IOAPIC's registers.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// The local APIC's registers.
+pub const LAPIC: u64 = 0xfee0_0000;
+/// One page that KVM on Intel needs for real mode without unrestricted guest.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages that KVM on Intel needs for the same.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+
+/// The keyboard controller's command port.
+pub const PORT_I8042: u16 = 0x64;
+/// COM1: eight ports.
+pub const PORT_SERIAL: u16 = 0x3f8;
+/// ACPI sleep control register.
+pub const PORT_SLEEP_CONTROL: u16 = 0x600;
+/// ACPI sleep status register.
+pub const PORT_SLEEP_STATUS: u16 = 0x601;
+/// ACPI reset register.
+pub const PORT_RESET: u16 = 0x602;
+/// What the guest writes there to be reset.
+pub const RESET_VALUE: u8 = 1;
+/// What the Generic Event Device tells: one byte, cleared by reading.
+pub const PORT_EVENTS: u16 = 0x610;
+/// PCI hotplug: slots with a new device (read), 4 bytes.
+pub const PORT_HOTPLUG_UP: u16 = 0x614;
+/// PCI hotplug: slots whose device shall go (read), 4 bytes.
+pub const PORT_HOTPLUG_DOWN: u16 = 0x618;
+/// PCI hotplug: the guest lets go of these slots (write), 4 bytes.
+pub const PORT_HOTPLUG_EJECT: u16 = 0x61c;
+/// PCI configuration address.
+pub const PORT_PCI_ADDRESS: u16 = 0xcf8;
+/// PCI configuration data: four ports.
+pub const PORT_PCI_DATA: u16 = 0xcfc;
+
+/// The UART's interrupt: an IOAPIC pin.
+pub const GSI_SERIAL: u32 = 4;
+/// The Generic Event Device's interrupt: an IOAPIC pin.
+pub const GSI_EVENTS: u32 = 9;
+/// The first GSI that is no IOAPIC pin: MSI routes have these.
+pub const GSI_MSI_FIRST: u32 = 24;
+
+/// The smallest guest memory in MiB.
+pub const MIN_MEMORY_MIB: u64 = 64;
+/// The largest guest memory in MiB: 1 TiB, well below every physical address
+/// width that KVM can offer.
+pub const MAX_MEMORY_MIB: u64 = 1 << 20;
+/// The most vCPUs. Each has an APIC id below 255, so no interrupt remapping is
+/// needed.
+pub const MAX_VCPUS: u8 = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_do_not_overlap() {
+        let regions = [
+            (GDT, 0x20),
+            (IDT, 0x20),
+            (PVH_START_INFO, 0x40),
+            (PVH_MODULES, 0x40),
+            (PVH_MEMMAP, 0x400),
+            (ZERO_PAGE, 0x1000),
+            (PML4, 0x1000),
+            (PDPT, 0x1000),
+            (PAGE_DIRECTORIES, 0x4000),
+            (CMDLINE, CMDLINE_CAPACITY),
+            (ACPI, ACPI_SIZE),
+            (SMBIOS, SMBIOS_SIZE),
+            (PCI_WINDOW, PCI_WINDOW_SIZE),
+            (ECAM, ECAM_SIZE),
+            (IOAPIC, 0x1000),
+            (LAPIC, 0x1000),
+            (KVM_IDENTITY_MAP, 0x1000),
+            (KVM_TSS, 0x3000),
+        ];
+        for pair in regions.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
+        }
+    }
+}

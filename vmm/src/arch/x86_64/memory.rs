@@ -1,0 +1,158 @@
+//! Guest memory: which ranges are RAM, and what the kernel is told about them.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::layout::{
+    ABOVE_4G, ACPI, ACPI_SIZE, ECAM, ECAM_SIZE, HIGH_RAM, HOLE, LOW_RAM_END, SMBIOS, SMBIOS_SIZE,
+};
+
+/// What a range of the guest-physical address space is, with the numbers of the
+/// e820 map (ACPI 6.5, table 15.6), which PVH uses too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RangeKind {
+    /// Memory to use.
+    Ram = 1,
+    /// Not memory, or memory to leave alone.
+    Reserved = 2,
+    /// Memory that holds ACPI tables.
+    AcpiData = 3,
+}
+
+/// One range of the memory map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Its first address.
+    pub start: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What it is.
+    pub kind: RangeKind,
+}
+
+/// The RAM of a guest with `size` bytes: at most 3 GiB below the hole, the rest
+/// from 4 GiB on.
+#[must_use]
+pub fn ram(size: u64) -> Vec<(u64, u64)> {
+    if size <= HOLE {
+        vec![(0, size)]
+    } else {
+        vec![(0, HOLE), (ABOVE_4G, size - HOLE)]
+    }
+}
+
+/// How far RAM reaches below the hole.
+#[must_use]
+pub fn low_end(size: u64) -> u64 {
+    size.min(HOLE)
+}
+
+/// The memory map that the kernel gets.
+#[must_use]
+pub fn map(size: u64) -> Vec<Range> {
+    let range = |start, end, kind| Range {
+        start,
+        size: end - start,
+        kind,
+    };
+    let mut ranges = vec![
+        range(0, LOW_RAM_END, RangeKind::Ram),
+        range(LOW_RAM_END, ACPI, RangeKind::Reserved),
+        range(ACPI, ACPI + ACPI_SIZE, RangeKind::AcpiData),
+        range(SMBIOS, SMBIOS + SMBIOS_SIZE, RangeKind::Reserved),
+        range(HIGH_RAM, low_end(size), RangeKind::Ram),
+        range(ECAM, ECAM + ECAM_SIZE, RangeKind::Reserved),
+    ];
+    if size > HOLE {
+        ranges.push(range(ABOVE_4G, ABOVE_4G + size - HOLE, RangeKind::Ram));
+    }
+    ranges
+}
+
+/// Maps the guest's memory: private and not yet backed by pages.
+///
+/// # Errors
+/// When the host has no address space or memory for it.
+pub fn allocate(size: u64) -> io::Result<Arc<GuestMemoryMmap>> {
+    let ranges: Vec<(GuestAddress, usize)> = ram(size)
+        .into_iter()
+        .map(|(start, size)| {
+            usize::try_from(size)
+                .map(|size| (GuestAddress(start), size))
+                .map_err(io::Error::other)
+        })
+        .collect::<io::Result<_>>()?;
+    GuestMemoryMmap::from_ranges(&ranges)
+        .map(Arc::new)
+        .map_err(io::Error::other)
+}
+
+/// Gives all pages back to the host: the memory reads as zero again.
+///
+/// # Errors
+/// When the host refuses, which leaves the memory as it was.
+pub fn clear(memory: &GuestMemoryMmap) -> io::Result<()> {
+    for region in memory.iter() {
+        // SAFETY: the range is this region's own anonymous private mapping, which
+        // stays mapped; no reference into it outlives a single access.
+        let result = unsafe {
+            libc::madvise(
+                region.as_ptr().cast(),
+                region.size(),
+                libc::MADV_DONTNEED,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::{GIB, MIB};
+    use super::*;
+
+    #[test]
+    fn small_memory_stays_below_the_hole() {
+        assert_eq!(ram(64 * MIB), [(0, 64 * MIB)]);
+        assert_eq!(ram(3 * GIB), [(0, 3 * GIB)]);
+    }
+
+    #[test]
+    fn large_memory_goes_on_above_4_gib() {
+        assert_eq!(ram(5 * GIB), [(0, 3 * GIB), (4 * GIB, 2 * GIB)]);
+    }
+
+    #[test]
+    fn map_is_sorted_and_holds_all_ram() {
+        for size in [64 * MIB, 3 * GIB, 3 * GIB + MIB, 5 * GIB] {
+            let map = map(size);
+            for pair in map.windows(2) {
+                assert!(pair[0].start + pair[0].size <= pair[1].start);
+            }
+            let ram: u64 = map
+                .iter()
+                .filter(|range| range.kind == RangeKind::Ram)
+                .map(|range| range.size)
+                .sum();
+            assert_eq!(ram, size - (HIGH_RAM - LOW_RAM_END));
+        }
+    }
+
+    #[test]
+    fn cleared_memory_is_zero() {
+        use vm_memory::Bytes;
+        let memory = allocate(MIB).expect("1 MiB");
+        memory
+            .write_obj(7u64, GuestAddress(0x1000))
+            .expect("in range");
+        clear(&memory).expect("madvise");
+        let value: u64 = memory.read_obj(GuestAddress(0x1000)).expect("in range");
+        assert_eq!(value, 0);
+    }
+}

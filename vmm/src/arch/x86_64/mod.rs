@@ -1,0 +1,8 @@
+//! The x86-64 PC, as far as a kernel without firmware under it needs one.
+
+pub mod boot;
+pub mod cpuid;
+pub mod layout;
+pub mod memory;
+pub mod msrs;
+pub mod regs;
