@@ -10,4 +10,5 @@ pub mod config;
 pub mod metadata;
 pub mod model;
 pub mod network;
+pub mod scheduler;
 pub mod store;

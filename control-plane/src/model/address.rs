@@ -38,6 +38,26 @@ impl Resource for Host {
     }
 }
 
+/// Where the pool of public addresses was last drawn from. The next one is
+/// looked for after it, so that an address that was given back is the last to
+/// be given out again: stop and start really change the address, and nobody
+/// meets a stranger at an address just left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicPool {
+    /// The pool, as `203.0.113.0/24`.
+    pub pool: String,
+    /// The address last given out.
+    pub last: Ipv4Addr,
+}
+
+impl Resource for PublicPool {
+    const KIND: &'static str = "public-pools";
+    // The network's slash is fine in a key: only the first two parts are told apart.
+    fn id(&self) -> &str {
+        &self.pool
+    }
+}
+
 /// A public address in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicAddress {

@@ -12,6 +12,8 @@ mod image;
 mod instance;
 mod instance_type;
 mod key_pair;
+#[cfg(test)]
+pub mod samples;
 mod tags;
 mod volume;
 mod vpc;

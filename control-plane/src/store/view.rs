@@ -40,6 +40,7 @@ kinds![
     model::KeyPair,
     model::PrivateAddress,
     model::PublicAddress,
+    model::PublicPool,
     model::SecurityGroup,
     model::Subnet,
     Tags,

@@ -1,0 +1,146 @@
+//! Records for tests, all of one small cloud: instance `n` has interface,
+//! volume and private address `n` in VPC, subnet, group and image 1.
+
+#![allow(clippy::unwrap_used)]
+
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+
+use super::*;
+
+/// The time at which every sample was made.
+pub fn time() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+/// The account.
+pub const ACCOUNT: &str = "000000000000";
+
+/// Instance `n`: pending, with everything allocated, not yet placed.
+pub fn instance(n: u8) -> Instance {
+    Instance {
+        id: InstanceId::from_random(n.into()),
+        reservation: ReservationId::from_random(n.into()),
+        owner: ACCOUNT.into(),
+        launch_index: 0,
+        image: ImageId::from_random(1),
+        instance_type: "t2.micro".into(),
+        key_name: None,
+        public_key: None,
+        vpc: VpcId::from_random(1),
+        subnet: SubnetId::from_random(1),
+        zone: "us-east-1a".into(),
+        host: None,
+        enis: vec![EniId::from_random(n.into())],
+        root_volume: VolumeId::from_random(n.into()),
+        root_device_name: "/dev/xvda".into(),
+        user_data: None,
+        client_token: None,
+        launched_at: time(),
+        on_shutdown: ShutdownBehavior::Stop,
+        metadata: MetadataOptions {
+            enabled: true,
+            tokens_required: false,
+            hop_limit: 1,
+            tags_enabled: false,
+        },
+        protected: false,
+        intent: Intent::Run,
+        state: InstanceState::Pending,
+        state_since: time(),
+        state_reason: None,
+        transition_reason: String::new(),
+        reboots_asked: 0,
+        reboots_done: 0,
+        boots: 1,
+    }
+}
+
+/// The primary interface of instance `n`, with public address 203.0.113.`n`.
+pub fn eni(n: u8) -> Eni {
+    Eni {
+        id: EniId::from_random(n.into()),
+        owner: ACCOUNT.into(),
+        vpc: VpcId::from_random(1),
+        subnet: SubnetId::from_random(1),
+        description: String::new(),
+        mac: [2, 0, 0, 0, 0, n],
+        private_ip: Ipv4Addr::new(172, 31, 0, n),
+        public_ip: Some(Ipv4Addr::new(203, 0, 113, n)),
+        auto_public_ip: true,
+        groups: vec![GroupId::from_random(1)],
+        source_dest_check: true,
+        instance: Some(InstanceId::from_random(n.into())),
+        device_index: 0,
+        attachment: Some(EniAttachmentId::from_random(n.into())),
+    }
+}
+
+/// The root volume of instance `n`, which goes with it.
+pub fn volume(n: u8) -> Volume {
+    Volume {
+        id: VolumeId::from_random(n.into()),
+        owner: ACCOUNT.into(),
+        zone: "us-east-1a".into(),
+        size_gib: 8,
+        volume_type: "gp3".into(),
+        image: Some(ImageId::from_random(1)),
+        created: time(),
+        attachment: Some(VolumeAttachment {
+            instance: InstanceId::from_random(n.into()),
+            device: "/dev/xvda".into(),
+            attached: time(),
+            delete_on_termination: true,
+        }),
+    }
+}
+
+/// The image.
+pub fn image() -> Image {
+    Image {
+        id: ImageId::from_random(1),
+        owner: ACCOUNT.into(),
+        manifest: Manifest {
+            name: "micro".into(),
+            description: "a small image".into(),
+            architecture: "x86_64".into(),
+            root_device_name: "/dev/xvda".into(),
+            default_user: "root".into(),
+            disk: "micro.raw".into(),
+            disk_size: 64 << 20,
+            sha256: "00".repeat(32),
+            created: time(),
+            boot: BootMethod::Linux {
+                partition: 0,
+                kernel: "/vmlinuz".into(),
+                initrd: None,
+                cmdline: "console=ttyS0".into(),
+            },
+        },
+    }
+}
+
+/// The default VPC.
+pub fn vpc() -> Vpc {
+    Vpc {
+        id: VpcId::from_random(1),
+        owner: ACCOUNT.into(),
+        cidr: "172.31.0.0/16".parse().unwrap(),
+        is_default: true,
+        dhcp_options: DhcpOptionsId::from_random(1),
+    }
+}
+
+/// Its default subnet.
+pub fn subnet() -> Subnet {
+    Subnet {
+        id: SubnetId::from_random(1),
+        owner: ACCOUNT.into(),
+        vpc: VpcId::from_random(1),
+        cidr: "172.31.0.0/20".parse().unwrap(),
+        zone: "us-east-1a".into(),
+        is_default: true,
+        map_public_ip: true,
+    }
+}
