@@ -6,9 +6,12 @@
 //! `reconcile` but `main`; a handler never touches the host. Host I/O
 //! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
 
+pub mod compute;
 pub mod config;
+pub mod images;
 pub mod metadata;
 pub mod model;
 pub mod network;
 pub mod scheduler;
+pub mod storage;
 pub mod store;

@@ -1,0 +1,190 @@
+//! A host in memory: what the reconcilers' tests and the API's tests run
+//! against. It keeps the contract of [`ComputeHost`] and lets a test make
+//! things happen: exits, and failures at any call.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use hearth_vmm_api::Exit;
+use tokio::sync::watch;
+
+use super::{ComputeError, ComputeHost, LaunchSpec, Observed};
+use crate::model::InstanceId;
+
+/// One call of the trait that changes something, as [`FakeCompute::calls`] keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// [`ComputeHost::launch`].
+    Launch(LaunchSpec),
+    /// [`ComputeHost::power_button`].
+    PowerButton(InstanceId),
+    /// [`ComputeHost::reset`].
+    Reset(InstanceId),
+    /// [`ComputeHost::kill`].
+    Kill(InstanceId),
+    /// [`ComputeHost::forget`].
+    Forget(InstanceId),
+}
+
+type Hook = Box<dyn FnMut(&Call) -> Result<(), ComputeError> + Send>;
+
+#[derive(Default)]
+struct State {
+    instances: BTreeMap<InstanceId, Observed>,
+    consoles: BTreeMap<InstanceId, Vec<u8>>,
+    calls: Vec<Call>,
+    hook: Option<Hook>,
+    next_pid: u32,
+    deaf: bool,
+}
+
+/// The host in memory.
+pub struct FakeCompute {
+    state: Mutex<State>,
+    exits: watch::Sender<u64>,
+}
+
+impl Default for FakeCompute {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            exits: watch::Sender::new(0),
+        }
+    }
+}
+
+impl FakeCompute {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the call, and lets the hook fail it before it has any effect.
+    fn enter(&self, call: Call) -> Result<MutexGuard<'_, State>, ComputeError> {
+        let mut state = self.state();
+        if let Some(hook) = &mut state.hook {
+            let outcome = hook(&call);
+            state.calls.push(call);
+            outcome?;
+        } else {
+            state.calls.push(call);
+        }
+        Ok(state)
+    }
+
+    /// Is asked before each call takes effect; an error is returned instead.
+    pub fn set_hook(&self, hook: impl FnMut(&Call) -> Result<(), ComputeError> + Send + 'static) {
+        self.state().hook = Some(Box::new(hook));
+    }
+
+    /// Whether guests ignore the power button (by default they obey at once).
+    pub fn set_deaf(&self, deaf: bool) {
+        self.state().deaf = deaf;
+    }
+
+    /// Ends a running VMM for a reason, as if the guest or a fault had done it.
+    pub fn exit(&self, id: &InstanceId, exit: Exit) {
+        if let Some(o) = self.state().instances.get_mut(id)
+            && let Observed::Running { boot, .. } = *o
+        {
+            *o = Observed::Exited { boot, exit };
+        }
+        self.exits.send_modify(|n| *n += 1);
+    }
+
+    /// Puts something there that no launch made, as a crash would leave it.
+    pub fn place(&self, id: InstanceId, observed: Observed) {
+        self.state().instances.insert(id, observed);
+    }
+
+    /// What the guest has written to its console.
+    pub fn write_console(&self, id: &InstanceId, bytes: &[u8]) {
+        self.state()
+            .consoles
+            .entry(id.clone())
+            .or_default()
+            .extend_from_slice(bytes);
+    }
+
+    /// The calls so far, failed ones too.
+    pub fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+}
+
+#[async_trait]
+impl ComputeHost for FakeCompute {
+    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError> {
+        Ok(self.state().instances.clone())
+    }
+
+    async fn launch(&self, spec: &LaunchSpec, _taps: Vec<OwnedFd>) -> Result<(), ComputeError> {
+        let mut state = self.enter(Call::Launch(spec.clone()))?;
+        if matches!(state.instances.get(&spec.instance), Some(Observed::Running { boot, .. }) if *boot == spec.boot)
+        {
+            return Ok(());
+        }
+        state.next_pid += 1;
+        let running = Observed::Running {
+            pid: 1000 + state.next_pid,
+            boot: spec.boot,
+        };
+        state.instances.insert(spec.instance.clone(), running);
+        Ok(())
+    }
+
+    async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        let state = self.enter(Call::PowerButton(id.clone()))?;
+        if !matches!(state.instances.get(id), Some(Observed::Running { .. })) {
+            return Err(ComputeError::NotRunning(id.clone()));
+        }
+        let deaf = state.deaf;
+        drop(state);
+        if !deaf {
+            self.exit(id, Exit::GuestPowerOff);
+        }
+        Ok(())
+    }
+
+    async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        let state = self.enter(Call::Reset(id.clone()))?;
+        match state.instances.get(id) {
+            Some(Observed::Running { .. }) => Ok(()),
+            _ => Err(ComputeError::NotRunning(id.clone())),
+        }
+    }
+
+    async fn kill(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        drop(self.enter(Call::Kill(id.clone()))?);
+        self.exit(
+            id,
+            Exit::Crashed {
+                detail: "killed".to_owned(),
+            },
+        );
+        Ok(())
+    }
+
+    async fn console(&self, id: &InstanceId) -> Result<Vec<u8>, ComputeError> {
+        Ok(self.state().consoles.get(id).cloned().unwrap_or_default())
+    }
+
+    async fn forget(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        let mut state = self.enter(Call::Forget(id.clone()))?;
+        state.instances.remove(id);
+        state.consoles.remove(id);
+        Ok(())
+    }
+
+    async fn purge(&self) -> Result<(), ComputeError> {
+        let mut state = self.state();
+        state.instances.clear();
+        state.consoles.clear();
+        Ok(())
+    }
+
+    fn exits(&self) -> watch::Receiver<u64> {
+        self.exits.subscribe()
+    }
+}

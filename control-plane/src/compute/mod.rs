@@ -1,0 +1,186 @@
+//! Instances as processes: one `hearth-vmm` each, in a control group of its own,
+//! with a folder that says everything about it, and no one's child, so that it
+//! outlives `hearth`.
+//!
+//! - `argv`: what to launch → the command line (pure)
+//! - `bootfiles`: reads kernel and initrd out of a root disk, in a sandbox
+//! - `host`: the real thing: folders, cgroup v2, processes, pidfds, sockets
+//! - [`fake`]: a host in memory, for tests
+//!
+//! The reconcilers speak to [`ComputeHost`] alone. Every method may be called
+//! again after a crash at any point and finds its way from what is there.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use hearth_vmm_api::Exit;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use crate::model::{BootMethod, EniId, InstanceId, VolumeId};
+
+pub mod fake;
+
+/// Everything that a cold boot of an instance needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchSpec {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Which cold boot this is: [`crate::model::Instance::boots`]. A VMM of an
+    /// older boot is never taken for this one's.
+    pub boot: u64,
+    /// The instance type's name, which the guest sees as its product name.
+    pub instance_type: String,
+    /// How many vCPUs the guest sees; also its quota of CPU time.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// How its kernel is found, on the first disk.
+    pub boot_method: BootMethod,
+    /// The disks, the root first.
+    pub disks: Vec<DiskSpec>,
+    /// The interfaces, the primary first; the taps given to
+    /// [`ComputeHost::launch`] are in the same order.
+    pub nics: Vec<NicSpec>,
+}
+
+/// A disk of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The volume; the guest sees its id as the disk's serial.
+    pub volume: VolumeId,
+    /// The raw file ([`crate::storage::StorageHost::volume_path`]).
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// A network interface of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicSpec {
+    /// The interface.
+    pub eni: EniId,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u16,
+}
+
+/// What there is of an instance on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    /// Its VMM lives.
+    Running {
+        /// The VMM's process id.
+        pid: u32,
+        /// The boot it belongs to.
+        boot: u64,
+    },
+    /// Its VMM ended, and its folder (with the console) is still there.
+    Exited {
+        /// The boot that ended.
+        boot: u64,
+        /// Why. A VMM that was killed counts as crashed.
+        exit: Exit,
+    },
+    /// A launch that was cut short. [`ComputeHost::launch`] begins anew,
+    /// [`ComputeHost::forget`] clears it away.
+    Incomplete,
+}
+
+/// Why the host could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// The root disk holds nothing that can be booted. Trying again won't help
+    /// before the disk changes.
+    #[error("the root disk can't be booted: {0}")]
+    Unbootable(String),
+    /// The VMM refused to start, in its own words.
+    #[error("hearth-vmm did not start: {0}")]
+    Refused(String),
+    /// There is no VMM to ask.
+    #[error("{0} is not running on this host")]
+    NotRunning(InstanceId),
+    /// The host lacks something, or an operation on it failed.
+    #[error("{doing}")]
+    Host {
+        /// What was being done.
+        doing: String,
+        /// What went wrong with it.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The processes of one host. Every method is idempotent.
+#[async_trait]
+pub trait ComputeHost: Send + Sync {
+    /// What is there, of any instance. An instance of which there is no trace
+    /// is not in the map.
+    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError>;
+
+    /// Boots the instance from cold, unless this very boot runs already; reads
+    /// the kernel and initrd from its root disk first. `taps` are in the order
+    /// of [`LaunchSpec::nics`]. After an error nothing runs.
+    async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError>;
+
+    /// Presses the power button: a guest that listens shuts itself down.
+    async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError>;
+
+    /// Resets the guest, in the same process.
+    async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError>;
+
+    /// Ends the VMM at once; when it returns no process is left. The folder
+    /// stays, and with it the console: the instance is then
+    /// [`Observed::Exited`]. Nothing to kill is no error.
+    async fn kill(&self, id: &InstanceId) -> Result<(), ComputeError>;
+
+    /// The last 64 KiB of the serial console; empty when there is none.
+    async fn console(&self, id: &InstanceId) -> Result<Vec<u8>, ComputeError>;
+
+    /// Removes every trace: process, control group, folder.
+    async fn forget(&self, id: &InstanceId) -> Result<(), ComputeError>;
+
+    /// Forgets every instance and removes what the host module itself made.
+    async fn purge(&self) -> Result<(), ComputeError>;
+
+    /// A counter that moves whenever a VMM has ended: time to look again.
+    fn exits(&self) -> watch::Receiver<u64>;
+}
+
+/// The SMBIOS UUID of an instance: the same for its whole life, and beginning
+/// with `ec2`, by which cloud-init and others tell EC2.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html>
+pub fn smbios_uuid(id: &InstanceId) -> String {
+    let d = hex::encode(Sha256::digest(id.as_str()));
+    format!(
+        "ec2{}-{}-{}-{}-{}",
+        &d[..5],
+        &d[5..9],
+        &d[9..13],
+        &d[13..17],
+        &d[17..29]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuid_is_ec2s_and_stable() {
+        let id = InstanceId::from_random(7);
+        let uuid = smbios_uuid(&id);
+        assert_eq!(uuid, smbios_uuid(&id));
+        assert_ne!(uuid, smbios_uuid(&InstanceId::from_random(8)));
+        assert!(uuid.starts_with("ec2"));
+        assert_eq!(
+            uuid.split('-').map(str::len).collect::<Vec<_>>(),
+            [8, 4, 4, 4, 12]
+        );
+    }
+}

@@ -1,0 +1,388 @@
+//! The image registry: a folder of raw root disks, each with a manifest beside
+//! it ([`Manifest`], `<name>.json` beside `<name>.raw`).
+//!
+//! An image's id is made from the SHA-256 of its disk, so that the same disk is
+//! the same AMI everywhere, and a disk that doesn't hash to what its manifest
+//! says is not an image. Hashing gigabytes takes a while: what was verified is
+//! remembered, by size, modification time and inode, in a file beside the
+//! images (`.verified.json`), and hashed again when one of these changes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::model::{BootMethod, Image, ImageId, Manifest};
+
+/// The file beside the images that remembers what was verified.
+const CACHE_NAME: &str = ".verified.json";
+/// A manifest is some hundred bytes; more than this is something else.
+const MAX_MANIFEST: u64 = 64 << 10;
+/// One entry is about 150 bytes: room for more images than a folder will have.
+const MAX_CACHE: u64 = 4 << 20;
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The images, by name.
+    pub images: Vec<Image>,
+    /// The manifests that describe no usable image.
+    pub problems: Vec<Problem>,
+}
+
+/// A manifest that describes no usable image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {what}", manifest.display())]
+pub struct Problem {
+    /// The manifest's path.
+    pub manifest: PathBuf,
+    /// What is wrong with it, in one line.
+    pub what: String,
+}
+
+/// A file as it was when it was hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Verified {
+    size: u64,
+    mtime_sec: i64,
+    mtime_nsec: i64,
+    inode: u64,
+    sha256: String,
+}
+
+/// Reads every manifest in `dir` and verifies the disks that it has not
+/// verified before. Blocks: a disk is read in full the first time.
+///
+/// # Errors
+/// When the folder can't be read. A folder that isn't there has no images.
+pub fn scan(dir: &Path, owner: &str) -> io::Result<Scan> {
+    let mut found = Scan::default();
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(e) => return Err(e),
+    };
+    let mut manifests = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let hidden = path
+            .file_name()
+            .is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|e| e == "json") {
+            manifests.push(path);
+        }
+    }
+    manifests.sort();
+
+    let before = read_cache(dir);
+    let mut after = BTreeMap::new();
+    for manifest in manifests {
+        match load(dir, &manifest, owner, &before) {
+            Ok((image, verified)) => {
+                after.insert(image.manifest.disk.clone(), verified);
+                match found.images.iter().find(|i| i.id == image.id) {
+                    None => found.images.push(image),
+                    Some(first) => found.problems.push(Problem {
+                        manifest,
+                        what: format!(
+                            "its disk is the same as that of image \"{}\"",
+                            first.manifest.name
+                        ),
+                    }),
+                }
+            }
+            Err(what) => found.problems.push(Problem { manifest, what }),
+        }
+    }
+    if after != before
+        && let Err(e) = write_cache(dir, &after)
+    {
+        // A folder that is read-only costs time at each start, no more.
+        tracing::debug!(dir = %dir.display(), error = %e, "what was verified is not remembered");
+    }
+    found
+        .images
+        .sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
+    Ok(found)
+}
+
+/// Where an image's disk lies.
+pub fn disk_path(dir: &Path, image: &Image) -> PathBuf {
+    dir.join(&image.manifest.disk)
+}
+
+/// The id of the image whose disk has this SHA-256: its first 68 bits. None
+/// when it is not 64 lower-case hexadecimal digits.
+pub fn image_id(sha256: &str) -> Option<ImageId> {
+    let hex = sha256.len() == 64
+        && sha256
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    hex.then(|| format!("{}-{}", ImageId::PREFIX, &sha256[..17]))?
+        .parse()
+        .ok()
+}
+
+fn load(
+    dir: &Path,
+    path: &Path,
+    owner: &str,
+    cache: &BTreeMap<String, Verified>,
+) -> Result<(Image, Verified), String> {
+    let text = read_capped(path, MAX_MANIFEST).map_err(|e| e.to_string())?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|e| format!("not a manifest: {e}"))?;
+    check(&manifest)?;
+    let id = image_id(&manifest.sha256)
+        .ok_or("\"sha256\" is not 64 lower-case hexadecimal digits".to_owned())?;
+
+    let disk = dir.join(&manifest.disk);
+    let verified = verify(&disk, cache.get(&manifest.disk))
+        .map_err(|e| format!("its disk {}: {e}", disk.display()))?;
+    if verified.size != manifest.disk_size {
+        return Err(format!(
+            "its disk has {} bytes, and not the {} of \"disk_size\"",
+            verified.size, manifest.disk_size
+        ));
+    }
+    if verified.sha256 != manifest.sha256 {
+        return Err(format!(
+            "its disk's SHA-256 is {}, and not that of \"sha256\"",
+            verified.sha256
+        ));
+    }
+    let image = Image {
+        id,
+        owner: owner.to_owned(),
+        manifest,
+    };
+    Ok((image, verified))
+}
+
+/// The parts of a manifest that its types leave open.
+fn check(m: &Manifest) -> Result<(), String> {
+    // EC2's limits on image names: 3 to 128 characters.
+    if !(3..=128).contains(&m.name.chars().count()) {
+        return Err("\"name\" is not of 3 to 128 characters".to_owned());
+    }
+    if m.architecture != "x86_64" {
+        return Err(format!(
+            "\"architecture\" is \"{}\"; only x86_64 runs here",
+            m.architecture
+        ));
+    }
+    if !m.root_device_name.starts_with("/dev/") {
+        return Err("\"root_device_name\" does not begin with /dev/".to_owned());
+    }
+    let mut parts = Path::new(&m.disk).components();
+    if !matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(_)), None)
+    ) {
+        return Err("\"disk\" is not the name of a file beside the manifest".to_owned());
+    }
+    if m.disk_size == 0 || m.disk_size % 512 != 0 {
+        return Err("\"disk_size\" is not a whole number of 512-byte sectors".to_owned());
+    }
+    let BootMethod::Linux { kernel, initrd, .. } = &m.boot;
+    for path in [Some(kernel), initrd.as_ref()].into_iter().flatten() {
+        if !path.starts_with('/') {
+            return Err(format!("\"{path}\" in \"boot\" is not an absolute path"));
+        }
+    }
+    Ok(())
+}
+
+/// Hashes the file, unless it is the one that was hashed before.
+fn verify(disk: &Path, before: Option<&Verified>) -> io::Result<Verified> {
+    let mut file = File::open(disk)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut now = Verified {
+        size: meta.len(),
+        mtime_sec: meta.mtime(),
+        mtime_nsec: meta.mtime_nsec(),
+        inode: meta.ino(),
+        sha256: String::new(),
+    };
+    if let Some(before) = before {
+        now.sha256.clone_from(&before.sha256);
+        if now == *before {
+            return Ok(now);
+        }
+    }
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    now.sha256 = hex::encode(hash.finalize());
+    Ok(now)
+}
+
+fn read_capped(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(cap + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > cap {
+        return Err(io::Error::other(format!("longer than {cap} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn read_cache(dir: &Path) -> BTreeMap<String, Verified> {
+    // A cache that is absent or damaged only means hashing again.
+    read_capped(&dir.join(CACHE_NAME), MAX_CACHE)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}
+
+fn write_cache(dir: &Path, cache: &BTreeMap<String, Verified>) -> io::Result<()> {
+    let temp = dir.join(format!("{CACHE_NAME}.{}", std::process::id()));
+    let mut file = File::create(&temp)?;
+    let written = serde_json::to_vec_pretty(cache)
+        .map_err(io::Error::from)
+        .and_then(|bytes| file.write_all(&bytes))
+        .and_then(|()| fs::rename(&temp, dir.join(CACHE_NAME)));
+    if written.is_err() {
+        let _ = fs::remove_file(&temp);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with one good image, and its manifest to spoil.
+    fn folder() -> (tempfile::TempDir, serde_json::Value) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = vec![7; 4096];
+        fs::write(dir.path().join("one.raw"), &disk).unwrap();
+        let manifest = serde_json::json!({
+            "name": "one", "description": "the first", "architecture": "x86_64",
+            "root_device_name": "/dev/xvda", "default_user": "admin", "disk": "one.raw",
+            "disk_size": 4096, "sha256": hex::encode(Sha256::digest(&disk)),
+            "created": "2026-11-01T00:00:00Z",
+            "boot": { "method": "linux", "partition": 1, "kernel": "/vmlinuz",
+                      "initrd": "/initrd.img", "cmdline": "console=ttyS0" },
+        });
+        (dir, manifest)
+    }
+
+    fn put(dir: &tempfile::TempDir, name: &str, manifest: &serde_json::Value) {
+        fs::write(dir.path().join(name), manifest.to_string()).unwrap();
+    }
+
+    #[test]
+    fn a_good_image_is_found_by_its_hash() {
+        let (dir, manifest) = folder();
+        put(&dir, "one.json", &manifest);
+        let found = scan(dir.path(), "000000000000").unwrap();
+        assert_eq!(found.problems, []);
+        let [image] = &found.images[..] else {
+            panic!("{found:?}")
+        };
+        let sha = manifest["sha256"].as_str().unwrap();
+        assert_eq!(image.id.as_str(), format!("ami-{}", &sha[..17]));
+        assert_eq!(image.owner, "000000000000");
+        assert_eq!(disk_path(dir.path(), image), dir.path().join("one.raw"));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_has_no_images() {
+        let found = scan(Path::new("/nonexistent/images"), "0").unwrap();
+        assert!(found.images.is_empty() && found.problems.is_empty());
+    }
+
+    #[test]
+    fn a_bad_manifest_is_named_in_one_line_and_spoils_no_other() {
+        let cases: [(&str, serde_json::Value, &str); 9] = [
+            ("sha256", "00".repeat(32).into(), "its disk's SHA-256 is"),
+            ("sha256", "xyz".into(), "64 lower-case"),
+            ("disk_size", 512.into(), "has 4096 bytes"),
+            ("disk_size", 13.into(), "512-byte sectors"),
+            ("disk", "../one.raw".into(), "name of a file beside"),
+            ("disk", "none.raw".into(), "none.raw: No such file"),
+            ("architecture", "arm64".into(), "only x86_64"),
+            ("root_device_name", "xvda".into(), "/dev/"),
+            ("surprise", 1.into(), "unknown field `surprise`"),
+        ];
+        for (field, value, complaint) in cases {
+            let (dir, manifest) = folder();
+            put(&dir, "one.json", &manifest);
+            let mut bad = manifest.clone();
+            bad[field] = value;
+            put(&dir, "bad.json", &bad);
+            let found = scan(dir.path(), "0").unwrap();
+            assert_eq!(found.images.len(), 1, "{complaint}");
+            let [problem] = &found.problems[..] else {
+                panic!("{found:?}")
+            };
+            let line = problem.to_string();
+            assert!(
+                line.contains("bad.json: ") && line.contains(complaint),
+                "{line}"
+            );
+            assert!(!line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_same_disk_twice_is_one_image() {
+        let (dir, mut manifest) = folder();
+        put(&dir, "one.json", &manifest);
+        manifest["name"] = "two".into();
+        put(&dir, "two.json", &manifest);
+        let found = scan(dir.path(), "0").unwrap();
+        assert_eq!(found.images.len(), 1);
+        assert!(
+            found.problems[0]
+                .what
+                .contains("same as that of image \"one\"")
+        );
+    }
+
+    #[test]
+    fn what_was_verified_is_not_hashed_again_until_it_changes() {
+        let (dir, manifest) = folder();
+        put(&dir, "one.json", &manifest);
+        scan(dir.path(), "0").unwrap();
+
+        // A lie in the cache shows whether it was asked.
+        let mut cache = read_cache(dir.path());
+        cache.get_mut("one.raw").unwrap().sha256 = "11".repeat(32);
+        write_cache(dir.path(), &cache).unwrap();
+        let found = scan(dir.path(), "0").unwrap();
+        assert!(found.problems[0].what.contains(&"11".repeat(32)));
+
+        // Rewritten in place: another modification time, and hashed again.
+        let disk = dir.path().join("one.raw");
+        let later =
+            fs::metadata(&disk).unwrap().modified().unwrap() + std::time::Duration::from_secs(1);
+        File::options()
+            .write(true)
+            .open(&disk)
+            .unwrap()
+            .set_modified(later)
+            .unwrap();
+        assert_eq!(scan(dir.path(), "0").unwrap().images.len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_cache_is_no_harm() {
+        let (dir, manifest) = folder();
+        put(&dir, "one.json", &manifest);
+        fs::write(dir.path().join(CACHE_NAME), b"{").unwrap();
+        assert_eq!(scan(dir.path(), "0").unwrap().images.len(), 1);
+    }
+}
