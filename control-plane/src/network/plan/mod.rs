@@ -6,9 +6,15 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::model::{
-    Eni, EniId, GroupId, HostId, Instance, InstanceId, InstanceState, Rule, SecurityGroup, Subnet,
-    SubnetId, Vpc, VpcId,
+    Eni, EniId, GroupId, HostId, Instance, InstanceId, InstanceState, Peer, Rule, SecurityGroup,
+    Subnet, Vpc, VpcId,
 };
+use crate::store::View;
+
+pub mod nft;
+pub mod rules;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// The full desired network of one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -84,20 +90,6 @@ impl VpcNet {
     }
 }
 
-/// The records that a topology is made from.
-pub trait Records {
-    /// A VPC.
-    fn vpc(&self, id: &VpcId) -> Option<Vpc>;
-    /// A subnet.
-    fn subnet(&self, id: &SubnetId) -> Option<Subnet>;
-    /// An instance.
-    fn instance(&self, id: &InstanceId) -> Option<Instance>;
-    /// Every security group.
-    fn groups(&self) -> Vec<SecurityGroup>;
-    /// Every interface.
-    fn enis(&self) -> Vec<Eni>;
-}
-
 /// Whether an instance in this state may have a VMM, and thus needs its taps.
 fn has_taps(state: InstanceState) -> bool {
     match state {
@@ -109,20 +101,21 @@ fn has_taps(state: InstanceState) -> bool {
     }
 }
 
-/// The network that `host` should have by these records.
-pub fn topology(records: &impl Records, host: &HostId) -> Topology {
-    let enis = records.enis();
+/// The network that `host` should have: the taps of every instance placed there
+/// that may have a VMM, with what those need.
+pub fn topology(view: &View, host: &HostId) -> Topology {
+    let enis: Vec<&Eni> = view.all().collect();
     let mut vpcs: BTreeMap<VpcId, VpcNet> = BTreeMap::new();
-    for eni in &enis {
-        let Some(interface) = interface(records, host, eni) else {
+    for eni in enis.iter().copied() {
+        let Some(interface) = interface(view, host, eni) else {
             continue;
         };
-        let Some(vpc) = records.vpc(&eni.vpc) else {
+        let Some(vpc) = view.get::<Vpc>(&eni.vpc) else {
             continue;
         };
         vpcs.entry(vpc.id.clone())
             .or_insert_with(|| VpcNet {
-                id: vpc.id,
+                id: vpc.id.clone(),
                 cidr: vpc.cidr,
                 interfaces: BTreeMap::new(),
                 groups: BTreeMap::new(),
@@ -130,22 +123,21 @@ pub fn topology(records: &impl Records, host: &HostId) -> Topology {
             .interfaces
             .insert(eni.id.clone(), interface);
     }
-    let groups = records.groups();
     for vpc in vpcs.values_mut() {
-        vpc.groups = groups_of(vpc, &groups, &enis);
+        vpc.groups = groups_of(vpc, view, &enis);
     }
     Topology { vpcs }
 }
 
-fn interface(records: &impl Records, host: &HostId, eni: &Eni) -> Option<Interface> {
-    let instance = records.instance(eni.instance.as_ref()?)?;
+fn interface(view: &View, host: &HostId, eni: &Eni) -> Option<Interface> {
+    let instance = view.get::<Instance>(eni.instance.as_ref()?)?;
     if instance.host.as_ref() != Some(host) || !has_taps(instance.state) {
         return None;
     }
-    let subnet = records.subnet(&eni.subnet)?;
+    let subnet = view.get::<Subnet>(&eni.subnet)?;
     Some(Interface {
         id: eni.id.clone(),
-        instance: instance.id,
+        instance: instance.id.clone(),
         mac: eni.mac,
         private_ip: eni.private_ip,
         subnet: subnet.cidr,
@@ -157,10 +149,10 @@ fn interface(records: &impl Records, host: &HostId, eni: &Eni) -> Option<Interfa
 }
 
 /// The groups that a VPC's rules need here, with members where a rule names them.
-fn groups_of(vpc: &VpcNet, all: &[SecurityGroup], enis: &[Eni]) -> BTreeMap<GroupId, Group> {
+fn groups_of(vpc: &VpcNet, view: &View, enis: &[&Eni]) -> BTreeMap<GroupId, Group> {
     let used: BTreeSet<&GroupId> = vpc.interfaces.values().flat_map(|i| &i.groups).collect();
     let mut groups: BTreeMap<GroupId, Group> = BTreeMap::new();
-    for group in all {
+    for group in view.all::<SecurityGroup>() {
         if group.vpc == vpc.id && used.contains(&group.id) {
             groups.entry(group.id.clone()).or_default().rules = group.rules.clone();
         }
@@ -169,8 +161,8 @@ fn groups_of(vpc: &VpcNet, all: &[SecurityGroup], enis: &[Eni]) -> BTreeMap<Grou
         .values()
         .flat_map(|g| &g.rules)
         .filter_map(|rule| match &rule.peer {
-            crate::model::Peer::Group(id) => Some(id.clone()),
-            crate::model::Peer::Ipv4(_) | crate::model::Peer::Ipv6(_) => None,
+            Peer::Group(id) => Some(id.clone()),
+            Peer::Ipv4(_) | Peer::Ipv6(_) => None,
         })
         .collect();
     for id in peers {
@@ -182,4 +174,71 @@ fn groups_of(vpc: &VpcNet, all: &[SecurityGroup], enis: &[Eni]) -> BTreeMap<Grou
         groups.entry(id).or_default().members = members;
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::*;
+    use super::*;
+    use crate::model::{Direction, Protocol};
+
+    fn here() -> HostId {
+        HostId(HOST.into())
+    }
+
+    #[test]
+    fn only_instances_that_may_have_a_vmm_here_have_taps() {
+        for (state, host, expected) in [
+            (InstanceState::Pending, Some(here()), true),
+            (InstanceState::Running, Some(here()), true),
+            (InstanceState::Stopping, Some(here()), true),
+            (InstanceState::ShuttingDown, Some(here()), true),
+            (InstanceState::Stopped, Some(here()), false),
+            (InstanceState::Terminated, Some(here()), false),
+            (InstanceState::Pending, None, false),
+            (InstanceState::Running, Some(HostId("there".into())), false),
+        ] {
+            let (mut instance, eni) = instance(4, &[1], state);
+            instance.host = host.clone();
+            let view = view().with(group(1, vec![])).with(instance).with(eni);
+            let topology = topology(&view, &here());
+            assert_eq!(!topology.vpcs.is_empty(), expected, "{state:?} {host:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_a_rule_names_has_all_its_members_wherever_they_run() {
+        let ssh = Protocol::Tcp { from: 22, to: 22 };
+        let from_2 = rule(1, Direction::Ingress, ssh, Peer::Group(group_id(2)));
+        let (a, a_eni) = instance(4, &[1], InstanceState::Running);
+        let (mut b, b_eni) = instance(5, &[2], InstanceState::Running);
+        b.host = Some(HostId("there".into()));
+        let (c, c_eni) = instance(6, &[2], InstanceState::Stopped);
+        let view = view()
+            .with(group(1, vec![from_2]))
+            .with(group(2, vec![]))
+            .with(group(3, vec![]));
+        let view = view
+            .with(a)
+            .with(a_eni)
+            .with(b)
+            .with(b_eni)
+            .with(c)
+            .with(c_eni);
+        let topology = topology(&view, &here());
+        let vpc = &topology.vpcs[&vpc_id()];
+        assert_eq!(vpc.interfaces.len(), 1);
+        let members: Vec<String> = vpc.groups[&group_id(2)]
+            .members
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(members, ["172.31.0.5", "172.31.0.6"]);
+        assert!(vpc.groups[&group_id(1)].members.is_empty());
+        assert!(
+            !vpc.groups.contains_key(&group_id(3)),
+            "nobody needs it here"
+        );
+        assert_eq!(vpc.resolver().to_string(), "172.31.0.2");
+    }
 }

@@ -1,0 +1,433 @@
+//! Security groups, anti-spoofing and public addresses as nft tables.
+//!
+//! ```text
+//! prerouting  spoof    a tap's packet has its MAC and its address, or is dropped
+//!             public   from the gateway: public → private address
+//! input       local    an instance reaches DHCP, DNS and IMDS, nothing else here
+//! forward     egress   from a tap: the rules of its groups, else dropped
+//!             ingress  to a tap: the rules of its groups, else dropped;
+//!                      to the gateway: only who has a public address
+//! postrouting private  to the gateway: private → public address
+//! ```
+//!
+//! `egress` and `ingress` are two base chains, since an `accept` ends only its
+//! own: traffic between two instances passes both. A group is one chain for
+//! each direction, shared by all its interfaces; an interface is a chain of
+//! jumps, found by its tap in a verdict map. As on EC2, what no rule allows is
+//! dropped silently, and a tracked connection outlives the rule that let it in.
+//!
+//! An instance that speaks to another by its public address goes out through
+//! the gateway and back in, so that it is seen with its own public address, as
+//! on EC2.
+//!
+//! <https://docs.aws.amazon.com/vpc/latest/userguide/security-group-rules.html>
+
+use ipnet::Ipv4Net;
+
+use super::nft::{Chain, Map, Set, Table};
+use super::{Interface, VpcNet};
+use crate::model::{Direction, GroupId, Peer, Protocol, Rule};
+use crate::network::names::{IGW, IGW_PREFIX, TAP_PREFIX};
+
+/// Where instances find the DNS beside the VPC's own resolver address.
+pub const DNS_ADDRESS: &str = "169.254.169.253";
+/// Where instances find the metadata service.
+pub const IMDS_ADDRESS: &str = "169.254.169.254";
+
+/// The table in a VPC's namespace.
+pub fn vpc_table(vpc: &VpcNet) -> Table {
+    let mut table = Table::default();
+    base_chains(&mut table, vpc);
+    for (id, group) in &vpc.groups {
+        for (direction, prefix) in [(Direction::Ingress, "in"), (Direction::Egress, "out")] {
+            let rules = group
+                .rules
+                .iter()
+                .filter(|rule| rule.direction == direction)
+                .filter_map(rule_line)
+                .collect();
+            let name = format!("{prefix}-{id}");
+            table.chains.insert(name, Chain { hook: None, rules });
+        }
+    }
+    for interface in vpc.interfaces.values() {
+        add_interface(&mut table, vpc, interface);
+    }
+    for rule in vpc.groups.values().flat_map(|group| &group.rules) {
+        let Peer::Group(id) = &rule.peer else {
+            continue;
+        };
+        // A rule may name a group that is gone; it matches nobody.
+        let group = vpc.groups.get(id);
+        let members_of = group.into_iter().flat_map(|group| &group.members);
+        let elements = members_of.map(ToString::to_string).collect();
+        let kind = "ipv4_addr";
+        table.sets.insert(members(id), Set { kind, elements });
+    }
+    table
+}
+
+fn members(id: &GroupId) -> String {
+    format!("members-{id}")
+}
+
+fn base(table: &mut Table, name: &str, hook: &'static str, rules: &[String]) {
+    let rules = rules.to_vec();
+    let hook = Some(hook);
+    table.chains.insert(name.to_owned(), Chain { hook, rules });
+}
+
+fn base_chains(table: &mut Table, vpc: &VpcNet) {
+    let kind = "ifname . ether_addr . ipv4_addr";
+    let elements = std::collections::BTreeSet::new();
+    table.sets.insert("sources".into(), Set { kind, elements });
+    let kind = "ifname . ether_addr";
+    let elements = std::collections::BTreeSet::new();
+    table.sets.insert("routers".into(), Set { kind, elements });
+    for (name, kind) in [
+        ("from-tap", "ifname : verdict"),
+        ("to-tap", "ifname : verdict"),
+        ("has-public", "ipv4_addr : verdict"),
+        ("private-of", "ipv4_addr : ipv4_addr"),
+        ("public-of", "ipv4_addr : ipv4_addr"),
+    ] {
+        let elements = std::collections::BTreeMap::new();
+        table.maps.insert(name.into(), Map { kind, elements });
+    }
+    let tracked = "ct state vmap { established : accept, related : accept, invalid : drop }";
+    let tap = format!("iifname \"{TAP_PREFIX}*\"");
+    // Before conntrack (-200), so that a forged packet leaves no trace there.
+    base(
+        table,
+        "spoof",
+        "type filter hook prerouting priority -300; policy accept;",
+        &[
+            format!("iifname != \"{TAP_PREFIX}*\" accept"),
+            "iifname . ether saddr . ip saddr @sources accept".into(),
+            "iifname . ether saddr @routers meta nfproto ipv4 accept".into(),
+            // A DHCP client that has no address yet.
+            "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept".into(),
+            "drop".into(),
+        ],
+    );
+    base(
+        table,
+        "public",
+        "type nat hook prerouting priority -100; policy accept;",
+        &[format!(
+            "iifname \"{IGW}\" dnat ip to ip daddr map @private-of"
+        )],
+    );
+    let dns = format!("ip daddr {{ {}, {DNS_ADDRESS} }}", vpc.resolver());
+    base(
+        table,
+        "local",
+        "type filter hook input priority 0; policy drop;",
+        &[
+            "iifname \"lo\" accept".into(),
+            format!("{tap} udp sport 68 udp dport 67 accept"),
+            // Here also an interface without source check speaks for itself only.
+            "iifname . ether saddr . ip saddr != @sources drop".into(),
+            tracked.into(),
+            format!("{dns} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+            format!("ip daddr {IMDS_ADDRESS} tcp dport 80 accept"),
+        ],
+    );
+    base(
+        table,
+        "egress",
+        "type filter hook forward priority -10; policy drop;",
+        &[
+            tracked.into(),
+            format!("iifname \"{IGW}\" accept"),
+            "iifname vmap @from-tap".into(),
+        ],
+    );
+    base(
+        table,
+        "ingress",
+        "type filter hook forward priority 0; policy drop;",
+        &[
+            tracked.into(),
+            format!("oifname \"{IGW}\" {tap} ip saddr vmap @has-public"),
+            "oifname vmap @to-tap".into(),
+        ],
+    );
+    base(
+        table,
+        "private",
+        "type nat hook postrouting priority 100; policy accept;",
+        &[format!(
+            "oifname \"{IGW}\" snat ip to ip saddr map @public-of"
+        )],
+    );
+}
+
+fn add_interface(table: &mut Table, vpc: &VpcNet, interface: &Interface) {
+    let tap = interface.tap();
+    let [a, b, c, d, e, f] = interface.mac;
+    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    let private = interface.private_ip.to_string();
+    let mut set = |name: &str, element: String| {
+        if let Some(set) = table.sets.get_mut(name) {
+            set.elements.insert(element);
+        }
+    };
+    set("sources", format!("\"{tap}\" . {mac} . {private}"));
+    if !interface.source_dest_check {
+        set("routers", format!("\"{tap}\" . {mac}"));
+    }
+    for (prefix, map) in [("in", "to-tap"), ("out", "from-tap")] {
+        let rules = interface
+            .groups
+            .iter()
+            .filter(|id| vpc.groups.contains_key(*id))
+            .map(|id| format!("jump {prefix}-{id}"))
+            .collect();
+        let chain = format!("{prefix}-{tap}");
+        if let Some(map) = table.maps.get_mut(map) {
+            let jump = format!("jump {chain}");
+            map.elements.insert(format!("\"{tap}\""), jump);
+        }
+        table.chains.insert(chain, Chain { hook: None, rules });
+    }
+    if let Some(public) = interface.public_ip {
+        let public = public.to_string();
+        for (map, key, value) in [
+            ("has-public", &private, &"accept".to_owned()),
+            ("private-of", &public, &private),
+            ("public-of", &private, &public),
+        ] {
+            if let Some(map) = table.maps.get_mut(map) {
+                map.elements.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// A rule as nft's; `None` where it can match nothing, since a VPC here has no IPv6.
+fn rule_line(rule: &Rule) -> Option<String> {
+    let side = match rule.direction {
+        Direction::Ingress => "saddr",
+        Direction::Egress => "daddr",
+    };
+    let peer = match &rule.peer {
+        Peer::Ipv4(net) if net.prefix_len() == 0 => String::new(),
+        Peer::Ipv4(net) => format!("ip {side} {} ", net.trunc()),
+        Peer::Group(id) => format!("ip {side} @{} ", members(id)),
+        Peer::Ipv6(_) => return None,
+    };
+    let ports = |name: &str, from: u16, to: u16| match (from, to) {
+        (0, u16::MAX) => format!("meta l4proto {name} "),
+        (from, to) if from == to => format!("{name} dport {from} "),
+        (from, to) => format!("{name} dport {from}-{to} "),
+    };
+    let matcher = match rule.matcher {
+        Protocol::All => String::new(),
+        Protocol::Tcp { from, to } | Protocol::Udp { from, to } if from > to => return None,
+        Protocol::Tcp { from, to } => ports("tcp", from, to),
+        Protocol::Udp { from, to } => ports("udp", from, to),
+        Protocol::Icmp { kind: None, .. } => "meta l4proto icmp ".to_owned(),
+        Protocol::Icmp {
+            kind: Some(kind),
+            code: None,
+        } => format!("icmp type {kind} "),
+        Protocol::Icmp {
+            kind: Some(kind),
+            code: Some(code),
+        } => format!("icmp type {kind} icmp code {code} "),
+        Protocol::Icmpv6 { .. } => return None,
+        Protocol::Number(number) => format!("meta l4proto {number} "),
+    };
+    Some(format!("{peer}{matcher}accept"))
+}
+
+/// The table in the host's own namespace: what instances send beyond the host
+/// leaves with the host's address, since nobody out there knows the pool.
+pub fn host_table(pool: Ipv4Net) -> Table {
+    let mut table = Table::default();
+    base(
+        &mut table,
+        "uplink",
+        "type nat hook postrouting priority 100; policy accept;",
+        &[format!(
+            "ip saddr {} oifname != {{ \"lo\", \"{IGW_PREFIX}*\" }} masquerade",
+            pool.trunc()
+        )],
+    );
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nft::{difference, replace};
+    use super::super::testing::*;
+    use super::super::{Topology, topology};
+    use super::*;
+    use crate::model::{HostId, InstanceState};
+    use crate::store::View;
+
+    fn net(text: &str) -> Peer {
+        Peer::Ipv4(text.parse().unwrap())
+    }
+
+    #[test]
+    fn rules_are_rendered() {
+        let (tcp, udp) = (
+            |from, to| Protocol::Tcp { from, to },
+            |from, to| Protocol::Udp { from, to },
+        );
+        let icmp = |kind, code| Protocol::Icmp { kind, code };
+        let members = "members-sg-00000000000000007";
+        for (matcher, peer, expected) in [
+            (Protocol::All, anywhere(), Some("accept".to_owned())),
+            (
+                tcp(22, 22),
+                net("10.1.2.3/8"),
+                Some("ip saddr 10.0.0.0/8 tcp dport 22 accept".into()),
+            ),
+            (
+                tcp(0, 65535),
+                anywhere(),
+                Some("meta l4proto tcp accept".into()),
+            ),
+            (udp(1, 9), anywhere(), Some("udp dport 1-9 accept".into())),
+            (tcp(9, 1), anywhere(), None),
+            (
+                icmp(None, None),
+                anywhere(),
+                Some("meta l4proto icmp accept".into()),
+            ),
+            (
+                icmp(Some(8), None),
+                net("1.2.3.4/32"),
+                Some("ip saddr 1.2.3.4/32 icmp type 8 accept".into()),
+            ),
+            (
+                icmp(Some(3), Some(4)),
+                anywhere(),
+                Some("icmp type 3 icmp code 4 accept".into()),
+            ),
+            (
+                Protocol::Number(47),
+                anywhere(),
+                Some("meta l4proto 47 accept".into()),
+            ),
+            (
+                Protocol::All,
+                Peer::Group(group_id(7)),
+                Some(format!("ip saddr @{members} accept")),
+            ),
+            (Protocol::All, Peer::Ipv6("::/0".parse().unwrap()), None),
+            (
+                Protocol::Icmpv6 {
+                    kind: None,
+                    code: None,
+                },
+                anywhere(),
+                None,
+            ),
+        ] {
+            let rule = rule(1, Direction::Ingress, matcher, peer);
+            assert_eq!(rule_line(&rule), expected, "{rule:?}");
+        }
+        let out = rule(1, Direction::Egress, Protocol::All, net("10.0.0.0/8"));
+        assert_eq!(
+            rule_line(&out).as_deref(),
+            Some("ip daddr 10.0.0.0/8 accept")
+        );
+    }
+
+    fn table_of(view: &View) -> Table {
+        let Topology { vpcs } = topology(view, &HostId(HOST.into()));
+        vpc_table(&vpcs[&vpc_id()])
+    }
+
+    /// Three steps in the life of a VPC.
+    fn steps() -> Vec<Table> {
+        let ssh = Protocol::Tcp { from: 22, to: 22 };
+        let web = Protocol::Tcp { from: 80, to: 80 };
+        let out = rule(1, Direction::Egress, Protocol::All, anywhere());
+        let from_2 = rule(2, Direction::Ingress, ssh, Peer::Group(group_id(2)));
+        let from_all = rule(3, Direction::Ingress, web, anywhere());
+        let gone = rule(4, Direction::Ingress, web, Peer::Group(group_id(99)));
+        let (a, mut a_eni) = instance(4, &[1], InstanceState::Running);
+        let (b, b_eni) = instance(5, &[1, 2], InstanceState::Running);
+        a_eni.public_ip = Some([203, 0, 113, 7].into());
+        let one = view()
+            .with(group(1, vec![out.clone(), from_2]))
+            .with(group(2, vec![]))
+            .with(a.clone())
+            .with(a_eni.clone());
+        let two = one.clone().with(b).with(b_eni).with(group(2, vec![gone]));
+        a_eni.public_ip = Some([203, 0, 113, 9].into());
+        let three = two.clone().with(a_eni).with(group(1, vec![out, from_all]));
+        vec![table_of(&one), table_of(&two), table_of(&three)]
+    }
+
+    #[test]
+    fn an_increment_is_small() {
+        let steps = steps();
+        let tap = "tap-0000000000";
+        let sg = "sg-0000000000000000";
+        assert_eq!(
+            difference("hearth", &steps[1], &steps[2]),
+            format!(
+                "delete element inet hearth private-of {{ 203.0.113.7 : 172.31.0.4 }}\n\
+                 delete element inet hearth public-of {{ 172.31.0.4 : 203.0.113.7 }}\n\
+                 flush chain inet hearth in-{sg}1\n\
+                 add rule inet hearth in-{sg}1 tcp dport 80 accept\n\
+                 add element inet hearth private-of {{ 203.0.113.9 : 172.31.0.4 }}\n\
+                 add element inet hearth public-of {{ 172.31.0.4 : 203.0.113.9 }}\n\
+                 delete set inet hearth members-{sg}2\n"
+            )
+        );
+        let added = difference("hearth", &steps[0], &steps[1]);
+        assert!(
+            added.contains(&format!(
+                "add element inet hearth to-tap {{ \"{tap}5\" : jump in-{tap}5 }}"
+            )),
+            "{added}"
+        );
+    }
+
+    #[test]
+    fn nft_takes_the_whole_and_every_increment() {
+        // In a namespace of its own, so that it may really load the rules.
+        let nft = |script: &str| -> Option<std::process::Output> {
+            let mut child = std::process::Command::new("unshare")
+                .args(["--user", "--map-root-user", "--net", "nft", "-f", "-"])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .ok()?;
+            std::io::Write::write_all(&mut child.stdin.take()?, script.as_bytes()).ok()?;
+            child.wait_with_output().ok()
+        };
+        if !nft("add table inet probe\n").is_some_and(|out| out.status.success()) {
+            eprintln!("nft can't load rules here: not checked");
+            return;
+        }
+        let steps = steps();
+        for (i, old) in steps.iter().enumerate() {
+            for (j, new) in steps.iter().enumerate() {
+                let script = replace("hearth", old) + &difference("hearth", old, new);
+                let out = nft(&script).unwrap();
+                let error = String::from_utf8_lossy(&out.stderr);
+                assert!(out.status.success(), "{i} to {j}: {error}\n{script}");
+            }
+        }
+        let out = nft(&replace(
+            "hearth",
+            &host_table("203.0.113.0/24".parse().unwrap()),
+        ))
+        .unwrap();
+        assert!(out.status.success());
+    }
+
+    #[test]
+    fn the_whole_table() {
+        insta::assert_snapshot!(replace("hearth", &steps()[0]));
+    }
+}
