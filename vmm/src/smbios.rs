@@ -87,11 +87,7 @@ pub struct TablesTooLarge {
 ///
 /// # Errors
 /// When they outgrow their place.
-pub fn build(
-    identity: &Identity,
-    vcpus: u8,
-    memory_bytes: u64,
-) -> Result<Vec<u8>, TablesTooLarge> {
+pub fn build(identity: &Identity, vcpus: u8, memory_bytes: u64) -> Result<Vec<u8>, TablesTooLarge> {
     let serial = identity.uuid.to_string();
     let memory_mib = u32::try_from(memory_bytes / MIB).unwrap_or(u32::MAX >> 1);
     let mut table = Table::default();
@@ -360,7 +356,9 @@ mod tests {
     #[test]
     fn entry_point_adds_up_and_points_at_the_structures() {
         let image = build(&identity(), 2, 1 << 30).expect("fits");
-        let sum = image[..0x18].iter().fold(0u8, |sum, b| sum.wrapping_add(*b));
+        let sum = image[..0x18]
+            .iter()
+            .fold(0u8, |sum, b| sum.wrapping_add(*b));
         assert_eq!(sum, 0);
         assert_eq!(
             u64::from_le_bytes(image[16..24].try_into().expect("8 bytes")),
@@ -416,9 +414,20 @@ mod tests {
 
     #[test]
     fn uuid_text_is_checked() {
-        for bad in ["", "ec2", "ec2a1b2c3d4e5f60718293a4b5c6d7e8", "zc2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8", "+c2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8"] {
+        for bad in [
+            "",
+            "ec2",
+            "ec2a1b2c3d4e5f60718293a4b5c6d7e8",
+            "zc2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8",
+            "+c2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8",
+        ] {
             assert_eq!(Uuid::parse(bad), None, "{bad}");
         }
-        assert_eq!(Uuid::parse(&TEXT.to_uppercase()).expect("a UUID").to_string(), TEXT);
+        assert_eq!(
+            Uuid::parse(&TEXT.to_uppercase())
+                .expect("a UUID")
+                .to_string(),
+            TEXT
+        );
     }
 }

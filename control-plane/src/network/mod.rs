@@ -11,7 +11,7 @@
 //! Every interface has a `/32` route to its tap and every tap answers ARP for
 //! the others, so that all traffic between two instances, of the same subnet or
 //! not, is routed and thus filtered. [`plan`] is pure: it makes the
-//! [`Topology`] from the view and the nft rules from that. `host` makes it so.
+//! [`Topology`] from the view and the nft rules from that. [`host`] makes it so.
 
 use std::os::fd::OwnedFd;
 
@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use crate::model::Eni;
 
 pub mod fake;
+pub mod host;
 pub mod names;
 pub mod plan;
 

@@ -115,7 +115,10 @@ impl Aml for NotifySlot {
 struct PciRoot;
 
 impl Aml for PciRoot {
-    #[expect(clippy::cast_possible_truncation, reason = "the window lies below 4 GiB")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the window lies below 4 GiB"
+    )]
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
         let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));

@@ -101,7 +101,12 @@ mod tests {
         let xsdt = table(image, u64_at(image, 24));
         xsdt[36..]
             .chunks_exact(8)
-            .map(|entry| table(image, u64::from_le_bytes(entry.try_into().expect("8 bytes"))))
+            .map(|entry| {
+                table(
+                    image,
+                    u64::from_le_bytes(entry.try_into().expect("8 bytes")),
+                )
+            })
             .collect()
     }
 

@@ -124,13 +124,19 @@ mod tests {
             Some(Request::PowerOff)
         );
         assert_eq!(registers.write(PORT_SLEEP_CONTROL, &[S5 << 2]), None);
-        assert_eq!(registers.write(PORT_SLEEP_CONTROL, &[3 << 2 | SLEEP_ENABLE]), None);
+        assert_eq!(
+            registers.write(PORT_SLEEP_CONTROL, &[3 << 2 | SLEEP_ENABLE]),
+            None
+        );
     }
 
     #[test]
     fn reset_takes_its_value_only() {
         let mut registers = Registers::default();
-        assert_eq!(registers.write(PORT_RESET, &[RESET_VALUE]), Some(Request::Reset));
+        assert_eq!(
+            registers.write(PORT_RESET, &[RESET_VALUE]),
+            Some(Request::Reset)
+        );
         assert_eq!(registers.write(PORT_RESET, &[0]), None);
         assert_eq!(registers.write(PORT_RESET, &[1, 0]), None);
     }

@@ -371,7 +371,10 @@ mod tests {
     fn a_kernel_too_large_for_the_memory_is_refused() {
         assert!(matches!(
             boot(&mut payload(&bzimage(0x1000_0000, 1))),
-            Err(BootError::MemoryTooSmall { needs: 272, has: 64 })
+            Err(BootError::MemoryTooSmall {
+                needs: 272,
+                has: 64
+            })
         ));
     }
 
@@ -381,7 +384,10 @@ mod tests {
         payload.cmdline = "x".repeat(2048);
         assert!(matches!(
             boot(&mut payload),
-            Err(BootError::CmdlineTooLong { size: 2048, limit: 2047 })
+            Err(BootError::CmdlineTooLong {
+                size: 2048,
+                limit: 2047
+            })
         ));
     }
 

@@ -98,13 +98,8 @@ pub fn clear(memory: &GuestMemoryMmap) -> io::Result<()> {
     for region in memory.iter() {
         // SAFETY: the range is this region's own anonymous private mapping, which
         // stays mapped; no reference into it outlives a single access.
-        let result = unsafe {
-            libc::madvise(
-                region.as_ptr().cast(),
-                region.size(),
-                libc::MADV_DONTNEED,
-            )
-        };
+        let result =
+            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTNEED) };
         if result != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -1,0 +1,246 @@
+//! The host's side of the network: makes what [`plan`](super::plan) says.
+//!
+//! What it leaves on the host, all of it removed by
+//! [`purge`](NetworkHost::purge): the namespaces `hearth-vpc-…`, the links
+//! `igw-…`, the routes of public addresses over them, an unreachable route for
+//! the rest of the pool, and the nft table `inet hearth`. It also sets
+//! `net.ipv4.ip_forward`, and leaves that set: others may have come to need it.
+//! A firewall of the host that drops forwarded packets (as Docker's does) must
+//! let those from and to `igw-*` pass.
+
+mod link;
+mod netns;
+mod nft;
+mod tap;
+mod uplink;
+mod vpc;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use sha2::{Digest as _, Sha256};
+
+use self::netns::Namespace;
+use super::plan::{nft::Table, rules};
+use super::{Error, NetworkHost, Result, Topology, VpcNet, names};
+use crate::model::{Eni, VpcId};
+
+/// The MTU of everything, the guests' interfaces included.
+pub const MTU: u16 = 1500;
+
+/// The wire between a VPC's namespace and the host: who has which MAC address.
+#[derive(Debug, Clone)]
+struct Wire {
+    /// The host's address on it, the pool's first: the next hop of the VPC.
+    host: Ipv4Addr,
+    host_mac: [u8; 6],
+    /// The next hop of the host; an address that nobody answers for, since the
+    /// neighbour's entry is fixed.
+    gateway: Ipv4Addr,
+    gateway_mac: [u8; 6],
+}
+
+impl Wire {
+    fn new(vpc: &VpcId, pool: Ipv4Net) -> Self {
+        let digest = Sha256::digest(vpc.as_str().as_bytes());
+        let mac = |side| [0x0e, side, digest[0], digest[1], digest[2], digest[3]];
+        Self {
+            host: Ipv4Addr::from(u32::from(pool.network()).saturating_add(1)),
+            host_mac: mac(1),
+            gateway: Ipv4Addr::new(169, 254, 64, 1),
+            gateway_mac: mac(2),
+        }
+    }
+}
+
+/// A VPC that this process has brought up or taken over.
+struct Applied {
+    namespace: Namespace,
+    vpc: VpcNet,
+    table: Table,
+}
+
+/// The network of a Linux host.
+pub struct LinuxNetwork {
+    pool: Ipv4Net,
+    state: tokio::sync::Mutex<BTreeMap<VpcId, Applied>>,
+}
+
+impl std::fmt::Debug for LinuxNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinuxNetwork")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+fn step<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> Result<T> {
+    result.map_err(|e| Error::host(what(), e))
+}
+
+/// Keeps the first error and goes on.
+fn note(first: &mut Option<Error>, result: Result<()>) {
+    if let Err(e) = result {
+        if first.is_some() {
+            tracing::warn!(error = %e, "another step of the network failed");
+        } else {
+            *first = Some(e);
+        }
+    }
+}
+
+impl LinuxNetwork {
+    /// A network with this pool of public addresses.
+    pub fn new(pool: Ipv4Net) -> Self {
+        Self {
+            pool: pool.trunc(),
+            state: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn apply_vpc(&self, applied: &mut BTreeMap<VpcId, Applied>, vpc: &VpcNet) -> Result<()> {
+        let name = names::namespace(&vpc.id);
+        let wire = Wire::new(&vpc.id, self.pool);
+        let found = step(
+            || format!("opening namespace {name}"),
+            Namespace::open(&name),
+        )?;
+        let known = applied.remove(&vpc.id);
+        let (namespace, known) = match found {
+            Some(namespace) => (namespace, known),
+            // Somebody took it away: begin anew.
+            None => (
+                step(
+                    || format!("making namespace {name}"),
+                    Namespace::create(&name),
+                )?,
+                None,
+            ),
+        };
+        let table = rules::vpc_table(vpc);
+        let script = match &known {
+            Some(known) => super::plan::nft::difference(names::TABLE, &known.table, &table),
+            None => super::plan::nft::replace(names::TABLE, &table),
+        };
+        let whole = super::plan::nft::replace(names::TABLE, &table);
+        if !script.is_empty() {
+            // The rules come before the links: nothing passes unfiltered.
+            let result = namespace
+                .run_async(move || async move {
+                    nft::apply(&script).or_else(|error| {
+                        tracing::warn!(%error, "an increment failed; replacing the table");
+                        nft::apply(&whole)
+                    })
+                })
+                .await;
+            step(|| format!("applying the rules of {}", vpc.id), result)?;
+        }
+        step(
+            || format!("wiring {} to the host", vpc.id),
+            uplink::wire(vpc, &namespace, &wire).await,
+        )?;
+        let fresh = known.as_ref().is_none_or(|known| known.vpc != *vpc);
+        let shaped = {
+            let (vpc, wire) = (vpc.clone(), wire.clone());
+            namespace
+                .run_async(move || async move { vpc::shape(&vpc, &wire, fresh).await })
+                .await
+        };
+        step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
+        let vpc = vpc.clone();
+        applied.insert(
+            vpc.id.clone(),
+            Applied {
+                namespace,
+                vpc,
+                table,
+            },
+        );
+        Ok(())
+    }
+
+    /// Removes the VPCs of Hearth's that are not wanted, and the host's part
+    /// when none is.
+    async fn sweep(&self, applied: &mut BTreeMap<VpcId, Applied>, wanted: &Topology) -> Result<()> {
+        let mut first = None;
+        applied.retain(|id, _| wanted.vpcs.contains_key(id));
+        let igws = wanted.vpcs.keys().map(names::igw).collect();
+        note(
+            &mut first,
+            step(|| "removing gateways".into(), uplink::sweep(&igws).await),
+        );
+        let keep: Vec<String> = wanted.vpcs.keys().map(names::namespace).collect();
+        for name in step(|| "listing namespaces".into(), netns::list())? {
+            if !keep.contains(&name) {
+                note(
+                    &mut first,
+                    remove_namespace(&name)
+                        .await
+                        .map_err(|e| Error::host(format!("removing namespace {name}"), e)),
+                );
+            }
+        }
+        if wanted.vpcs.is_empty() {
+            let down = uplink::down(self.pool).await;
+            note(&mut first, step(|| "removing the host's part".into(), down));
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+/// Removes a namespace with its taps: a VMM that still has one open would keep
+/// it, and with it the namespace, alive unseen.
+async fn remove_namespace(name: &str) -> io::Result<()> {
+    if let Some(namespace) = Namespace::open(name)? {
+        namespace
+            .run_async(|| async {
+                let netlink = link::Netlink::connect()?;
+                for (name, link) in netlink.links().await? {
+                    if name.starts_with(names::TAP_PREFIX) {
+                        netlink.delete(link.index).await?;
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    netns::delete(name)
+}
+
+#[async_trait]
+impl NetworkHost for LinuxNetwork {
+    async fn apply(&self, desired: &Topology) -> Result<()> {
+        let mut applied = self.state.lock().await;
+        let mut first = None;
+        note(&mut first, self.sweep(&mut applied, desired).await);
+        if !desired.vpcs.is_empty() {
+            let up = uplink::up(self.pool, applied.is_empty()).await;
+            note(&mut first, step(|| "preparing the host".into(), up));
+        }
+        for vpc in desired.vpcs.values() {
+            note(&mut first, self.apply_vpc(&mut applied, vpc).await);
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd> {
+        let applied = self.state.lock().await;
+        let no_tap = || Error::NoTap(eni.id.to_string());
+        let vpc = applied.get(&eni.vpc).ok_or_else(no_tap)?;
+        let name = names::tap(&eni.id);
+        let opened = vpc
+            .namespace
+            .run_async(move || async move { tap::open(&name) })
+            .await;
+        step(|| format!("opening the tap of {}", eni.id), opened)?.ok_or_else(no_tap)
+    }
+
+    async fn purge(&self) -> Result<()> {
+        let mut applied = self.state.lock().await;
+        self.sweep(&mut applied, &Topology::default()).await
+    }
+}

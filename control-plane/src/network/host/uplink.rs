@@ -1,0 +1,104 @@
+//! The host's own namespace: one link to each VPC, the routes of its public
+//! addresses, and the way out.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::link::{Netlink, sysctl, sysctl_if_there};
+use super::netns::Namespace;
+use super::{MTU, Wire, nft};
+use crate::network::VpcNet;
+use crate::network::names::{IGW, IGW_PREFIX, TABLE, igw};
+use crate::network::plan::{nft::replace, rules::host_table};
+
+/// Prepares the host for any VPC; `first` sets also what stays once set.
+pub(super) async fn up(pool: Ipv4Net, first: bool) -> io::Result<()> {
+    if !first {
+        return Ok(());
+    }
+    sysctl("ipv4/ip_forward", "1")?;
+    let script = replace(TABLE, &host_table(pool));
+    blocking(move || nft::apply(&script)).await?;
+    // Public addresses that nobody has go nowhere, least of all to the uplink.
+    Netlink::connect()?.refuse(pool).await
+}
+
+/// Takes that back, when no VPC is left.
+pub(super) async fn down(pool: Ipv4Net) -> io::Result<()> {
+    blocking(|| nft::delete(TABLE)).await?;
+    Netlink::connect()?.unrefuse(pool).await
+}
+
+async fn blocking(f: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .map_err(io::Error::other)?
+}
+
+/// Links a VPC's namespace to the host and routes its public addresses there.
+pub(super) async fn wire(vpc: &VpcNet, namespace: &Namespace, wire: &Wire) -> io::Result<()> {
+    let netlink = Netlink::connect()?;
+    let name = igw(&vpc.id);
+    let mut link = netlink.links().await?.remove(&name);
+    let inside = namespace
+        .run_async(|| async { Ok(nix::net::if_::if_nametoindex(IGW).is_ok()) })
+        .await?;
+    if let (Some(stale), false) = (&link, inside) {
+        // Its other end is in a namespace that is gone from its name.
+        netlink.delete(stale.index).await?;
+        link = None;
+    }
+    if link.is_none() {
+        let ends = ((name.as_str(), wire.host_mac), (IGW, wire.gateway_mac));
+        netlink.add_veth(ends.0, ends.1, namespace).await?;
+        link = netlink.links().await?.remove(&name);
+    }
+    let link = link.ok_or_else(|| io::Error::other(format!("{name} went away")))?;
+    if !link.up {
+        sysctl_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        // A packet from one instance to another's public address leaves by the
+        // link it came by; that is meant so.
+        sysctl(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
+        sysctl(&format!("ipv4/conf/{name}/accept_redirects"), "0")?;
+        netlink.up_with_mtu(link.index, MTU.into()).await?;
+    }
+    netlink.address(link.index, wire.host).await?;
+    netlink
+        .neighbour(link.index, wire.gateway, wire.gateway_mac)
+        .await?;
+    let public: BTreeSet<Ipv4Addr> = vpc
+        .interfaces
+        .values()
+        .filter_map(|i| i.public_ip)
+        .collect();
+    let mut there = BTreeSet::new();
+    for (address, route) in netlink.routes_over(link.index).await? {
+        if public.contains(&address) {
+            there.insert(address);
+        } else {
+            netlink.delete_route(route).await?;
+        }
+    }
+    for address in public.difference(&there) {
+        let net = Ipv4Net::from(*address);
+        let source = Some(wire.host);
+        netlink
+            .route_via(net, wire.gateway, link.index, source)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Deletes the links to VPCs that are not wanted; their routes go with them.
+pub(super) async fn sweep(wanted: &BTreeSet<String>) -> io::Result<()> {
+    let netlink = Netlink::connect()?;
+    for (name, link) in netlink.links().await? {
+        if name.starts_with(IGW_PREFIX) && !wanted.contains(&name) {
+            netlink.delete(link.index).await?;
+        }
+    }
+    Ok(())
+}

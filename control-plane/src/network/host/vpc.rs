@@ -1,0 +1,123 @@
+//! What is inside a VPC's namespace.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::link::{Netlink, sysctl, sysctl_if_there};
+use super::{MTU, Wire, tap};
+use crate::network::names::{IGW, TAP_PREFIX};
+use crate::network::plan::rules::{DNS_ADDRESS, IMDS_ADDRESS};
+use crate::network::{Interface, VpcNet};
+
+/// Brings the links, addresses and routes in the calling thread's namespace to
+/// what the VPC needs. `fresh` is whether everything is to be set anew and not
+/// only what is missing; either way nothing that is right is disturbed.
+pub(super) async fn shape(vpc: &VpcNet, wire: &Wire, fresh: bool) -> io::Result<()> {
+    let netlink = Netlink::connect()?;
+    let mut links = netlink.links().await?;
+    if fresh {
+        sysctls()?;
+        services(&netlink, vpc, links.get("lo").map_or(1, |lo| lo.index)).await?;
+    }
+    let mut wanted = std::collections::BTreeSet::new();
+    for interface in vpc.interfaces.values() {
+        let name = interface.tap();
+        let there = links.remove(&name);
+        let up = there.as_ref().is_some_and(|link| link.up);
+        if there.is_none() {
+            tap::create(&name)?;
+        }
+        if fresh || !up {
+            let index = nix::net::if_::if_nametoindex(name.as_str())?;
+            connect(&netlink, interface, &name, index).await?;
+        }
+        wanted.insert(name);
+    }
+    if let Some(igw) = links.remove(IGW)
+        && (fresh || !igw.up)
+    {
+        gateway(&netlink, wire, igw.index).await?;
+    }
+    for (name, link) in links {
+        if name.starts_with(TAP_PREFIX) && !wanted.contains(&name) {
+            netlink.delete(link.index).await?;
+        }
+    }
+    Ok(())
+}
+
+fn sysctls() -> io::Result<()> {
+    for (key, value) in [
+        ("ipv4/ip_forward", "1"),
+        // The larger of "all" and the link's own counts: the link's alone shall.
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        ("ipv4/conf/all/accept_redirects", "0"),
+        ("ipv4/conf/default/accept_redirects", "0"),
+        ("ipv4/conf/all/accept_source_route", "0"),
+    ] {
+        sysctl(key, value)?;
+    }
+    sysctl_if_there("ipv6/conf/all/disable_ipv6", "1")?;
+    sysctl_if_there("ipv6/conf/default/disable_ipv6", "1")
+}
+
+/// The addresses that every instance may ask, on the loopback; and no way out
+/// for addresses of the VPC that nobody has.
+async fn services(netlink: &Netlink, vpc: &VpcNet, loopback: u32) -> io::Result<()> {
+    netlink.up(loopback).await?;
+    for text in [DNS_ADDRESS, IMDS_ADDRESS] {
+        let address: Ipv4Addr = text.parse().map_err(io::Error::other)?;
+        netlink.address(loopback, address).await?;
+    }
+    netlink.address(loopback, vpc.resolver()).await?;
+    netlink.refuse(vpc.cidr).await
+}
+
+/// An interface: its router's address on the tap, a route to its own, and
+/// answers to its ARP questions for whatever is routed elsewhere.
+async fn connect(
+    netlink: &Netlink,
+    interface: &Interface,
+    name: &str,
+    index: u32,
+) -> io::Result<()> {
+    let strict = if interface.source_dest_check {
+        "1"
+    } else {
+        "0"
+    };
+    for (key, value) in [
+        ("rp_filter", strict),
+        ("proxy_arp", "1"),
+        ("send_redirects", "0"),
+        ("accept_redirects", "0"),
+    ] {
+        sysctl(&format!("ipv4/conf/{name}/{key}"), value)?;
+    }
+    // By default a proxied answer waits for up to 0.8 s.
+    sysctl(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
+    netlink.up_with_mtu(index, MTU.into()).await?;
+    netlink.address(index, interface.router).await?;
+    netlink.route_to(interface.private_ip, index).await?;
+    // Fixed, so that no guest can talk the host into another MAC address.
+    netlink
+        .neighbour(index, interface.private_ip, interface.mac)
+        .await
+}
+
+/// The default route, over a neighbour whose MAC address is known beforehand:
+/// no ARP is spoken on this wire, so it needs no addresses of its own.
+async fn gateway(netlink: &Netlink, wire: &Wire, index: u32) -> io::Result<()> {
+    sysctl(&format!("ipv4/conf/{IGW}/rp_filter"), "1")?;
+    sysctl(&format!("ipv4/conf/{IGW}/send_redirects"), "0")?;
+    netlink.up_with_mtu(index, MTU.into()).await?;
+    netlink.neighbour(index, wire.host, wire.host_mac).await?;
+    netlink
+        .route_via(Ipv4Net::default(), wire.host, index, None)
+        .await
+}
