@@ -1,1 +1,5 @@
-//! `hearth-vmm` with real kernels. Needs a KVM that runs them.
+//! `hearth-vmm` with real kernels. Needs a KVM that runs them, root, and the
+//! images in target/images.
+
+mod boot;
+mod power;

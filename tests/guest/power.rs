@@ -1,0 +1,40 @@
+//! Power: off, on again, and what the VMM says of it.
+
+use hearth_tests::Vm;
+use hearth_vmm_api::Exit;
+
+#[test]
+fn power_off_by_the_guest_ends_the_process() {
+    let mut vm = Vm::of("micro").boot();
+    vm.type_line("poweroff -f");
+    assert_eq!(vm.wait_exit(60), (0, Some(Exit::GuestPowerOff)));
+}
+
+#[test]
+fn reboots_five_times_in_the_same_process() {
+    let mut vm = Vm::of("micro").boot();
+    for n in 1..=5 {
+        vm.type_line("reboot -f");
+        vm.wait_for_console("# ", 180);
+        assert_eq!(vm.api("GET", "/v1/machine", None)["resets"], n);
+    }
+}
+
+#[test]
+fn stop_by_the_socket_ends_the_process() {
+    let mut vm = Vm::of("micro").boot();
+    vm.api("PUT", "/v1/stop", None);
+    assert_eq!(vm.wait_exit(30), (0, Some(Exit::Stopped)));
+}
+
+#[test]
+fn a_guest_that_panics_is_reported() {
+    let mut vm = Vm::of("micro")
+        .args(&["--cmdline-append", "panic=-1"])
+        .boot();
+    vm.run("sync");
+    vm.type_line("echo c > /proc/sysrq-trigger");
+    // panic=-1 asks for a reset at once: the machine is re-created and boots again.
+    vm.wait_for_console("# ", 180);
+    assert_eq!(vm.api("GET", "/v1/machine", None)["resets"], 1);
+}

@@ -1,0 +1,405 @@
+//! One machine in `hearth-vmm`, without the cloud: a guest test is a list of
+//! what a person would type at its console.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use hearth_vmm_api::Exit;
+use serde_json::Value;
+
+use crate::Output;
+
+/// A machine that isn't started yet.
+pub struct Builder {
+    image: String,
+    vcpus: u8,
+    memory_mib: u64,
+    init: Option<&'static str>,
+    args: Vec<String>,
+}
+
+/// A running machine, with a root shell on its serial console.
+pub struct Vm {
+    child: Child,
+    stdin: ChildStdin,
+    console: Arc<Console>,
+    /// Its folder: disk, socket, exit file.
+    pub dir: tempfile::TempDir,
+    /// How much of the console has been read by [`Vm::run`].
+    seen: usize,
+}
+
+#[derive(Default)]
+struct Console {
+    text: Mutex<Vec<u8>>,
+    more: Condvar,
+}
+
+/// Where the images are: `HEARTH_IMAGES`, or target/images.
+fn images() -> PathBuf {
+    std::env::var_os("HEARTH_IMAGES").map_or_else(
+        || crate::host::repository().join("target/images"),
+        PathBuf::from,
+    )
+}
+
+/// The binary under test: `HEARTH_VMM`, or the release build.
+fn binary(name: &str, variable: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(
+        || crate::host::repository().join("target/release").join(name),
+        PathBuf::from,
+    )
+}
+
+/// A folder for guest disks: on the data disk, which is large and can clone.
+fn scratch() -> PathBuf {
+    let data = Path::new("/var/lib/hearth");
+    if data.is_dir() {
+        data.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+impl Builder {
+    /// The image `micro` or `debian-12`, with one vCPU and 256 MiB, its init
+    /// replaced by a shell on the console.
+    pub fn new(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            vcpus: 1,
+            memory_mib: 256,
+            init: Some("/bin/sh"),
+            args: Vec::new(),
+        }
+    }
+
+    /// How many vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, vcpus: u8) -> Self {
+        self.vcpus = vcpus;
+        self
+    }
+
+    /// How much memory, in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Boots the image's own init.
+    #[must_use]
+    pub fn own_init(mut self) -> Self {
+        self.init = None;
+        self
+    }
+
+    /// Adds flags of `hearth-vmm`.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|s| (*s).to_owned()));
+        self
+    }
+
+    /// Starts it; returns at once.
+    ///
+    /// # Panics
+    /// When the image or the binary is missing.
+    pub fn start(self) -> Vm {
+        let dir = tempfile::Builder::new()
+            .prefix("vm-")
+            .tempdir_in(scratch())
+            .expect("a scratch folder");
+        let manifest: Value = serde_json::from_slice(
+            &std::fs::read(images().join(format!("{}.json", self.image))).unwrap_or_else(|e| {
+                panic!(
+                    "image {} in {}: {e}; make it with images/build",
+                    self.image,
+                    images().display()
+                )
+            }),
+        )
+        .expect("the manifest is JSON");
+        let disk = dir.path().join("root.raw");
+        let source = images().join(manifest["disk"].as_str().expect("disk"));
+        let copied = Command::new("cp")
+            .args(["--reflink=auto", "--sparse=always"])
+            .arg(&source)
+            .arg(&disk)
+            .status();
+        assert!(
+            copied.is_ok_and(|s| s.success()),
+            "can't copy {}",
+            source.display()
+        );
+        let (kernel, initrd) = boot_files(&disk, dir.path());
+
+        let mut cmdline = manifest["boot"]["cmdline"]
+            .as_str()
+            .expect("cmdline")
+            .to_owned();
+        if let Some(init) = self.init {
+            // Errors and the shell, no more: `run` reads what is left.
+            cmdline += &format!(" loglevel=4 init={init}");
+        }
+        let mut child = Command::new(binary("hearth-vmm", "HEARTH_VMM"))
+            .args([
+                "--id",
+                "test",
+                "--vcpus",
+                &self.vcpus.to_string(),
+                "--memory",
+                &self.memory_mib.to_string(),
+            ])
+            .arg("--kernel")
+            .arg(kernel)
+            .args(
+                initrd
+                    .iter()
+                    .flat_map(|i| [Path::new("--initrd"), i.as_path()]),
+            )
+            .args(["--cmdline", &cmdline])
+            .arg("--disk")
+            .arg(format!("path={},id=root,serial=vol0root", disk.display()))
+            .arg("--socket")
+            .arg(dir.path().join("vmm.sock"))
+            .arg("--exit-file")
+            .arg(dir.path().join("exit.json"))
+            .args(&self.args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("hearth-vmm starts");
+        let console = Arc::new(Console::default());
+        let mut from = child.stdout.take().expect("piped");
+        let to = Arc::clone(&console);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut buffer) {
+                to.text
+                    .lock()
+                    .expect("no panic while held")
+                    .extend_from_slice(&buffer[..n]);
+                to.more.notify_all();
+            }
+        });
+        let stdin = child.stdin.take().expect("piped");
+        Vm {
+            child,
+            stdin,
+            console,
+            dir,
+            seen: 0,
+        }
+    }
+
+    /// Starts it and waits for the shell.
+    pub fn boot(self) -> Vm {
+        let mut vm = self.start();
+        vm.wait_for_console("# ", 180);
+        // No echo, so that what comes back is what a command printed.
+        vm.stdin
+            .write_all(b"stty -echo 2>/dev/null; PS1=; export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n")
+            .expect("the console takes input");
+        vm.run("mount -t proc proc /proc 2>/dev/null; mount -t sysfs sys /sys 2>/dev/null; mount -t devtmpfs dev /dev 2>/dev/null; true");
+        vm
+    }
+}
+
+impl Vm {
+    /// A machine from the image `micro` or `debian-12`.
+    pub fn of(image: &str) -> Builder {
+        Builder::new(image)
+    }
+
+    /// All that the console showed so far.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&self.console.text.lock().expect("no panic while held"))
+            .into_owned()
+    }
+
+    /// Waits until the console shows `text` after what has been read.
+    ///
+    /// # Panics
+    /// When it doesn't within `seconds`.
+    pub fn wait_for_console(&mut self, text: &str, seconds: u64) -> String {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let mut now = self.console.text.lock().expect("no panic while held");
+        loop {
+            let fresh = String::from_utf8_lossy(&now[self.seen..]).into_owned();
+            if let Some(at) = fresh.find(text) {
+                self.seen = now.len();
+                return fresh[..at].to_owned();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "no \"{text}\" on the console within {seconds} s; it shows:\n{}",
+                String::from_utf8_lossy(&now)
+            );
+            now = self
+                .console
+                .more
+                .wait_timeout(now, left)
+                .expect("no panic while held")
+                .0;
+        }
+    }
+
+    /// Types a command at the console and returns what came of it.
+    pub fn try_run(&mut self, command: &str) -> Output {
+        // The marks are split, so that an echoed command is not taken for its end.
+        let line = format!("{{ {command}\n}} 2>&1; echo \"@\"\"end $?\"\"@\"\n");
+        self.stdin
+            .write_all(line.as_bytes())
+            .expect("the console takes input");
+        let mut text = self.wait_for_console("@end ", 120);
+        // The status stands behind the mark.
+        let status = {
+            let all = self.console();
+            all.rsplit("@end ")
+                .next()
+                .and_then(|s| s.split('@').next())
+                .and_then(|s| s.trim().parse().ok())
+        };
+        let status =
+            status.unwrap_or_else(|| self.wait_for_console("@", 10).trim().parse().unwrap_or(-1));
+        text = text.replace('\r', "");
+        Output {
+            status,
+            stdout: text.trim().to_owned(),
+            stderr: String::new(),
+        }
+    }
+
+    /// The same, for a command that must work.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn run(&mut self, command: &str) -> String {
+        self.try_run(command)
+            .ok()
+            .unwrap_or_else(|e| panic!("`{command}` in the guest: {e}"))
+    }
+
+    /// Types a line, and waits for nothing.
+    pub fn type_line(&mut self, line: &str) {
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("the console takes input");
+    }
+
+    /// Asks the control socket, as a person with curl would.
+    ///
+    /// # Errors
+    /// The answer, when its status is no success.
+    pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-sS",
+            "--fail-with-body",
+            "--max-time",
+            "30",
+            "-X",
+            method,
+            "--unix-socket",
+        ])
+        .arg(self.dir.path().join("vmm.sock"))
+        .arg(format!("http://vmm{path}"));
+        if let Some(body) = body {
+            curl.args([
+                "-H",
+                "Content-Type: application/json",
+                "-d",
+                &body.to_string(),
+            ]);
+        }
+        let done = curl.output().map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        if !done.status.success() {
+            return Err(format!(
+                "{method} {path}: {text} {}",
+                String::from_utf8_lossy(&done.stderr)
+            ));
+        }
+        Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// The same, for a call that must work.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        self.try_api(method, path, body)
+            .unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Waits for the process to end: its exit status and the exit file.
+    ///
+    /// # Panics
+    /// When it doesn't within `seconds`.
+    pub fn wait_exit(&mut self, seconds: u64) -> (i32, Option<Exit>) {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                let exit = std::fs::read(self.dir.path().join("exit.json")).ok();
+                return (
+                    status.code().unwrap_or(-1),
+                    exit.and_then(|e| serde_json::from_slice(&e).ok()),
+                );
+            }
+            assert!(
+                Instant::now() < deadline,
+                "hearth-vmm still runs after {seconds} s; its console:\n{}",
+                self.console()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The process id of the VMM.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the VMM as the kernel's out-of-memory killer would.
+    pub fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the console of the guest ---\n{}\n---", self.console());
+        }
+        self.kill();
+    }
+}
+
+/// The kernel and initrd of a root disk, read out as the cloud does it.
+fn boot_files(disk: &Path, into: &Path) -> (PathBuf, Option<PathBuf>) {
+    let (kernel, initrd) = (into.join("kernel"), into.join("initrd"));
+    // Until the reader's library call is settled, e2fsprogs' own tool reads the
+    // first partition, which starts at 1 MiB in our images.
+    let read = |from: &str, to: &Path| {
+        let done = Command::new("debugfs")
+            .args(["-R", &format!("dump {from} {}", to.display())])
+            .arg(format!("{}?offset=1048576", disk.display()))
+            .output()
+            .expect("debugfs (e2fsprogs) runs");
+        assert!(
+            to.metadata().is_ok_and(|m| m.len() > 0),
+            "{from}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    };
+    read("/vmlinuz", &kernel);
+    read("/initrd.img", &initrd);
+    (kernel, Some(initrd))
+}
