@@ -1,0 +1,164 @@
+//! The service on its socket: HTTP/1.1, one task for each connection, so many
+//! connections for each instance and no more, and no body is ever read.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Facts;
+use super::answer::{Answer, answer};
+use super::token::TokenKey;
+
+/// How many connections an instance may hold at a time.
+const CONNECTIONS: usize = 32;
+/// How many bytes the head of a request may have.
+const MAX_HEAD: usize = 16 * 1024;
+/// How long a connection may live, and how long its request's head may take.
+const MAX_LIFE: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who has an address: the facts of the instance behind it.
+pub type WhoIs = Arc<dyn Fn(Ipv4Addr) -> Option<Facts> + Send + Sync>;
+
+/// At most so many at a time for each address.
+#[derive(Debug)]
+pub struct Limits {
+    each: usize,
+    by_address: Mutex<HashMap<Ipv4Addr, Arc<Semaphore>>>,
+}
+
+impl Limits {
+    /// `each` for each address.
+    pub fn new(each: usize) -> Self {
+        Self {
+            each,
+            by_address: Mutex::default(),
+        }
+    }
+
+    /// A place, or `None` when all are taken. Addresses that hold none take no memory.
+    pub fn take(&self, address: Ipv4Addr) -> Option<OwnedSemaphorePermit> {
+        let mut map = self
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if map.len() > 1024 {
+            map.retain(|_, s| s.available_permits() < self.each);
+        }
+        let semaphore = map
+            .entry(address)
+            .or_insert_with(|| Arc::new(Semaphore::new(self.each)));
+        Arc::clone(semaphore).try_acquire_owned().ok()
+    }
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs) {
+    let limits = Limits::new(CONNECTIONS);
+    // The tasks end with the set, and thus with this one.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: give others time to close some.
+                tracing::warn!(%error, "the metadata service can't accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let SocketAddr::V4(peer) = peer else { continue };
+        let Some(place) = limits.take(*peer.ip()) else {
+            continue;
+        };
+        let (key, who_is) = (key.clone(), Arc::clone(&who_is));
+        connections.spawn(async move {
+            let _place = place;
+            let served = connection(stream, *peer.ip(), key, who_is);
+            if let Ok(Err(error)) = tokio::time::timeout(MAX_LIFE, served).await {
+                tracing::debug!(%error, peer = %peer.ip(), "a metadata connection ended");
+            }
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: Ipv4Addr,
+    key: TokenKey,
+    who_is: WhoIs,
+) -> std::io::Result<()> {
+    // A second handle on the socket, to set its TTL before an answer leaves.
+    let stream = stream.into_std()?;
+    let socket = Arc::new(stream.try_clone()?);
+    let stream = TcpStream::from_std(stream)?;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = respond(&request, peer, &key, &who_is);
+        if let Some(hops) = answer.hop_limit
+            && let Err(error) = socket.set_ttl(hops.into())
+        {
+            // An answer that may travel farther than it should is not sent.
+            tracing::warn!(%error, "setting the hop limit");
+            return std::future::ready(Ok(into_response(Answer::refusal(
+                StatusCode::INTERNAL_SERVER_ERROR,
+            ))));
+        }
+        std::future::ready(Ok::<_, Infallible>(into_response(answer)))
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(std::io::Error::other)
+}
+
+fn respond(request: &Request<Incoming>, peer: Ipv4Addr, key: &TokenKey, who_is: &WhoIs) -> Answer {
+    let Some(facts) = who_is(peer) else {
+        return Answer::refusal(StatusCode::NOT_FOUND);
+    };
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
+    let (method, path) = (request.method(), request.uri().path());
+    answer(
+        &facts,
+        key,
+        now,
+        rand::random(),
+        method,
+        path,
+        request.headers(),
+    )
+}
+
+fn into_response(answer: Answer) -> Response<Full<Bytes>> {
+    let text = !answer.status.is_success();
+    let close = answer.hop_limit.is_some() || text;
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    let kind = if text { "text/html" } else { "text/plain" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::SERVER, HeaderValue::from_static("EC2ws"));
+    if let Some(ttl) = answer.token_ttl {
+        let name = "x-aws-ec2-metadata-token-ttl-seconds";
+        headers.insert(name, HeaderValue::from(ttl));
+    }
+    if close {
+        // The hop limit is the socket's: the next request takes a new one.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

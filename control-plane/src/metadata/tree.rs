@@ -1,0 +1,229 @@
+//! The tree of documents below a version's folder.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::facts::{Facts, Nic};
+use crate::network::names::{private_name, public_name};
+
+/// The versions that EC2 knows; all show the same tree here.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>
+pub const VERSIONS: &[&str] = &[
+    "1.0",
+    "2007-01-19",
+    "2007-03-01",
+    "2007-08-29",
+    "2007-10-10",
+    "2007-12-15",
+    "2008-02-01",
+    "2008-09-01",
+    "2009-04-04",
+    "2011-01-01",
+    "2011-05-01",
+    "2012-01-12",
+    "2014-02-25",
+    "2014-11-05",
+    "2015-10-20",
+    "2016-04-19",
+    "2016-06-30",
+    "2016-09-02",
+    "2018-03-28",
+    "2018-08-17",
+    "2018-09-24",
+    "2019-10-01",
+    "2020-08-24",
+    "2020-10-27",
+    "2021-01-03",
+    "2021-03-23",
+    "latest",
+];
+
+/// A document or a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// A document.
+    Leaf(Vec<u8>),
+    /// A folder.
+    Folder(Folder),
+}
+
+/// A folder's entries, and how it lists them where that is not by their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Folder {
+    entries: BTreeMap<String, Node>,
+    listing: Option<String>,
+}
+
+impl Folder {
+    fn put(&mut self, name: &str, text: impl Into<String>) {
+        let text: String = text.into();
+        self.entries
+            .insert(name.to_owned(), Node::Leaf(text.into_bytes()));
+    }
+
+    fn folder(&mut self, name: &str) -> &mut Folder {
+        let empty = || Node::Folder(Folder::default());
+        let node = self.entries.entry(name.to_owned()).or_insert_with(empty);
+        if matches!(node, Node::Leaf(_)) {
+            *node = empty();
+        }
+        match node {
+            Node::Folder(folder) => folder,
+            Node::Leaf(_) => unreachable!("replaced above"),
+        }
+    }
+
+    /// The listing: a line for each entry, folders with a slash.
+    fn list(&self, slashes: bool) -> String {
+        if let Some(listing) = &self.listing {
+            return listing.clone();
+        }
+        let lines = self.entries.iter().map(|(name, node)| match node {
+            Node::Folder(_) if slashes => format!("{name}/"),
+            _ => name.clone(),
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// What a path below a version's folder shows: `""` is that folder itself. A
+/// folder answers with and without its slash, a document only without, as far
+/// as anybody relies on it.
+pub fn lookup(root: &Folder, path: &str) -> Option<Vec<u8>> {
+    let mut folder = root;
+    let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
+    let mut depth = 0;
+    while let Some(part) = parts.next() {
+        depth += 1;
+        match folder.entries.get(part)? {
+            Node::Leaf(bytes) => return parts.peek().is_none().then(|| bytes.clone()),
+            Node::Folder(inner) => folder = inner,
+        }
+    }
+    Some(folder.list(depth > 0).into_bytes())
+}
+
+/// The tree of an instance.
+pub fn tree(facts: &Facts) -> Folder {
+    let mut root = Folder::default();
+    if let Some(data) = &facts.user_data {
+        root.entries
+            .insert("user-data".into(), Node::Leaf(data.clone()));
+    }
+    let identity = root.folder("dynamic").folder("instance-identity");
+    identity.put("document", identity_document(facts));
+    meta_data(root.folder("meta-data"), facts);
+    root
+}
+
+fn meta_data(meta: &mut Folder, facts: &Facts) {
+    let instance = &facts.instance;
+    meta.put("ami-id", instance.image.as_str());
+    meta.put("ami-launch-index", instance.launch_index.to_string());
+    meta.put("ami-manifest-path", "(unknown)");
+    meta.put("instance-action", "none");
+    meta.put("instance-id", instance.id.as_str());
+    meta.put("instance-life-cycle", "on-demand");
+    meta.put("instance-type", instance.instance_type.as_str());
+    meta.put("reservation-id", instance.reservation.as_str());
+    meta.put("system", "nitro");
+    let devices = meta.folder("block-device-mapping");
+    devices.put("ami", instance.root_device_name.as_str());
+    devices.put("root", instance.root_device_name.as_str());
+    for (i, device) in facts.disks.values().enumerate() {
+        devices.put(&format!("ebs{}", i + 1), device.as_str());
+    }
+    let placement = meta.folder("placement");
+    placement.put("availability-zone", instance.zone.as_str());
+    placement.put("region", facts.region.as_str());
+    let services = meta.folder("services");
+    services.put("domain", "amazonaws.com");
+    services.put("partition", "aws");
+    if let (Some(name), Some(key)) = (&instance.key_name, &instance.public_key) {
+        let keys = meta.folder("public-keys");
+        keys.listing = Some(format!("0={name}"));
+        keys.folder("0")
+            .put("openssh-key", format!("{}\n", key.trim_end()));
+    }
+    if instance.metadata.tags_enabled {
+        let tags = meta.folder("tags").folder("instance");
+        for (key, value) in &facts.tags {
+            tags.put(key, value.as_str());
+        }
+    }
+    if let Some(nic) = facts.nics.first() {
+        addresses(meta, nic, &facts.region);
+        meta.put("hostname", private_name(&facts.region, nic.eni.private_ip));
+        meta.put("local-ipv4", nic.eni.private_ip.to_string());
+        meta.put("security-groups", nic.group_names.join("\n"));
+    }
+    for nic in &facts.nics {
+        let macs = meta.folder("network").folder("interfaces").folder("macs");
+        interface(macs.folder(&nic.eni.mac_string()), nic, &facts.region);
+    }
+}
+
+/// What stands both at the top and at an interface.
+fn addresses(folder: &mut Folder, nic: &Nic, region: &str) {
+    let eni = &nic.eni;
+    folder.put("local-hostname", private_name(region, eni.private_ip));
+    folder.put("mac", eni.mac_string());
+    if let Some(public) = eni.public_ip {
+        folder.put("public-hostname", public_name(region, public));
+        folder.put("public-ipv4", public.to_string());
+    }
+}
+
+fn interface(folder: &mut Folder, nic: &Nic, region: &str) {
+    let eni = &nic.eni;
+    addresses(folder, nic, region);
+    if let Some(public) = eni.public_ip {
+        // Here it goes by another name than at the top.
+        folder.entries.remove("public-ipv4");
+        folder.put("public-ipv4s", public.to_string());
+        let associations = folder.folder("ipv4-associations");
+        associations.put(&public.to_string(), eni.private_ip.to_string());
+    }
+    let groups: Vec<&str> = eni.groups.iter().map(|g| g.as_str()).collect();
+    folder.put("device-number", eni.device_index.to_string());
+    folder.put("interface-id", eni.id.as_str());
+    folder.put("local-ipv4s", eni.private_ip.to_string());
+    folder.put("owner-id", eni.owner.as_str());
+    folder.put("security-group-ids", groups.join("\n"));
+    folder.put("security-groups", nic.group_names.join("\n"));
+    folder.put("subnet-id", eni.subnet.as_str());
+    folder.put("subnet-ipv4-cidr-block", nic.subnet.cidr.to_string());
+    folder.put("vpc-id", eni.vpc.as_str());
+    folder.put("vpc-ipv4-cidr-block", nic.vpc.cidr.to_string());
+    folder.put("vpc-ipv4-cidr-blocks", nic.vpc.cidr.to_string());
+}
+
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html>
+fn identity_document(facts: &Facts) -> String {
+    let instance = &facts.instance;
+    let private = facts.nics.first().map(|nic| nic.eni.private_ip.to_string());
+    let pending = instance
+        .launched_at
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string();
+    let document = json!({
+        "accountId": instance.owner,
+        "architecture": "x86_64",
+        "availabilityZone": instance.zone,
+        "billingProducts": null,
+        "devpayProductCodes": null,
+        "marketplaceProductCodes": null,
+        "imageId": instance.image,
+        "instanceId": instance.id,
+        "instanceType": instance.instance_type,
+        "kernelId": null,
+        "pendingTime": pending,
+        "privateIp": private,
+        "ramdiskId": null,
+        "region": facts.region,
+        "version": "2017-09-30",
+    });
+    format!("{document:#}")
+}
