@@ -3,4 +3,6 @@
 pub mod acpi;
 pub mod arch;
 pub mod irq;
+pub mod pci;
 pub mod smbios;
+pub mod virtio;

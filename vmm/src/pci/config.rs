@@ -1,0 +1,415 @@
+//! A type 0 configuration header as a register machine: bytes, and a mask of the
+//! bits that software may write. BAR sizing falls out of the mask.
+//!
+//! PCI Local Bus 3.0, chapter 6.
+
+use bitflags::bitflags;
+
+/// Bytes of a conventional function's configuration space.
+pub const CONFIG_SPACE_SIZE: usize = 256;
+
+/// BARs of a type 0 header.
+pub const BAR_COUNT: u8 = 6;
+
+/// Registers of the type 0 header, by offset. Section 6.1, figure 6-1.
+pub mod register {
+    /// Vendor ID, 16 bits.
+    pub const VENDOR_ID: u8 = 0x00;
+    /// Device ID, 16 bits.
+    pub const DEVICE_ID: u8 = 0x02;
+    /// Command, 16 bits.
+    pub const COMMAND: u8 = 0x04;
+    /// Status, 16 bits.
+    pub const STATUS: u8 = 0x06;
+    /// Revision ID, 8 bits; the three bytes of the class code follow.
+    pub const REVISION_ID: u8 = 0x08;
+    /// First of six base address registers, 32 bits each.
+    pub const BAR0: u8 = 0x10;
+    /// Subsystem vendor ID, 16 bits.
+    pub const SUBSYSTEM_VENDOR_ID: u8 = 0x2c;
+    /// Subsystem ID, 16 bits.
+    pub const SUBSYSTEM_ID: u8 = 0x2e;
+    /// Offset of the first capability, 8 bits.
+    pub const CAPABILITIES: u8 = 0x34;
+    /// Interrupt line, 8 bits: scratch for software.
+    pub const INTERRUPT_LINE: u8 = 0x3c;
+}
+
+bitflags! {
+    /// Command register. Section 6.2.2.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Command: u16 {
+        /// Memory BARs decode.
+        const MEMORY_SPACE = 1 << 1;
+        /// The function may issue memory writes, MSI-X messages among them.
+        const BUS_MASTER = 1 << 2;
+        /// The function may not assert INTx. Ours never do.
+        const INTERRUPT_DISABLE = 1 << 10;
+    }
+}
+
+/// Status register bit 4: there is a capability list. Section 6.2.3.
+const STATUS_CAPABILITIES: u8 = 1 << 4;
+
+/// First byte behind the header, where capabilities begin.
+const FIRST_CAPABILITY: usize = 0x40;
+
+/// What a function is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Revision ID.
+    pub revision: u8,
+    /// Base class, sub-class, programming interface. Appendix D.
+    pub class: [u8; 3],
+    /// Subsystem vendor ID.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID.
+    pub subsystem: u16,
+}
+
+/// How a memory BAR decodes. Section 6.2.5.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarKind {
+    /// Anywhere below 4 GiB; one register.
+    Memory32,
+    /// Anywhere; two registers.
+    Memory64,
+}
+
+/// One memory BAR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bar {
+    /// 32 or 64 bits.
+    pub kind: BarKind,
+    /// Bytes: a power of two, at least 16.
+    pub size: u64,
+}
+
+/// Why a layout of BARs or capabilities can't be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// The BAR's size or register is unusable.
+    #[error("BAR {0} is not possible: its size must be a power of two and its register free")]
+    Bar(u8),
+    /// The capability list has no room for this one.
+    #[error("no room in configuration space for a capability of {0} bytes")]
+    Capability(usize),
+}
+
+/// A type 0 configuration space.
+#[derive(Debug, Clone)]
+pub struct ConfigSpace {
+    data: [u8; CONFIG_SPACE_SIZE],
+    writable: [u8; CONFIG_SPACE_SIZE],
+    bars: [Option<Bar>; BAR_COUNT as usize],
+    last_capability: usize,
+    free: usize,
+}
+
+impl ConfigSpace {
+    /// A function without BARs and capabilities.
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        let mut space = Self {
+            data: [0; CONFIG_SPACE_SIZE],
+            writable: [0; CONFIG_SPACE_SIZE],
+            bars: [None; BAR_COUNT as usize],
+            last_capability: usize::from(register::CAPABILITIES),
+            free: FIRST_CAPABILITY,
+        };
+        space.put(register::VENDOR_ID, &identity.vendor.to_le_bytes());
+        space.put(register::DEVICE_ID, &identity.device.to_le_bytes());
+        let [base, sub, interface] = identity.class;
+        space.put(
+            register::REVISION_ID,
+            &[identity.revision, interface, sub, base],
+        );
+        space.put(
+            register::SUBSYSTEM_VENDOR_ID,
+            &identity.subsystem_vendor.to_le_bytes(),
+        );
+        space.put(register::SUBSYSTEM_ID, &identity.subsystem.to_le_bytes());
+        space.allow(register::COMMAND, &Command::all().bits().to_le_bytes());
+        space.allow(register::INTERRUPT_LINE, &[0xff]);
+        space
+    }
+
+    /// Declares a BAR; it decodes nowhere until it is placed and enabled.
+    ///
+    /// # Errors
+    /// When the size is not a power of two of at least 16 bytes, doesn't fit the
+    /// kind, or the register is taken.
+    pub fn add_bar(&mut self, index: u8, bar: Bar) -> Result<(), LayoutError> {
+        let width = match bar.kind {
+            BarKind::Memory32 => 1,
+            BarKind::Memory64 => 2,
+        };
+        let fits = bar.size.is_power_of_two()
+            && bar.size >= 16
+            && (bar.kind == BarKind::Memory64 || u32::try_from(bar.size).is_ok());
+        if !fits
+            || index + width > BAR_COUNT
+            || (0..index + width).any(|taken| self.covers(taken, index, width))
+        {
+            return Err(LayoutError::Bar(index));
+        }
+        self.bars[usize::from(index)] = Some(bar);
+        let kind_bits: u8 = match bar.kind {
+            BarKind::Memory32 => 0b000,
+            BarKind::Memory64 => 0b100,
+        };
+        let mask = (!(bar.size - 1)).to_le_bytes();
+        let bytes = usize::from(width) * 4;
+        let at = bar_register(index);
+        self.put(at, &[kind_bits]);
+        self.allow(at, &mask[..bytes]);
+        Ok(())
+    }
+
+    /// Whether the BAR declared at `declared` uses one of `width` registers from
+    /// `index` on.
+    fn covers(&self, declared: u8, index: u8, width: u8) -> bool {
+        self.bars[usize::from(declared)].is_some_and(|bar| {
+            let end = declared + if bar.kind == BarKind::Memory64 { 2 } else { 1 };
+            declared < index + width && index < end
+        })
+    }
+
+    /// Appends a capability. `body` follows the two bytes of ID and next pointer;
+    /// `writable` is its mask, short masks meaning read-only for the rest.
+    /// Returns its offset. Section 6.7.
+    ///
+    /// # Errors
+    /// When configuration space is full.
+    pub fn add_capability(
+        &mut self,
+        id: u8,
+        body: &[u8],
+        writable: &[u8],
+    ) -> Result<u8, LayoutError> {
+        let offset = self.free;
+        let length = 2 + body.len();
+        let full = LayoutError::Capability(length);
+        if offset + length > CONFIG_SPACE_SIZE || writable.len() > body.len() {
+            return Err(full);
+        }
+        let at = u8::try_from(offset).map_err(|_| full)?;
+        self.data[offset] = id;
+        self.data[offset + 2..offset + length].copy_from_slice(body);
+        self.writable[offset + 2..offset + 2 + writable.len()].copy_from_slice(writable);
+        // The list's head is a pointer at 0x34, every other link the second byte
+        // of the capability before.
+        let link = if self.last_capability == usize::from(register::CAPABILITIES) {
+            self.last_capability
+        } else {
+            self.last_capability + 1
+        };
+        self.data[link] = at;
+        self.last_capability = offset;
+        self.data[usize::from(register::STATUS)] |= STATUS_CAPABILITIES;
+        self.free = (offset + length).next_multiple_of(4);
+        Ok(at)
+    }
+
+    /// Reads registers as software does; past the end reads 0.
+    pub fn read(&self, offset: u8, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(usize::from(offset)..) {
+            *byte = self.data.get(at).copied().unwrap_or(0);
+        }
+    }
+
+    /// Writes registers as software does: only writable bits change.
+    pub fn write(&mut self, offset: u8, data: &[u8]) {
+        for (byte, at) in data.iter().zip(usize::from(offset)..) {
+            if let (Some(old), Some(mask)) = (self.data.get_mut(at), self.writable.get(at)) {
+                *old = (*old & !mask) | (byte & mask);
+            }
+        }
+    }
+
+    /// A 16-bit register.
+    #[must_use]
+    pub fn read_u16(&self, offset: u8) -> u16 {
+        let mut bytes = [0; 2];
+        self.read(offset, &mut bytes);
+        u16::from_le_bytes(bytes)
+    }
+
+    /// A 32-bit register.
+    #[must_use]
+    pub fn read_u32(&self, offset: u8) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// The command register.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        Command::from_bits_truncate(self.read_u16(register::COMMAND))
+    }
+
+    /// The BAR declared at a register.
+    #[must_use]
+    pub fn bar(&self, index: u8) -> Option<Bar> {
+        self.bars.get(usize::from(index)).copied().flatten()
+    }
+
+    /// The address a BAR holds, whether or not it decodes.
+    #[must_use]
+    pub fn bar_address(&self, index: u8) -> Option<u64> {
+        let bar = self.bar(index)?;
+        let low = self.read_u32(bar_register(index)) & !0xf;
+        let high = match bar.kind {
+            BarKind::Memory32 => 0,
+            BarKind::Memory64 => self.read_u32(bar_register(index + 1)),
+        };
+        Some(u64::from(high) << 32 | u64::from(low))
+    }
+
+    /// Places a BAR, as firmware would.
+    pub fn set_bar_address(&mut self, index: u8, address: u64) {
+        let Some(bar) = self.bar(index) else { return };
+        let bytes = address.to_le_bytes();
+        let width = match bar.kind {
+            BarKind::Memory32 => 4,
+            BarKind::Memory64 => 8,
+        };
+        self.write(bar_register(index), &bytes[..width]);
+    }
+
+    /// Where a BAR decodes now: its address if memory space is enabled.
+    #[must_use]
+    pub fn decoded(&self, index: u8) -> Option<u64> {
+        self.command()
+            .contains(Command::MEMORY_SPACE)
+            .then(|| self.bar_address(index))
+            .flatten()
+    }
+
+    /// Clears every bit that software may write: command, BARs, capabilities.
+    pub fn reset(&mut self) {
+        for (byte, mask) in self.data.iter_mut().zip(&self.writable) {
+            *byte &= !mask;
+        }
+    }
+
+    fn put(&mut self, offset: u8, bytes: &[u8]) {
+        let at = usize::from(offset);
+        self.data[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn allow(&mut self, offset: u8, mask: &[u8]) {
+        let at = usize::from(offset);
+        self.writable[at..at + mask.len()].copy_from_slice(mask);
+    }
+}
+
+/// The register of a BAR.
+fn bar_register(index: u8) -> u8 {
+    register::BAR0 + 4 * index
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn space() -> ConfigSpace {
+        ConfigSpace::new(Identity {
+            vendor: 0x1af4,
+            device: 0x1042,
+            revision: 1,
+            class: [0x01, 0x80, 0x00],
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x40,
+        })
+    }
+
+    #[test]
+    fn header_says_what_the_function_is() {
+        let space = space();
+        assert_eq!(space.read_u32(0), 0x1042_1af4);
+        assert_eq!(space.read_u32(8), 0x0180_0001);
+        assert_eq!(space.read_u16(register::SUBSYSTEM_ID), 0x40);
+        assert_eq!(space.read_u16(register::STATUS), 0);
+    }
+
+    #[test]
+    fn identity_is_read_only() {
+        let mut space = space();
+        space.write(0, &[0xff; 4]);
+        assert_eq!(space.read_u32(0), 0x1042_1af4);
+    }
+
+    #[test]
+    fn a_64_bit_bar_sizes() {
+        let mut space = space();
+        let bar = Bar {
+            kind: BarKind::Memory64,
+            size: 0x8000,
+        };
+        space.add_bar(0, bar).unwrap();
+        space.write(register::BAR0, &[0xff; 4]);
+        space.write(register::BAR0 + 4, &[0xff; 4]);
+        assert_eq!(space.read_u32(register::BAR0), 0xffff_8004);
+        assert_eq!(space.read_u32(register::BAR0 + 4), 0xffff_ffff);
+        space.set_bar_address(0, 0x12_3456_8000);
+        assert_eq!(space.bar_address(0), Some(0x12_3456_8000));
+        assert_eq!(space.decoded(0), None);
+        space.write(register::COMMAND, &[0x02, 0]);
+        assert_eq!(space.decoded(0), Some(0x12_3456_8000));
+    }
+
+    #[test]
+    fn impossible_bars_are_refused() {
+        let mut space = space();
+        let bar = |kind, size| Bar { kind, size };
+        assert!(space.add_bar(0, bar(BarKind::Memory32, 24)).is_err());
+        assert!(space.add_bar(0, bar(BarKind::Memory32, 1 << 32)).is_err());
+        assert!(space.add_bar(5, bar(BarKind::Memory64, 4096)).is_err());
+        space.add_bar(2, bar(BarKind::Memory64, 4096)).unwrap();
+        assert!(space.add_bar(3, bar(BarKind::Memory32, 4096)).is_err());
+        assert!(space.add_bar(1, bar(BarKind::Memory64, 4096)).is_err());
+        space.add_bar(1, bar(BarKind::Memory32, 4096)).unwrap();
+    }
+
+    #[test]
+    fn capabilities_are_linked_in_order() {
+        let mut space = space();
+        let first = space.add_capability(0x09, &[1, 2, 3], &[]).unwrap();
+        let second = space.add_capability(0x11, &[0; 10], &[0x00, 0xc0]).unwrap();
+        assert_eq!(first, 0x40);
+        assert_eq!(space.data[usize::from(register::CAPABILITIES)], first);
+        assert_eq!(space.data[usize::from(first) + 1], second);
+        assert_eq!(space.data[usize::from(second) + 1], 0);
+        assert_eq!(space.read_u16(register::STATUS), 0x10);
+        space.write(second + 2, &[0xff, 0xff]);
+        assert_eq!(space.read_u16(second + 2), 0xc000);
+        assert!(space.add_capability(0x09, &[0; 240], &[]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_write_changes_a_read_only_bit(
+            writes in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 1..5)), 0..64)
+        ) {
+            let mut space = space();
+            space.add_bar(0, Bar { kind: BarKind::Memory64, size: 0x4000 }).unwrap();
+            space.add_capability(0x11, &[7; 10], &[0, 0xc0]).unwrap();
+            let before = space.clone();
+            for (offset, bytes) in writes {
+                space.write(offset, &bytes);
+            }
+            for at in 0..CONFIG_SPACE_SIZE {
+                prop_assert_eq!(space.data[at] & !space.writable[at], before.data[at] & !before.writable[at]);
+            }
+            space.reset();
+            prop_assert_eq!(space.bar_address(0), Some(0));
+        }
+    }
+}

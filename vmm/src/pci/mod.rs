@@ -1,0 +1,56 @@
+//! The PCI bus: one root bus with 32 slots, seen through ECAM and through ports
+//! 0xCF8/0xCFC.
+//!
+//! ```text
+//!   vCPU exits ──► PciRoot ──► ConfigSpace   registers, BARs, capability list
+//!                     │    └─► Msix          vectors, table, pending bits
+//!                     └──► PciDevice         what the BARs do (virtio::pci)
+//! ```
+//!
+//! [`config`], [`msix`] and [`window`] are register machines without I/O. The
+//! root decides where a BAR decodes and tells the device when that changes.
+//!
+//! Specifications: PCI Local Bus 3.0 (configuration header, BARs, MSI-X), PCI
+//! Express Base 2.0 section 7.2.2 (ECAM).
+
+pub mod config;
+pub mod msix;
+mod root;
+pub mod window;
+
+pub use root::{CONFIG_ADDRESS, CONFIG_DATA, ECAM_SIZE, Error, PciRoot, SLOT_COUNT, Windows};
+
+/// A function on the bus, as [`PciRoot`] sees it. One lock, that of the root,
+/// serializes all calls; no implementation may call back into the root.
+pub trait PciDevice: Send {
+    /// The configuration space, for the root's own bookkeeping of BARs.
+    fn config(&self) -> &config::ConfigSpace;
+
+    /// The same, to place BARs.
+    fn config_mut(&mut self) -> &mut config::ConfigSpace;
+
+    /// Reads configuration registers. The root has checked that the access is
+    /// 1, 2 or 4 bytes, aligned, and below 256.
+    fn config_read(&mut self, offset: u8, data: &mut [u8]) {
+        self.config().read(offset, data);
+    }
+
+    /// Writes configuration registers, under the same conditions.
+    fn config_write(&mut self, offset: u8, data: &[u8]) {
+        self.config_mut().write(offset, data);
+    }
+
+    /// Reads from a BAR. Fills all of `data`; what no register covers reads 0.
+    fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// Writes to a BAR.
+    fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]);
+
+    /// A BAR now decodes at `address`, or no longer decodes. Doorbells follow it.
+    fn bar_moved(&mut self, bar: u8, address: Option<u64>);
+
+    /// Returns the function to its state after power-on: threads stopped and
+    /// joined, vectors masked, registers at their defaults. BAR addresses are the
+    /// root's to restore.
+    fn reset(&mut self);
+}

@@ -1,0 +1,345 @@
+//! MSI-X: a table of messages, a mask for each and for all, and pending bits.
+//!
+//! PCI Local Bus 3.0, section 6.8.2. [`Msix`] is shared between the function's
+//! registers (written by vCPUs) and the device threads that signal, so each
+//! vector has its own lock: what is signalled while masked becomes pending under
+//! the same lock that unmasks it, and no interrupt is lost between.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::irq::{Interrupts, MsiMessage, MsiVector};
+
+/// Capability ID of MSI-X. PCI Local Bus 3.0, appendix H.
+pub const CAPABILITY_ID: u8 = 0x11;
+
+/// Bytes of one table entry. Section 6.8.2.6: address, upper address, data,
+/// vector control.
+pub const ENTRY_SIZE: usize = 16;
+
+/// The most vectors we give one function; the table and its pending bits then fit
+/// one page each.
+pub const MAX_VECTORS: u16 = 256;
+
+/// Message control bit 15: MSI-X enable.
+const CONTROL_ENABLE: u16 = 1 << 15;
+/// Message control bit 14: function mask.
+const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
+/// Vector control bit 0: mask. Set after reset.
+const VECTOR_MASKED: u8 = 1;
+/// Where vector control stands in an entry.
+const VECTOR_CONTROL: usize = 12;
+
+/// An entry after reset.
+const fn masked_entry() -> [u8; ENTRY_SIZE] {
+    let mut entry = [0; ENTRY_SIZE];
+    entry[VECTOR_CONTROL] = VECTOR_MASKED;
+    entry
+}
+
+struct State {
+    entry: [u8; ENTRY_SIZE],
+    pending: bool,
+    /// What the interrupt controller was last told; `None` is masked.
+    routed: Option<MsiMessage>,
+}
+
+struct Vector {
+    state: Mutex<State>,
+    way: Arc<dyn MsiVector>,
+}
+
+/// The vectors of one function.
+pub struct Msix {
+    vectors: Vec<Vector>,
+    enabled: AtomicBool,
+    masked: AtomicBool,
+}
+
+impl Msix {
+    /// Takes `count` vectors, all masked.
+    ///
+    /// # Errors
+    /// When the interrupt controller has none left, or `count` is 0 or too many.
+    pub fn new(count: u16, interrupts: &dyn Interrupts) -> io::Result<Self> {
+        if count == 0 || count > MAX_VECTORS {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let vectors = (0..count)
+            .map(|_| {
+                Ok(Vector {
+                    state: Mutex::new(State {
+                        entry: masked_entry(),
+                        pending: false,
+                        routed: None,
+                    }),
+                    way: interrupts.msi_vector()?,
+                })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            vectors,
+            enabled: AtomicBool::new(false),
+            masked: AtomicBool::new(false),
+        })
+    }
+
+    /// Number of vectors.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.vectors.len()
+    }
+
+    /// Never: a function with MSI-X has at least one vector.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.vectors.is_empty()
+    }
+
+    /// Whether software has enabled MSI-X.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Acquire)
+    }
+
+    /// The capability's body behind ID and next pointer, and its writable mask.
+    /// Table and pending bits are at these offsets of one BAR. Section 6.8.2.3.
+    #[must_use]
+    pub fn capability(&self, bar: u8, table: u32, pending: u32) -> ([u8; 10], [u8; 2]) {
+        let last = u16::try_from(self.vectors.len().saturating_sub(1)).unwrap_or(0);
+        let mut body = [0; 10];
+        body[..2].copy_from_slice(&last.to_le_bytes());
+        body[2..6].copy_from_slice(&(table | u32::from(bar)).to_le_bytes());
+        body[6..].copy_from_slice(&(pending | u32::from(bar)).to_le_bytes());
+        let writable = CONTROL_ENABLE | CONTROL_FUNCTION_MASK;
+        (body, writable.to_le_bytes())
+    }
+
+    /// Message control was written.
+    pub fn set_control(&self, control: u16) {
+        let enabled = control & CONTROL_ENABLE != 0;
+        let masked = control & CONTROL_FUNCTION_MASK != 0;
+        let changed = self.enabled.swap(enabled, Ordering::SeqCst) != enabled;
+        if self.masked.swap(masked, Ordering::SeqCst) != masked || changed {
+            for vector in &self.vectors {
+                self.update(vector, &mut lock(&vector.state));
+            }
+        }
+    }
+
+    /// Reads the table. Bytes outside of it read 0.
+    pub fn table_read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let Some((vector, at)) = self.locate(offset) else {
+            return;
+        };
+        let state = lock(&vector.state);
+        for (byte, value) in data.iter_mut().zip(&state.entry[at..]) {
+            *byte = *value;
+        }
+    }
+
+    /// Writes the table; section 6.8.2 wants aligned 4 or 8 bytes, so that no
+    /// access reaches into a second entry, and one that would is cut there.
+    pub fn table_write(&self, offset: u64, data: &[u8]) {
+        let Some((vector, at)) = self.locate(offset) else {
+            return;
+        };
+        let mut state = lock(&vector.state);
+        for (value, byte) in state.entry[at..].iter_mut().zip(data) {
+            *value = *byte;
+        }
+        // Reserved bits of vector control read 0.
+        state.entry[VECTOR_CONTROL] &= VECTOR_MASKED;
+        state.entry[VECTOR_CONTROL + 1..].fill(0);
+        self.update(vector, &mut state);
+    }
+
+    /// Reads pending bits; they are read-only. Section 6.8.2.10.
+    pub fn pending_read(&self, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            *byte = (0..8).fold(0, |bits, bit| {
+                let vector = usize::try_from(at.saturating_mul(8).saturating_add(bit))
+                    .ok()
+                    .and_then(|index| self.vectors.get(index));
+                let pending = vector.is_some_and(|vector| lock(&vector.state).pending);
+                bits | u8::from(pending) << bit
+            });
+        }
+    }
+
+    /// Sends a vector's interrupt, or leaves it pending while masked. A vector
+    /// that doesn't exist says nothing.
+    pub fn signal(&self, index: u16) {
+        let Some(vector) = self.vectors.get(usize::from(index)) else {
+            return;
+        };
+        if !self.enabled.load(Ordering::Acquire) {
+            return;
+        }
+        let mut state = lock(&vector.state);
+        // A write to a full eventfd is the only error; then one is on its way.
+        if state.routed.is_none() || vector.way.signal().is_err() {
+            state.pending = true;
+        }
+    }
+
+    /// The way of a vector, for a back end in the kernel to signal by itself.
+    #[must_use]
+    pub fn vector(&self, index: u16) -> Option<Arc<dyn MsiVector>> {
+        self.vectors
+            .get(usize::from(index))
+            .map(|vector| Arc::clone(&vector.way))
+    }
+
+    /// Masks everything and forgets what is pending.
+    pub fn reset(&self) {
+        self.enabled.store(false, Ordering::SeqCst);
+        self.masked.store(false, Ordering::SeqCst);
+        for vector in &self.vectors {
+            let mut state = lock(&vector.state);
+            state.entry = masked_entry();
+            state.pending = false;
+            self.update(vector, &mut state);
+        }
+    }
+
+    fn locate(&self, offset: u64) -> Option<(&Vector, usize)> {
+        let offset = usize::try_from(offset).ok()?;
+        let vector = self.vectors.get(offset / ENTRY_SIZE)?;
+        Some((vector, offset % ENTRY_SIZE))
+    }
+
+    /// Tells the interrupt controller what changed, and sends what was pending
+    /// once nothing masks it.
+    fn update(&self, vector: &Vector, state: &mut State) {
+        let open = self.enabled.load(Ordering::SeqCst)
+            && !self.masked.load(Ordering::SeqCst)
+            && state.entry[VECTOR_CONTROL] & VECTOR_MASKED == 0;
+        let wanted = open.then(|| message(&state.entry));
+        if wanted != state.routed {
+            let said = wanted.or(state.routed).unwrap_or_default();
+            // A refused route leaves the vector masked: its interrupts pend, and
+            // the next write of the entry tries again.
+            state.routed = match vector.way.route(said, wanted.is_none()) {
+                Ok(()) => wanted,
+                Err(_) => None,
+            };
+        }
+        if state.routed.is_some() && state.pending {
+            state.pending = vector.way.signal().is_err();
+        }
+    }
+}
+
+/// What an entry says.
+fn message(entry: &[u8; ENTRY_SIZE]) -> MsiMessage {
+    let mut address = [0; 8];
+    address.copy_from_slice(&entry[..8]);
+    let mut data = [0; 4];
+    data.copy_from_slice(&entry[8..VECTOR_CONTROL]);
+    MsiMessage {
+        address: u64::from_le_bytes(address),
+        data: u32::from_le_bytes(data),
+    }
+}
+
+/// A poisoned lock guards plain registers, which are never left half-written.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::FakeInterrupts;
+    use proptest::prelude::*;
+
+    fn write_entry(msix: &Msix, vector: u64, address: u64, data: u32, control: u32) {
+        let at = vector * 16;
+        msix.table_write(at, &address.to_le_bytes());
+        msix.table_write(at + 8, &data.to_le_bytes());
+        msix.table_write(at + 12, &control.to_le_bytes());
+    }
+
+    #[test]
+    fn an_open_vector_is_routed_and_signals() {
+        let fake = FakeInterrupts::default();
+        let msix = Msix::new(2, &fake).unwrap();
+        msix.set_control(0x8000);
+        write_entry(&msix, 1, 0xfee0_0000, 0x41, 0);
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data: 0x41,
+        };
+        assert_eq!(fake.route(1), Some((message, false)));
+        msix.signal(1);
+        assert_eq!(fake.signals(1), 1);
+        assert_eq!(fake.signals(0), 0);
+    }
+
+    #[test]
+    fn a_masked_vector_pends_until_unmasked() {
+        let fake = FakeInterrupts::default();
+        let msix = Msix::new(3, &fake).unwrap();
+        msix.set_control(0x8000);
+        write_entry(&msix, 2, 0xfee0_0000, 0x41, 1);
+        msix.signal(2);
+        assert_eq!(fake.signals(2), 0);
+        let mut pending = [0; 8];
+        msix.pending_read(0, &mut pending);
+        assert_eq!(pending, [4, 0, 0, 0, 0, 0, 0, 0]);
+        msix.table_write(44, &[0; 4]);
+        assert_eq!(fake.signals(2), 1);
+        msix.pending_read(0, &mut pending);
+        assert_eq!(pending, [0; 8]);
+    }
+
+    #[test]
+    fn the_function_mask_holds_all_back() {
+        let fake = FakeInterrupts::default();
+        let msix = Msix::new(1, &fake).unwrap();
+        write_entry(&msix, 0, 0xfee0_0000, 0x41, 0);
+        assert_eq!(fake.route(0), None);
+        msix.set_control(0xc000);
+        msix.signal(0);
+        assert_eq!(fake.signals(0), 0);
+        msix.set_control(0x8000);
+        assert_eq!(fake.signals(0), 1);
+        msix.set_control(0);
+        msix.signal(0);
+        msix.set_control(0x8000);
+        assert_eq!(fake.signals(0), 1, "disabled MSI-X doesn't pend");
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let fake = FakeInterrupts::default();
+        assert!(Msix::new(0, &fake).is_err());
+        assert!(Msix::new(MAX_VECTORS + 1, &fake).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_is_harmless(
+            accesses in prop::collection::vec((any::<u64>(), prop::collection::vec(any::<u8>(), 0..16), any::<u16>()), 0..64)
+        ) {
+            let fake = FakeInterrupts::default();
+            let msix = Msix::new(4, &fake).unwrap();
+            for (offset, bytes, control) in accesses {
+                let offset = if control & 1 == 0 { offset % 80 } else { offset };
+                msix.set_control(control);
+                msix.table_write(offset, &bytes);
+                msix.signal(control % 8);
+                let mut data = vec![0xaa; bytes.len()];
+                msix.table_read(offset, &mut data);
+                msix.pending_read(offset, &mut data);
+            }
+            msix.reset();
+            let mut entry = [0; 16];
+            msix.table_read(0, &mut entry);
+            prop_assert_eq!(entry, masked_entry());
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Virtio 1.2 devices: what a device is ([`VirtioDevice`]), what it gets when the
+//! driver is ready ([`Activation`]), and how it reports back ([`Interrupt`]).
+//!
+//! ```text
+//!  vCPU exit ─► pci::PciRoot ─► virtio::pci::VirtioPciDevice ─ activate ─► device
+//!                                  registers, MSI-X, doorbells               │ thread
+//!  guest ─ doorbell (ioeventfd) ───────────────────────────────────────► queue::Ring
+//!  guest ◄─ MSI-X (irqfd) ◄──────────── Interrupt ◄──────────────────────────┘
+//! ```
+//!
+//! Devices know queues, guest memory and a back end; never KVM, never PCI. What
+//! they read from guest memory is hostile: a chain is first collected into host
+//! ranges ([`queue::Buffers`]), then parsed into an owned request, then executed.
+//! A queue that breaks the rules sets DEVICE_NEEDS_RESET and is left alone.
+//!
+//! Specification: Virtual I/O Device (VIRTIO) Version 1.2, OASIS, 2022.
+
+//pub mod blk;
+//pub mod net;
+pub mod pci;
+pub mod queue;
+pub mod rng;
+pub mod worker;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::io;
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The guest's memory, as devices share it.
+pub type Memory = Arc<GuestMemoryMmap<()>>;
+
+/// Feature bit: the device follows the non-legacy specification. Section 6.
+pub const F_VERSION_1: u64 = 1 << 32;
+/// Feature bit: indirect descriptors. Section 2.7.5.3.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// Feature bit: `used_event` and `avail_event`. Sections 2.7.7 and 2.7.10.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+
+/// Device types. Section 5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum DeviceType {
+    /// Network card, section 5.1.
+    Net = 1,
+    /// Block device, section 5.2.
+    Block = 2,
+    /// Entropy source, section 5.4.
+    Entropy = 4,
+    /// Traditional memory balloon, section 5.5.
+    Balloon = 5,
+    /// Socket device, section 5.10.
+    Vsock = 19,
+}
+
+/// How a device speaks to its driver. Cheap, callable from any thread.
+pub trait Interrupt: Send + Sync {
+    /// Tells the driver that a queue has used buffers. Section 2.7.7: the caller
+    /// has asked the ring whether the driver wants to know.
+    fn queue(&self, index: u16);
+
+    /// Tells the driver that the device's configuration changed. Section 2.5.
+    fn config_changed(&self);
+
+    /// Sets DEVICE_NEEDS_RESET and tells the driver. Section 2.1.2.
+    fn needs_reset(&self);
+}
+
+/// One queue that the driver has enabled, its set-up checked.
+pub struct ActiveQueue {
+    /// Which of the device's queues.
+    pub index: u16,
+    /// Its rings.
+    pub queue: Queue,
+    /// What the driver rings. Nobody reads it but the device.
+    pub doorbell: Arc<EventFd>,
+}
+
+/// What a device gets when the driver is ready.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Memory,
+    /// The features the driver accepted, a subset of those offered.
+    pub features: u64,
+    /// The queues that the driver enabled, in order; a device checks that those it
+    /// needs are among them.
+    pub queues: Vec<ActiveQueue>,
+    /// The way back.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+impl Activation {
+    /// Whether a feature was negotiated.
+    #[must_use]
+    pub fn has(&self, feature: u64) -> bool {
+        self.features & feature == feature
+    }
+}
+
+/// A virtio device behind any transport.
+///
+/// The transport calls all of this under its own lock; a device's threads must
+/// not wait for the transport.
+pub trait VirtioDevice: Send {
+    /// What it is.
+    fn device_type(&self) -> DeviceType;
+
+    /// The features it offers; the transport adds [`F_VERSION_1`].
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, powers of two.
+    fn queue_sizes(&self) -> Vec<u16>;
+
+    /// Reads device configuration; what no field covers reads 0.
+    fn config_read(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes device configuration; read-only fields keep their value.
+    fn config_write(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver set DRIVER_OK: starts the device's threads.
+    ///
+    /// # Errors
+    /// When a queue is missing or a thread can't be made; the transport then sets
+    /// DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> io::Result<()>;
+
+    /// Stops and joins the device's threads, with all that is in flight completed
+    /// or dropped: no guest memory is touched afterwards. Idempotent.
+    fn reset(&mut self);
+}
+
+/// Copies a part of a configuration structure; what is past its end reads 0.
+pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let tail = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..));
+    if let Some(tail) = tail {
+        for (byte, value) in data.iter_mut().zip(tail) {
+            *byte = *value;
+        }
+    }
+}

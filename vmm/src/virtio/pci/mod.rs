@@ -1,0 +1,252 @@
+//! Virtio over PCI, modern only: a [`VirtioDevice`] as a function on the bus.
+//!
+//! ```text
+//! status 0 ─ ACKNOWLEDGE ─ DRIVER ─ FEATURES_OK ─ DRIVER_OK ──► activate
+//!    ▲                                                │ a queue breaks the rules
+//!    └──────── write 0: stop, join, forget ◄─── NEEDS_RESET
+//! ```
+//!
+//! Virtio 1.2, section 4.1. There is no INTx: every driver of a modern device on
+//! x86 uses MSI-X.
+
+mod common;
+mod layout;
+mod shared;
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use self::common::{Common, Effect};
+use self::layout::{
+    ACCESS_DATA, BAR, COMMON, DEVICE, DOORBELL_STRIDE, ISR, MAX_QUEUES, MSIX_PENDING, MSIX_TABLE,
+    NOTIFY, Offsets,
+};
+use self::shared::Shared;
+use super::{Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};
+use crate::irq::Interrupts;
+use crate::pci::PciDevice;
+use crate::pci::config::ConfigSpace;
+use crate::pci::msix::Msix;
+
+pub use self::common::Status;
+
+/// One queue's doorbell.
+struct Doorbell {
+    event: Arc<EventFd>,
+    /// Where the kernel listens for it.
+    bound: Option<u64>,
+}
+
+/// A virtio device as a PCI function.
+pub struct VirtioPciDevice {
+    config: ConfigSpace,
+    offsets: Offsets,
+    common: Common,
+    shared: Arc<Shared>,
+    doorbells: Vec<Doorbell>,
+    interrupts: Arc<dyn Interrupts>,
+    memory: Memory,
+    device: Box<dyn VirtioDevice>,
+}
+
+impl VirtioPciDevice {
+    /// Makes a function of a device: takes its vectors (one for each queue and one
+    /// for configuration) and its doorbells.
+    ///
+    /// # Errors
+    /// When the interrupt controller has no vectors left, the process no file
+    /// descriptors, or the device has more than 128 queues.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        interrupts: Arc<dyn Interrupts>,
+    ) -> io::Result<Self> {
+        let sizes = device.queue_sizes();
+        if sizes.len() > MAX_QUEUES {
+            return Err(io::Error::other("too many virtqueues"));
+        }
+        let vectors = u16::try_from(sizes.len() + 1).map_err(io::Error::other)?;
+        let msix = Msix::new(vectors, interrupts.as_ref())?;
+        let (config, offsets) =
+            layout::config_space(device.device_type(), &msix).map_err(io::Error::other)?;
+        let shared = Arc::new(Shared::new(msix, sizes.len()));
+        let doorbells = sizes
+            .iter()
+            .map(|_| {
+                Ok(Doorbell {
+                    event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+                    bound: None,
+                })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            config,
+            offsets,
+            common: Common::new(device.features(), &sizes, Arc::clone(&shared)),
+            shared,
+            doorbells,
+            interrupts,
+            memory,
+            device,
+        })
+    }
+
+    /// The driver's reset, section 2.4: MSI-X and configuration space stay.
+    fn reset_device(&mut self) {
+        self.device.reset();
+        self.common.reset();
+    }
+
+    /// DRIVER_OK: the device starts, or says that it can't.
+    fn activate(&mut self) {
+        let interrupt = Arc::clone(&self.shared) as Arc<dyn Interrupt>;
+        let Ok(queues) = self.common.build_queues(&self.memory) else {
+            interrupt.needs_reset();
+            return;
+        };
+        let queues = queues
+            .into_iter()
+            .filter_map(|(index, queue)| {
+                Some(ActiveQueue {
+                    index,
+                    queue,
+                    doorbell: Arc::clone(&self.doorbells.get(usize::from(index))?.event),
+                })
+            })
+            .collect();
+        let activation = Activation {
+            memory: Arc::clone(&self.memory),
+            features: self.common.features(),
+            queues,
+            interrupt: Arc::clone(&interrupt),
+        };
+        if self.device.activate(activation).is_err() {
+            interrupt.needs_reset();
+        }
+    }
+
+    /// A doorbell that came as an exit: the kernel did not catch it, as the access
+    /// had another width, or binding failed.
+    fn ring(&self, offset: u64) {
+        let bell = usize::try_from(offset / DOORBELL_STRIDE)
+            .ok()
+            .and_then(|index| self.doorbells.get(index));
+        if let Some(bell) = bell {
+            // Fails only when the counter is full, and then it is rung already.
+            let _ = bell.event.write(1);
+        }
+    }
+
+    fn unbind(&mut self) {
+        for (index, bell) in (0..).zip(&mut self.doorbells) {
+            if let Some(address) = bell.bound.take() {
+                // Nothing is left to do for one that is gone.
+                let _ = self.interrupts.unbind_doorbell(address, index, &bell.event);
+            }
+        }
+    }
+
+    /// The window into the BAR that an access to `pci_cfg_data` is for; section
+    /// 4.1.4.9: the access has the width that the driver wrote to `length`.
+    fn window(&self, offset: u8, width: usize) -> Option<u64> {
+        let access = self.offsets.access;
+        if offset != access + ACCESS_DATA {
+            return None;
+        }
+        let [bar, ..] = self.config.read_u32(access + 4).to_le_bytes();
+        let at = self.config.read_u32(access + 8);
+        let length = self.config.read_u32(access + 12);
+        let matches = bar == BAR && usize::try_from(length) == Ok(width);
+        matches.then_some(at.into())
+    }
+}
+
+impl PciDevice for VirtioPciDevice {
+    fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+
+    fn config_read(&mut self, offset: u8, data: &mut [u8]) {
+        match self.window(offset, data.len()) {
+            Some(at) => self.bar_read(BAR, at, data),
+            None => self.config.read(offset, data),
+        }
+    }
+
+    fn config_write(&mut self, offset: u8, data: &[u8]) {
+        self.config.write(offset, data);
+        if let Some(at) = self.window(offset, data.len()) {
+            self.bar_write(BAR, at, data);
+        }
+        let control = self.offsets.msix + 2;
+        if (self.offsets.msix..=control + 1).contains(&offset) {
+            self.shared.msix.set_control(self.config.read_u16(control));
+        }
+    }
+
+    fn bar_read(&mut self, _: u8, at: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = COMMON.offset(at) {
+            self.common.read(offset, data);
+        } else if ISR.offset(at).is_some() {
+            if let Some(byte) = data.first_mut() {
+                *byte = self.shared.take_isr();
+            }
+        } else if let Some(offset) = DEVICE.offset(at) {
+            self.device.config_read(offset, data);
+        } else if let Some(offset) = MSIX_TABLE.offset(at) {
+            self.shared.msix.table_read(offset, data);
+        } else if let Some(offset) = MSIX_PENDING.offset(at) {
+            self.shared.msix.pending_read(offset, data);
+        }
+    }
+
+    fn bar_write(&mut self, _: u8, at: u64, data: &[u8]) {
+        if let Some(offset) = NOTIFY.offset(at) {
+            self.ring(offset);
+        } else if let Some(offset) = COMMON.offset(at) {
+            match self.common.write(offset, data) {
+                Effect::None => {}
+                Effect::Reset => self.reset_device(),
+                Effect::Activate => self.activate(),
+            }
+        } else if let Some(offset) = DEVICE.offset(at) {
+            self.device.config_write(offset, data);
+        } else if let Some(offset) = MSIX_TABLE.offset(at) {
+            self.shared.msix.table_write(offset, data);
+        }
+    }
+
+    fn bar_moved(&mut self, _: u8, address: Option<u64>) {
+        self.unbind();
+        let Some(base) = address else { return };
+        for (index, bell) in (0..).zip(&mut self.doorbells) {
+            let offset = u64::from(NOTIFY.start) + DOORBELL_STRIDE * u64::from(index);
+            bell.bound = base.checked_add(offset).filter(|address| {
+                // Where the kernel can't listen, the exit rings.
+                self.interrupts
+                    .bind_doorbell(*address, index, &bell.event)
+                    .is_ok()
+            });
+        }
+    }
+
+    fn reset(&mut self) {
+        self.reset_device();
+        self.shared.msix.reset();
+        self.config.reset();
+    }
+}
+
+impl Drop for VirtioPciDevice {
+    fn drop(&mut self) {
+        self.device.reset();
+        self.unbind();
+    }
+}

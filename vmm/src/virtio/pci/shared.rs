@@ -1,0 +1,129 @@
+//! What the registers (vCPUs) and the device threads share: status, vectors, ISR.
+
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use super::common::Status;
+use crate::pci::msix::Msix;
+use crate::virtio::Interrupt;
+
+/// "No vector". Section 4.1.5.1.2.
+pub(super) const NO_VECTOR: u16 = 0xffff;
+
+/// ISR bit 0: a queue has used buffers. Section 4.1.4.5.
+const ISR_QUEUE: u8 = 1;
+/// ISR bit 1: the configuration changed.
+const ISR_CONFIG: u8 = 2;
+
+/// The state both sides see.
+pub(super) struct Shared {
+    pub(super) msix: Msix,
+    status: AtomicU8,
+    isr: AtomicU8,
+    generation: AtomicU8,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+}
+
+impl Shared {
+    pub(super) fn new(msix: Msix, queues: usize) -> Self {
+        Self {
+            msix,
+            status: AtomicU8::new(0),
+            isr: AtomicU8::new(0),
+            generation: AtomicU8::new(0),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+        }
+    }
+
+    /// Back to power-on, but for MSI-X, which is PCI's, and the generation, which
+    /// only ever moves.
+    pub(super) fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
+        self.isr.store(0, Ordering::SeqCst);
+        self.config_vector.store(NO_VECTOR, Ordering::SeqCst);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status::from_bits_truncate(self.status.load(Ordering::SeqCst))
+    }
+
+    /// Adds bits: a device thread may be adding NEEDS_RESET.
+    pub(super) fn add_status(&self, status: Status) {
+        self.status.fetch_or(status.bits(), Ordering::SeqCst);
+    }
+
+    /// Reading clears.
+    pub(super) fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::SeqCst)
+    }
+
+    pub(super) fn generation(&self) -> u8 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn config_vector(&self) -> u16 {
+        self.config_vector.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_config_vector(&self, vector: u16) {
+        self.config_vector
+            .store(self.known(vector), Ordering::SeqCst);
+    }
+
+    pub(super) fn queue_vector(&self, queue: u16) -> u16 {
+        self.queue_vectors
+            .get(usize::from(queue))
+            .map_or(NO_VECTOR, |vector| vector.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
+            slot.store(self.known(vector), Ordering::SeqCst);
+        }
+    }
+
+    /// A vector that doesn't exist reads back as none, which is how the driver
+    /// learns of the failure (section 4.1.5.1.2.1).
+    fn known(&self, vector: u16) -> u16 {
+        if usize::from(vector) < self.msix.len() {
+            vector
+        } else {
+            NO_VECTOR
+        }
+    }
+
+    fn signal_config(&self) {
+        self.isr.fetch_or(ISR_CONFIG, Ordering::SeqCst);
+        self.msix.signal(self.config_vector());
+    }
+}
+
+impl Interrupt for Shared {
+    fn queue(&self, index: u16) {
+        // The queue bit is for INTx, which we have not; but section 4.1.4.5.1
+        // wants it while MSI-X is off, and a driver may poll it.
+        if !self.msix.is_enabled() {
+            self.isr.fetch_or(ISR_QUEUE, Ordering::SeqCst);
+        }
+        self.msix.signal(self.queue_vector(index));
+    }
+
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if self.status().contains(Status::DRIVER_OK) {
+            self.signal_config();
+        }
+    }
+
+    fn needs_reset(&self) {
+        self.add_status(Status::NEEDS_RESET);
+        // Section 2.1.2: notified only once the driver has set DRIVER_OK.
+        if self.status().contains(Status::DRIVER_OK) {
+            self.signal_config();
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! A virtqueue as devices use it: take a chain as host ranges, give it back, ask
+//! whether the other side wants to be told.
+//!
+//! Virtio 1.2, section 2.7. The rules that a chain must keep are checked here,
+//! once, for all devices; a breach is [`Broken`], after which the queue is not
+//! looked at again until the driver resets the device.
+
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::Memory;
+
+/// The most descriptors of one chain, and the most host ranges they may become:
+/// what one `readv` takes (UIO_MAXIOV).
+pub const MAX_SEGMENTS: usize = 1024;
+
+/// The driver broke the rules of the queue. Why is for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// More available buffers than the queue has room for, or the rings are gone.
+    #[error("the available ring is not possible")]
+    Ring,
+    /// A chain loops, leaves its table, nests indirect tables, or exceeds 2^32 bytes.
+    #[error("a descriptor chain is malformed")]
+    Chain,
+    /// A chain has more descriptors than any request needs.
+    #[error("a descriptor chain is longer than {MAX_SEGMENTS}")]
+    TooLong,
+    /// A buffer is not in guest memory.
+    #[error("a buffer lies outside of guest memory")]
+    Address,
+    /// A buffer for the device to read follows one to write (section 2.7.4.2).
+    #[error("a readable buffer follows a writable one")]
+    Order,
+    /// The chain is no request of this device.
+    #[error("a request is too short")]
+    Request,
+}
+
+/// Ranges of guest memory as the host sees them, in order. They stay valid as long
+/// as the [`Memory`] they came from is held.
+#[derive(Default)]
+pub struct Segments {
+    list: Vec<libc::iovec>,
+    length: usize,
+}
+
+// SAFETY: the pointers are into guest memory, which is shared with vCPU threads
+// anyway and is only ever accessed by the kernel or by volatile copies; whoever
+// sends segments to another thread sends the `Memory` that keeps them valid too.
+unsafe impl Send for Segments {}
+
+impl Segments {
+    /// Bytes in all.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// For `readv` and its kin.
+    #[must_use]
+    pub fn as_slice(&self) -> &[libc::iovec] {
+        &self.list
+    }
+
+    /// Forgets all, and keeps the allocation.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.length = 0;
+    }
+
+    /// Appends the host ranges behind guest memory.
+    fn push(
+        &mut self,
+        memory: &Memory,
+        address: GuestAddress,
+        length: usize,
+    ) -> Result<(), Broken> {
+        for slice in GuestMemoryBackend::get_slices(memory.as_ref(), address, length) {
+            let slice = slice.map_err(|_| Broken::Address)?;
+            if self.list.len() == MAX_SEGMENTS {
+                return Err(Broken::TooLong);
+            }
+            self.list.push(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+            // A chain is at most 2^32 bytes, which usize holds.
+            self.length += slice.len();
+        }
+        Ok(())
+    }
+
+    /// Copies out bytes from `offset`. Returns how many there were.
+    pub fn copy_out(&self, offset: usize, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        self.walk(offset, data.len(), |host, length| {
+            // SAFETY: `walk` yields ranges inside segments, which are valid guest
+            // memory, and at most `data.len()` bytes in all. The guest may write
+            // at the same time: the copy may be torn, and is checked as hostile.
+            unsafe { std::ptr::copy_nonoverlapping(host, data[done..].as_mut_ptr(), length) };
+            done += length;
+        });
+        done
+    }
+
+    /// Copies in bytes from `offset` on. Returns how many had room.
+    pub fn copy_in(&self, offset: usize, data: &[u8]) -> usize {
+        let mut done = 0;
+        self.walk(offset, data.len(), |host, length| {
+            // SAFETY: as in `copy_out`, the other way round.
+            unsafe { std::ptr::copy_nonoverlapping(data[done..].as_ptr(), host, length) };
+            done += length;
+        });
+        done
+    }
+
+    /// Visits the host ranges of `length` bytes from `offset` on.
+    fn walk(&self, mut offset: usize, mut length: usize, mut visit: impl FnMut(*mut u8, usize)) {
+        for segment in &self.list {
+            if length == 0 {
+                break;
+            }
+            if offset >= segment.iov_len {
+                offset -= segment.iov_len;
+                continue;
+            }
+            let count = length.min(segment.iov_len - offset);
+            // SAFETY: `offset` is below the segment's length.
+            visit(unsafe { segment.iov_base.cast::<u8>().add(offset) }, count);
+            length -= count;
+            offset = 0;
+        }
+    }
+
+    /// Drops `count` bytes at the front.
+    pub fn trim_front(&mut self, mut count: usize) {
+        count = count.min(self.length);
+        self.length -= count;
+        let whole = self
+            .list
+            .iter()
+            .take_while(|segment| {
+                let fits = segment.iov_len <= count;
+                if fits {
+                    count -= segment.iov_len;
+                }
+                fits
+            })
+            .count();
+        self.list.drain(..whole);
+        if let Some(first) = self.list.first_mut() {
+            // SAFETY: `count` is below the segment's length now.
+            first.iov_base = unsafe { first.iov_base.cast::<u8>().add(count) }.cast();
+            first.iov_len -= count;
+        }
+    }
+
+    /// Keeps `length` bytes and drops the rest.
+    pub fn truncate(&mut self, length: usize) {
+        while self.length > length {
+            let surplus = self.length - length;
+            let Some(last) = self.list.last_mut() else {
+                break;
+            };
+            let cut = surplus.min(last.iov_len);
+            last.iov_len -= cut;
+            self.length -= cut;
+            if last.iov_len == 0 {
+                self.list.pop();
+            }
+        }
+    }
+}
+
+/// The buffers of one chain.
+#[derive(Default)]
+pub struct Buffers {
+    /// What the device may read.
+    pub readable: Segments,
+    /// What the device may write.
+    pub writable: Segments,
+}
+
+impl Buffers {
+    /// Forgets all, and keeps the allocations.
+    pub fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+    }
+}
+
+/// A queue and the memory its rings are in.
+pub struct Ring {
+    queue: Queue,
+    memory: Memory,
+}
+
+impl Ring {
+    /// A ring over a queue that the transport has checked.
+    #[must_use]
+    pub fn new(queue: Queue, memory: Memory) -> Self {
+        Self { queue, memory }
+    }
+
+    /// Descriptors in the queue: no chain's head is at or past it.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Takes the next available chain into `buffers`, which are cleared first, and
+    /// returns its head. Empty descriptors are dropped.
+    ///
+    /// # Errors
+    /// When the driver broke the rules.
+    pub fn pop(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, Broken> {
+        buffers.clear();
+        let memory = self.memory.as_ref();
+        let Some(chain) = self.queue.iter(memory).map_err(|_| Broken::Ring)?.next() else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        if head >= self.queue.size() {
+            return Err(Broken::Chain);
+        }
+        let mut last: Option<Descriptor> = None;
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_SEGMENTS {
+                return Err(Broken::TooLong);
+            }
+            last = Some(descriptor);
+            let length = usize::try_from(descriptor.len()).map_err(|_| Broken::Chain)?;
+            let segments = if descriptor.is_write_only() {
+                &mut buffers.writable
+            } else if buffers.writable.length() > 0 {
+                return Err(Broken::Order);
+            } else {
+                &mut buffers.readable
+            };
+            if length > 0 {
+                segments.push(&self.memory, descriptor.addr(), length)?;
+            }
+        }
+        // The iterator ends early, without a word, at whatever it finds malformed;
+        // but a chain that is whole ends with a descriptor that has no next.
+        match last {
+            Some(descriptor) if !descriptor.has_next() => Ok(Some(head)),
+            _ => Err(Broken::Chain),
+        }
+    }
+
+    /// Puts back the chain that [`Self::pop`] returned last.
+    pub fn unpop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Returns a chain, with the bytes written to it.
+    ///
+    /// # Errors
+    /// When the used ring is gone.
+    pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), Broken> {
+        self.queue
+            .add_used(self.memory.as_ref(), head, written)
+            .map_err(|_| Broken::Ring)
+    }
+
+    /// Whether the driver wants an interrupt for what was returned since the last
+    /// call (sections 2.7.7 and 2.7.10).
+    ///
+    /// # Errors
+    /// When the rings are gone.
+    pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
+        let memory = self.memory.as_ref();
+        let wanted = self
+            .queue
+            .needs_notification(memory)
+            .map_err(|_| Broken::Ring)?;
+        if self.queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags: u16 = memory
+            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(|_| Broken::Ring)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Asks for no doorbell from now on. With event indices one may still come.
+    ///
+    /// # Errors
+    /// When the rings are gone.
+    pub fn quiet(&mut self) -> Result<(), Broken> {
+        self.queue
+            .disable_notification(self.memory.as_ref())
+            .map_err(|_| Broken::Ring)
+    }
+
+    /// Asks for a doorbell for the next chain. Returns whether one is there
+    /// already, and then there may be no doorbell.
+    ///
+    /// # Errors
+    /// When the rings are gone.
+    pub fn listen(&mut self) -> Result<bool, Broken> {
+        self.queue
+            .enable_notification(self.memory.as_ref())
+            .map_err(|_| Broken::Ring)
+    }
+}

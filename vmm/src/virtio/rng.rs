@@ -1,0 +1,165 @@
+//! The entropy device: fills what the driver offers with random bytes.
+//!
+//! Virtio 1.2, section 5.4.
+
+use std::io;
+
+use super::queue::{Broken, Buffers, Ring};
+use super::worker::Worker;
+use super::{
+    Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, VirtioDevice, worker,
+};
+
+/// The queue's size: drivers keep one request.
+const QUEUE_SIZE: u16 = 64;
+
+/// The most bytes for one request. The device may use less than it is offered
+/// (section 5.4.6.1), and a guest must not keep the host busy with one descriptor.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// The most requests served before the thread looks whether it must stop.
+const BATCH: usize = 64;
+
+/// An entropy source fed by `getrandom(2)`.
+#[derive(Default)]
+pub struct Rng {
+    worker: Option<Worker>,
+}
+
+impl Rng {
+    /// An idle device.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Entropy
+    }
+
+    fn features(&self) -> u64 {
+        F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE]
+    }
+
+    fn config_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn config_write(&mut self, _: u64, _: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let active = queues
+            .into_iter()
+            .next()
+            .ok_or_else(|| io::Error::other("the entropy queue is not enabled"))?;
+        let mut ring = Ring::new(active.queue, memory);
+        let index = active.index;
+        self.worker = Some(Worker::start("rng", move |stop| {
+            let served = worker::serve(&stop, &active.doorbell, || {
+                serve(&mut ring, index, interrupt.as_ref())
+            });
+            if served.is_err() {
+                interrupt.needs_reset();
+            }
+        })?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+/// Serves up to [`BATCH`] requests. Returns whether there may be more.
+fn serve(ring: &mut Ring, index: u16, interrupt: &dyn Interrupt) -> io::Result<bool> {
+    let mut buffers = Buffers::default();
+    for _ in 0..BATCH {
+        let Some(head) = ring.pop(&mut buffers).map_err(io::Error::other)? else {
+            return ring.listen().map_err(io::Error::other);
+        };
+        let written = fill(&buffers).map_err(io::Error::other)?;
+        ring.push_used(head, written).map_err(io::Error::other)?;
+        if ring.wants_interrupt().map_err(io::Error::other)? {
+            interrupt.queue(index);
+        }
+    }
+    Ok(true)
+}
+
+/// Fills a request. A driver that offers nothing to write breaks the rules.
+fn fill(buffers: &Buffers) -> Result<u32, Broken> {
+    let wanted = buffers.writable.length().min(MAX_BYTES);
+    if wanted == 0 || buffers.readable.length() > 0 {
+        return Err(Broken::Request);
+    }
+    let mut bytes = vec![0; wanted];
+    let mut done = 0;
+    while done < wanted {
+        // SAFETY: the pointer and length are those of the rest of `bytes`.
+        let got = unsafe { libc::getrandom(bytes[done..].as_mut_ptr().cast(), wanted - done, 0) };
+        match usize::try_from(got) {
+            Ok(got) => done += got,
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            // Can't be with a kernel that has the call; what is there is random.
+            Err(_) => break,
+        }
+    }
+    let written = buffers.writable.copy_in(0, &bytes[..done]);
+    Ok(u32::try_from(written).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE};
+    use std::sync::Arc;
+
+    fn start(guest: &Guest) -> (Rng, Arc<FakeInterrupt>) {
+        let interrupt = Arc::new(FakeInterrupt::default());
+        let mut rng = Rng::new();
+        rng.activate(guest.activation(0, &interrupt)).unwrap();
+        (rng, interrupt)
+    }
+
+    #[test]
+    fn fills_what_is_offered_up_to_its_bound() {
+        let guest = Guest::new(1);
+        let (mut rng, interrupt) = start(&guest);
+        guest.offer(0, &[(0x10_0000, 4096, WRITE), (0x20_0000, 100_000, WRITE)]);
+        interrupt.wait(|said| !said.queues.is_empty());
+        assert_eq!(guest.used(0), vec![(0, 65536)]);
+        assert!(guest.read(0x10_0000, 4096).iter().any(|byte| *byte != 0));
+        let beyond = guest.read(0x20_0000 + 65536 - 4096, 1000);
+        assert!(beyond.iter().all(|byte| *byte == 0));
+        rng.reset();
+        rng.reset();
+    }
+
+    #[test]
+    fn a_readable_buffer_breaks_the_rules() {
+        for chain in [
+            &[(0x10_0000, 64, READ)][..],
+            &[(0x10_0000, 0, WRITE)],
+            &[(u64::MAX - 3, 64, WRITE)],
+            &[(0x10_0000, 64, READ), (0x10_0000, 64, WRITE)],
+        ] {
+            let guest = Guest::new(1);
+            let (_rng, interrupt) = start(&guest);
+            guest.offer(0, chain);
+            interrupt.wait(|said| said.needs_reset == 1);
+            assert_eq!(guest.used(0), vec![]);
+        }
+    }
+}

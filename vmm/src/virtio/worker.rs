@@ -1,0 +1,108 @@
+//! A device's thread and the way to end it.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A thread that ends when its stop event is written. Dropping it stops and joins.
+pub struct Worker {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts `body`, which gets the stop event and must return soon after it
+    /// becomes readable. `name` is what `ps -L` shows, 15 bytes at most.
+    ///
+    /// # Errors
+    /// When no thread or file descriptor can be had.
+    pub fn start<F>(name: &str, body: F) -> io::Result<Self>
+    where
+        F: FnOnce(Arc<EventFd>) + Send + 'static,
+    {
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let told = Arc::clone(&stop);
+        let thread = Builder::new().name(name.into()).spawn(move || body(told))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Fails only when the counter is full, and then it is written already.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was its own; its device is being reset.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs `work` whenever `doorbell` rings, until `stop` is written. `work` returns
+/// whether it should be called again at once; it is always called once at the
+/// start, as what was rung before is not told again.
+///
+/// The doorbell is watched edge-triggered and never read: each ring wakes, and no
+/// system call is spent on clearing it.
+///
+/// # Errors
+/// What `work` returns, or when the events can't be watched.
+pub fn serve(
+    stop: &EventFd,
+    doorbell: &EventFd,
+    mut work: impl FnMut() -> io::Result<bool>,
+) -> io::Result<()> {
+    let epoll = Epoll::new()?;
+    epoll.watch(stop, STOP, EventSet::IN)?;
+    epoll.watch(doorbell, DOORBELL, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+    let mut events = [EpollEvent::default(); 2];
+    let mut more = true;
+    loop {
+        if more {
+            more = work()?;
+        }
+        let count = epoll.wait(&mut events, more)?;
+        for event in &events[..count] {
+            match event.data() {
+                STOP => return Ok(()),
+                _ => more = true,
+            }
+        }
+    }
+}
+
+/// Token of the stop event.
+pub(crate) const STOP: u64 = 0;
+/// Token of a device's first doorbell.
+pub(crate) const DOORBELL: u64 = 1;
+
+/// An epoll set.
+pub(crate) struct Epoll(vmm_sys_util::epoll::Epoll);
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        vmm_sys_util::epoll::Epoll::new().map(Self)
+    }
+
+    pub(crate) fn watch(&self, fd: &impl AsRawFd, token: u64, events: EventSet) -> io::Result<()> {
+        let event = EpollEvent::new(events, token);
+        self.0.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+    }
+
+    /// Waits for events, or only looks (`at_once`). Returns how many there are.
+    pub(crate) fn wait(&self, events: &mut [EpollEvent], at_once: bool) -> io::Result<usize> {
+        loop {
+            match self.0.wait(if at_once { 0 } else { -1 }, events) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
