@@ -9,7 +9,7 @@ use std::time::Duration;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, Interrupt, Memory};
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
@@ -62,7 +62,7 @@ impl FakeInterrupts {
 impl Interrupts for FakeInterrupts {
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
         let vector = Arc::new(FakeVector {
-            event: EventFd::new(EFD_NONBLOCK)?,
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             route: Mutex::new(None),
             signals: AtomicUsize::new(0),
         });
@@ -157,7 +157,7 @@ impl Guest {
         Self {
             memory,
             doorbells: (0..queues)
-                .map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()))
+                .map(|_| Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap()))
                 .collect(),
             next: Mutex::new(vec![0; queues.into()]),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A thread that ends when its stop event is written. Dropping it stops and joins.
 pub struct Worker {
@@ -24,7 +24,7 @@ impl Worker {
     where
         F: FnOnce(Arc<EventFd>) + Send + 'static,
     {
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let told = Arc::clone(&stop);
         let thread = Builder::new().name(name.into()).spawn(move || body(told))?;
         Ok(Self {

@@ -16,7 +16,7 @@ mod shared;
 use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::common::{Common, Effect};
 use self::layout::{
@@ -76,7 +76,7 @@ impl VirtioPciDevice {
             .iter()
             .map(|_| {
                 Ok(Doorbell {
-                    event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+                    event: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
                     bound: None,
                 })
             })
