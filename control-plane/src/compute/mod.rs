@@ -22,6 +22,8 @@ use tokio::sync::watch;
 
 use crate::model::{BootMethod, EniId, InstanceId, VolumeId};
 
+pub mod argv;
+pub mod bootfiles;
 pub mod fake;
 
 /// Everything that a cold boot of an instance needs.

@@ -185,7 +185,7 @@ fn check(m: &Manifest) -> Result<(), String> {
     ) {
         return Err("\"disk\" is not the name of a file beside the manifest".to_owned());
     }
-    if m.disk_size == 0 || m.disk_size % 512 != 0 {
+    if m.disk_size == 0 || !m.disk_size.is_multiple_of(512) {
         return Err("\"disk_size\" is not a whole number of 512-byte sectors".to_owned());
     }
     let BootMethod::Linux { kernel, initrd, .. } = &m.boot;
