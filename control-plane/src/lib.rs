@@ -12,6 +12,7 @@ pub mod images;
 pub mod metadata;
 pub mod model;
 pub mod network;
+pub mod reconcile;
 pub mod scheduler;
 pub mod storage;
 pub mod store;

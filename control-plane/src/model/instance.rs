@@ -101,6 +101,47 @@ pub struct StateReason {
     pub message: String,
 }
 
+impl StateReason {
+    /// StopInstances or TerminateInstances asked for it.
+    pub fn user_initiated() -> Self {
+        Self::new("Client.UserInitiatedShutdown", "User initiated shutdown")
+    }
+
+    /// The guest powered itself off.
+    pub fn instance_initiated() -> Self {
+        Self::new(
+            "Client.InstanceInitiatedShutdown",
+            "Instance initiated shutdown",
+        )
+    }
+
+    /// What the caller gave can't be run, as an image that doesn't boot.
+    pub fn client_error(detail: &str) -> Self {
+        Self::new("Client.InternalError", detail)
+    }
+
+    /// The host or the VMM failed.
+    pub fn internal_error(detail: &str) -> Self {
+        Self::new("Server.InternalError", detail)
+    }
+
+    /// No host had room any more when it came to be placed.
+    pub fn insufficient_capacity() -> Self {
+        Self::new(
+            "Server.InsufficientInstanceCapacity",
+            "Insufficient capacity to place the instance",
+        )
+    }
+
+    /// EC2's messages begin with their code.
+    fn new(code: &str, message: &str) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: format!("{code}: {message}"),
+        }
+    }
+}
+
 /// `MetadataOptions`: how the instance may ask its metadata service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataOptions {

@@ -1,0 +1,131 @@
+//! Gives pending instances their host.
+//!
+//! A call that asks for more than there is was refused already; what is left
+//! without a place here has lost a race, or its host has shrunk, and ends as
+//! EC2 ends it: terminated, with a StateReason.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::transact;
+use crate::{
+    model::{Host, HostId, Instance, InstanceId, InstanceState, StateReason},
+    reconcile::{Again, Clock, Controller, instance::record},
+    scheduler::{Demand, Ledger},
+    store::{Change, Db, View},
+};
+
+/// Placement.
+pub struct PlacementController {
+    /// Desired state.
+    pub db: Db,
+    /// The time.
+    pub clock: Clock,
+}
+
+#[async_trait]
+impl Controller for PlacementController {
+    fn name(&self) -> &'static str {
+        "placement"
+    }
+
+    async fn pass(&self) -> anyhow::Result<Again> {
+        if unplaced(&self.db.view()).next().is_none() {
+            return Ok(Again::Idle);
+        }
+        let now = (self.clock)();
+        transact(&self.db, |view, change| carry_out(view, change, now)).await?;
+        Ok(Again::Now)
+    }
+}
+
+/// The instances that are on no host and not yet terminated.
+fn unplaced(view: &View) -> impl Iterator<Item = &Instance> {
+    view.all::<Instance>()
+        .filter(|i| i.host.is_none() && i.state != InstanceState::Terminated)
+}
+
+/// What becomes of each instance without a host: a host, or none. First come,
+/// first served.
+fn plan(view: &View) -> Vec<(InstanceId, Option<HostId>)> {
+    let mut ledger = Ledger::new(view.all::<Host>(), view.all::<Instance>());
+    let mut waiting: Vec<&Instance> = unplaced(view)
+        .filter(|i| i.state == InstanceState::Pending)
+        .collect();
+    waiting.sort_by_key(|i| (i.launched_at, i.launch_index));
+    waiting
+        .into_iter()
+        .map(|i| (i.id.clone(), ledger.place(&Demand::of_instance(i))))
+        .collect()
+}
+
+fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
+    for (id, host) in plan(view) {
+        let Some(instance) = view.get::<Instance>(&id) else {
+            continue;
+        };
+        match host.and_then(|id| view.get::<Host>(&id.0)) {
+            Some(host) => {
+                // Written as it is: two placements on one host can't both commit.
+                change.put(host);
+                change.put(&Instance {
+                    host: Some(host.id.clone()),
+                    ..instance.clone()
+                });
+            }
+            None => {
+                let reason = StateReason::insufficient_capacity();
+                record::shutting_down(change, instance, &reason, now);
+            }
+        }
+    }
+    // What never had a host has nothing on one.
+    for instance in unplaced(view).filter(|i| i.state != InstanceState::Pending) {
+        record::terminated(view, change, instance, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        model::{Eni, PrivateAddress, PublicAddress, Tags, Volume, samples},
+        reconcile::testing,
+    };
+
+    #[tokio::test]
+    async fn first_come_first_served_and_the_rest_ends() {
+        let db = Db::in_memory().await;
+        // Room for two t2.micro of the three.
+        testing::cloud(&db, &[1, 2, 3], 2).await;
+        let clock: Clock = Arc::new(samples::time);
+        let controller = PlacementController {
+            db: db.clone(),
+            clock,
+        };
+        while controller.pass().await.unwrap() == Again::Now {}
+        let view = db.view();
+        let placed = |n| {
+            let i = view.get::<Instance>(InstanceId::from_random(n)).unwrap();
+            (i.host.clone().map(|h| h.0), i.state)
+        };
+        let host = Some("test-host".to_owned());
+        assert_eq!(placed(1), (host.clone(), InstanceState::Pending));
+        assert_eq!(placed(2), (host, InstanceState::Pending));
+        assert_eq!(placed(3), (None, InstanceState::Terminated));
+        // All that the third had allocated is free again.
+        assert_eq!(view.all::<Eni>().count(), 2);
+        assert_eq!(view.all::<Volume>().count(), 2);
+        assert_eq!(view.all::<PublicAddress>().count(), 2);
+        assert_eq!(view.all::<PrivateAddress>().count(), 2);
+        assert!(
+            view.all::<Tags>()
+                .all(|t| !t.resource.ends_with('3') || t.resource.starts_with("i-"))
+        );
+        let third = view.get::<Instance>(InstanceId::from_random(3)).unwrap();
+        let reason = third.state_reason.as_ref().unwrap();
+        assert_eq!(reason.code, "Server.InsufficientInstanceCapacity");
+    }
+}

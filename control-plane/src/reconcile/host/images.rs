@@ -1,0 +1,97 @@
+//! Registers the images that lie in the images folder.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+
+use crate::{
+    images,
+    model::{Image, ImageId, Instance, InstanceState},
+    reconcile::{Again, Controller},
+    store::{Db, TransactError},
+};
+
+/// How often the folder is looked at: nothing tells when a file is put there.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The images of this host.
+pub struct ImageController {
+    db: Db,
+    folder: PathBuf,
+    owner: String,
+    /// The problems already told, so that the log has each once.
+    told: Mutex<BTreeSet<String>>,
+}
+
+impl ImageController {
+    /// A controller of the images in this folder, for this account.
+    pub fn new(db: Db, folder: PathBuf, owner: String) -> Self {
+        Self {
+            db,
+            folder,
+            owner,
+            told: Mutex::default(),
+        }
+    }
+
+    fn tell(&self, problems: &[images::Problem]) {
+        let lines: BTreeSet<String> = problems
+            .iter()
+            .map(|p| format!("{}: {}", p.manifest.display(), p.what))
+            .collect();
+        let mut told = self
+            .told
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for line in lines.difference(&told) {
+            tracing::warn!(problem = line, "an image can't be used");
+        }
+        *told = lines;
+    }
+}
+
+#[async_trait]
+impl Controller for ImageController {
+    fn name(&self) -> &'static str {
+        "images"
+    }
+
+    async fn pass(&self) -> anyhow::Result<Again> {
+        let (folder, owner) = (self.folder.clone(), self.owner.clone());
+        // It reads whole disks when they are new.
+        let scan = tokio::task::spawn_blocking(move || images::scan(&folder, &owner))
+            .await
+            .context("the scan of the images panicked")?
+            .context("scanning the images")?;
+        self.tell(&scan.problems);
+        self.db
+            .transact(|view, change| {
+                for image in &scan.images {
+                    if view.get::<Image>(&image.id) != Some(image) {
+                        change.put(image);
+                    }
+                }
+                let there: BTreeSet<&ImageId> = scan.images.iter().map(|i| &i.id).collect();
+                let needed: BTreeSet<&ImageId> = view
+                    .all::<Instance>()
+                    .filter(|i| i.state != InstanceState::Terminated)
+                    .map(|i| &i.image)
+                    .collect();
+                // An instance still boots by its image's manifest.
+                for image in view.all::<Image>().map(|i| &i.id) {
+                    if !there.contains(image) && !needed.contains(image) {
+                        change.delete::<Image>(image);
+                    }
+                }
+                Ok::<_, std::convert::Infallible>(())
+            })
+            .await
+            .map_err(|error| match error {
+                TransactError::Refused(never) => match never {},
+                TransactError::Contended => anyhow::anyhow!("too many conflicting changes"),
+                TransactError::Store(error) => error.into(),
+            })?;
+        Ok(Again::After(LOOK))
+    }
+}

@@ -1,0 +1,133 @@
+//! What becomes of the records when a step of an instance's life is done. Each
+//! of these is one transaction's worth, and pure.
+
+use jiff::Timestamp;
+
+use super::plan::Transition;
+use crate::{
+    model::{
+        Eni, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, StateReason, Volume,
+    },
+    store::{Change, View},
+};
+
+/// Writes down what became of the instance.
+pub fn apply(
+    view: &View,
+    change: &mut Change<'_>,
+    instance: &Instance,
+    transition: &Transition,
+    now: Timestamp,
+) {
+    match transition {
+        Transition::Running => running(change, instance, now),
+        Transition::Stopped(reason) => stopped(view, change, instance, reason.as_ref(), now),
+        Transition::ShuttingDown(reason) => shutting_down(change, instance, reason, now),
+        Transition::Terminated => terminated(view, change, instance, now),
+    }
+}
+
+fn enter(instance: &Instance, state: InstanceState, now: Timestamp) -> Instance {
+    Instance {
+        state,
+        state_since: now,
+        ..instance.clone()
+    }
+}
+
+fn running(change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
+    let mut after = enter(instance, InstanceState::Running, now);
+    after.state_reason = None;
+    after.transition_reason = String::new();
+    // A cold boot is as good as any reboot asked for before it.
+    after.reboots_done = after.reboots_asked;
+    change.put(&after);
+}
+
+/// Its public address goes back to the pool in the same transaction.
+fn stopped(
+    view: &View,
+    change: &mut Change<'_>,
+    instance: &Instance,
+    reason: Option<&StateReason>,
+    now: Timestamp,
+) {
+    let mut after = enter(instance, InstanceState::Stopped, now);
+    after.intent = Intent::Stop;
+    if let Some(reason) = reason {
+        after.transition_reason = reason.message.clone();
+        after.state_reason = Some(reason.clone());
+    }
+    change.put(&after);
+    for eni in interfaces(view, instance) {
+        if let Some(address) = eni.public_ip {
+            change.delete::<PublicAddress>(address.to_string());
+            change.put(&Eni {
+                public_ip: None,
+                ..eni.clone()
+            });
+        }
+    }
+}
+
+/// From here on it goes the way of TerminateInstances.
+pub fn shutting_down(
+    change: &mut Change<'_>,
+    instance: &Instance,
+    reason: &StateReason,
+    now: Timestamp,
+) {
+    let mut after = enter(instance, InstanceState::ShuttingDown, now);
+    after.intent = Intent::Terminate;
+    after.transition_reason = reason.message.clone();
+    after.state_reason = Some(reason.clone());
+    change.put(&after);
+}
+
+/// Everything that the instance had is free again; only its own record and tags
+/// stay for a while.
+pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
+    let mut after = enter(instance, InstanceState::Terminated, now);
+    for eni in interfaces(view, instance) {
+        if let Some(address) = eni.public_ip {
+            change.delete::<PublicAddress>(address.to_string());
+        }
+        let private = PrivateAddress::new(&eni.subnet, eni.private_ip, eni.id.clone());
+        change.delete::<PrivateAddress>(&private.key);
+        change.delete::<Eni>(&eni.id);
+        change.put_tags(&eni.id, Default::default());
+    }
+    after.enis.clear();
+    for volume in volumes(view, instance) {
+        if goes_with(volume) {
+            change.delete::<Volume>(&volume.id);
+            change.put_tags(&volume.id, Default::default());
+        } else {
+            change.put(&Volume {
+                attachment: None,
+                ..volume.clone()
+            });
+        }
+    }
+    change.put(&after);
+}
+
+/// The instance's interfaces, the primary first.
+pub fn interfaces<'v>(view: &'v View, instance: &Instance) -> impl Iterator<Item = &'v Eni> {
+    instance.enis.iter().filter_map(|id| view.get::<Eni>(id))
+}
+
+/// The volumes at the instance.
+pub fn volumes<'v>(view: &'v View, instance: &Instance) -> impl Iterator<Item = &'v Volume> {
+    let id = instance.id.clone();
+    view.all::<Volume>()
+        .filter(move |v| v.attachment.as_ref().is_some_and(|a| a.instance == id))
+}
+
+/// Whether the volume goes with its instance.
+pub fn goes_with(volume: &Volume) -> bool {
+    volume
+        .attachment
+        .as_ref()
+        .is_some_and(|a| a.delete_on_termination)
+}
