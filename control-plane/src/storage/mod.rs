@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use crate::model::{ImageId, VolumeId};
 
 pub mod fake;
+pub mod host;
 
 /// A volume to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
