@@ -2,7 +2,14 @@
 
 pub mod acpi;
 pub mod arch;
+pub mod config;
+pub mod control;
 pub mod irq;
+pub mod jail;
+pub mod machine;
 pub mod pci;
+pub mod run;
+pub mod serial;
 pub mod smbios;
+pub mod vcpu;
 pub mod virtio;

@@ -1,2 +1,7 @@
 //! `hearth-vmm`: boots one virtual machine and serves its control socket.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hearth_vmm::run::main()
+}

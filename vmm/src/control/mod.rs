@@ -1,0 +1,277 @@
+//! The control socket: HTTP/1.1 and JSON over a Unix socket.
+//!
+//! One thread, no runtime: the process's main loop polls the descriptors and calls
+//! in here. A client that is slow, silent or hostile costs a bounded buffer and
+//! nobody's time; past [`MAX_CONNECTIONS`] the oldest one is dropped.
+
+mod http;
+mod routes;
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+pub use routes::{Answer, Command, route};
+
+/// As many clients at once.
+const MAX_CONNECTIONS: usize = 16;
+/// The largest request, head and body, in bytes. The bodies are small JSON objects.
+const MAX_REQUEST: usize = 64 << 10;
+
+/// The listening socket, removed from the file system when dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    connections: Vec<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    received: Vec<u8>,
+    /// The answer, and how much of it is out.
+    answer: Option<(Vec<u8>, usize)>,
+}
+
+impl Server {
+    /// Listens at `path`, for this user only. A socket that nobody answers on is a
+    /// leftover and is replaced.
+    ///
+    /// # Errors
+    /// One line: the path is taken, or can't be made.
+    pub fn bind(path: &Path) -> Result<Self, String> {
+        let fail = |error: io::Error| format!("--socket {}: {error}", path.display());
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if UnixStream::connect(path).is_ok() {
+                    return Err(format!(
+                        "--socket {}: another process listens there",
+                        path.display()
+                    ));
+                }
+                let metadata = path.symlink_metadata().map_err(fail)?;
+                if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) {
+                    return Err(format!(
+                        "--socket {}: there is another file",
+                        path.display()
+                    ));
+                }
+                std::fs::remove_file(path).map_err(fail)?;
+                UnixListener::bind(path).map_err(fail)?
+            }
+            result => result.map_err(fail)?,
+        };
+        let server = Self {
+            listener,
+            path: path.to_owned(),
+            connections: Vec::new(),
+        };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+        server.listener.set_nonblocking(true).map_err(fail)?;
+        Ok(server)
+    }
+
+    /// Hands the socket's file over to another user.
+    ///
+    /// # Errors
+    /// As chown(2).
+    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        std::os::unix::fs::chown(&self.path, uid, gid)
+    }
+
+    /// What to poll: the descriptor, and whether it waits to write.
+    #[must_use]
+    pub fn interests(&self) -> Vec<(RawFd, bool)> {
+        let listener = (self.listener.as_raw_fd(), false);
+        let connections = self
+            .connections
+            .iter()
+            .map(|one| (one.stream.as_raw_fd(), one.answer.is_some()));
+        std::iter::once(listener).chain(connections).collect()
+    }
+
+    /// Does what can be done without waiting. `handle` answers one request.
+    pub fn progress(&mut self, mut handle: impl FnMut(Command) -> Answer) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if stream.set_nonblocking(true).is_ok() {
+                if self.connections.len() == MAX_CONNECTIONS {
+                    self.connections.remove(0);
+                }
+                self.connections.push(Connection {
+                    stream,
+                    received: Vec::new(),
+                    answer: None,
+                });
+            }
+        }
+        self.connections
+            .retain_mut(|connection| connection.progress(&mut handle));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Best effort: in a jail the folder may be out of reach, and a leftover
+        // socket is replaced by the next one.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Connection {
+    /// False: done with it.
+    fn progress(&mut self, handle: &mut impl FnMut(Command) -> Answer) -> bool {
+        if self.answer.is_none() {
+            match self.receive() {
+                Receive::Wait => return true,
+                Receive::Gone => return false,
+                Receive::Answer(answer) => self.answer = Some((answer, 0)),
+                Receive::Request(request) => {
+                    let answer = match route(&request) {
+                        Ok(command) => handle(command),
+                        Err(answer) => answer,
+                    };
+                    self.answer = Some((http::render(&answer), 0));
+                }
+            }
+        }
+        self.send()
+    }
+
+    fn receive(&mut self) -> Receive {
+        let mut chunk = [0; 4096];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Receive::Gone,
+                Ok(count) => self.received.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Receive::Gone,
+            }
+            if self.received.len() > MAX_REQUEST {
+                return Receive::Answer(http::render(&Answer::error(
+                    413,
+                    "the request is too large",
+                )));
+            }
+            match http::parse(&self.received) {
+                http::Parsed::Partial => {}
+                http::Parsed::Request(request) => return Receive::Request(request),
+                http::Parsed::Bad(why) => {
+                    return Receive::Answer(http::render(&Answer::error(400, &why)));
+                }
+            }
+        }
+        Receive::Wait
+    }
+
+    fn send(&mut self) -> bool {
+        let Some((bytes, sent)) = &mut self.answer else {
+            return true;
+        };
+        while *sent < bytes.len() {
+            match self.stream.write(&bytes[*sent..]) {
+                Ok(0) => return false,
+                Ok(count) => *sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+}
+
+enum Receive {
+    Wait,
+    Gone,
+    Request(http::Request),
+    Answer(Vec<u8>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(server: &mut Server, path: &Path, request: &str) -> String {
+        let mut client = UnixStream::connect(path).expect("connects");
+        client.write_all(request.as_bytes()).expect("sends");
+        server.progress(|_| Answer::done());
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("answers");
+        answer
+    }
+
+    #[test]
+    fn answers_and_hangs_up() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let mut server = Server::bind(&path).expect("binds");
+        assert!(
+            ask(
+                &mut server,
+                &path,
+                "PUT /v1/pause HTTP/1.1\r\nHost: x\r\n\r\n"
+            )
+            .starts_with("HTTP/1.1 204 ")
+        );
+        assert!(ask(&mut server, &path, "GET /nothing HTTP/1.1\r\n\r\n").contains(" 404 "));
+        assert!(ask(&mut server, &path, "GET /v1/pause HTTP/1.1\r\n\r\n").contains(" 405 "));
+        assert!(ask(&mut server, &path, "\0\0\0\r\n\r\n").contains(" 400 "));
+        assert_eq!(server.interests().len(), 1);
+    }
+
+    #[test]
+    fn half_a_request_waits() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let mut server = Server::bind(&path).expect("binds");
+        let mut client = UnixStream::connect(&path).expect("connects");
+        client.write_all(b"PUT /v1/pause HT").expect("sends");
+        server.progress(|_| unreachable!("half a request"));
+        client.write_all(b"TP/1.1\r\n\r\n").expect("sends");
+        server.progress(|_| Answer::done());
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("answers");
+        assert!(answer.contains(" 204 "));
+    }
+
+    #[test]
+    fn many_clients_do_not_pile_up() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let mut server = Server::bind(&path).expect("binds");
+        let _clients: Vec<_> = (0..3 * MAX_CONNECTIONS)
+            .map(|_| {
+                let client = UnixStream::connect(&path).expect("connects");
+                server.progress(|_| Answer::done());
+                client
+            })
+            .collect();
+        assert_eq!(server.interests().len(), 1 + MAX_CONNECTIONS);
+    }
+
+    #[test]
+    fn a_taken_socket_is_refused_and_a_leftover_replaced() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let first = Server::bind(&path).expect("binds");
+        assert!(
+            Server::bind(&path)
+                .expect_err("taken")
+                .contains("another process")
+        );
+        drop(first);
+        assert!(!path.exists());
+        drop(UnixListener::bind(&path).expect("a leftover"));
+        Server::bind(&path).expect("replaced");
+        std::fs::write(&path, "no socket").expect("write");
+        assert!(
+            Server::bind(&path)
+                .expect_err("a file")
+                .contains("another file")
+        );
+    }
+}

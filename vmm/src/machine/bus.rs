@@ -1,0 +1,139 @@
+//! Which register an exit of a vCPU reaches. What no device claims reads as all
+//! ones and ignores writes, as on a PC.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::acpi::registers::Registers;
+pub use crate::acpi::registers::Request;
+use crate::arch::x86_64::layout::{PORT_I8042, PORT_SERIAL};
+use crate::serial::Serial;
+
+/// Keyboard controller: pulse the reset line (the PC AT's way to reset).
+const I8042_RESET: u8 = 0xfe;
+
+/// Everything that vCPUs reach by exits.
+pub struct Bus {
+    /// COM1.
+    pub serial: Serial,
+    registers: Mutex<Registers>,
+    events: EventFd,
+}
+
+impl Bus {
+    /// Puts the devices together.
+    ///
+    /// # Errors
+    /// When no eventfd can be made.
+    pub fn new(serial: Serial) -> io::Result<Self> {
+        Ok(Self {
+            serial,
+            registers: Mutex::new(Registers::default()),
+            events: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })
+    }
+
+    /// What raises the Generic Event Device's interrupt.
+    #[must_use]
+    pub fn event_interrupt(&self) -> &EventFd {
+        &self.events
+    }
+
+    /// Changes the ACPI registers and calls the guest.
+    ///
+    /// # Errors
+    /// When the interrupt can't be raised.
+    pub fn notify(&self, change: impl FnOnce(&mut Registers)) -> io::Result<()> {
+        change(&mut self.registers());
+        self.events.write(1)
+    }
+
+    /// An `in` instruction.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        match port {
+            PORT_SERIAL..=0x3ff => self.serial.read(register(port), data),
+            // No key waits, and the controller takes commands.
+            PORT_I8042 => data.fill(0),
+            port if Registers::has(port) => self.registers().read(port, data),
+            _ => data.fill(0xff),
+        }
+    }
+
+    /// An `out` instruction, and what the guest asks for by it.
+    #[must_use]
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
+        match port {
+            PORT_SERIAL..=0x3ff => self.serial.write(register(port), data),
+            PORT_I8042 if data == [I8042_RESET] => return Some(Request::Reset),
+            port if Registers::has(port) => return self.registers().write(port, data),
+            _ => {}
+        }
+        None
+    }
+
+    /// A load from a guest-physical address that is not RAM.
+    pub fn memory_read(&self, _address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    /// A store to a guest-physical address that is not RAM.
+    pub fn memory_write(&self, _address: u64, _data: &[u8]) {}
+
+    /// Every device back to its state after power-on.
+    pub fn reset(&self) {
+        self.serial.reset();
+        *self.registers() = Registers::default();
+    }
+
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "less than eight")]
+fn register(port: u16) -> u8 {
+    (port - PORT_SERIAL) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::layout::{PORT_RESET, RESET_VALUE};
+    use crate::serial::Output;
+
+    fn bus() -> Bus {
+        let file = tempfile::tempfile().expect("file");
+        Bus::new(Serial::new(Output::log(file).expect("log")).expect("serial")).expect("bus")
+    }
+
+    #[test]
+    fn unclaimed_reads_all_ones() {
+        let mut data = [0; 4];
+        bus().port_read(0x80, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        bus().memory_read(0xd000_0000, &mut data);
+        assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn both_reset_ports_reset() {
+        let bus = bus();
+        assert_eq!(bus.port_write(0x64, &[0xfe]), Some(Request::Reset));
+        assert_eq!(bus.port_write(0x64, &[0xd1]), None);
+        assert_eq!(
+            bus.port_write(PORT_RESET, &[RESET_VALUE]),
+            Some(Request::Reset)
+        );
+    }
+
+    #[test]
+    fn a_change_raises_the_interrupt() {
+        let bus = bus();
+        bus.notify(Registers::press_power_button).expect("raised");
+        assert_eq!(bus.event_interrupt().read().expect("raised"), 1);
+    }
+}

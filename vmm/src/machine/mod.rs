@@ -1,0 +1,286 @@
+//! The machine: built from its description, run, held, reset and taken down.
+//!
+//! ```text
+//!   build ──► paused ◄──pause/resume──► running ──► (report) ──► end
+//!                                          │  ▲
+//!                                          └──┘ reset: vCPUs ended, devices reset,
+//!                                               memory cleared, KVM VM made anew,
+//!                                               kernel loaded again
+//! ```
+//!
+//! One thread owns the [`Machine`] and calls it; vCPU threads only send it
+//! [`Report`]s. A reset makes a new KVM VM rather than trust that every hidden
+//! state of the old one can be put back; devices with their open files, the memory
+//! mapping and the process stay.
+
+pub mod bus;
+mod vm;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use hearth_vmm_api as api;
+use kvm_ioctls::Kvm;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::acpi;
+use crate::acpi::registers::Registers;
+use crate::arch::x86_64::boot::{BootError, Payload};
+use crate::arch::x86_64::memory;
+use crate::irq::kvm::KvmInterrupts;
+use crate::serial::Serial;
+use crate::smbios;
+use crate::vcpu::{Report, Surroundings, Vcpus};
+use bus::Bus;
+
+/// What a machine is made of, with every file open.
+pub struct Parts {
+    /// Its name.
+    pub id: String,
+    /// How many vCPUs: 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// What it boots.
+    pub payload: Payload,
+    /// What it says it is.
+    pub identity: smbios::Identity,
+    /// COM1.
+    pub serial: Serial,
+}
+
+/// Why a machine can't be built or made anew.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` can't be used.
+    #[error("KVM: {what}: {source}")]
+    Kvm {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM is too old or lacks something.
+    #[error("this host's KVM lacks {0}")]
+    Capability(&'static str),
+    /// More vCPUs than KVM takes.
+    #[error("{asked} vCPUs asked for, this host's KVM takes at most {most}")]
+    TooManyVcpus {
+        /// What was asked for.
+        asked: u8,
+        /// What KVM takes.
+        most: usize,
+    },
+    /// No guest memory.
+    #[error("{mib} MiB of guest memory can't be had: {source}")]
+    Memory {
+        /// What was asked for, in MiB.
+        mib: u64,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The kernel can't be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Tables don't fit.
+    #[error(transparent)]
+    Acpi(#[from] acpi::TablesTooLarge),
+    /// Tables don't fit.
+    #[error(transparent)]
+    Smbios(#[from] smbios::TablesTooLarge),
+    /// Anything else of the host.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+pub(crate) fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Kvm { what, source }
+}
+
+pub(crate) fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+/// The machine.
+pub struct Machine {
+    /// First, so that they are ended before what they use goes.
+    vcpus: Option<Vcpus>,
+    id: String,
+    vcpu_count: u8,
+    memory_bytes: u64,
+    payload: Payload,
+    identity: smbios::Identity,
+    kvm: Kvm,
+    bus: Arc<Bus>,
+    interrupts: Arc<KvmInterrupts>,
+    memory: Arc<GuestMemoryMmap>,
+    state: api::MachineState,
+    resets: u64,
+    exits: Arc<AtomicU64>,
+    sender: Sender<Report>,
+    reports: Receiver<Report>,
+    bell: Arc<EventFd>,
+}
+
+impl Machine {
+    /// Builds the machine with its kernel loaded and its vCPUs paused.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is left behind.
+    pub fn build(parts: Parts) -> Result<Self, Error> {
+        crate::vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
+        let kvm = vm::open(parts.vcpus)?;
+        let memory = memory::allocate(parts.memory_bytes).map_err(|source| Error::Memory {
+            mib: parts.memory_bytes >> 20,
+            source,
+        })?;
+        let vm = vm::create(&kvm, &memory)?;
+        let interrupts =
+            KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
+        let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
+        let (sender, reports) = channel();
+        let bell =
+            Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?);
+        let mut machine = Self {
+            id: parts.id,
+            vcpu_count: parts.vcpus,
+            memory_bytes: parts.memory_bytes,
+            payload: parts.payload,
+            identity: parts.identity,
+            kvm,
+            memory,
+            interrupts,
+            bus,
+            vcpus: None,
+            state: api::MachineState::Paused,
+            resets: 0,
+            exits: Arc::new(AtomicU64::new(0)),
+            sender,
+            reports,
+            bell,
+        };
+        machine.power_on(vm)?;
+        Ok(machine)
+    }
+
+    /// Loads the kernel, writes the tables, makes the vCPUs.
+    fn power_on(&mut self, vm: Arc<kvm_ioctls::VmFd>) -> Result<(), Error> {
+        vm::connect(&vm, &self.bus)?;
+        let entry = vm::load(
+            &self.memory,
+            self.memory_bytes,
+            self.vcpu_count,
+            &mut self.payload,
+            &self.identity,
+        )?;
+        let fds = vm::create_vcpus(&self.kvm, &vm, &self.memory, self.vcpu_count, entry)?;
+        let surroundings = Surroundings {
+            bus: Arc::clone(&self.bus),
+            reports: self.sender.clone(),
+            bell: Arc::clone(&self.bell),
+            exits: Arc::clone(&self.exits),
+        };
+        let vcpus = Vcpus::start(fds, &surroundings).map_err(host_error("vCPU threads"))?;
+        self.vcpus = Some(vcpus);
+        self.state = api::MachineState::Paused;
+        Ok(())
+    }
+
+    /// Lets the vCPUs run.
+    pub fn resume(&mut self) {
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.resume();
+            self.state = api::MachineState::Running;
+        }
+    }
+
+    /// Holds the vCPUs. Devices finish what they have.
+    pub fn pause(&mut self) {
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.pause();
+            self.state = api::MachineState::Paused;
+        }
+    }
+
+    /// Power-cycles the machine and lets it run.
+    ///
+    /// # Errors
+    /// When it can't be made anew; it is then without vCPUs and good for nothing
+    /// but being dropped.
+    pub fn reset(&mut self) -> Result<(), Error> {
+        self.vcpus = None;
+        self.bus.reset();
+        while self.reports.try_recv().is_ok() {}
+        memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
+        let vm = vm::create(&self.kvm, &self.memory)?;
+        self.interrupts
+            .replace(Arc::clone(&vm))
+            .map_err(host_error("interrupt routes"))?;
+        self.power_on(vm)?;
+        self.resets += 1;
+        self.resume();
+        Ok(())
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// When the interrupt can't be raised.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.bus.notify(Registers::press_power_button)
+    }
+
+    /// Takes out the devices in these slots, one bit for each: the guest let go of
+    /// them.
+    pub fn eject(&self, _slots: u32) {}
+
+    /// Readable when there are reports.
+    #[must_use]
+    pub fn bell(&self) -> &EventFd {
+        &self.bell
+    }
+
+    /// The next report of a vCPU.
+    #[must_use]
+    pub fn report(&self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+
+    /// COM1, for the console.
+    #[must_use]
+    pub fn serial(&self) -> &Serial {
+        &self.bus.serial
+    }
+
+    /// What the control socket tells of it.
+    #[must_use]
+    pub fn describe(&self) -> api::Machine {
+        api::Machine {
+            id: self.id.clone(),
+            pid: std::process::id(),
+            state: self.state,
+            vcpus: self.vcpu_count,
+            memory_bytes: self.memory_bytes,
+            resets: self.resets,
+            disks: Vec::new(),
+            nics: Vec::new(),
+        }
+    }
+
+    /// Counters since the process began.
+    #[must_use]
+    pub fn metrics(&self) -> api::Metrics {
+        api::Metrics {
+            vcpu_exits: self.exits.load(Ordering::Relaxed),
+            devices: std::collections::BTreeMap::new(),
+        }
+    }
+}

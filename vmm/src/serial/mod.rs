@@ -1,0 +1,239 @@
+//! COM1: a 16550 (rust-vmm's register machine) whose output goes to a bounded log
+//! file or to standard output, and whose input comes from the console.
+
+mod log;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_superio::serial::SerialEvents;
+use vm_superio::{Serial as Uart, Trigger};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+pub use log::BoundedLog;
+
+/// Where the guest's output goes.
+#[derive(Debug)]
+pub enum Output {
+    /// A log file that keeps the newest.
+    Log(BoundedLog),
+    /// Standard output.
+    Stdout,
+}
+
+impl Output {
+    /// A log in `file`, which stays bounded.
+    ///
+    /// # Errors
+    /// When the file can't be measured or cut.
+    pub fn log(file: File) -> io::Result<Self> {
+        BoundedLog::new(file).map(Self::Log)
+    }
+}
+
+#[derive(Clone)]
+struct Sink(Arc<Mutex<Output>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Output::Log(log) => log.append(bytes)?,
+            Output::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(bytes)?;
+                stdout.flush()?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct Interrupt(Arc<EventFd>);
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Tells the console when the guest has read all its input.
+#[derive(Clone)]
+struct InputRead(Arc<EventFd>);
+
+impl SerialEvents for InputRead {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // Only a full counter makes this fail, and then the reader is awake anyway.
+        let _ = self.0.write(1);
+    }
+}
+
+/// COM1, on the bus and on the console.
+pub struct Serial {
+    uart: Mutex<Uart<Interrupt, InputRead, Sink>>,
+    sink: Sink,
+    interrupt: Interrupt,
+    input_read: InputRead,
+}
+
+impl Serial {
+    /// A UART after power-on.
+    ///
+    /// # Errors
+    /// When no eventfd can be made.
+    pub fn new(output: Output) -> io::Result<Self> {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
+        let sink = Sink(Arc::new(Mutex::new(output)));
+        let interrupt = Interrupt(event()?);
+        let input_read = InputRead(event()?);
+        Ok(Self {
+            uart: Mutex::new(Uart::with_events(
+                interrupt.clone(),
+                input_read.clone(),
+                sink.clone(),
+            )),
+            sink,
+            interrupt,
+            input_read,
+        })
+    }
+
+    /// What raises its interrupt.
+    #[must_use]
+    pub fn interrupt(&self) -> &EventFd {
+        &self.interrupt.0
+    }
+
+    /// Signalled whenever the guest has read all input there was.
+    #[must_use]
+    pub fn input_read(&self) -> &EventFd {
+        &self.input_read.0
+    }
+
+    /// Reads a register. All are one byte wide; a wider access reads ones behind.
+    pub fn read(&self, register: u8, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some(first) = data.first_mut() {
+            *first = self.lock().read(register);
+        }
+    }
+
+    /// Writes a register.
+    pub fn write(&self, register: u8, data: &[u8]) {
+        if let [value] = data {
+            // A log that can't be written must not stop the guest; the byte is lost.
+            let _ = self.lock().write(register, *value);
+        }
+    }
+
+    /// How many bytes of input there is room for.
+    #[must_use]
+    pub fn input_capacity(&self) -> usize {
+        self.lock().fifo_capacity()
+    }
+
+    /// Gives the guest input; what does not fit is dropped.
+    pub fn input(&self, bytes: &[u8]) {
+        let _ = self.lock().enqueue_raw_bytes(bytes);
+    }
+
+    /// Back to the state after power-on.
+    pub fn reset(&self) {
+        *self.lock() = Uart::with_events(
+            self.interrupt.clone(),
+            self.input_read.clone(),
+            self.sink.clone(),
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Uart<Interrupt, InputRead, Sink>> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts a terminal into raw mode until dropped, so that every key reaches the
+/// guest.
+#[derive(Debug)]
+pub struct RawTerminal {
+    saved: libc::termios,
+}
+
+impl RawTerminal {
+    /// Makes standard input raw, if it is a terminal.
+    #[must_use]
+    pub fn enter() -> Option<Self> {
+        let fd = io::stdin().as_raw_fd();
+        // SAFETY: termios is plain data, for which all zeros are a value.
+        let mut saved: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a live termios; on no terminal the call fails.
+        if unsafe { libc::tcgetattr(fd, &raw mut saved) } != 0 {
+            return None;
+        }
+        let mut raw = saved;
+        // SAFETY: the pointer is to a live termios that tcgetattr has filled.
+        unsafe { libc::cfmakeraw(&raw mut raw) };
+        // SAFETY: as above.
+        (unsafe { libc::tcsetattr(fd, libc::TCSANOW, &raw const raw) } == 0)
+            .then_some(Self { saved })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // SAFETY: the pointer is to the live termios that tcgetattr filled.
+        unsafe {
+            libc::tcsetattr(
+                io::stdin().as_raw_fd(),
+                libc::TCSANOW,
+                &raw const self.saved,
+            )
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    #[test]
+    fn output_reaches_the_log_and_input_the_guest() {
+        let file = tempfile::tempfile().expect("file");
+        let mut view = file.try_clone().expect("clone");
+        let serial = Serial::new(Output::log(file).expect("log")).expect("serial");
+        for byte in b"hi\n" {
+            serial.write(0, &[*byte]);
+        }
+        let mut text = String::new();
+        view.rewind().expect("rewind");
+        view.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "hi\n");
+
+        serial.input(b"x");
+        let mut byte = [0];
+        serial.read(0, &mut byte);
+        assert_eq!(&byte, b"x");
+        assert_eq!(serial.input_read().read().expect("signalled"), 1);
+    }
+
+    #[test]
+    fn reset_forgets_the_input() {
+        let serial = Serial::new(Output::log(tempfile::tempfile().expect("file")).expect("log"))
+            .expect("serial");
+        serial.input(b"abc");
+        let before = serial.input_capacity();
+        serial.reset();
+        assert_eq!(serial.input_capacity(), before + 3);
+    }
+}
