@@ -6,6 +6,7 @@
 //! `reconcile` but `main`; a handler never touches the host. Host I/O
 //! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
 
+pub mod bootstrap;
 pub mod compute;
 pub mod config;
 pub mod images;

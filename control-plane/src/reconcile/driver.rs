@@ -86,10 +86,10 @@ pub async fn drive(controller: Arc<dyn Controller>, db: Db, mut shutdown: watch:
         };
         backoff = BACKOFF_MIN;
         let news = async {
-            if let Some(events) = &mut events {
-                if events.changed().await.is_ok() {
-                    return;
-                }
+            if let Some(events) = &mut events
+                && events.changed().await.is_ok()
+            {
+                return;
             }
             std::future::pending().await
         };

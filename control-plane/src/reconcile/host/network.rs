@@ -43,7 +43,7 @@ impl NetworkController {
     /// As [`NetworkHost::apply`].
     pub async fn ensure(&self) -> Result<(), crate::network::Error> {
         let mut applied = self.applied.lock().await;
-        let desired = topology(&*self.db.view(), &self.host);
+        let desired = topology(&self.db.view(), &self.host);
         if let Some((last, at)) = &*applied
             && *last == desired
             && at.elapsed() < TRUST

@@ -1,0 +1,205 @@
+//! What is there before the first call: the account's default VPC with its
+//! subnet and security group, and the record of this host.
+//!
+//! <https://docs.aws.amazon.com/vpc/latest/userguide/default-vpc.html>
+
+use std::{convert::Infallible, path::Path};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    config::Config,
+    model::{
+        DhcpOptionsId, Direction, GroupId, Host, Peer, Protocol, Rule, RuleId, SecurityGroup,
+        Subnet, SubnetId, Vpc, VpcId,
+    },
+    store::{Change, Db, TransactError, View},
+};
+
+/// The default VPC's addresses, and its one subnet's: as EC2's.
+const VPC: Ipv4Net = net([172, 31, 0, 0], 16);
+const SUBNET: Ipv4Net = net([172, 31, 0, 0], 20);
+const ANYWHERE: Ipv4Net = net([0, 0, 0, 0], 0);
+
+const fn net([a, b, c, d]: [u8; 4], prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+/// What this machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// Its CPUs that are online.
+    pub cpus: u32,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+}
+
+impl Machine {
+    /// Asks this machine.
+    ///
+    /// # Errors
+    /// If the kernel doesn't tell.
+    pub fn probe() -> std::io::Result<Self> {
+        let cpus = std::thread::available_parallelism()?.get();
+        let meminfo = std::fs::read_to_string(Path::new("/proc/meminfo"))?;
+        let memory_mib = total_memory(&meminfo)
+            .ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemTotal"))?;
+        Ok(Self {
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory_mib,
+        })
+    }
+}
+
+/// `MemTotal` of /proc/meminfo, in MiB.
+fn total_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
+/// Writes down what is missing. Twice is harmless.
+///
+/// # Errors
+/// If the store fails.
+pub async fn bootstrap(
+    db: &Db,
+    config: &Config,
+    machine: Machine,
+) -> Result<(), TransactError<Infallible>> {
+    db.transact(|view, change| {
+        plan(view, change, config, machine, &mut || rand::random());
+        Ok(())
+    })
+    .await
+}
+
+fn plan(
+    view: &View,
+    change: &mut Change<'_>,
+    config: &Config,
+    machine: Machine,
+    random: &mut dyn FnMut() -> u128,
+) {
+    let host = host_of(config, machine);
+    if view.get::<Host>(&host.id.0) != Some(&host) {
+        change.put(&host);
+    }
+    if view
+        .all::<Vpc>()
+        .any(|v| v.is_default && v.owner == config.account_id)
+    {
+        return;
+    }
+    let vpc = Vpc {
+        id: VpcId::from_random(random()),
+        owner: config.account_id.clone(),
+        cidr: VPC,
+        is_default: true,
+        dhcp_options: DhcpOptionsId::from_random(random()),
+    };
+    change.put(&Subnet {
+        id: SubnetId::from_random(random()),
+        owner: config.account_id.clone(),
+        vpc: vpc.id.clone(),
+        cidr: SUBNET,
+        zone: config.zone.clone(),
+        is_default: true,
+        map_public_ip: true,
+    });
+    change.put(&default_group(&vpc, random));
+    change.put(&vpc);
+}
+
+fn host_of(config: &Config, machine: Machine) -> Host {
+    // Both ratios are at most 100 and the products far below the integers' ends.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss
+    )]
+    let (vcpus, memory_mib) = (
+        (f64::from(machine.cpus) * config.cpu_overcommit) as u32,
+        (machine.memory_mib as f64 * config.memory_overcommit) as u64,
+    );
+    Host {
+        id: config.host_id.clone(),
+        zone: config.zone.clone(),
+        vcpus,
+        memory_mib,
+    }
+}
+
+/// The group that a VPC is born with: its members may all talk to each other,
+/// and to anybody.
+///
+/// <https://docs.aws.amazon.com/vpc/latest/userguide/default-security-group.html>
+fn default_group(vpc: &Vpc, random: &mut dyn FnMut() -> u128) -> SecurityGroup {
+    let id = GroupId::from_random(random());
+    let mut rule = |direction, peer| Rule {
+        id: RuleId::from_random(random()),
+        direction,
+        matcher: Protocol::All,
+        peer,
+        description: None,
+    };
+    SecurityGroup {
+        owner: vpc.owner.clone(),
+        vpc: vpc.id.clone(),
+        name: "default".into(),
+        description: "default VPC security group".into(),
+        rules: vec![
+            rule(Direction::Ingress, Peer::Group(id.clone())),
+            rule(Direction::Egress, Peer::Ipv4(ANYWHERE)),
+        ],
+        id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_all_there_once() {
+        let db = Db::in_memory().await;
+        let config = Config::for_tests();
+        let machine = Machine {
+            cpus: 2,
+            memory_mib: 3000,
+        };
+        bootstrap(&db, &config, machine).await.unwrap();
+        let view = db.view();
+        let vpc = view.all::<Vpc>().next().unwrap();
+        let subnet = view.all::<Subnet>().next().unwrap();
+        assert!(vpc.cidr.contains(&subnet.cidr));
+        assert_eq!((&subnet.vpc, subnet.zone.as_str()), (&vpc.id, "us-east-1a"));
+        let group = view.all::<SecurityGroup>().next().unwrap();
+        assert_eq!(group.rules.len(), 2);
+        let host = view.get::<Host>("test-host").unwrap();
+        assert_eq!((host.vcpus, host.memory_mib), (8, 3000));
+
+        bootstrap(&db, &config, machine).await.unwrap();
+        assert_eq!(db.view().revision(), view.revision());
+
+        // The machine has grown.
+        bootstrap(&db, &config, Machine { cpus: 4, ..machine })
+            .await
+            .unwrap();
+        assert_eq!(db.view().get::<Host>("test-host").unwrap().vcpus, 16);
+        assert_eq!(db.view().all::<Vpc>().count(), 1);
+    }
+
+    #[test]
+    fn memory_is_read_in_mib() {
+        assert_eq!(
+            total_memory("MemFree: 1 kB\nMemTotal:        3072000 kB\n"),
+            Some(3000)
+        );
+        assert_eq!(
+            total_memory("MemTotal:        3072000 kB\nMemFree: 1 kB\n"),
+            Some(3000)
+        );
+        assert_eq!(total_memory(""), None);
+    }
+}
