@@ -160,6 +160,8 @@ impl Process {
             payload,
             identity: description.identity.clone(),
             serial,
+            disks: description.disks.clone(),
+            nics: description.nics.clone(),
         })
         .map_err(|error| error.to_string())?;
 

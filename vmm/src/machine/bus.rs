@@ -8,16 +8,23 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi::registers::Registers;
 pub use crate::acpi::registers::Request;
-use crate::arch::x86_64::layout::{PORT_I8042, PORT_SERIAL};
+use crate::arch::x86_64::layout::{
+    ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_SERIAL,
+};
+use crate::pci::{PciRoot, Windows};
 use crate::serial::Serial;
 
 /// Keyboard controller: pulse the reset line (the PC AT's way to reset).
 const I8042_RESET: u8 = 0xfe;
+const PORT_SERIAL_LAST: u16 = PORT_SERIAL + 7;
+const PORT_PCI_LAST: u16 = PORT_PCI_ADDRESS + 7;
 
 /// Everything that vCPUs reach by exits.
 pub struct Bus {
     /// COM1.
     pub serial: Serial,
+    /// The PCI bus.
+    pub pci: PciRoot,
     registers: Mutex<Registers>,
     events: EventFd,
 }
@@ -30,6 +37,10 @@ impl Bus {
     pub fn new(serial: Serial) -> io::Result<Self> {
         Ok(Self {
             serial,
+            pci: PciRoot::new(Windows {
+                low: PCI_WINDOW..PCI_WINDOW + PCI_WINDOW_SIZE,
+                high: None,
+            }),
             registers: Mutex::new(Registers::default()),
             events: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
@@ -53,7 +64,8 @@ impl Bus {
     /// An `in` instruction.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         match port {
-            PORT_SERIAL..=0x3ff => self.serial.read(register(port), data),
+            PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.read(register(port), data),
+            PORT_PCI_ADDRESS..=PORT_PCI_LAST => self.pci.port_read(port, data),
             // No key waits, and the controller takes commands.
             PORT_I8042 => data.fill(0),
             port if Registers::has(port) => self.registers().read(port, data),
@@ -65,7 +77,8 @@ impl Bus {
     #[must_use]
     pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
         match port {
-            PORT_SERIAL..=0x3ff => self.serial.write(register(port), data),
+            PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.write(register(port), data),
+            PORT_PCI_ADDRESS..=PORT_PCI_LAST => self.pci.port_write(port, data),
             PORT_I8042 if data == [I8042_RESET] => return Some(Request::Reset),
             port if Registers::has(port) => return self.registers().write(port, data),
             _ => {}
@@ -74,15 +87,29 @@ impl Bus {
     }
 
     /// A load from a guest-physical address that is not RAM.
-    pub fn memory_read(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xff);
+    pub fn memory_read(&self, address: u64, data: &mut [u8]) {
+        match ecam_offset(address) {
+            Some(offset) => self.pci.ecam_read(offset, data),
+            // What no BAR decodes is filled there too.
+            None => {
+                self.pci.mmio_read(address, data);
+            }
+        }
     }
 
     /// A store to a guest-physical address that is not RAM.
-    pub fn memory_write(&self, _address: u64, _data: &[u8]) {}
+    pub fn memory_write(&self, address: u64, data: &[u8]) {
+        match ecam_offset(address) {
+            Some(offset) => self.pci.ecam_write(offset, data),
+            None => {
+                self.pci.mmio_write(address, data);
+            }
+        }
+    }
 
     /// Every device back to its state after power-on.
     pub fn reset(&self) {
+        self.pci.reset();
         self.serial.reset();
         *self.registers() = Registers::default();
     }
@@ -92,6 +119,12 @@ impl Bus {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ecam_offset(address: u64) -> Option<u64> {
+    address
+        .checked_sub(ECAM)
+        .filter(|offset| *offset < ECAM_SIZE)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "less than eight")]
@@ -117,6 +150,21 @@ mod tests {
         assert_eq!(data, [0xff; 4]);
         bus().memory_read(0xd000_0000, &mut data);
         assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn both_ways_to_configuration_space_meet() {
+        let bus = bus();
+        let mut by_ecam = [0; 4];
+        bus.memory_read(ECAM, &mut by_ecam);
+        assert_eq!(
+            bus.port_write(PORT_PCI_ADDRESS, &0x8000_0000u32.to_le_bytes()),
+            None
+        );
+        let mut by_port = [0; 4];
+        bus.port_read(PORT_PCI_ADDRESS + 4, &mut by_port);
+        assert_eq!(by_ecam, by_port);
+        assert_ne!(by_port, [0xff; 4]);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! mapping and the process stay.
 
 pub mod bus;
+mod devices;
 mod vm;
 
 use std::io;
@@ -30,6 +31,7 @@ use crate::acpi;
 use crate::acpi::registers::Registers;
 use crate::arch::x86_64::boot::{BootError, Payload};
 use crate::arch::x86_64::memory;
+use crate::config;
 use crate::irq::kvm::KvmInterrupts;
 use crate::serial::Serial;
 use crate::smbios;
@@ -50,6 +52,10 @@ pub struct Parts {
     pub identity: smbios::Identity,
     /// COM1.
     pub serial: Serial,
+    /// Disks, in slot order.
+    pub disks: Vec<config::Disk>,
+    /// Network interfaces, in slot order.
+    pub nics: Vec<config::Nic>,
 }
 
 /// Why a machine can't be built or made anew.
@@ -85,6 +91,9 @@ pub enum Error {
     /// The kernel can't be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A device can't be had. The message names its flag.
+    #[error("{0}")]
+    Device(String),
     /// Tables don't fit.
     #[error(transparent)]
     Acpi(#[from] acpi::TablesTooLarge),
@@ -120,6 +129,7 @@ pub struct Machine {
     identity: smbios::Identity,
     kvm: Kvm,
     bus: Arc<Bus>,
+    devices: devices::Devices,
     interrupts: Arc<KvmInterrupts>,
     memory: Arc<GuestMemoryMmap>,
     state: api::MachineState,
@@ -146,6 +156,8 @@ impl Machine {
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
+        let devices =
+            devices::Devices::plug(&bus.pci, &memory, &interrupts, &parts.disks, &parts.nics)?;
         let (sender, reports) = channel();
         let bell =
             Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?);
@@ -156,9 +168,10 @@ impl Machine {
             payload: parts.payload,
             identity: parts.identity,
             kvm,
-            memory,
-            interrupts,
             bus,
+            devices,
+            interrupts,
+            memory,
             vcpus: None,
             state: api::MachineState::Paused,
             resets: 0,
@@ -240,7 +253,9 @@ impl Machine {
 
     /// Takes out the devices in these slots, one bit for each: the guest let go of
     /// them.
-    pub fn eject(&self, _slots: u32) {}
+    pub fn eject(&mut self, slots: u32) {
+        self.devices.eject(&self.bus.pci, slots);
+    }
 
     /// Readable when there are reports.
     #[must_use]
@@ -270,8 +285,8 @@ impl Machine {
             vcpus: self.vcpu_count,
             memory_bytes: self.memory_bytes,
             resets: self.resets,
-            disks: Vec::new(),
-            nics: Vec::new(),
+            disks: self.devices.disks.clone(),
+            nics: self.devices.nics.clone(),
         }
     }
 
