@@ -7,6 +7,8 @@
 //! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
 
 pub mod bootstrap;
+pub mod api;
+pub mod auth;
 pub mod compute;
 pub mod config;
 pub mod images;

@@ -1,0 +1,229 @@
+//! The one way in.
+//!
+//! ```text
+//! body (bounded) → signature → form → Version, Action → [`registry`]:
+//!     typed request → authorize → DryRun → ClientToken → handle → encode
+//! ```
+//!
+//! The signature is checked before anything of the body is read, so that
+//! whoever has no key reaches as little code as can be. A handler needs a
+//! [`Ctx`](super::Ctx), which needs an [`Authorized`](crate::auth::Authorized): none is
+//! reachable without its authorization.
+//!
+//! [`registry`]: super::registry
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Method, Request, Response, StatusCode, header},
+};
+use jiff::Timestamp;
+
+use super::{
+    ApiError,
+    registry::{Call, Service, services},
+    wire::{Dialect, Form, xml},
+};
+use crate::{
+    auth::{
+        self,
+        credentials::CredentialStore,
+        sigv4::{self, AuthError, Incoming},
+    },
+    config::Config,
+    store::Db,
+};
+
+/// All that a request needs.
+pub struct Dispatch {
+    db: Db,
+    config: Arc<Config>,
+    credentials: CredentialStore,
+    services: Vec<Service>,
+}
+
+/// A request whose body has been read.
+pub(super) struct Received<'a> {
+    pub method: &'a Method,
+    pub path: &'a str,
+    pub query: &'a str,
+    pub headers: &'a HeaderMap,
+    pub body: &'a [u8],
+}
+
+impl Dispatch {
+    /// The way into this cloud.
+    pub fn new(db: Db, config: Arc<Config>, credentials: CredentialStore) -> Self {
+        Self {
+            db,
+            config,
+            credentials,
+            services: services(),
+        }
+    }
+
+    /// Answers one request.
+    pub(super) async fn answer(&self, received: &Received<'_>, request_id: &str) -> Response<Body> {
+        // Which dialect an error is told in is the caller's own say: before the
+        // signature is verified it decides nothing else.
+        let incoming = received.incoming();
+        let claimed = sigv4::parse(&incoming).ok();
+        let service = claimed
+            .and_then(|claim| self.services.iter().find(|s| s.name == claim.service))
+            .unwrap_or(&self.services[0]);
+        match self.carry_out(received, request_id).await {
+            Ok(body) => respond(StatusCode::OK, body),
+            Err(error) => refuse(service, error, request_id),
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        received: &Received<'_>,
+        request_id: &str,
+    ) -> Result<String, ApiError> {
+        let now = Timestamp::now();
+        let incoming = received.incoming();
+        let (caller, scope) =
+            auth::authenticate(&incoming, &self.credentials, &self.config.region, now)?;
+        let Some(service) = self.services.iter().find(|s| s.name == scope) else {
+            let names: Vec<&str> = self.services.iter().map(|s| s.name).collect();
+            return Err(AuthError::Scope(format!(
+                "Credential should be scoped to a service that Hearth has: {}",
+                names.join(", ")
+            ))
+            .into());
+        };
+        let mut form = received.form()?;
+        let action = form.take("Action")?;
+        let version = form.take("Version")?;
+        let action = action.ok_or_else(|| {
+            ApiError::new(
+                "MissingAction",
+                "The request must contain the parameter Action",
+            )
+        })?;
+        match version {
+            Some(version) if version == service.version => {}
+            Some(version) => {
+                let version = super::wire::quoted(&version);
+                return Err(ApiError::new(
+                    "NoSuchVersion",
+                    format!(
+                        "The version {version} is not valid for this web service: it has {}",
+                        service.version
+                    ),
+                ));
+            }
+            None => return Err(ApiError::missing("Version")),
+        }
+        let action = service.find(&action)?;
+        let call = Call {
+            db: self.db.clone(),
+            config: Arc::clone(&self.config),
+            caller,
+            request_id: request_id.to_owned(),
+            now,
+            form,
+        };
+        (action.call)(service, call).await
+    }
+}
+
+impl Received<'_> {
+    fn incoming(&self) -> Incoming<'_> {
+        Incoming {
+            method: self.method,
+            path: self.path,
+            query: self.query,
+            headers: self.headers,
+            body: self.body,
+        }
+    }
+
+    /// The parameters: of a POST in the body, of a GET in the query.
+    fn form(&self) -> Result<Form, ApiError> {
+        if self.path != "/" {
+            let message = "The path of every request is /";
+            return Err(ApiError::new("InvalidRequest", message).with_status(404));
+        }
+        let presigned = |name: &str| name.starts_with("X-Amz-");
+        let mut query = Form::parse(self.query.as_bytes())?;
+        query.remove_if(presigned);
+        if self.method == Method::GET {
+            if !self.body.is_empty() {
+                return Err(ApiError::new("InvalidRequest", "A GET request has no body"));
+            }
+            return Ok(query);
+        }
+        if self.method != Method::POST {
+            let message = "Requests are made with POST or GET";
+            return Err(ApiError::new("InvalidRequest", message).with_status(405));
+        }
+        if query != Form::default() {
+            let message = "The parameters of a POST request are in its body";
+            return Err(ApiError::new("InvalidRequest", message));
+        }
+        let kind = self.headers.get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|k| k.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+            let message = "The body of a request is application/x-www-form-urlencoded";
+            return Err(ApiError::new("InvalidRequest", message).with_status(415));
+        }
+        Ok(Form::parse(self.body)?)
+    }
+}
+
+fn refuse(service: &Service, mut error: ApiError, request_id: &str) -> Response<Body> {
+    if service.dialect == Dialect::Query && error.code == "AuthFailure" {
+        error.code = "InvalidClientTokenId".into();
+        error.message = "The security token included in the request is invalid.".into();
+        error.status = 403;
+    }
+    if let Some(internal) = &error.internal {
+        tracing::error!(request_id, "{internal:#}");
+    } else {
+        tracing::debug!(request_id, code = %error.code, message = error.message, "refused");
+    }
+    let body = xml::error(
+        service.dialect,
+        service.namespace,
+        request_id,
+        &error.code,
+        &error.message,
+        error.status < 500,
+    );
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    respond(status, body)
+}
+
+pub(super) fn respond(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/xml;charset=UTF-8"),
+    );
+    response
+}
+
+/// The answer to a request whose body could not be read: nothing of it was
+/// verified.
+pub(super) fn unreadable(status: StatusCode, message: &str, request_id: &str) -> Response<Body> {
+    let body = xml::error(
+        Dialect::Ec2,
+        "",
+        request_id,
+        "InvalidRequest",
+        message,
+        true,
+    );
+    respond(status, body)
+}
+
+/// The parts of an HTTP request that the dispatch reads.
+pub(super) fn query_of<B>(request: &Request<B>) -> &str {
+    request.uri().query().unwrap_or_default()
+}

@@ -1,0 +1,17 @@
+//! The AWS API: wire formats, the one way in, and the actions.
+//!
+//! A new action is one file in its service's folder (`ec2/<resource>/`) with an
+//! [`Action`] in it, and one line in that service's list of actions.
+
+pub mod action;
+pub mod dispatch;
+pub mod ec2;
+pub mod error;
+pub mod registry;
+pub mod server;
+pub mod sts;
+pub mod wire;
+
+pub use action::{Action, Ctx, Done, Idempotency};
+pub use error::ApiError;
+pub use server::router;

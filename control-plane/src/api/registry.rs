@@ -1,0 +1,174 @@
+//! The services and their actions.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Action, ApiError, Ctx, Idempotency,
+    wire::{Dialect, Form, Shape, from_form, shape_of, xml},
+};
+use crate::{
+    auth::{self, Caller},
+    config::Config,
+    store::Db,
+};
+
+/// A service: what a credential's scope names.
+pub struct Service {
+    /// Its name in the scope, as `ec2`.
+    pub name: &'static str,
+    /// How it speaks.
+    pub dialect: Dialect,
+    /// The one `Version` it has.
+    pub version: &'static str,
+    /// The XML namespace of its answers.
+    pub namespace: &'static str,
+    /// The names of all operations that AWS has, one a line: what is among them
+    /// and not in `actions` is not there *yet*.
+    pub known: &'static str,
+    /// What is there.
+    pub actions: Vec<Registered>,
+}
+
+impl Service {
+    /// The action of this name.
+    ///
+    /// # Errors
+    /// `InvalidAction`, which tells what AWS doesn't have from what Hearth doesn't.
+    pub fn find(&self, name: &str) -> Result<&Registered, ApiError> {
+        if let Some(action) = self.actions.iter().find(|a| a.name == name) {
+            return Ok(action);
+        }
+        let message = if self.known.lines().any(|known| known == name) {
+            format!("The action {name} is not implemented by Hearth")
+        } else {
+            let name = super::wire::quoted(name);
+            format!("The action {name} is not valid for this web service.")
+        };
+        Err(ApiError::new("InvalidAction", message))
+    }
+}
+
+/// Every service.
+pub fn services() -> Vec<Service> {
+    // The first is whose dialect unsigned callers are told off in.
+    vec![super::ec2::service(), super::sts::service()]
+}
+
+/// What one call brings along, before it is authorized.
+pub struct Call {
+    /// The desired state.
+    pub db: Db,
+    /// How this Hearth is set up.
+    pub config: Arc<Config>,
+    /// Who calls.
+    pub caller: Caller,
+    /// The answer's id.
+    pub request_id: String,
+    /// When it came in.
+    pub now: Timestamp,
+    /// Its parameters, without `Action` and `Version`.
+    pub form: Form,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<String, ApiError>> + Send>>;
+
+/// An action as the dispatch sees it.
+pub struct Registered {
+    /// Its name.
+    pub name: &'static str,
+    /// Its name in IAM policies.
+    pub iam: &'static str,
+    /// Whether it has `DryRun`.
+    pub dry_run: bool,
+    /// What is refused by name.
+    pub unsupported: &'static [&'static str],
+    /// The shape of its request.
+    pub request: fn() -> Result<Shape, String>,
+    /// The shape of its answer.
+    pub response: fn() -> Result<Shape, String>,
+    pub(super) call: fn(&Service, Call) -> Answer,
+}
+
+/// The registry's line for `A`.
+pub fn action<A: Action>() -> Registered {
+    Registered {
+        name: A::NAME,
+        iam: A::IAM,
+        dry_run: A::DRY_RUN,
+        unsupported: A::UNSUPPORTED,
+        request: shape_of::<A::Request>,
+        response: shape_of::<A::Response>,
+        call: |service, call| Box::pin(run::<A>(service.dialect, service.namespace, call)),
+    }
+}
+
+/// Typed decode → authorize → DryRun → ClientToken → handle → encode.
+async fn run<A: Action>(
+    dialect: Dialect,
+    namespace: &'static str,
+    mut call: Call,
+) -> Result<String, ApiError> {
+    let dry_run = A::DRY_RUN && dry_run(&mut call.form)?;
+    if let Some(name) = call.form.find_any(A::UNSUPPORTED) {
+        return Err(ApiError::unsupported(&format!("The parameter {name}")));
+    }
+    let request: A::Request = from_form(&call.form, dialect)?;
+
+    let authorized = auth::authorize(&call.caller, A::IAM, &A::resources(&request))?;
+    if dry_run {
+        let message = "Request would have succeeded, but DryRun flag is set.";
+        return Err(ApiError::new("DryRunOperation", message).with_status(412));
+    }
+    let idempotency = A::client_token(&request)
+        .map(|token| idempotency(A::NAME, token, &call.form))
+        .transpose()?;
+
+    let request_id = call.request_id.clone();
+    let ctx = Ctx::new(
+        call.db,
+        call.config,
+        call.caller,
+        call.request_id,
+        idempotency,
+        call.now,
+        authorized,
+    );
+    let response = A::handle(&ctx, request).await?;
+    xml::response(dialect, namespace, A::NAME, &request_id, &response).map_err(ApiError::internal)
+}
+
+fn dry_run(form: &mut Form) -> Result<bool, ApiError> {
+    match form.take("DryRun")? {
+        None => Ok(false),
+        Some(text) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(text) if text.eq_ignore_ascii_case("false") => Ok(false),
+        Some(text) => Err(ApiError::invalid_value(
+            "DryRun",
+            &text,
+            "It must be true or false.",
+        )),
+    }
+}
+
+/// A token's longest form, in characters.
+const MAX_TOKEN: usize = 64;
+
+fn idempotency(action: &str, token: &str, form: &Form) -> Result<Idempotency, ApiError> {
+    if token.is_empty() || token.len() > MAX_TOKEN || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        let why = format!("It must be 1 to {MAX_TOKEN} printable ASCII characters.");
+        return Err(ApiError::invalid_value("ClientToken", token, &why));
+    }
+    let mut hash = Sha256::new();
+    for (name, value) in form.fields() {
+        // With their lengths, so that no two forms are one text.
+        hash.update(format!("{}:{name}={}:", name.len(), value.len()));
+        hash.update(value);
+    }
+    Ok(Idempotency {
+        key: format!("{action}:{token}"),
+        digest: hex::encode(hash.finalize()),
+    })
+}

@@ -1,0 +1,495 @@
+//! The serde deserializer over a [`Form`].
+//!
+//! Structures take named children, sequences take children numbered from 1
+//! without a gap (`X.1`; `X.member.1` in the `query` dialect), scalars take the
+//! value. With `#[serde(deny_unknown_fields)]` on the request a parameter that
+//! it does not have becomes EC2's `UnknownParameter` under its full name.
+
+use std::{collections::btree_map, fmt, str::FromStr};
+
+use serde::{
+    de::{
+        self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+    },
+    forward_to_deserialize_any,
+};
+
+use super::{Dialect, Form, Node, WireError, join, quoted};
+
+/// Reads a request out of its form.
+///
+/// # Errors
+/// When a parameter is unknown, missing, no number where one is asked for, or
+/// a list has a gap.
+pub fn from_form<T: DeserializeOwned>(form: &Form, dialect: Dialect) -> Result<T, WireError> {
+    T::deserialize(NodeDeserializer {
+        node: &form.root,
+        path: String::new(),
+        dialect,
+    })
+}
+
+impl de::Error for WireError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        // Serde doesn't know where in the form it is: `place` adds the name.
+        Self::Invalid {
+            name: String::new(),
+            why: message.to_string(),
+        }
+    }
+
+    fn unknown_field(field: &str, _: &'static [&'static str]) -> Self {
+        Self::Unknown(quoted(field))
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::Missing(field.to_owned())
+    }
+}
+
+impl WireError {
+    fn place(self, path: &str) -> Self {
+        match self {
+            Self::Invalid { name, why } if name.is_empty() => Self::Invalid {
+                name: quoted(path),
+                why,
+            },
+            other => other,
+        }
+    }
+}
+
+struct NodeDeserializer<'a> {
+    node: &'a Node,
+    path: String,
+    dialect: Dialect,
+}
+
+impl<'a> NodeDeserializer<'a> {
+    fn invalid(&self, why: impl Into<String>) -> WireError {
+        WireError::Invalid {
+            name: quoted(&self.path),
+            why: why.into(),
+        }
+    }
+
+    fn scalar(&self) -> Result<&'a str, WireError> {
+        if let Some(child) = self.node.children.keys().next() {
+            return Err(WireError::Unknown(quoted(&join(&self.path, child))));
+        }
+        self.node
+            .value
+            .as_deref()
+            .ok_or_else(|| self.invalid("it has no value"))
+    }
+
+    fn number<T: FromStr>(&self) -> Result<T, WireError> {
+        let text = self.scalar()?;
+        text.parse().map_err(|_| {
+            self.invalid(format!(
+                "\"{}\" is not a number in the range allowed",
+                quoted(text)
+            ))
+        })
+    }
+
+    /// The elements of a list with their full names, in order.
+    fn elements(&self) -> Result<Vec<NodeDeserializer<'a>>, WireError> {
+        let (mut node, mut path) = (self.node, self.path.clone());
+        if self.dialect == Dialect::Query {
+            // An empty list is written `X=` by the `query` protocol.
+            if node.children.is_empty() && node.value.as_deref() == Some("") {
+                return Ok(Vec::new());
+            }
+            if let (1, Some(member)) = (node.children.len(), node.children.get("member")) {
+                path = join(&path, "member");
+                node = member;
+            }
+        }
+        if node.value.is_some() {
+            return Err(self.invalid("it is a list, whose elements are numbered from 1"));
+        }
+        let mut elements = Vec::with_capacity(node.children.len());
+        for (name, child) in &node.children {
+            let index = name.parse::<usize>().ok();
+            // One form of a number only, so that `1` and `01` can't both be there.
+            let Some(index) = index.filter(|i| i.to_string() == *name) else {
+                return Err(WireError::Unknown(quoted(&join(&path, name))));
+            };
+            elements.push((index, child, join(&path, name)));
+        }
+        elements.sort_by_key(|(index, ..)| *index);
+        if elements.iter().enumerate().any(|(i, (n, ..))| *n != i + 1) {
+            return Err(self.invalid("its elements are not numbered from 1 without a gap"));
+        }
+        Ok(elements
+            .into_iter()
+            .map(|(_, node, path)| NodeDeserializer {
+                node,
+                path,
+                dialect: self.dialect,
+            })
+            .collect())
+    }
+}
+
+macro_rules! numbers {
+    ($($method:ident $visit:ident),*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+            visitor.$visit(self.number()?).map_err(|e: WireError| e.place(&self.path))
+        }
+    )*};
+}
+
+impl<'de> de::Deserializer<'de> for NodeDeserializer<'_> {
+    type Error = WireError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        if self.node.children.is_empty() {
+            self.deserialize_str(visitor)
+        } else {
+            self.deserialize_map(visitor)
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        visitor
+            .visit_str(self.scalar()?)
+            .map_err(|e: WireError| e.place(&self.path))
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        let text = self.scalar()?;
+        if text.eq_ignore_ascii_case("true") {
+            visitor.visit_bool(true)
+        } else if text.eq_ignore_ascii_case("false") {
+            visitor.visit_bool(false)
+        } else {
+            Err(self.invalid(format!("\"{}\" is neither true nor false", quoted(text))))
+        }
+    }
+
+    numbers! {
+        deserialize_i8 visit_i8, deserialize_i16 visit_i16, deserialize_i32 visit_i32,
+        deserialize_i64 visit_i64, deserialize_u8 visit_u8, deserialize_u16 visit_u16,
+        deserialize_u32 visit_u32, deserialize_u64 visit_u64,
+        deserialize_f32 visit_f32, deserialize_f64 visit_f64
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        // A parameter that isn't there is never asked for: this one is.
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, WireError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        visitor.visit_seq(Elements(self.elements()?.into_iter()))
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        if self.node.value.is_some() {
+            return Err(self.invalid("it is a structure, and has no value of its own"));
+        }
+        visitor
+            .visit_map(Members {
+                rest: self.node.children.iter(),
+                next: None,
+                path: &self.path,
+                dialect: self.dialect,
+            })
+            .map_err(|e| match e {
+                WireError::Missing(name) if !name.contains('.') => {
+                    WireError::Missing(join(&self.path, &name))
+                }
+                e => e.place(&self.path),
+            })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, WireError> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, WireError> {
+        visitor
+            .visit_enum(self.scalar()?.into_deserializer())
+            .map_err(|e: WireError| e.place(&self.path))
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WireError> {
+        // Nothing is accepted and ignored, even where `deny_unknown_fields`
+        // was forgotten.
+        drop(visitor);
+        Err(WireError::Unknown(quoted(&self.path)))
+    }
+
+    forward_to_deserialize_any! {
+        i128 u128 char bytes byte_buf unit unit_struct tuple tuple_struct identifier
+    }
+}
+
+struct Elements<'a>(std::vec::IntoIter<NodeDeserializer<'a>>);
+
+impl<'de> SeqAccess<'de> for Elements<'_> {
+    type Error = WireError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, WireError> {
+        self.0.next().map(|e| seed.deserialize(e)).transpose()
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
+struct Members<'a> {
+    rest: btree_map::Iter<'a, String, Node>,
+    next: Option<(&'a str, &'a Node)>,
+    path: &'a str,
+    dialect: Dialect,
+}
+
+impl<'de> MapAccess<'de> for Members<'_> {
+    type Error = WireError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, WireError> {
+        let Some((name, node)) = self.rest.next() else {
+            return Ok(None);
+        };
+        self.next = Some((name, node));
+        let key: de::value::StrDeserializer<'_, WireError> = name.as_str().into_deserializer();
+        seed.deserialize(key).map(Some).map_err(|e| match e {
+            WireError::Unknown(name) => WireError::Unknown(quoted(&join(self.path, &name))),
+            e => e,
+        })
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, WireError> {
+        let Some((name, node)) = self.next.take() else {
+            return Err(WireError::Malformed("a value without a name".into()));
+        };
+        seed.deserialize(NodeDeserializer {
+            node,
+            path: join(self.path, name),
+            dialect: self.dialect,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+    #[serde(rename_all = "PascalCase", deny_unknown_fields)]
+    struct Request {
+        name: String,
+        count: Option<i32>,
+        flag: Option<bool>,
+        #[serde(default, rename = "InstanceId")]
+        ids: Vec<String>,
+        #[serde(default, rename = "Filter")]
+        filters: Vec<Filter>,
+        nested: Option<Nested>,
+    }
+
+    #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+    #[serde(rename_all = "PascalCase", deny_unknown_fields)]
+    struct Filter {
+        name: String,
+        #[serde(default, rename = "Value")]
+        values: Vec<String>,
+    }
+
+    #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+    #[serde(rename_all = "PascalCase", deny_unknown_fields)]
+    struct Nested {
+        port: Option<u16>,
+    }
+
+    fn read(text: &str) -> Result<Request, WireError> {
+        from_form(&Form::parse(text.as_bytes()).unwrap(), Dialect::Ec2)
+    }
+
+    fn message(text: &str) -> String {
+        read(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_request_is_read() {
+        let request = read(
+            "Name=n&Count=-3&Flag=true&InstanceId.2=b&InstanceId.1=a\
+             &Filter.1.Name=f&Filter.1.Value.1=v&Nested.Port=65535",
+        );
+        assert_eq!(
+            request.unwrap(),
+            Request {
+                name: "n".into(),
+                count: Some(-3),
+                flag: Some(true),
+                ids: vec!["a".into(), "b".into()],
+                filters: vec![Filter {
+                    name: "f".into(),
+                    values: vec!["v".into()]
+                }],
+                nested: Some(Nested { port: Some(65535) }),
+            }
+        );
+    }
+
+    #[test]
+    fn list_elements_are_in_numeric_order() {
+        let text: Vec<String> = (1..=11).map(|i| format!("InstanceId.{i}={i}")).collect();
+        let request = read(&format!("Name=n&{}", text.join("&"))).unwrap();
+        let expected: Vec<String> = (1..=11).map(|i| i.to_string()).collect();
+        assert_eq!(request.ids, expected);
+    }
+
+    #[test]
+    fn errors_name_the_parameter() {
+        assert_eq!(
+            message("Name=n&Bogus=1"),
+            "The parameter Bogus is not recognized"
+        );
+        assert_eq!(
+            message("Name=n&Filter.1.Name=x&Filter.1.Bogus=1"),
+            "The parameter Filter.1.Bogus is not recognized"
+        );
+        assert_eq!(
+            message("Name.1=n"),
+            "The parameter Name.1 is not recognized"
+        );
+        assert_eq!(
+            message("Name=n&InstanceId.x=1"),
+            "The parameter InstanceId.x is not recognized"
+        );
+        assert_eq!(
+            message("Name=n&InstanceId.01=1"),
+            "The parameter InstanceId.01 is not recognized"
+        );
+        assert_eq!(message(""), "The request must contain the parameter Name");
+        assert_eq!(
+            message("Name=n&Filter.1.Value.1=x"),
+            "The request must contain the parameter Filter.1.Name"
+        );
+        assert_eq!(
+            message("Name=n&Count=abc"),
+            "Invalid value for the parameter Count: \"abc\" is not a number in the range allowed"
+        );
+        assert_eq!(
+            message("Name=n&Nested.Port=65536"),
+            "Invalid value for the parameter Nested.Port: \"65536\" is not a number in the range allowed"
+        );
+        assert_eq!(
+            message("Name=n&Flag=yes"),
+            "Invalid value for the parameter Flag: \"yes\" is neither true nor false"
+        );
+        assert_eq!(
+            message("Name=n&InstanceId.1=a&InstanceId.3=c"),
+            "Invalid value for the parameter InstanceId: its elements are not numbered from 1 without a gap"
+        );
+        assert_eq!(
+            message("Name=n&InstanceId=a"),
+            "Invalid value for the parameter InstanceId: it is a list, whose elements are numbered from 1"
+        );
+        assert_eq!(
+            message("Name=n&Filter.1=a"),
+            "Invalid value for the parameter Filter.1: it is a structure, and has no value of its own"
+        );
+    }
+
+    #[test]
+    fn the_query_dialect_says_member() {
+        let form = Form::parse(b"Name=n&InstanceId.member.1=a&Filter=").unwrap();
+        let request: Request = from_form(&form, Dialect::Query).unwrap();
+        assert_eq!(request.ids, ["a"]);
+        assert!(request.filters.is_empty());
+        assert!(from_form::<Request>(&form, Dialect::Ec2).is_err());
+    }
+
+    #[test]
+    fn nothing_is_ignored_even_without_deny_unknown_fields() {
+        #[derive(Debug, Deserialize)]
+        struct Loose {}
+        let form = Form::parse(b"A=1").unwrap();
+        assert_eq!(
+            from_form::<Loose>(&form, Dialect::Ec2).unwrap_err(),
+            WireError::Unknown("A".into())
+        );
+    }
+
+    fn encode(request: &Request) -> String {
+        let mut out = form_urlencoded::Serializer::new(String::new());
+        out.append_pair("Name", &request.name);
+        if let Some(count) = request.count {
+            out.append_pair("Count", &count.to_string());
+        }
+        if let Some(flag) = request.flag {
+            out.append_pair("Flag", &flag.to_string());
+        }
+        for (i, id) in request.ids.iter().enumerate() {
+            out.append_pair(&format!("InstanceId.{}", i + 1), id);
+        }
+        for (i, filter) in request.filters.iter().enumerate() {
+            out.append_pair(&format!("Filter.{}.Name", i + 1), &filter.name);
+            for (j, value) in filter.values.iter().enumerate() {
+                out.append_pair(&format!("Filter.{}.Value.{}", i + 1, j + 1), value);
+            }
+        }
+        if let Some(port) = request.nested.as_ref().and_then(|n| n.port) {
+            out.append_pair("Nested.Port", &port.to_string());
+        }
+        out.finish()
+    }
+
+    prop_compose! {
+        fn request()(
+            name in any::<String>(),
+            count in any::<Option<i32>>(),
+            flag in any::<Option<bool>>(),
+            ids in proptest::collection::vec(any::<String>(), 0..15),
+            filters in proptest::collection::vec(
+                (any::<String>(), proptest::collection::vec(any::<String>(), 0..4)), 0..4),
+            port in any::<Option<u16>>(),
+        ) -> Request {
+            let filters = filters.into_iter().map(|(name, values)| Filter { name, values }).collect();
+            Request { name, count, flag, ids, filters, nested: port.map(|p| Nested { port: Some(p) }) }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(request in request()) {
+            prop_assert_eq!(read(&encode(&request)).unwrap(), request);
+        }
+    }
+}

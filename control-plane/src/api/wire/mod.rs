@@ -1,0 +1,78 @@
+//! The wire formats of AWS's `ec2` and `query` protocols: requests are form
+//! fields with dotted names, answers are XML.
+//!
+//! Pure: text in, typed value out, and back. Everything here meets bytes of
+//! callers, so every size is bounded and nothing panics.
+//!
+//! - [`Form`] — the fields of a request, as a bounded tree.
+//! - [`from_form`] — a serde deserializer over that tree.
+//! - [`xml`] — a serde serializer of answers, and the shape of errors.
+//! - [`Shape`] — what a type looks like on the wire, read from its own serde
+//!   implementation, so that tests can hold it against botocore's model.
+//!
+//! <https://smithy.io/2.0/aws/protocols/aws-ec2-query-protocol.html>,
+//! <https://smithy.io/2.0/aws/protocols/aws-query-protocol.html>
+
+mod de;
+mod form;
+mod shape;
+mod time;
+pub mod xml;
+
+pub use de::from_form;
+pub use form::{Form, MAX_BYTES, Node};
+pub use shape::{Shape, shape_of};
+pub use time::Time;
+
+/// Which of the two protocols a service speaks. They differ in how lists are
+/// written and in what surrounds an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `ec2`: lists are `X.1` in requests and `<item>` in answers.
+    Ec2,
+    /// `query`: lists are `X.member.1` in requests and `<member>` in answers.
+    Query,
+}
+
+/// Why a request could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A parameter that the action does not have.
+    #[error("The parameter {0} is not recognized")]
+    Unknown(String),
+    /// A parameter that the action can't do without.
+    #[error("The request must contain the parameter {0}")]
+    Missing(String),
+    /// A parameter that can't be read as what it should be.
+    #[error("Invalid value for the parameter {name}: {why}")]
+    Invalid {
+        /// The parameter's dotted name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The whole request is not of the form asked for.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// At most this much of a caller's text is repeated to it in an error.
+const QUOTED: usize = 128;
+
+/// The first characters of `text`, for an error message.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut short: String = text.chars().take(QUOTED).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// `parent.child`, or `child` at the top.
+fn join(parent: &str, child: &str) -> String {
+    if parent.is_empty() {
+        child.to_owned()
+    } else {
+        format!("{parent}.{child}")
+    }
+}

@@ -1,0 +1,468 @@
+//! The serde serializer of answers, and errors, in both dialects.
+//!
+//! A structure's member is an element of its name; what is `None` is left out;
+//! a list is an element that holds an `<item>` (or `<member>`) for each
+//! element. What comes out is always well-formed XML 1.0, whatever characters a
+//! caller once put into a tag: those that XML can't carry become U+FFFD.
+
+use std::fmt::{Display, Write as _};
+
+use serde::{
+    Serialize, Serializer,
+    ser::{self, Impossible, SerializeSeq, SerializeStruct},
+};
+
+use super::Dialect;
+
+/// Why a value has no form in XML: always a fault in the type, never in the data.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct XmlError(String);
+
+impl ser::Error for XmlError {
+    fn custom<T: Display>(message: T) -> Self {
+        Self(message.to_string())
+    }
+}
+
+/// An action's answer.
+///
+/// # Errors
+/// When the type has a form that the wire can't carry.
+pub fn response<T: Serialize>(
+    dialect: Dialect,
+    namespace: &str,
+    action: &str,
+    request_id: &str,
+    value: &T,
+) -> Result<String, XmlError> {
+    let mut out = String::from(DECLARATION);
+    let _ = write!(out, "<{action}Response xmlns=\"{namespace}\">");
+    match dialect {
+        Dialect::Ec2 => {
+            text(&mut out, "requestId", request_id);
+            value.serialize(Element::bare(&mut out, dialect))?;
+        }
+        Dialect::Query => {
+            let _ = write!(out, "<{action}Result>");
+            value.serialize(Element::bare(&mut out, dialect))?;
+            let _ = write!(out, "</{action}Result><ResponseMetadata>");
+            text(&mut out, "RequestId", request_id);
+            out.push_str("</ResponseMetadata>");
+        }
+    }
+    let _ = write!(out, "</{action}Response>");
+    Ok(out)
+}
+
+/// An error's answer.
+pub fn error(
+    dialect: Dialect,
+    namespace: &str,
+    request_id: &str,
+    code: &str,
+    message: &str,
+    sender: bool,
+) -> String {
+    let mut out = String::from(DECLARATION);
+    match dialect {
+        Dialect::Ec2 => {
+            out.push_str("<Response><Errors><Error>");
+            text(&mut out, "Code", code);
+            text(&mut out, "Message", message);
+            out.push_str("</Error></Errors>");
+            text(&mut out, "RequestID", request_id);
+            out.push_str("</Response>");
+        }
+        Dialect::Query => {
+            let _ = write!(out, "<ErrorResponse xmlns=\"{namespace}\"><Error>");
+            text(&mut out, "Type", if sender { "Sender" } else { "Receiver" });
+            text(&mut out, "Code", code);
+            text(&mut out, "Message", message);
+            out.push_str("</Error>");
+            text(&mut out, "RequestId", request_id);
+            out.push_str("</ErrorResponse>");
+        }
+    }
+    out
+}
+
+const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
+
+fn text(out: &mut String, name: &str, value: &str) {
+    let _ = write!(out, "<{name}>");
+    escape(out, value);
+    let _ = write!(out, "</{name}>");
+}
+
+/// <https://www.w3.org/TR/xml/#charsets>: what XML 1.0 can't carry, not even as
+/// a reference, becomes U+FFFD. A bare carriage return would be read as a line
+/// feed, so it is written as a reference.
+fn escape(out: &mut String, value: &str) {
+    for c in value.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\r' => out.push_str("&#xD;"),
+            '\t' | '\n' => out.push(c),
+            '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            _ => out.push(c),
+        }
+    }
+}
+
+/// Writes one value as the element `name`; without a name, a structure's
+/// members alone.
+struct Element<'o> {
+    out: &'o mut String,
+    name: Option<&'static str>,
+    dialect: Dialect,
+}
+
+impl<'o> Element<'o> {
+    fn bare(out: &'o mut String, dialect: Dialect) -> Self {
+        Self {
+            out,
+            name: None,
+            dialect,
+        }
+    }
+
+    fn open(&mut self) {
+        if let Some(name) = self.name {
+            let _ = write!(self.out, "<{name}>");
+        }
+    }
+
+    fn display(self, value: impl Display) -> Result<(), XmlError> {
+        self.serialize_str(&value.to_string())
+    }
+
+    fn no(&self, what: &str) -> XmlError {
+        XmlError(format!(
+            "{what} has no form on the wire (in {})",
+            self.name.unwrap_or("the answer")
+        ))
+    }
+}
+
+macro_rules! plain {
+    ($($method:ident($ty:ty)),*) => {$(
+        fn $method(self, value: $ty) -> Result<(), XmlError> { self.display(value) }
+    )*};
+}
+
+impl<'o> Serializer for Element<'o> {
+    type Ok = ();
+    type Error = XmlError;
+    type SerializeSeq = Open<'o>;
+    type SerializeTuple = Impossible<(), XmlError>;
+    type SerializeTupleStruct = Impossible<(), XmlError>;
+    type SerializeTupleVariant = Impossible<(), XmlError>;
+    type SerializeMap = Impossible<(), XmlError>;
+    type SerializeStruct = Open<'o>;
+    type SerializeStructVariant = Impossible<(), XmlError>;
+
+    plain! {
+        serialize_bool(bool), serialize_i8(i8), serialize_i16(i16), serialize_i32(i32),
+        serialize_i64(i64), serialize_u8(u8), serialize_u16(u16), serialize_u32(u32),
+        serialize_u64(u64), serialize_f32(f32), serialize_f64(f64), serialize_char(char)
+    }
+
+    fn serialize_str(self, value: &str) -> Result<(), XmlError> {
+        match self.name {
+            Some(name) => {
+                text(self.out, name, value);
+                Ok(())
+            }
+            None => Err(self.no("a scalar without a name")),
+        }
+    }
+
+    fn serialize_bytes(self, _: &[u8]) -> Result<(), XmlError> {
+        Err(self.no("a byte string"))
+    }
+
+    fn serialize_none(self) -> Result<(), XmlError> {
+        Ok(())
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), XmlError> {
+        value.serialize(self)
+    }
+
+    fn serialize_unit(self) -> Result<(), XmlError> {
+        Ok(())
+    }
+
+    fn serialize_unit_struct(self, _: &'static str) -> Result<(), XmlError> {
+        Ok(())
+    }
+
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<(), XmlError> {
+        self.serialize_str(variant)
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), XmlError> {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: &T,
+    ) -> Result<(), XmlError> {
+        Err(self.no("a variant with data"))
+    }
+
+    fn serialize_seq(mut self, _: Option<usize>) -> Result<Open<'o>, XmlError> {
+        if self.name.is_none() {
+            return Err(self.no("a list without a name"));
+        }
+        self.open();
+        Ok(Open(self))
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, XmlError> {
+        Err(self.no("a tuple"))
+    }
+
+    fn serialize_tuple_struct(
+        self,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeTupleStruct, XmlError> {
+        Err(self.no("a tuple"))
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeTupleVariant, XmlError> {
+        Err(self.no("a variant with data"))
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<Self::SerializeMap, XmlError> {
+        Err(self.no("a map"))
+    }
+
+    fn serialize_struct(mut self, _: &'static str, _: usize) -> Result<Open<'o>, XmlError> {
+        self.open();
+        Ok(Open(self))
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeStructVariant, XmlError> {
+        Err(self.no("a variant with data"))
+    }
+}
+
+/// An element whose start tag has been written.
+struct Open<'o>(Element<'o>);
+
+impl Open<'_> {
+    fn child<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), XmlError> {
+        value.serialize(Element {
+            out: self.0.out,
+            name: Some(name),
+            dialect: self.0.dialect,
+        })
+    }
+
+    fn close(self) {
+        if let Some(name) = self.0.name {
+            let _ = write!(self.0.out, "</{name}>");
+        }
+    }
+}
+
+impl SerializeSeq for Open<'_> {
+    type Ok = ();
+    type Error = XmlError;
+
+    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), XmlError> {
+        let name = match self.0.dialect {
+            Dialect::Ec2 => "item",
+            Dialect::Query => "member",
+        };
+        self.child(name, value)
+    }
+
+    fn end(self) -> Result<(), XmlError> {
+        self.close();
+        Ok(())
+    }
+}
+
+impl SerializeStruct for Open<'_> {
+    type Ok = ();
+    type Error = XmlError;
+
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), XmlError> {
+        self.child(name, value)
+    }
+
+    fn end(self) -> Result<(), XmlError> {
+        self.close();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use quick_xml::{Reader, events::Event};
+
+    use super::*;
+
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Answer {
+        group_id: String,
+        from_port: Option<i32>,
+        tag_set: Vec<Tag>,
+        names: Option<Vec<String>>,
+    }
+
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Tag {
+        key: String,
+        ok: bool,
+    }
+
+    fn answer() -> Answer {
+        Answer {
+            group_id: "a<b>&\"c\"\r\u{1}".into(),
+            from_port: None,
+            tag_set: vec![Tag {
+                key: "k".into(),
+                ok: true,
+            }],
+            names: None,
+        }
+    }
+
+    #[test]
+    fn ec2_answers() {
+        assert_eq!(
+            response(Dialect::Ec2, "http://ns/", "Do", "req", &answer()).unwrap(),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\">\
+             <requestId>req</requestId><groupId>a&lt;b&gt;&amp;&quot;c&quot;&#xD;\u{fffd}</groupId>\
+             <tagSet><item><key>k</key><ok>true</ok></item></tagSet></DoResponse>"
+        );
+    }
+
+    #[test]
+    fn query_answers() {
+        let mut answer = answer();
+        answer.group_id = "g".into();
+        assert_eq!(
+            response(Dialect::Query, "http://ns/", "Do", "req", &answer).unwrap(),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\"><DoResult>\
+             <groupId>g</groupId><tagSet><member><key>k</key><ok>true</ok></member></tagSet>\
+             </DoResult><ResponseMetadata><RequestId>req</RequestId></ResponseMetadata></DoResponse>"
+        );
+    }
+
+    #[test]
+    fn errors_in_both_dialects() {
+        assert_eq!(
+            error(Dialect::Ec2, "", "req", "C", "<m>", true),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response><Errors><Error><Code>C</Code>\
+             <Message>&lt;m&gt;</Message></Error></Errors><RequestID>req</RequestID></Response>"
+        );
+        assert_eq!(
+            error(Dialect::Query, "ns", "req", "C", "m", false),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ErrorResponse xmlns=\"ns\"><Error>\
+             <Type>Receiver</Type><Code>C</Code><Message>m</Message></Error>\
+             <RequestId>req</RequestId></ErrorResponse>"
+        );
+    }
+
+    #[test]
+    fn what_has_no_form_is_an_error() {
+        let map = std::collections::BTreeMap::from([("a", 1)]);
+        assert!(response(Dialect::Ec2, "", "A", "", &map).is_err());
+        assert!(response(Dialect::Ec2, "", "A", "", &1).is_err());
+        assert!(response(Dialect::Ec2, "", "A", "", &vec![1]).is_err());
+    }
+
+    /// The text of every leaf element, as an XML reader sees it.
+    fn leaves(xml: &str) -> Vec<String> {
+        let mut reader = Reader::from_str(xml);
+        let (mut found, mut current) = (Vec::new(), None::<String>);
+        loop {
+            match reader.read_event().unwrap() {
+                Event::Start(_) => current = Some(String::new()),
+                Event::Text(t) => {
+                    if let Some(c) = &mut current {
+                        c.push_str(&t);
+                    }
+                }
+                Event::GeneralRef(r) => {
+                    let c = match r.resolve_char_ref().unwrap() {
+                        Some(c) => c,
+                        None => match &*r {
+                            "amp" => '&',
+                            "lt" => '<',
+                            "gt" => '>',
+                            "quot" => '"',
+                            other => panic!("{other}"),
+                        },
+                    };
+                    current.as_mut().unwrap().push(c);
+                }
+                Event::End(_) => found.extend(current.take()),
+                Event::Eof => return found,
+                _ => {}
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_survives_where_xml_can_carry_it(
+            text in "[\\PC\\t\\n\\r\\x00-\\x08<>&\"']{0,40}",
+        ) {
+            #[derive(Serialize)]
+            struct One { value: String }
+            let xml = response(Dialect::Ec2, "ns", "A", "r", &One { value: text.clone() }).unwrap();
+            let expected: String = text.chars().map(|c| match c {
+                '\t' | '\n' | '\r' => c,
+                '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
+                c => c,
+            }).collect();
+            prop_assert_eq!(leaves(&xml), vec!["r".to_owned(), expected]);
+        }
+    }
+}
