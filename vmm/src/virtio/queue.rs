@@ -160,6 +160,15 @@ impl Segments {
         }
     }
 
+    /// Cuts off the last byte.
+    pub fn split_last(&mut self) -> Option<HostByte> {
+        let last = self.list.last()?;
+        // SAFETY: no segment is empty, so its last byte is inside.
+        let byte = unsafe { last.iov_base.cast::<u8>().add(last.iov_len - 1) };
+        self.truncate(self.length - 1);
+        Some(HostByte(byte))
+    }
+
     /// Keeps `length` bytes and drops the rest.
     pub fn truncate(&mut self, length: usize) {
         while self.length > length {
@@ -174,6 +183,20 @@ impl Segments {
                 self.list.pop();
             }
         }
+    }
+}
+
+/// One byte of guest memory, valid as long as the [`Memory`] it came from.
+pub struct HostByte(*mut u8);
+
+// SAFETY: as for `Segments`.
+unsafe impl Send for HostByte {}
+
+impl HostByte {
+    /// Writes it.
+    pub fn write(&self, value: u8) {
+        // SAFETY: the pointer is into guest memory, which whoever holds this holds.
+        unsafe { self.0.write_volatile(value) };
     }
 }
 

@@ -34,10 +34,17 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
+impl Worker {
+    /// Tells the thread to end, without waiting for it.
+    pub fn tell(&self) {
         // Fails only when the counter is full, and then it is written already.
         let _ = self.stop.write(1);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.tell();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was its own; its device is being reset.
             let _ = thread.join();

@@ -1,0 +1,297 @@
+//! Host side of block devices: a raw file or block device, and the engines that
+//! carry out reads and writes on it straight from and to guest memory.
+//!
+//! ```text
+//!  virtio::blk ─ Op ─► Engine ─ io_uring (one system call to submit and to wait)
+//!        ▲                    └ threads  (preadv/pwritev, where there is no io_uring)
+//!        └── Completion ◄┘
+//! ```
+
+mod pool;
+mod uring;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::virtio::Memory;
+use crate::virtio::queue::Segments;
+
+/// A disk on the host.
+#[derive(Debug)]
+pub struct Backend {
+    file: File,
+    read_only: bool,
+}
+
+impl Backend {
+    /// Opens a raw file or a block device.
+    ///
+    /// # Errors
+    /// When it can't be opened so, or is neither.
+    pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(!read_only).open(path)?;
+        Self::from_file(file, read_only)
+    }
+
+    /// Uses an open file.
+    ///
+    /// # Errors
+    /// When it is neither a file nor a block device.
+    pub fn from_file(file: File, read_only: bool) -> io::Result<Self> {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a disk must be a file or a block device",
+            ));
+        }
+        Ok(Self { file, read_only })
+    }
+
+    /// Another handle on the same disk.
+    ///
+    /// # Errors
+    /// When the process has no file descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            read_only: self.read_only,
+        })
+    }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Bytes, now.
+    ///
+    /// # Errors
+    /// When the file can't be asked.
+    pub fn size(&self) -> io::Result<u64> {
+        // Unlike metadata, this knows block devices too. Nothing uses the offset.
+        (&self.file).seek(SeekFrom::End(0))
+    }
+}
+
+impl AsRawFd for Backend {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Which engine carries out requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineKind {
+    /// io_uring where the kernel has it and lets us, else threads.
+    #[default]
+    Auto,
+    /// io_uring.
+    IoUring,
+    /// A few threads.
+    Threads,
+}
+
+impl EngineKind {
+    /// What `Auto` means here.
+    ///
+    /// # Errors
+    /// When io_uring is asked for and is not to be had.
+    pub fn resolve(self) -> io::Result<Self> {
+        match (self, uring::probe()) {
+            (Self::Threads, _) | (Self::Auto, Err(_)) => Ok(Self::Threads),
+            (Self::IoUring, Err(error)) => Err(error),
+            (_, Ok(())) => Ok(Self::IoUring),
+        }
+    }
+}
+
+/// One request to the host. Offsets and lengths are in bytes and lie within the
+/// disk.
+pub enum Op {
+    /// Reads into guest memory.
+    Read {
+        /// Where on the disk.
+        offset: u64,
+        /// Where in memory.
+        into: Segments,
+    },
+    /// Writes from guest memory.
+    Write {
+        /// Where on the disk.
+        offset: u64,
+        /// Where in memory.
+        from: Segments,
+        /// Only complete once it is on stable storage.
+        durable: bool,
+    },
+    /// Puts all completed writes on stable storage.
+    Flush,
+    /// Makes the range read as zeroes and gives its blocks back.
+    Discard {
+        /// Where on the disk.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// Makes the range read as zeroes and keeps its blocks.
+    Zero {
+        /// Where on the disk.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+}
+
+/// A request carried out: bytes moved, or an errno negated.
+pub struct Completion {
+    /// As given to [`Engine::submit`].
+    pub token: u16,
+    /// As the system call would have said.
+    pub result: i32,
+    /// Given back for its allocations, and to go on after a short transfer.
+    pub op: Op,
+}
+
+/// Why [`Engine::wait`] came back, besides completions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wake {
+    /// The stop event was written.
+    pub stop: bool,
+}
+
+/// Carries out requests for one queue. Used by one thread, which makes it.
+pub enum Engine {
+    /// io_uring.
+    IoUring(Box<uring::Uring>),
+    /// Threads.
+    Threads(pool::Pool),
+}
+
+/// What an engine is made from.
+pub struct Setup {
+    /// The disk.
+    pub backend: Arc<Backend>,
+    /// Kept until all requests are done.
+    pub memory: Memory,
+    /// The most requests in flight.
+    pub depth: u16,
+    /// Wakes [`Engine::wait`].
+    pub doorbell: Arc<EventFd>,
+    /// Wakes it too, and is told apart.
+    pub stop: Arc<EventFd>,
+}
+
+impl Engine {
+    /// Makes an engine of a resolved kind.
+    ///
+    /// # Errors
+    /// When the kernel has no resources for it.
+    pub fn new(kind: EngineKind, setup: Setup) -> io::Result<Self> {
+        match kind {
+            EngineKind::Threads => pool::Pool::new(setup).map(Self::Threads),
+            EngineKind::Auto | EngineKind::IoUring => {
+                uring::Uring::new(setup).map(|uring| Self::IoUring(Box::new(uring)))
+            }
+        }
+    }
+
+    /// Queues a request; it may start only at the next [`Self::wait`]. `token` is
+    /// below the depth and not in flight.
+    ///
+    /// # Errors
+    /// When the token is not usable.
+    pub fn submit(&mut self, token: u16, op: Op) -> io::Result<()> {
+        match self {
+            Self::IoUring(uring) => uring.submit(token, op),
+            Self::Threads(pool) => pool.submit(token, op),
+        }
+    }
+
+    /// Starts what was queued and collects what is done. With `block` it waits for
+    /// a completion, the doorbell or the stop event.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait.
+    pub fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
+        match self {
+            Self::IoUring(uring) => uring.wait(block, done),
+            Self::Threads(pool) => pool.wait(block, done),
+        }
+    }
+}
+
+/// Keeps the file's size whatever range is given.
+const DISCARD_MODE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// Zeroes without giving blocks back.
+const ZERO_MODE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// Carries out a request in the calling thread.
+pub(crate) fn execute(fd: RawFd, op: &Op) -> i32 {
+    loop {
+        let result = match op {
+            Op::Read { offset, into } => {
+                let list = into.as_slice();
+                // SAFETY: the segments are valid guest memory (see `Segments`).
+                unsafe { libc::preadv2(fd, list.as_ptr(), count(list), signed(*offset), 0) }
+            }
+            Op::Write {
+                offset,
+                from,
+                durable,
+            } => {
+                let list = from.as_slice();
+                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                // SAFETY: as above; the kernel only reads them.
+                unsafe { libc::pwritev2(fd, list.as_ptr(), count(list), signed(*offset), flags) }
+            }
+            // SAFETY: no memory is involved.
+            Op::Flush => unsafe { libc::fdatasync(fd) as isize },
+            Op::Discard { offset, length } => fallocate(fd, DISCARD_MODE, *offset, *length),
+            Op::Zero { offset, length } => zero(fd, *offset, *length),
+        };
+        let error = io::Error::last_os_error();
+        match i32::try_from(result) {
+            Ok(result) if result >= 0 => return result,
+            _ if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => return -error.raw_os_error().unwrap_or(libc::EIO),
+        }
+    }
+}
+
+/// Zeroes a range with its blocks kept; a file system that can't do that in one
+/// step punches a hole and fills it with unwritten blocks.
+fn zero(fd: RawFd, offset: u64, length: u64) -> isize {
+    let result = fallocate(fd, ZERO_MODE, offset, length);
+    if result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {
+        let punched = fallocate(fd, DISCARD_MODE, offset, length);
+        if punched < 0 {
+            return punched;
+        }
+        return fallocate(fd, libc::FALLOC_FL_KEEP_SIZE, offset, length);
+    }
+    result
+}
+
+fn fallocate(fd: RawFd, mode: i32, offset: u64, length: u64) -> isize {
+    // SAFETY: no memory is involved.
+    unsafe { libc::fallocate(fd, mode, signed(offset), signed(length)) as isize }
+}
+
+/// Offsets are within a file, whose size is an `off_t`.
+fn signed(offset: u64) -> i64 {
+    i64::try_from(offset).unwrap_or(i64::MAX)
+}
+
+/// At most `MAX_SEGMENTS`.
+fn count(list: &[libc::iovec]) -> i32 {
+    i32::try_from(list.len()).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,135 @@
+//! The engine of threads, for hosts without io_uring: a few of them for each queue,
+//! as many requests at once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Backend, Completion, Op, Setup, Wake, execute};
+use crate::virtio::Memory;
+use crate::virtio::worker::{DOORBELL, Epoll, STOP};
+
+/// Threads of one queue. More only help disks that serve more at once, and those
+/// hosts have io_uring.
+const THREADS: usize = 4;
+
+/// Token of the threads' event.
+const DONE: u64 = DOORBELL + 1;
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<(u16, Op)>,
+    done: Vec<Completion>,
+    stopping: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    event: EventFd,
+    backend: Arc<Backend>,
+    /// Requests point into it.
+    _memory: Memory,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Queues are never left half-changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some((token, op)) = state.waiting.pop_front() {
+                drop(state);
+                let result = execute(self.backend.as_raw_fd(), &op);
+                state = self.lock();
+                state.done.push(Completion { token, result, op });
+                // Fails only when the counter is full, and then it is written.
+                let _ = self.event.write(1);
+            } else if state.stopping {
+                return;
+            } else {
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// One queue's threads.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    epoll: Epoll,
+    _setup: (Arc<EventFd>, Arc<EventFd>),
+}
+
+impl Pool {
+    pub(super) fn new(setup: Setup) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            backend: setup.backend,
+            _memory: setup.memory,
+        });
+        let epoll = Epoll::new()?;
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        epoll.watch(setup.stop.as_ref(), STOP, EventSet::IN)?;
+        epoll.watch(setup.doorbell.as_ref(), DOORBELL, edge)?;
+        epoll.watch(&shared.event, DONE, edge)?;
+        // From here on, dropping stops the threads there are.
+        let mut pool = Self {
+            shared,
+            threads: Vec::new(),
+            epoll,
+            _setup: (setup.doorbell, setup.stop),
+        };
+        for _ in 0..THREADS {
+            let shared = Arc::clone(&pool.shared);
+            let builder = Builder::new().name("blk-io".into());
+            pool.threads.push(builder.spawn(move || shared.serve())?);
+        }
+        Ok(pool)
+    }
+
+    pub(super) fn submit(&mut self, token: u16, op: Op) -> io::Result<()> {
+        self.shared.lock().waiting.push_back((token, op));
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    pub(super) fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
+        let mut events = [EpollEvent::default(); 3];
+        let count = self.epoll.wait(&mut events, !block)?;
+        done.append(&mut self.shared.lock().done);
+        Ok(Wake {
+            stop: events[..count].iter().any(|event| event.data() == STOP),
+        })
+    }
+}
+
+impl Drop for Pool {
+    /// What waits is dropped, what runs is finished.
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.lock();
+            state.stopping = true;
+            state.waiting.clear();
+        }
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic of the thread was its own.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The block device: several queues, each with its thread and its engine.
+//!
+//! Virtio 1.2, section 5.2.
+
+mod lane;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use self::lane::Lane;
+use self::request::ID_SIZE;
+use super::worker::Worker;
+use super::{
+    Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, VirtioDevice, read_config,
+};
+use crate::block::{Backend, EngineKind};
+
+/// Feature bits. Section 5.2.3.
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+pub(super) const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_MQ: u64 = 1 << 12;
+pub(super) const F_DISCARD: u64 = 1 << 13;
+pub(super) const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Sectors are 512 bytes, whatever `blk_size` says (section 5.2.4).
+pub(super) const SECTOR_SHIFT: u32 = 9;
+pub(super) const SECTOR_SIZE: u64 = 1 << SECTOR_SHIFT;
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 256;
+
+/// Data segments of one request: with header and status they fill a queue.
+const SEG_MAX: u32 = 254;
+
+/// The most queues: more than that many vCPUs share them.
+const MAX_QUEUES: u16 = 16;
+
+/// The most sectors of one discard or write-zeroes: 1 GiB, so that none keeps the
+/// disk busy for long.
+pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+
+/// `physical_block_exp`: the host's file systems have blocks of 4 KiB, 2^3 times
+/// the logical block.
+const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
+
+/// How a block device is made.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What the guest sees as the disk's serial: at most 20 bytes of ASCII.
+    pub serial: String,
+    /// Number of queues, usually that of vCPUs; between 1 and 16 are made.
+    pub queues: u16,
+    /// Who does the work.
+    pub engine: EngineKind,
+}
+
+/// What the device, its threads and its handles share.
+struct Shared {
+    backend: Arc<Backend>,
+    id: [u8; ID_SIZE],
+    sectors: AtomicU64,
+    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+}
+
+impl Shared {
+    fn set_interrupt(&self, interrupt: Option<Arc<dyn Interrupt>>) {
+        *self
+            .interrupt
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = interrupt;
+    }
+}
+
+/// A block device.
+pub struct Block {
+    shared: Arc<Shared>,
+    queues: u16,
+    engine: EngineKind,
+    workers: Vec<Worker>,
+}
+
+/// Reaches a block device while the machine runs.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Looks at the disk's size again and tells the guest if it changed; to be
+    /// called after the file was resized. Returns bytes.
+    ///
+    /// # Errors
+    /// When the size can't be read.
+    pub fn refresh_capacity(&self) -> io::Result<u64> {
+        let size = self.0.backend.size()?;
+        let sectors = size >> SECTOR_SHIFT;
+        if self.0.sectors.swap(sectors, Ordering::SeqCst) != sectors {
+            let interrupt = self
+                .0
+                .interrupt
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if let Some(interrupt) = interrupt {
+                interrupt.config_changed();
+            }
+        }
+        Ok(size)
+    }
+}
+
+impl Block {
+    /// A device over a disk.
+    ///
+    /// # Errors
+    /// When the serial is longer than 20 bytes or not ASCII, the disk has no
+    /// size, or the engine asked for is not to be had.
+    pub fn new(backend: Backend, options: &Options) -> io::Result<Self> {
+        let mut id = [0; ID_SIZE];
+        let serial = options.serial.as_bytes();
+        if serial.len() > ID_SIZE || !serial.is_ascii() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a disk's serial is at most 20 ASCII characters",
+            ));
+        }
+        id[..serial.len()].copy_from_slice(serial);
+        let sectors = backend.size()? >> SECTOR_SHIFT;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                backend: Arc::new(backend),
+                id,
+                sectors: AtomicU64::new(sectors),
+                interrupt: Mutex::new(None),
+            }),
+            queues: options.queues.clamp(1, MAX_QUEUES),
+            engine: options.engine.resolve()?,
+            workers: Vec::new(),
+        })
+    }
+
+    /// A way to reach it later.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
+    }
+
+    /// `struct virtio_blk_config`. Section 5.2.4.
+    fn config(&self) -> [u8; 60] {
+        let mut config = [0; 60];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        let sectors = self.shared.sectors.load(Ordering::SeqCst);
+        put(0, &sectors.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &512u32.to_le_bytes());
+        put(24, &[PHYSICAL_BLOCK_EXPONENT, 0]);
+        put(34, &self.queues.to_le_bytes());
+        let one = 1u32.to_le_bytes();
+        put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(40, &one);
+        // Discards of whole host blocks give something back.
+        put(44, &(1u32 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
+        put(48, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(52, &one);
+        // write_zeroes_may_unmap
+        put(56, &[1]);
+        config
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Block
+    }
+
+    fn features(&self) -> u64 {
+        let common =
+            F_EVENT_IDX | F_INDIRECT_DESC | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_MQ;
+        if self.shared.backend.read_only() {
+            common | F_RO
+        } else {
+            common | F_DISCARD | F_WRITE_ZEROES
+        }
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.queues.into()]
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.config(), offset, data);
+    }
+
+    fn config_write(&mut self, _: u64, _: &[u8]) {
+        // All fields are read-only without VIRTIO_BLK_F_CONFIG_WCE.
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation {
+            memory,
+            features,
+            queues,
+            interrupt,
+        } = activation;
+        self.workers.clear();
+        if queues.is_empty() {
+            return Err(io::Error::other("no request queue is enabled"));
+        }
+        self.shared.set_interrupt(Some(Arc::clone(&interrupt)));
+        for active in queues {
+            let lane = Lane {
+                shared: Arc::clone(&self.shared),
+                memory: Arc::clone(&memory),
+                features,
+                engine: self.engine,
+                interrupt: Arc::clone(&interrupt),
+                active,
+            };
+            let name = format!("blk-q{}", lane.active.index);
+            // On failure the lanes begun are stopped by the reset to come.
+            let worker = Worker::start(&name, move |stop| lane.run(stop))?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.shared.set_interrupt(None);
+        // All are told before the first is waited for.
+        for worker in &self.workers {
+            worker.tell();
+        }
+        self.workers.clear();
+    }
+}
