@@ -19,6 +19,8 @@ use async_trait::async_trait;
 
 use crate::model::Eni;
 
+pub mod dhcp;
+pub mod dns;
 pub mod fake;
 pub mod host;
 pub mod names;
