@@ -11,23 +11,32 @@
 mod link;
 mod netns;
 mod nft;
+mod services;
 mod tap;
 mod uplink;
 mod vpc;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use self::netns::Namespace;
+use self::services::{Services, Shared};
 use super::plan::{nft::Table, rules};
 use super::{Error, NetworkHost, Result, Topology, VpcNet, names};
-use crate::model::{Eni, VpcId};
+use crate::metadata::token::TokenKey;
+use crate::model::{Eni, EniId, VpcId};
+use crate::store::View;
 
 /// The MTU of everything, the guests' interfaces included.
 pub const MTU: u16 = 1500;
@@ -62,11 +71,13 @@ struct Applied {
     namespace: Namespace,
     vpc: VpcNet,
     table: Table,
+    services: Option<Services>,
 }
 
 /// The network of a Linux host.
 pub struct LinuxNetwork {
     pool: Ipv4Net,
+    shared: Shared,
     state: tokio::sync::Mutex<BTreeMap<VpcId, Applied>>,
 }
 
@@ -94,12 +105,35 @@ fn note(first: &mut Option<Error>, result: Result<()>) {
 }
 
 impl LinuxNetwork {
-    /// A network with this pool of public addresses.
-    pub fn new(pool: Ipv4Net) -> Self {
-        Self {
-            pool: pool.trunc(),
-            state: tokio::sync::Mutex::default(),
-        }
+    /// A network with this pool of public addresses, whose services answer from
+    /// the newest view. `run_dir` keeps the key of the metadata service's
+    /// tokens, so that they outlive this process.
+    ///
+    /// # Errors
+    /// When the key can be neither read nor written.
+    pub fn new(
+        pool: Ipv4Net,
+        region: &str,
+        run_dir: &Path,
+        views: watch::Receiver<Arc<View>>,
+    ) -> Result<Self> {
+        let pool = pool.trunc();
+        let key = step(
+            || "keeping the metadata service's key".into(),
+            token_key(run_dir),
+        )?;
+        let shared = Shared {
+            region: region.to_owned(),
+            pool,
+            key,
+            views,
+        };
+        let state = tokio::sync::Mutex::default();
+        Ok(Self {
+            pool,
+            shared,
+            state,
+        })
     }
 
     async fn apply_vpc(&self, applied: &mut BTreeMap<VpcId, Applied>, vpc: &VpcNet) -> Result<()> {
@@ -143,24 +177,45 @@ impl LinuxNetwork {
             || format!("wiring {} to the host", vpc.id),
             uplink::wire(vpc, &namespace, &wire).await,
         )?;
-        let fresh = known.as_ref().is_none_or(|known| known.vpc != *vpc);
         let shaped = {
             let (vpc, wire) = (vpc.clone(), wire.clone());
+            let before = known.as_ref().map(|known| known.vpc.clone());
             namespace
-                .run_async(move || async move { vpc::shape(&vpc, &wire, fresh).await })
+                .run_async(move || async move { vpc::shape(&vpc, &wire, before.as_ref()).await })
                 .await
         };
-        step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
-        let vpc = vpc.clone();
-        applied.insert(
-            vpc.id.clone(),
-            Applied {
+        let mut services = known.and_then(|known| known.services);
+        let served = match &shaped {
+            Ok(taps) => self.serve(&mut services, &namespace, vpc, taps).await,
+            Err(_) => Ok(()),
+        };
+        // What failed is done anew the next time, the rules included.
+        if shaped.is_ok() && served.is_ok() {
+            let vpc = vpc.clone();
+            let done = Applied {
                 namespace,
                 vpc,
                 table,
-            },
-        );
-        Ok(())
+                services,
+            };
+            applied.insert(done.vpc.id.clone(), done);
+        }
+        step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
+        step(|| format!("starting the services of {}", vpc.id), served)
+    }
+
+    async fn serve(
+        &self,
+        services: &mut Option<Services>,
+        namespace: &Namespace,
+        vpc: &VpcNet,
+        taps: &BTreeMap<EniId, u32>,
+    ) -> io::Result<()> {
+        let services = match services {
+            Some(services) => services,
+            None => services.insert(Services::start(namespace, vpc, &self.shared).await?),
+        };
+        services.update(namespace, vpc, taps, &self.shared).await
     }
 
     /// Removes the VPCs of Hearth's that are not wanted, and the host's part
@@ -190,6 +245,26 @@ impl LinuxNetwork {
         }
         first.map_or(Ok(()), Err)
     }
+}
+
+/// The key that was kept, or a new one.
+fn token_key(run_dir: &Path) -> io::Result<TokenKey> {
+    let path = run_dir.join("imds-token.key");
+    if let Ok(kept) = std::fs::read(&path)
+        && let Ok(key) = <[u8; 32]>::try_from(kept)
+    {
+        return Ok(TokenKey::new(key));
+    }
+    std::fs::create_dir_all(run_dir)?;
+    let key: [u8; 32] = rand::random();
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(&key)?;
+    Ok(TokenKey::new(key))
 }
 
 /// Removes a namespace with its taps: a VMM that still has one open would keep

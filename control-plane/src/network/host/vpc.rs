@@ -1,5 +1,6 @@
 //! What is inside a VPC's namespace.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -7,21 +8,29 @@ use ipnet::Ipv4Net;
 
 use super::link::{Netlink, sysctl, sysctl_if_there};
 use super::{MTU, Wire, tap};
+use crate::model::EniId;
 use crate::network::names::{IGW, TAP_PREFIX};
 use crate::network::plan::rules::{DNS_ADDRESS, IMDS_ADDRESS};
 use crate::network::{Interface, VpcNet};
 
 /// Brings the links, addresses and routes in the calling thread's namespace to
-/// what the VPC needs. `fresh` is whether everything is to be set anew and not
-/// only what is missing; either way nothing that is right is disturbed.
-pub(super) async fn shape(vpc: &VpcNet, wire: &Wire, fresh: bool) -> io::Result<()> {
+/// what the VPC needs. `before` is what it was brought to the last time; without
+/// that everything is set anew, which disturbs nothing that is right. Returns the
+/// indexes of the taps.
+pub(super) async fn shape(
+    vpc: &VpcNet,
+    wire: &Wire,
+    before: Option<&VpcNet>,
+) -> io::Result<BTreeMap<EniId, u32>> {
+    let fresh = before.is_none();
     let netlink = Netlink::connect()?;
     let mut links = netlink.links().await?;
     if fresh {
         sysctls()?;
         services(&netlink, vpc, links.get("lo").map_or(1, |lo| lo.index)).await?;
     }
-    let mut wanted = std::collections::BTreeSet::new();
+    let mut wanted = BTreeSet::new();
+    let mut indexes = BTreeMap::new();
     for interface in vpc.interfaces.values() {
         let name = interface.tap();
         let there = links.remove(&name);
@@ -29,10 +38,15 @@ pub(super) async fn shape(vpc: &VpcNet, wire: &Wire, fresh: bool) -> io::Result<
         if there.is_none() {
             tap::create(&name)?;
         }
-        if fresh || !up {
-            let index = nix::net::if_::if_nametoindex(name.as_str())?;
+        let index = match there {
+            Some(link) => link.index,
+            None => nix::net::if_::if_nametoindex(name.as_str())?,
+        };
+        let known = before.and_then(|vpc| vpc.interfaces.get(&interface.id));
+        if !up || known.is_none_or(|known| !same_link(known, interface)) {
             connect(&netlink, interface, &name, index).await?;
         }
+        indexes.insert(interface.id.clone(), index);
         wanted.insert(name);
     }
     if let Some(igw) = links.remove(IGW)
@@ -45,7 +59,13 @@ pub(super) async fn shape(vpc: &VpcNet, wire: &Wire, fresh: bool) -> io::Result<
             netlink.delete(link.index).await?;
         }
     }
-    Ok(())
+    Ok(indexes)
+}
+
+/// Whether two states of an interface need the same link.
+fn same_link(a: &Interface, b: &Interface) -> bool {
+    let key = |i: &Interface| (i.mac, i.private_ip, i.router, i.source_dest_check);
+    key(a) == key(b)
 }
 
 fn sysctls() -> io::Result<()> {
