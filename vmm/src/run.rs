@@ -55,12 +55,10 @@ pub fn main() -> ExitCode {
         },
     };
     process.machine.resume();
-    if let Some(parent) = parent {
-        if let Err(error) = parent.ready() {
-            process.ending = Some(Exit::Crashed {
-                detail: format!("could not become a daemon: {error}"),
-            });
-        }
+    if let Some(Err(error)) = parent.map(jail::Parent::ready) {
+        process.ending = Some(Exit::Crashed {
+            detail: format!("could not become a daemon: {error}"),
+        });
     }
     let exit = process.serve();
     process.end(&exit)
@@ -174,12 +172,12 @@ impl Process {
                 })
                 .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
         }
-        if let Some(server) = &server {
-            if description.uid.is_some() || description.gid.is_some() {
-                server
-                    .chown(description.uid, description.gid)
-                    .map_err(|error| format!("--socket: {error}"))?;
-            }
+        if let Some(server) = &server
+            && (description.uid.is_some() || description.gid.is_some())
+        {
+            server
+                .chown(description.uid, description.gid)
+                .map_err(|error| format!("--socket: {error}"))?;
         }
         if description.daemonize {
             // A daemon must not keep a file system from being unmounted.
@@ -216,10 +214,10 @@ impl Process {
                 self.ending = Some(Exit::Stopped);
             }
             self.take_reports();
-            if let Some(console) = &mut self.console {
-                if console.progress(self.machine.serial()) {
-                    self.ending = Some(Exit::Stopped);
-                }
+            if let Some(console) = &mut self.console
+                && console.progress(self.machine.serial())
+            {
+                self.ending = Some(Exit::Stopped);
             }
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
@@ -299,11 +297,11 @@ impl Process {
                 ExitCode::from(STATUS_CRASHED)
             }
         };
-        if let Some(path) = &self.exit_file {
-            if let Err(error) = write_exit(path, exit) {
-                eprintln!("hearth-vmm: --exit-file {}: {error}", path.display());
-                code = ExitCode::from(STATUS_CRASHED);
-            }
+        if let Some(path) = &self.exit_file
+            && let Err(error) = write_exit(path, exit)
+        {
+            eprintln!("hearth-vmm: --exit-file {}: {error}", path.display());
+            code = ExitCode::from(STATUS_CRASHED);
         }
         code
     }
