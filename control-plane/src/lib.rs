@@ -6,9 +6,9 @@
 //! `reconcile` but `main`; a handler never touches the host. Host I/O
 //! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
 
-pub mod bootstrap;
 pub mod api;
 pub mod auth;
+pub mod bootstrap;
 pub mod compute;
 pub mod config;
 pub mod images;

@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::ApiError;
+use super::{ApiError, Console};
 use crate::{
     auth::{Authorized, Caller},
     config::Config,
@@ -89,6 +89,17 @@ impl Idempotency {
     }
 }
 
+/// What all requests share.
+#[derive(Clone)]
+pub struct Cloud {
+    /// The desired state.
+    pub db: Db,
+    /// How this Hearth is set up.
+    pub config: Arc<Config>,
+    /// The instances' consoles.
+    pub console: Arc<dyn Console>,
+}
+
 /// What a handler knows beside its request. Only the dispatch makes one, and
 /// only after the authorization.
 pub struct Ctx {
@@ -96,6 +107,8 @@ pub struct Ctx {
     pub db: Db,
     /// How this Hearth is set up.
     pub config: Arc<Config>,
+    /// The instances' consoles.
+    pub console: Arc<dyn Console>,
     /// Who calls.
     pub caller: Caller,
     /// The id that the answer will have.
@@ -108,8 +121,7 @@ pub struct Ctx {
 
 impl Ctx {
     pub(super) fn new(
-        db: Db,
-        config: Arc<Config>,
+        cloud: Cloud,
         caller: Caller,
         request_id: String,
         idempotency: Option<Idempotency>,
@@ -117,8 +129,9 @@ impl Ctx {
         authorized: Authorized,
     ) -> Self {
         Self {
-            db,
-            config,
+            db: cloud.db,
+            config: cloud.config,
+            console: cloud.console,
             caller,
             request_id,
             idempotency,
@@ -158,6 +171,12 @@ impl Ctx {
         };
         let authorized = crate::auth::authorize(&caller, "test", &[]).expect("root may all");
         let now = Timestamp::UNIX_EPOCH;
-        Self::new(db, config, caller, "req".into(), None, now, authorized)
+        let console = Arc::new(super::console::NoConsole);
+        let cloud = Cloud {
+            db,
+            config,
+            console,
+        };
+        Self::new(cloud, caller, "req".into(), None, now, authorized)
     }
 }

@@ -12,8 +12,6 @@
 //!
 //! [`registry`]: super::registry
 
-use std::sync::Arc;
-
 use axum::{
     body::Body,
     http::{HeaderMap, Method, Request, Response, StatusCode, header},
@@ -21,24 +19,19 @@ use axum::{
 use jiff::Timestamp;
 
 use super::{
-    ApiError,
+    ApiError, Cloud,
     registry::{Call, Service, services},
     wire::{Dialect, Form, xml},
 };
-use crate::{
-    auth::{
-        self,
-        credentials::CredentialStore,
-        sigv4::{self, AuthError, Incoming},
-    },
-    config::Config,
-    store::Db,
+use crate::auth::{
+    self,
+    credentials::CredentialStore,
+    sigv4::{self, AuthError, Incoming},
 };
 
 /// All that a request needs.
 pub struct Dispatch {
-    db: Db,
-    config: Arc<Config>,
+    cloud: Cloud,
     credentials: CredentialStore,
     services: Vec<Service>,
 }
@@ -54,10 +47,9 @@ pub(super) struct Received<'a> {
 
 impl Dispatch {
     /// The way into this cloud.
-    pub fn new(db: Db, config: Arc<Config>, credentials: CredentialStore) -> Self {
+    pub fn new(cloud: Cloud, credentials: CredentialStore) -> Self {
         Self {
-            db,
-            config,
+            cloud,
             credentials,
             services: services(),
         }
@@ -86,7 +78,7 @@ impl Dispatch {
         let now = Timestamp::now();
         let incoming = received.incoming();
         let (caller, scope) =
-            auth::authenticate(&incoming, &self.credentials, &self.config.region, now)?;
+            auth::authenticate(&incoming, &self.credentials, &self.cloud.config.region, now)?;
         let Some(service) = self.services.iter().find(|s| s.name == scope) else {
             let names: Vec<&str> = self.services.iter().map(|s| s.name).collect();
             return Err(AuthError::Scope(format!(
@@ -120,8 +112,7 @@ impl Dispatch {
         }
         let action = service.find(&action)?;
         let call = Call {
-            db: self.db.clone(),
-            config: Arc::clone(&self.config),
+            cloud: self.cloud.clone(),
             caller,
             request_id: request_id.to_owned(),
             now,

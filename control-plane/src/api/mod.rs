@@ -4,6 +4,7 @@
 //! [`Action`] in it, and one line in that service's list of actions.
 
 pub mod action;
+pub mod console;
 pub mod dispatch;
 pub mod ec2;
 pub mod error;
@@ -12,6 +13,7 @@ pub mod server;
 pub mod sts;
 pub mod wire;
 
-pub use action::{Action, Ctx, Done, Idempotency};
+pub use action::{Action, Cloud, Ctx, Done, Idempotency};
+pub use console::Console;
 pub use error::ApiError;
 pub use server::router;

@@ -1,19 +1,15 @@
 //! The services and their actions.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin};
 
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Action, ApiError, Ctx, Idempotency,
+    Action, ApiError, Cloud, Ctx, Idempotency,
     wire::{Dialect, Form, Shape, from_form, shape_of, xml},
 };
-use crate::{
-    auth::{self, Caller},
-    config::Config,
-    store::Db,
-};
+use crate::auth::{self, Caller};
 
 /// A service: what a credential's scope names.
 pub struct Service {
@@ -59,10 +55,8 @@ pub fn services() -> Vec<Service> {
 
 /// What one call brings along, before it is authorized.
 pub struct Call {
-    /// The desired state.
-    pub db: Db,
-    /// How this Hearth is set up.
-    pub config: Arc<Config>,
+    /// What all requests share.
+    pub cloud: Cloud,
     /// Who calls.
     pub caller: Caller,
     /// The answer's id.
@@ -128,8 +122,7 @@ async fn run<A: Action>(
 
     let request_id = call.request_id.clone();
     let ctx = Ctx::new(
-        call.db,
-        call.config,
+        call.cloud,
         call.caller,
         call.request_id,
         idempotency,

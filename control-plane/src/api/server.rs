@@ -10,10 +10,11 @@ use axum::{
 };
 
 use super::{
+    Cloud,
     dispatch::{Dispatch, Received, query_of, unreadable},
     wire::MAX_BYTES,
 };
-use crate::{auth::credentials::CredentialStore, config::Config, store::Db};
+use crate::auth::credentials::CredentialStore;
 
 /// How long a caller may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,8 +22,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
 /// The API as a router: every path and method leads to the one dispatch.
-pub fn router(db: Db, config: Arc<Config>, credentials: CredentialStore) -> Router {
-    let dispatch = Arc::new(Dispatch::new(db, config, credentials));
+pub fn router(cloud: Cloud, credentials: CredentialStore) -> Router {
+    let dispatch = Arc::new(Dispatch::new(cloud, credentials));
     Router::new().fallback(answer).with_state(dispatch)
 }
 
