@@ -1,17 +1,20 @@
 //! The PCI devices of a machine: made from their descriptions, plugged into slots,
 //! taken out again.
 
+use std::io;
 use std::sync::Arc;
 
 use hearth_vmm_api as api;
 use vm_memory::GuestMemoryMmap;
 
 use super::Error;
+use crate::block::{Backend, EngineKind};
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
 use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
+use crate::virtio::blk::{Block, Options};
 use crate::virtio::pci::VirtioPciDevice;
 use crate::virtio::rng::Rng;
 
@@ -29,6 +32,7 @@ struct Socket<'a> {
     pci: &'a PciRoot,
     memory: &'a Arc<GuestMemoryMmap>,
     interrupts: &'a Arc<KvmInterrupts>,
+    vcpus: u8,
 }
 
 impl Socket<'_> {
@@ -45,12 +49,45 @@ impl Socket<'_> {
     }
 }
 
+impl Socket<'_> {
+    fn disk(&self, disk: &config::Disk) -> Result<api::Disk, Error> {
+        let what = format!("--disk {}", disk.path.display());
+        let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
+        let backend = Backend::open(&disk.path, disk.read_only).map_err(fail)?;
+        let size_bytes = backend.size().map_err(fail)?;
+        if size_bytes < SECTOR {
+            return Err(Error::Device(format!(
+                "{what}: a disk has at least {SECTOR} bytes"
+            )));
+        }
+        let options = Options {
+            serial: disk.serial.clone(),
+            queues: self.vcpus.into(),
+            engine: EngineKind::Auto,
+        };
+        let device = Block::new(backend, &options).map_err(fail)?;
+        Ok(api::Disk {
+            id: disk.id.clone(),
+            slot: self.plug(&what, Box::new(device))?,
+            path: disk.path.clone(),
+            size_bytes,
+            read_only: disk.read_only,
+            serial: disk.serial.clone(),
+        })
+    }
+}
+
+/// The smallest disk in bytes: one sector.
+const SECTOR: u64 = 512;
+
 impl Devices {
-    /// Makes and plugs all: the entropy source, disks, network interfaces.
+    /// Makes and plugs all: disks first, so that the first is in the first slot,
+    /// then network interfaces, then the entropy source.
     pub(super) fn plug(
         pci: &PciRoot,
         memory: &Arc<GuestMemoryMmap>,
         interrupts: &Arc<KvmInterrupts>,
+        vcpus: u8,
         disks: &[config::Disk],
         nics: &[config::Nic],
     ) -> Result<Self, Error> {
@@ -58,14 +95,16 @@ impl Devices {
             pci,
             memory,
             interrupts,
+            vcpus,
         };
-        let devices = Self::default();
-        socket.plug("entropy source", Box::new(Rng::new()))?;
-        if !disks.is_empty() || !nics.is_empty() {
-            return Err(Error::Device(
-                "--disk and --nic: not supported yet".to_owned(),
-            ));
+        let mut devices = Self::default();
+        for disk in disks {
+            devices.disks.push(socket.disk(disk)?);
         }
+        if !nics.is_empty() {
+            return Err(Error::Device("--nic: not supported yet".to_owned()));
+        }
+        socket.plug("entropy source", Box::new(Rng::new()))?;
         Ok(devices)
     }
 

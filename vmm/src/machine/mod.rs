@@ -156,8 +156,14 @@ impl Machine {
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
-        let devices =
-            devices::Devices::plug(&bus.pci, &memory, &interrupts, &parts.disks, &parts.nics)?;
+        let devices = devices::Devices::plug(
+            &bus.pci,
+            &memory,
+            &interrupts,
+            parts.vcpus,
+            &parts.disks,
+            &parts.nics,
+        )?;
         let (sender, reports) = channel();
         let bell =
             Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?);
