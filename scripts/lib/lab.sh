@@ -92,7 +92,7 @@ lab_boot() {
         --rwdir="$LAB_SHARE" --rwdir="$LAB_LOGS"
         --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog'
         --qemu-opts="$opts"
-        -- "$HEARTH_ROOT/scripts/lib/lab-guest.sh '$(<"$dir/key.pub")' $limit")
+        -- "$HEARTH_ROOT/scripts/lib/lab-guest.sh '$(<"$dir/key.pub")' $((limit > 0 ? limit + 120 : 0))")
     local guard=()
     ((limit > 0)) && guard=(timeout -k 10 $((limit + 180)))
     PATH=$HEARTH_VENV/bin:$PATH setsid "${guard[@]}" "${vng[@]}" </dev/null >"$dir/console.log" 2>&1 &
