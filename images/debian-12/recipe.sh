@@ -1,0 +1,42 @@
+# shellcheck shell=bash disable=SC2034 # read by images/build
+# debian-12: what Debian's own cloud images are, built here: the cloud kernel,
+# systemd, cloud-init, sshd. No machine id and no host keys: each instance
+# makes its own at its first boot.
+
+export IMAGE_DESCRIPTION='Debian 12 (bookworm), cloud-init, cloud kernel'
+export IMAGE_DEFAULT_USER=admin
+# Names of NICs as EC2's Linux images had them; cloud-init matches by MAC.
+export IMAGE_CMDLINE='ro console=ttyS0,115200 net.ifnames=0 biosdevname=0'
+DISK_SPARE_MB=160
+DISK_JOURNAL_MB=32
+
+PACKAGES=linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,dbus,udev,cloud-init,cloud-guest-utils,openssh-server,ifupdown,isc-dhcp-client,iproute2,sudo,curl,ca-certificates,python3-minimal,netbase,procps,kmod,e2fsprogs,fdisk,iputils-ping,less,nano,libpam-systemd,systemd-timesyncd,apt-utils
+
+arguments() {
+    ARGUMENTS=(--variant=minbase
+        --include="$PACKAGES"
+        # Documentation that no one reads on a server; licences stay.
+        --dpkgopt='path-exclude=/usr/share/man/*'
+        --dpkgopt='path-exclude=/usr/share/locale/*'
+        --dpkgopt='path-exclude=/usr/share/doc/*'
+        --dpkgopt='path-include=/usr/share/doc/*/copyright'
+        --aptopt='APT::Install-Recommends "false"')
+}
+
+recipe_packages() {
+    arguments
+    resolve "${ARGUMENTS[@]}"
+}
+
+recipe_root() {
+    local root=$1
+    arguments
+    mmdebstrap "${ARGUMENTS[@]}" \
+        --setup-hook='mkdir -p "$1/etc/initramfs-tools" && cp -r '"$IMAGES/debian-12/root/etc/initramfs-tools/."' "$1/etc/initramfs-tools/"' \
+        --customize-hook="copy-in $IMAGES/debian-12/root/etc /" \
+        --customize-hook='chown -R root:root "$1/etc/cloud/cloud.cfg.d" "$1/etc/initramfs-tools" "$1/etc/systemd"' \
+        --customize-hook="$IMAGES/debian-12/customize"' "$1"' \
+        bookworm "$root" "${SOURCES[@]}"
+    # The file system's own, which the boot parameters give too.
+    printf 'UUID=%s / ext4 rw,discard,errors=remount-ro 0 1\n' "$IMAGE_UUID" >"$root/etc/fstab"
+}
