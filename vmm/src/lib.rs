@@ -8,6 +8,7 @@ pub mod control;
 pub mod irq;
 pub mod jail;
 pub mod machine;
+pub mod net;
 pub mod pci;
 pub mod run;
 pub mod serial;

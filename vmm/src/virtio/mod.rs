@@ -16,7 +16,7 @@
 //! Specification: Virtual I/O Device (VIRTIO) Version 1.2, OASIS, 2022.
 
 pub mod blk;
-//pub mod net;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;

@@ -5,7 +5,7 @@
 //! once, for all devices; a breach is [`Broken`], after which the queue is not
 //! looked at again until the driver resets the device.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
@@ -17,6 +17,11 @@ use super::Memory;
 /// The most descriptors of one chain, and the most host ranges they may become:
 /// what one `readv` takes (UIO_MAXIOV).
 pub const MAX_SEGMENTS: usize = 1024;
+
+/// Bytes of flags and index before a ring's entries. Sections 2.7.6 and 2.7.8.
+const RING_HEADER: u64 = 4;
+/// Bytes of `struct virtq_used_elem`.
+const USED_ELEMENT: u64 = 8;
 
 /// The driver broke the rules of the queue. Why is for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +70,13 @@ impl Segments {
     #[must_use]
     pub fn as_slice(&self) -> &[libc::iovec] {
         &self.list
+    }
+
+    /// Moves all of `other` to the end.
+    pub fn append(&mut self, other: &mut Self) {
+        self.list.append(&mut other.list);
+        self.length += other.length;
+        other.length = 0;
     }
 
     /// Forgets all, and keeps the allocation.
@@ -221,13 +233,20 @@ impl Buffers {
 pub struct Ring {
     queue: Queue,
     memory: Memory,
+    /// The used index when the driver was last told, or decided not to be.
+    told: u16,
 }
 
 impl Ring {
     /// A ring over a queue that the transport has checked.
     #[must_use]
     pub fn new(queue: Queue, memory: Memory) -> Self {
-        Self { queue, memory }
+        let told = queue.next_used();
+        Self {
+            queue,
+            memory,
+            told,
+        }
     }
 
     /// Descriptors in the queue: no chain's head is at or past it.
@@ -292,24 +311,59 @@ impl Ring {
             .map_err(|_| Broken::Ring)
     }
 
+    /// Returns several chains at once: the driver sees all of them or none, which
+    /// a packet in several buffers needs (section 2.7.8.2).
+    ///
+    /// # Errors
+    /// When the used ring is gone, or more are returned than it holds.
+    pub fn push_used_all(&mut self, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some(((head, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let size = self.queue.size();
+        if before.len() >= usize::from(size) {
+            return Err(Broken::Ring);
+        }
+        let mut next = self.queue.next_used();
+        for (head, written) in before {
+            let slot = u64::from(next % size) * USED_ELEMENT;
+            let at = self.queue.used_ring() + RING_HEADER + slot;
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            self.memory
+                .write_obj(element.to_le(), GuestAddress(at))
+                .map_err(|_| Broken::Ring)?;
+            next = next.wrapping_add(1);
+        }
+        // The last one publishes the index, and all with it.
+        self.queue.set_next_used(next);
+        self.push_used(*head, *written)
+    }
+
     /// Whether the driver wants an interrupt for what was returned since the last
     /// call (sections 2.7.7 and 2.7.10).
     ///
     /// # Errors
     /// When the rings are gone.
     pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
-        let memory = self.memory.as_ref();
-        let wanted = self
-            .queue
-            .needs_notification(memory)
-            .map_err(|_| Broken::Ring)?;
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.told, new);
+        // The used index must be out before we read what the driver wants; it looks
+        // the other way round.
+        fence(Ordering::SeqCst);
+        // The available ring was checked to be in memory: no sum overflows.
+        let flags = self.queue.avail_ring();
+        let load = |at| {
+            self.memory
+                .load(GuestAddress(at), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(|_| Broken::Ring)
+        };
         if self.queue.event_idx_enabled() {
-            return Ok(wanted);
+            let event = load(flags + RING_HEADER + 2 * u64::from(self.queue.size()))?;
+            let since = new.wrapping_sub(event).wrapping_sub(1);
+            return Ok(since < new.wrapping_sub(old));
         }
-        let flags: u16 = memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| Broken::Ring)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(new != old && u32::from(load(flags)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Asks for no doorbell from now on. With event indices one may still come.

@@ -1,0 +1,34 @@
+//! Host side of network cards: what packets go through.
+
+mod tap;
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use bitflags::bitflags;
+
+pub use tap::Tap;
+
+bitflags! {
+    /// What a link may leave to the guest instead of doing it before it hands over
+    /// a packet.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Offload: u32 {
+        /// Checksums may be missing.
+        const CHECKSUM = 1;
+        /// TCP over IPv4 may come in segments larger than the MTU.
+        const TSO4 = 2;
+        /// TCP over IPv6 may.
+        const TSO6 = 4;
+    }
+}
+
+/// A link that packets are read from and written to, one by each system call,
+/// with a `struct virtio_net_hdr_v1` (12 bytes) in front. Never blocks.
+pub trait Link: AsRawFd + Send + Sync {
+    /// Sets what the guest takes.
+    ///
+    /// # Errors
+    /// When the link can't do that.
+    fn set_offload(&self, offload: Offload) -> io::Result<()>;
+}

@@ -1,0 +1,153 @@
+//! A tap device, by name or as a file descriptor that someone opened for us.
+//!
+//! Linux: Documentation/networking/tuntap.rst.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{Link, Offload};
+
+/// Bytes of `struct virtio_net_hdr_v1`, which every modern device has before each
+/// packet (virtio 1.2, section 5.1.6).
+const HEADER_SIZE: libc::c_int = 12;
+
+/// What a tap must be: packets with an Ethernet header, no protocol information,
+/// a virtio header.
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// A tap device.
+#[derive(Debug)]
+pub struct Tap(File);
+
+impl Tap {
+    /// Attaches to a tap by its interface name, making it if there is none.
+    ///
+    /// # Errors
+    /// When the name is longer than 15 bytes, or the kernel refuses: no
+    /// permission, in use, no tun driver.
+    pub fn open(name: &str) -> io::Result<Self> {
+        let mut request = empty_request();
+        let bytes = name.as_bytes();
+        if bytes.is_empty() || bytes.len() >= request.ifr_name.len() || bytes.contains(&0) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "an interface name has 1 to 15 bytes",
+            ));
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+            *to = libc::c_char::from_ne_bytes([*from]);
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")?;
+        let mut attach = |flags: libc::c_int| {
+            // The kernel's field is 16 bits, and all flags are below.
+            request.ifr_ifru.ifru_flags = flags.try_into().unwrap_or(0);
+            // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives it.
+            check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+        };
+        attach(FLAGS).or_else(|error| match error.raw_os_error() {
+            // A tap made for several queues takes only those who say so.
+            Some(libc::EINVAL) => attach(FLAGS | libc::IFF_MULTI_QUEUE),
+            _ => Err(error),
+        })?;
+        Self::prepare(file)
+    }
+
+    /// Takes a tap that is open already.
+    ///
+    /// # Errors
+    /// When it is none, or was not opened with `IFF_TAP`, `IFF_NO_PI` and
+    /// `IFF_VNET_HDR`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let file = File::from(fd);
+        let mut request = empty_request();
+        // SAFETY: TUNGETIFF writes one `ifreq`, which outlives it.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: TUNGETIFF has set the flags of the union.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        if flags & FLAGS != FLAGS {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the tap must be opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR",
+            ));
+        }
+        // SAFETY: no memory is involved.
+        let old = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, old | libc::O_NONBLOCK) })?;
+        Self::prepare(file)
+    }
+
+    /// Another handle on the same queue of the same tap.
+    ///
+    /// # Errors
+    /// When the process has no file descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    fn prepare(file: File) -> io::Result<Self> {
+        let size = HEADER_SIZE;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives it.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })?;
+        Ok(Self(file))
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Link for Tap {
+    fn set_offload(&self, offload: Offload) -> io::Result<()> {
+        let mut flags = 0;
+        for (wanted, flag) in [
+            (Offload::CHECKSUM, libc::TUN_F_CSUM),
+            (Offload::TSO4, libc::TUN_F_TSO4),
+            (Offload::TSO6, libc::TUN_F_TSO6),
+        ] {
+            if offload.contains(wanted) {
+                flags |= flag;
+            }
+        }
+        let flags = libc::c_ulong::from(flags);
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        check(unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })?;
+        Ok(())
+    }
+}
+
+fn empty_request() -> libc::ifreq {
+    // SAFETY: an `ifreq` of zeroes is a valid one: no name, no flags.
+    unsafe { std::mem::zeroed() }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_names_and_descriptors_are_refused() {
+        for name in ["", "sixteen-bytes-xx", "nul\0"] {
+            let error = Tap::open(name).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}");
+        }
+        let null = File::open("/dev/null").unwrap();
+        assert!(Tap::from_fd(null.into()).is_err());
+    }
+}

@@ -1,0 +1,302 @@
+//! The thread between a link and a pair of queues.
+//!
+//! All events are edge-triggered and never read, so that a wake-up costs one
+//! system call, and each packet one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, RECEIVE, TRANSMIT};
+use crate::net::Link;
+use crate::virtio::queue::{Broken, Buffers, MAX_SEGMENTS, Ring, Segments};
+use crate::virtio::worker::{DOORBELL, Epoll, STOP};
+use crate::virtio::{Activation, ActiveQueue, Interrupt};
+
+/// The most packets of one direction before the other has its turn.
+const BATCH: usize = 256;
+
+/// Epoll tokens.
+const RECEIVE_BELL: u64 = DOORBELL;
+const TRANSMIT_BELL: u64 = DOORBELL + 1;
+const LINK: u64 = DOORBELL + 2;
+
+/// A receive buffer that the driver has posted and we have taken.
+struct Posted {
+    head: u16,
+    segments: usize,
+    length: usize,
+}
+
+/// The receive queue.
+struct Receiver {
+    ring: Ring,
+    buffers: Buffers,
+    posted: VecDeque<Posted>,
+    /// The segments of all posted buffers, in order.
+    room: Segments,
+    /// A packet may span buffers.
+    mergeable: bool,
+    /// Room wanted before a packet is read: what doesn't fit is lost.
+    needed: usize,
+    /// The buffers of the packet at hand.
+    filled: Vec<(u16, u32)>,
+}
+
+/// The transmit queue.
+struct Transmitter {
+    ring: Ring,
+    buffers: Buffers,
+}
+
+/// Both queues and the link.
+pub(super) struct Pump {
+    link: Arc<dyn Link>,
+    interrupt: Arc<dyn Interrupt>,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    bells: [Arc<EventFd>; 2],
+}
+
+impl Pump {
+    /// # Errors
+    /// When one of the queues is not enabled.
+    pub(super) fn new(
+        link: Arc<dyn Link>,
+        activation: Activation,
+        needed: usize,
+    ) -> io::Result<Self> {
+        let mergeable = activation.has(F_MRG_RXBUF);
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let [receive, transmit]: [ActiveQueue; 2] = queues
+            .try_into()
+            .map_err(|_| io::Error::other("a network queue is not enabled"))?;
+        Ok(Self {
+            link,
+            interrupt,
+            receiver: Receiver {
+                ring: Ring::new(receive.queue, Arc::clone(&memory)),
+                buffers: Buffers::default(),
+                posted: VecDeque::new(),
+                room: Segments::default(),
+                mergeable,
+                needed,
+                filled: Vec::new(),
+            },
+            transmitter: Transmitter {
+                ring: Ring::new(transmit.queue, memory),
+                buffers: Buffers::default(),
+            },
+            bells: [receive.doorbell, transmit.doorbell],
+        })
+    }
+
+    /// Moves packets until `stop` is written. A queue that breaks the rules is told
+    /// to the driver, and the thread ends.
+    pub(super) fn run(mut self, stop: &EventFd) {
+        if self.serve(stop).is_err() {
+            self.interrupt.needs_reset();
+        }
+    }
+
+    fn serve(&mut self, stop: &EventFd) -> io::Result<()> {
+        let epoll = Epoll::new()?;
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        epoll.watch(stop, STOP, EventSet::IN)?;
+        epoll.watch(self.bells[0].as_ref(), RECEIVE_BELL, edge)?;
+        epoll.watch(self.bells[1].as_ref(), TRANSMIT_BELL, edge)?;
+        epoll.watch(&self.link.as_raw_fd(), LINK, edge)?;
+        self.receiver.ring.quiet().map_err(io::Error::other)?;
+        let mut events = [EpollEvent::default(); 4];
+        let (mut receive, mut transmit) = (true, true);
+        let fd = self.link.as_raw_fd();
+        loop {
+            if transmit {
+                transmit = self
+                    .transmitter
+                    .transmit(fd, self.interrupt.as_ref())
+                    .map_err(io::Error::other)?;
+            }
+            if receive {
+                receive = self
+                    .receiver
+                    .receive(fd, self.interrupt.as_ref())
+                    .map_err(io::Error::other)?;
+            }
+            let count = epoll.wait(&mut events, receive || transmit)?;
+            for event in &events[..count] {
+                match event.data() {
+                    STOP => return Ok(()),
+                    TRANSMIT_BELL => transmit = true,
+                    _ => receive = true,
+                }
+            }
+        }
+    }
+}
+
+impl Transmitter {
+    /// Sends what is available. Returns whether there is more.
+    fn transmit(&mut self, link: RawFd, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
+        self.ring.quiet()?;
+        let mut more = true;
+        let mut returned = false;
+        for _ in 0..BATCH {
+            let Some(head) = self.ring.pop(&mut self.buffers)? else {
+                more = self.ring.listen()?;
+                break;
+            };
+            let packet = &self.buffers.readable;
+            if packet.length() < HEADER_SIZE || self.buffers.writable.length() > 0 {
+                return Err(Broken::Request);
+            }
+            // What the link refuses (full, down, a header that makes no sense) is
+            // lost, as on a wire.
+            let _ = transfer(|| {
+                // SAFETY: the segments are valid guest memory (see `Segments`).
+                unsafe { libc::writev(link, packet.as_slice().as_ptr(), count(packet)) }
+            });
+            self.ring.push_used(head, 0)?;
+            returned = true;
+        }
+        if returned && self.ring.wants_interrupt()? {
+            interrupt.queue(TRANSMIT);
+        }
+        Ok(more)
+    }
+}
+
+impl Receiver {
+    /// Receives what has come. Returns whether there may be more, and room for it.
+    fn receive(&mut self, link: RawFd, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
+        let mut more = true;
+        let mut returned = false;
+        for _ in 0..BATCH {
+            if !self.refill()? {
+                // Starved: the driver's next buffer rings, unless it is there now.
+                more = self.ring.listen()?;
+                break;
+            }
+            let list = self.target();
+            let got = transfer(|| {
+                // SAFETY: the segments are valid guest memory (see `Segments`).
+                unsafe { libc::readv(link, list.as_ptr(), length(list)) }
+            });
+            match got {
+                Ok(got) if got >= HEADER_SIZE => {
+                    self.deliver(got)?;
+                    returned = true;
+                }
+                // No packet at all: the next is read into the same room.
+                Ok(got) if got > 0 => {}
+                // Nothing there, or the link is down: an edge tells of the next.
+                Ok(_) | Err(_) => {
+                    more = false;
+                    break;
+                }
+            }
+        }
+        if returned && self.ring.wants_interrupt()? {
+            interrupt.queue(RECEIVE);
+        }
+        Ok(more)
+    }
+
+    /// Takes posted buffers until the largest packet fits. Returns whether it does.
+    fn refill(&mut self) -> Result<bool, Broken> {
+        loop {
+            let enough = if self.mergeable {
+                self.room.length() >= self.needed || self.room.as_slice().len() >= MAX_SEGMENTS
+            } else {
+                !self.posted.is_empty()
+            };
+            if enough {
+                return Ok(true);
+            }
+            let Some(head) = self.ring.pop(&mut self.buffers)? else {
+                return Ok(false);
+            };
+            let buffer = &mut self.buffers.writable;
+            if buffer.length() < HEADER_SIZE || self.buffers.readable.length() > 0 {
+                return Err(Broken::Request);
+            }
+            self.posted.push_back(Posted {
+                head,
+                segments: buffer.as_slice().len(),
+                length: buffer.length(),
+            });
+            self.room.append(buffer);
+            // A driver may post a buffer again only once it was returned, so there
+            // are never more than the queue has room for.
+            if self.posted.len() > usize::from(self.ring.size()) {
+                return Err(Broken::Ring);
+            }
+        }
+    }
+
+    /// Where the next packet goes.
+    fn target(&self) -> &[libc::iovec] {
+        let list = self.room.as_slice();
+        let count = match self.posted.front() {
+            Some(first) if !self.mergeable => first.segments,
+            _ => list.len(),
+        };
+        &list[..count.min(MAX_SEGMENTS).min(list.len())]
+    }
+
+    /// Returns the buffers that a packet of `got` bytes, header included, filled.
+    fn deliver(&mut self, got: usize) -> Result<(), Broken> {
+        self.filled.clear();
+        let mut rest = got;
+        let mut used = 0;
+        while rest > 0 {
+            let Some(buffer) = self.posted.pop_front() else {
+                break;
+            };
+            let part = rest.min(buffer.length);
+            // A buffer is part of a packet, which is smaller than 2^32.
+            let written = u32::try_from(part).map_err(|_| Broken::Request)?;
+            self.filled.push((buffer.head, written));
+            rest -= part;
+            used += buffer.length;
+        }
+        // Without mergeable buffers it is 1 too (section 5.1.6.4.1).
+        let buffers = u16::try_from(self.filled.len()).map_err(|_| Broken::Ring)?;
+        self.room.copy_in(NUM_BUFFERS, &buffers.to_le_bytes());
+        self.room.trim_front(used);
+        self.ring.push_used_all(&self.filled)
+    }
+}
+
+/// A system call that moves bytes, again when interrupted.
+fn transfer(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+fn count(segments: &Segments) -> i32 {
+    length(segments.as_slice())
+}
+
+/// At most `MAX_SEGMENTS`.
+fn length(list: &[libc::iovec]) -> i32 {
+    i32::try_from(list.len()).unwrap_or(i32::MAX)
+}

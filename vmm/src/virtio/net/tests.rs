@@ -1,0 +1,229 @@
+//! A driver against the whole device, with a pair of datagram sockets as the link.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::virtio::testing::{FakeInterrupt, Guest, NEXT, READ, SIZE, WRITE};
+
+const DATA: u64 = 0x20_0000;
+
+struct FakeLink {
+    socket: UnixDatagram,
+    offload: Arc<Mutex<Option<Offload>>>,
+}
+
+impl AsRawFd for FakeLink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Link for FakeLink {
+    fn set_offload(&self, offload: Offload) -> io::Result<()> {
+        *self.offload.lock().unwrap() = Some(offload);
+        Ok(())
+    }
+}
+
+struct Bench {
+    guest: Guest,
+    interrupt: Arc<FakeInterrupt>,
+    net: Net,
+    wire: UnixDatagram,
+    offload: Arc<Mutex<Option<Offload>>>,
+}
+
+const OPTIONS: Options = Options {
+    mac: [2, 0, 0, 0, 0, 1],
+    mtu: 1500,
+};
+
+impl Bench {
+    fn new(features: u64) -> Self {
+        let (wire, socket) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let offload = Arc::default();
+        let link = FakeLink {
+            socket,
+            offload: Arc::clone(&offload),
+        };
+        let mut net = Net::new(link, OPTIONS).unwrap();
+        let guest = Guest::new(2);
+        let interrupt = Arc::new(FakeInterrupt::default());
+        net.activate(guest.activation(features, &interrupt))
+            .unwrap();
+        Self {
+            guest,
+            interrupt,
+            net,
+            wire,
+            offload,
+        }
+    }
+
+    fn returned(&self, queue: u16, count: usize) -> Vec<(u32, u32)> {
+        self.interrupt.wait(|said| {
+            said.needs_reset > 0
+                || said.queues.contains(&queue) && self.guest.used(queue).len() >= count
+        });
+        self.guest.used(queue)
+    }
+}
+
+#[test]
+fn a_packet_goes_out_as_it_is() {
+    let bench = Bench::new(0);
+    let packet: Vec<u8> = (0..112).collect();
+    bench.guest.write(DATA, &packet);
+    let chain = [(DATA, 5, READ), (DATA + 5, 7, READ), (DATA + 12, 100, READ)];
+    let head = bench.guest.offer(TRANSMIT, &chain);
+    let mut got = [0; 200];
+    assert_eq!(bench.wire.recv(&mut got).unwrap(), 112);
+    assert_eq!(got[..112], packet);
+    assert_eq!(bench.returned(TRANSMIT, 1), vec![(head.into(), 0)]);
+}
+
+#[test]
+fn a_packet_comes_in_whole() {
+    let bench = Bench::new(0);
+    bench
+        .guest
+        .offer(RECEIVE, &[(DATA, 12, WRITE), (DATA + 0x1000, 1600, WRITE)]);
+    bench.wire.send(&[0x33; 1012]).unwrap();
+    assert_eq!(bench.returned(RECEIVE, 1), vec![(0, 1012)]);
+    let mut header = [0x33; 12];
+    header[10..].copy_from_slice(&[1, 0]);
+    assert_eq!(bench.guest.read(DATA, 12), header);
+    assert_eq!(bench.guest.read(DATA + 0x1000, 1000), [0x33; 1000]);
+    assert_eq!(bench.guest.read(DATA + 0x1000 + 1000, 8), [0; 8]);
+}
+
+#[test]
+fn a_large_packet_spans_buffers() {
+    let bench = Bench::new(F_MRG_RXBUF);
+    // Starved at first: 1000 bytes are less than the largest packet.
+    bench.wire.send(&[0x44; 1412]).unwrap();
+    for at in 0..4 {
+        bench
+            .guest
+            .offer(RECEIVE, &[(DATA + at * 0x1000, 500, WRITE)]);
+    }
+    let used = bench.returned(RECEIVE, 3);
+    assert_eq!(used, vec![(0, 500), (1, 500), (2, 412)]);
+    assert_eq!(bench.guest.read(DATA + 10, 2), [3, 0]);
+    assert_eq!(bench.guest.read(DATA + 0x2000, 412), [0x44; 412]);
+    // What was left of the room serves the next, once there is more.
+    bench.wire.send(&[0x55; 20]).unwrap();
+    for at in 4..8 {
+        bench
+            .guest
+            .offer(RECEIVE, &[(DATA + at * 0x1000, 500, WRITE)]);
+    }
+    let used = bench.returned(RECEIVE, 4);
+    assert_eq!(used[3], (3, 20));
+    assert_eq!(bench.guest.read(DATA + 0x3000 + 10, 2), [1, 0]);
+}
+
+#[test]
+fn many_packets_each_way() {
+    let mut bench = Bench::new(0);
+    for round in 0..40u64 {
+        let at = DATA + (round % 8) * 0x1000;
+        let byte = round.to_le_bytes()[0];
+        bench.guest.offer(RECEIVE, &[(at, 1600, WRITE)]);
+        bench.wire.send(&[byte; 700]).unwrap();
+        let wanted = usize::try_from(round).unwrap() + 1;
+        assert_eq!(bench.returned(RECEIVE, wanted).len(), wanted);
+        bench.guest.offer(TRANSMIT, &[(at, 700, READ)]);
+        let mut got = [0; 800];
+        assert_eq!(bench.wire.recv(&mut got).unwrap(), 700);
+        assert_eq!(got[12..700], [byte; 688]);
+    }
+    bench.net.reset();
+    bench.net.reset();
+}
+
+#[test]
+fn chains_that_break_the_rules_stop_the_device() {
+    for (queue, chain) in [
+        (TRANSMIT, &[(DATA, 11, READ)][..]),
+        (TRANSMIT, &[(DATA, 100, READ), (DATA, 100, WRITE)]),
+        (TRANSMIT, &[(DATA, 0, READ)]),
+        (TRANSMIT, &[(16 << 20, 64, READ)]),
+        (RECEIVE, &[(DATA, 11, WRITE)]),
+        (RECEIVE, &[(DATA, 64, READ), (DATA, 1600, WRITE)]),
+        (RECEIVE, &[((16 << 20) - 8, 64, WRITE)]),
+    ] {
+        let bench = Bench::new(F_MRG_RXBUF);
+        bench.guest.offer(queue, chain);
+        bench.interrupt.wait(|said| said.needs_reset == 1);
+        assert!(bench.guest.used(queue).is_empty());
+    }
+    let bench = Bench::new(0);
+    bench
+        .guest
+        .describe(RECEIVE, 0, &[(DATA, 64, NEXT | WRITE, 0)]);
+    bench.guest.kick(RECEIVE, 0);
+    bench.interrupt.wait(|said| said.needs_reset == 1);
+}
+
+#[test]
+fn the_same_buffer_posted_for_ever_is_bounded() {
+    let bench = Bench::new(F_MRG_RXBUF);
+    bench.guest.describe(RECEIVE, 0, &[(DATA, 12, WRITE, 0)]);
+    for _ in 0..10 * SIZE {
+        bench.guest.kick(RECEIVE, 0);
+    }
+    bench.interrupt.wait(|said| said.needs_reset == 1);
+}
+
+#[test]
+fn offloads_are_those_the_driver_takes() {
+    let offload = |features| Bench::new(features).offload.lock().unwrap().unwrap();
+    assert_eq!(offload(0), Offload::empty());
+    assert_eq!(offload(F_GUEST_TSO4), Offload::empty());
+    let all = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6;
+    assert_eq!(offload(all), Offload::all());
+}
+
+#[test]
+fn configuration_is_what_was_asked_for() {
+    let bench = Bench::new(0);
+    let mut config = [0xff; 16];
+    bench.net.config_read(0, &mut config);
+    assert_eq!(config, [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0xdc, 5, 0, 0, 0, 0]);
+    let link = || FakeLink {
+        socket: UnixDatagram::unbound().unwrap(),
+        offload: Arc::default(),
+    };
+    let small = Options { mtu: 67, ..OPTIONS };
+    assert!(Net::new(link(), small).is_err());
+    let mac = [1, 0, 0, 0, 0, 0];
+    assert!(Net::new(link(), Options { mac, ..OPTIONS }).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn no_table_hangs_or_breaks_the_device(
+        table in prop::collection::vec((0u64..(17 << 20), 0u32..70_000, 0u16..8, 0u16..20), 16),
+        heads in prop::collection::vec((0u16..18, 0u16..2), 1..12),
+        mergeable in any::<bool>(),
+    ) {
+        let mut bench = Bench::new(if mergeable { F_MRG_RXBUF } else { 0 });
+        bench.wire.set_nonblocking(true).unwrap();
+        for queue in [RECEIVE, TRANSMIT] {
+            bench.guest.describe(queue, 0, &table);
+        }
+        for (head, queue) in heads {
+            bench.guest.kick(queue, head);
+            // A full socket is fine too.
+            let _ = bench.wire.send(&[7; 900]);
+        }
+        bench.net.reset();
+    }
+}
