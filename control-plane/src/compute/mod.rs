@@ -25,6 +25,7 @@ use crate::model::{BootMethod, EniId, InstanceId, VolumeId};
 pub mod argv;
 pub mod bootfiles;
 pub mod fake;
+pub mod host;
 
 /// Everything that a cold boot of an instance needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

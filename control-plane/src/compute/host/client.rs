@@ -1,0 +1,84 @@
+//! The client of a VMM's control socket: HTTP/1.1 and JSON over a Unix socket,
+//! one request for each connection.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use hearth_vmm_api::{ApiError, Machine};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+/// How long a VMM may take to answer. It answers at once, but the host may be
+/// busy.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The longest answer, a machine with 32 devices, has some 10 KiB.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// What the machine says of itself.
+pub(super) async fn machine(socket: &Path) -> io::Result<Machine> {
+    let body = request(socket, Method::GET, "/v1/machine").await?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// `PUT /v1/<what>`: `power-button`, `reset`.
+pub(super) async fn put(socket: &Path, what: &str) -> io::Result<()> {
+    request(socket, Method::PUT, &format!("/v1/{what}"))
+        .await
+        .map(drop)
+}
+
+async fn request(socket: &Path, method: Method, path: &str) -> io::Result<Bytes> {
+    tokio::time::timeout(DEADLINE, talk(socket, method, path))
+        .await
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the VMM doesn't answer",
+            ))
+        })
+}
+
+async fn talk(socket: &Path, method: Method, path: &str) -> io::Result<Bytes> {
+    let stream = UnixStream::connect(socket).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, "localhost")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let exchange = async {
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(io::Error::other)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(io::Error::other)?
+            .to_bytes();
+        Ok::<_, io::Error>((status, body))
+    };
+    // The connection makes the exchange progress, and ends with it.
+    let (status, body) = tokio::select! {
+        outcome = exchange => outcome?,
+        outcome = async {
+            // The answer may still be read when the connection is through.
+            if let Err(e) = connection.await { return Err::<(StatusCode, Bytes), _>(io::Error::other(e)); }
+            std::future::pending().await
+        } => outcome?,
+    };
+    if status.is_success() {
+        return Ok(body);
+    }
+    let said =
+        serde_json::from_slice::<ApiError>(&body).map_or_else(|_| status.to_string(), |e| e.error);
+    Err(io::Error::other(format!("the VMM refuses: {said}")))
+}

@@ -1,0 +1,429 @@
+//! The instances of this machine.
+//!
+//! ```text
+//!   launch:  lock ─ clear ─ launch.json ─ cgroup ─ kernel, initrd ─ VMM ─ identity.json
+//! ```
+//!
+//! `hearth` may be killed between any two of these steps, and during them. What
+//! is there afterwards is judged by [`folder::judge`]: without a `launch.json`
+//! or a process it is incomplete, and the next launch begins by ending whatever
+//! is in the control group. A VMM that runs but was never noted is found by its
+//! pid file, believed only if that process is in the instance's control group
+//! and answers on the instance's socket.
+
+mod cgroup;
+mod client;
+mod folder;
+mod process;
+mod spawn;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use super::bootfiles::{MAX_INITRD, MAX_KERNEL};
+use super::{ComputeError, ComputeHost, LaunchSpec, Observed, argv};
+use crate::model::{BootMethod, InstanceId};
+use cgroup::Cgroups;
+use folder::{Folder, Launch};
+use process::Identity;
+
+/// The users that VMMs run as, one for each instance: a range that neither
+/// distributions, containers nor systemd give out.
+/// <https://systemd.io/UIDS-GIDS/>
+const FIRST_UID: u32 = 0x7100_0000;
+/// How many there are.
+const UIDS: u32 = 1 << 16;
+
+/// The instances of this machine.
+#[derive(Debug)]
+pub struct HostCompute {
+    /// `<data>/instances`.
+    instances: PathBuf,
+    /// The VMM's program.
+    vmm: PathBuf,
+    /// The program that has the `read-boot-files` subcommand: this very one.
+    reader: PathBuf,
+    cgroups: Cgroups,
+    /// One change at a time for each instance.
+    locks: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held from the choice of a user until it is written down.
+    choosing_uid: Mutex<()>,
+    /// The processes whose end is waited for.
+    watched: Arc<Mutex<BTreeSet<u32>>>,
+    exits: watch::Sender<u64>,
+}
+
+fn doing<T>(what: impl Into<String>, outcome: io::Result<T>) -> Result<T, ComputeError> {
+    outcome.map_err(|source| ComputeError::Host {
+        doing: what.into(),
+        source,
+    })
+}
+
+impl HostCompute {
+    /// The instances under `data`, run by the program `vmm`.
+    ///
+    /// # Errors
+    /// When the folder can't be made. What else the host lacks is said when an
+    /// instance is launched, and warned of now.
+    pub fn open(data: &Path, vmm: &Path) -> Result<Self, ComputeError> {
+        let cgroups = Cgroups::new();
+        if let Err(e) = cgroups.check() {
+            tracing::warn!("no instance can be launched: {e}");
+        }
+        // The program may be replaced on disk while it runs; this is the one.
+        Self::with(data, vmm, Path::new("/proc/self/exe"), cgroups)
+    }
+
+    fn with(
+        data: &Path,
+        vmm: &Path,
+        reader: &Path,
+        cgroups: Cgroups,
+    ) -> Result<Self, ComputeError> {
+        let data = doing("finding the data folder", std::path::absolute(data))?;
+        let instances = data.join("instances");
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&instances)
+            // Each VMM, another user, must pass through to its own part.
+            .and_then(|()| let_pass(&data))
+            .and_then(|()| let_pass(&instances));
+        doing(format!("making {}", instances.display()), made)?;
+        Ok(Self {
+            instances,
+            vmm: vmm.to_owned(),
+            reader: reader.to_owned(),
+            cgroups,
+            locks: Mutex::default(),
+            choosing_uid: Mutex::default(),
+            watched: Arc::default(),
+            exits: watch::Sender::new(0),
+        })
+    }
+
+    fn folder(&self, id: &InstanceId) -> Folder {
+        Folder::new(self.instances.join(id.as_str()))
+    }
+
+    fn lock(&self, id: &InstanceId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds are not worth keeping.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        locks.entry(id.clone()).or_default().clone()
+    }
+
+    /// Every instance of which there is a trace.
+    fn known(&self) -> io::Result<BTreeSet<InstanceId>> {
+        let mut found = self.cgroups.list()?;
+        for entry in fs::read_dir(&self.instances)? {
+            let name = entry?.file_name();
+            found.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));
+        }
+        Ok(found)
+    }
+
+    async fn look(&self, id: &InstanceId) -> io::Result<Observed> {
+        let folder = self.folder(id);
+        let launch = folder.launch()?;
+        let mut process = match folder.identity()? {
+            Some(identity) => Some((identity.is_alive()?, identity)),
+            None => None,
+        };
+        if process.is_none()
+            && launch.is_some()
+            // While it is being launched, the launch will note the process.
+            && let Ok(_held) = self.lock(id).try_lock()
+            && let Some(identity) = self.stray(id, &folder).await?
+        {
+            tracing::info!(instance = %id, pid = identity.pid, "found a VMM that was never noted");
+            folder.set_identity(&identity)?;
+            process = Some((true, identity));
+        }
+        if let Some((true, identity)) = &process
+            && !self.watch_exit(identity)?
+        {
+            process = Some((false, identity.clone()));
+        }
+        let process = process.map(|(alive, identity)| (identity.pid, alive));
+        Ok(folder::judge(launch.as_ref(), process, folder.exit()))
+    }
+
+    /// A VMM of this instance that runs although no record says so.
+    async fn stray(&self, id: &InstanceId, folder: &Folder) -> io::Result<Option<Identity>> {
+        let members = self.cgroups.members(id)?;
+        let Some(pid) = folder.claimed_pid().filter(|pid| members.contains(pid)) else {
+            return Ok(None);
+        };
+        match client::machine(&folder.socket()).await {
+            Ok(machine) if machine.id == id.as_str() && machine.pid == pid => Identity::of(pid),
+            _ => Ok(None),
+        }
+    }
+
+    /// Has the end of the process counted. False when it has ended already.
+    fn watch_exit(&self, identity: &Identity) -> io::Result<bool> {
+        let pid = identity.pid;
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.contains(&pid) {
+            return Ok(true);
+        }
+        let Some(fd) = identity.open()? else {
+            return Ok(false);
+        };
+        // SAFETY: an OwnedFd returns the same open descriptor for as long as it lives.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        watched.insert(pid);
+        let (watched, exits) = (self.watched.clone(), self.exits.clone());
+        tokio::spawn(async move {
+            // Readable is all there is to know; an error is a reason to look, too.
+            let _ = fd.readable().await;
+            watched
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&pid);
+            exits.send_modify(|n| *n += 1);
+        });
+        Ok(true)
+    }
+
+    /// A user that no other instance has, written down before it is used.
+    fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
+        let _choosing = self
+            .choosing_uid
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut taken = BTreeSet::new();
+        for id in self.known()? {
+            if id != spec.instance {
+                taken.extend(self.folder(&id).launch()?.map(|l| l.uid));
+            }
+        }
+        let uid = (FIRST_UID..FIRST_UID + UIDS)
+            .find(|uid| !taken.contains(uid))
+            .ok_or_else(|| io::Error::other("every user for VMMs is taken"))?;
+        let launch = Launch {
+            spec: spec.clone(),
+            uid,
+        };
+        folder.begin(&launch)?;
+        Ok(launch)
+    }
+
+    async fn read_boot_files(&self, launch: &Launch, folder: &Folder) -> Result<(), ComputeError> {
+        let BootMethod::Linux {
+            partition,
+            kernel,
+            initrd,
+            ..
+        } = &launch.spec.boot_method;
+        let Some(root) = launch.spec.disks.first() else {
+            return Err(ComputeError::Unbootable("there is none".to_owned()));
+        };
+        let mut wanted = vec![(kernel, MAX_KERNEL, folder.kernel())];
+        wanted.extend(initrd.iter().map(|i| (i, MAX_INITRD, folder.initrd())));
+        for (path, limit, to) in wanted {
+            let owner = launch.owner();
+            let read = spawn::read_boot_file(
+                &self.reader,
+                &root.path,
+                *partition,
+                path,
+                limit,
+                owner,
+                &to,
+            );
+            doing(format!("reading {path} from the root disk"), read.await)?
+                .map_err(ComputeError::Unbootable)?;
+        }
+        Ok(())
+    }
+
+    /// The steps of a launch behind its first record.
+    async fn bring_up(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+        taps: &[OwnedFd],
+    ) -> Result<Identity, ComputeError> {
+        let id = &launch.spec.instance;
+        doing(
+            "making the control group",
+            self.cgroups.create(&launch.spec),
+        )?;
+        self.read_boot_files(launch, folder).await?;
+        let (kernel, initrd) = (folder.kernel(), folder.initrd());
+        let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
+        let places = argv::Places {
+            kernel: &kernel,
+            initrd: wanted.as_ref().map(|_| initrd.as_path()),
+            socket: &folder.socket(),
+            serial_log: &folder.console(),
+            exit_file: &folder.exit_file(),
+            pid_file: &folder.pid_file(),
+        };
+        let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+        // VMMs run as users of their own where this process may choose users.
+        let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
+        let argv = argv::render(&launch.spec, &places, &fds, owner)
+            .map_err(|e| ComputeError::Refused(e.to_string()))?;
+        let door = doing("entering the control group", self.cgroups.door(id))?;
+        let started = spawn::start_vmm(&self.vmm, &argv, door, taps, &folder.log()).await;
+        let status = doing(format!("starting {}", self.vmm.display()), started)?;
+        if !status.success() {
+            let words = folder.last_words();
+            return Err(ComputeError::Refused(
+                words.unwrap_or_else(|| format!("it ended with {status}")),
+            ));
+        }
+        let members = doing("looking for the VMM", self.cgroups.members(id))?;
+        let identity = match folder.claimed_pid().filter(|pid| members.contains(pid)) {
+            Some(pid) => doing("looking at the VMM", Identity::of(pid))?,
+            None => None,
+        };
+        let identity = identity.ok_or_else(|| {
+            let words = folder.last_words();
+            ComputeError::Refused(words.unwrap_or_else(|| "it ended at once".to_owned()))
+        })?;
+        doing("noting the VMM", folder.set_identity(&identity))?;
+        // It has them open; their names are of no more use.
+        for file in [kernel, initrd] {
+            doing(
+                "removing boot files",
+                folder::absent_is_fine(fs::remove_file(file)),
+            )?;
+        }
+        Ok(identity)
+    }
+
+    async fn ask(&self, id: &InstanceId, what: &str) -> Result<(), ComputeError> {
+        if !matches!(
+            doing("looking", self.look(id).await)?,
+            Observed::Running { .. }
+        ) {
+            return Err(ComputeError::NotRunning(id.clone()));
+        }
+        let socket = self.folder(id).socket();
+        doing(
+            format!("asking the VMM of {id} for {what}"),
+            client::put(&socket, what).await,
+        )
+    }
+}
+
+/// Adds the right to pass through a folder, not to see what is in it.
+fn let_pass(folder: &Path) -> io::Result<()> {
+    let mut mode = fs::metadata(folder)?.permissions();
+    if mode.mode() & 0o011 != 0o011 {
+        mode.set_mode(mode.mode() | 0o011);
+        fs::set_permissions(folder, mode)?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ComputeHost for HostCompute {
+    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError> {
+        let mut all = BTreeMap::new();
+        for id in doing("listing instances", self.known())? {
+            let observed = self.look(&id).await;
+            let observed = doing(format!("looking at {id}"), observed)?;
+            all.insert(id, observed);
+        }
+        Ok(all)
+    }
+
+    async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError> {
+        let id = &spec.instance;
+        let folder = self.folder(id);
+        if let Observed::Running { boot, .. } = doing("looking", self.look(id).await)?
+            && boot == spec.boot
+        {
+            return Ok(());
+        }
+        let lock = self.lock(id);
+        let _held = lock.lock().await;
+        doing("preparing the launch", folder.check_length())?;
+        let locked = folder.lock();
+        let _locked = doing(format!("locking {}", folder.path().display()), locked)?;
+        let ended = self.cgroups.remove(id).await;
+        doing("ending what an earlier launch left", ended)?;
+        let launch = doing("beginning the launch", self.begin(spec, &folder))?;
+        match self.bring_up(&launch, &folder, &taps).await {
+            Ok(identity) => {
+                // One that has ended already counts as an end, too.
+                if !doing("watching the VMM", self.watch_exit(&identity))? {
+                    self.exits.send_modify(|n| *n += 1);
+                }
+                Ok(())
+            }
+            Err(e) => {
+                // What can't be cleared now is incomplete, and cleared later.
+                if let Err(e) = self.cgroups.remove(id).await {
+                    tracing::warn!(instance = %id, error = %e, "a failed launch is not cleared away");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.ask(id, "power-button").await
+    }
+
+    async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.ask(id, "reset").await
+    }
+
+    async fn kill(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        let lock = self.lock(id);
+        let _held = lock.lock().await;
+        doing(
+            format!("ending the VMM of {id}"),
+            self.cgroups.remove(id).await,
+        )
+    }
+
+    async fn console(&self, id: &InstanceId) -> Result<Vec<u8>, ComputeError> {
+        doing(
+            format!("reading the console of {id}"),
+            self.folder(id).console_tail(),
+        )
+    }
+
+    async fn forget(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.kill(id).await?;
+        let lock = self.lock(id);
+        let _held = lock.lock().await;
+        doing(format!("forgetting {id}"), self.folder(id).remove())
+    }
+
+    async fn purge(&self) -> Result<(), ComputeError> {
+        for id in doing("listing instances", self.known())? {
+            self.forget(&id).await?;
+        }
+        doing("removing the control group", self.cgroups.remove_parent())?;
+        doing(
+            "removing the instances' folder",
+            folder::absent_is_fine(fs::remove_dir_all(&self.instances)),
+        )
+    }
+
+    fn exits(&self) -> watch::Receiver<u64> {
+        self.exits.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests;

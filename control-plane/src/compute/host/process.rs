@@ -1,0 +1,109 @@
+//! Which process a VMM is, for sure: a process id alone may have been given to
+//! another since, so its start time and the host's boot id go with it.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+/// The identity of a process, across restarts of `hearth` and of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// The process id.
+    pub(super) pid: u32,
+    /// Its start time in clock ticks since the host's boot: field 22 of
+    /// `/proc/<pid>/stat`, proc_pid_stat(5).
+    pub(super) start_time: u64,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub(super) host_boot: String,
+}
+
+impl Identity {
+    /// That of the process which has this id now; none when there is none.
+    pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
+        let Some(start_time) = start_time(pid)? else {
+            return Ok(None);
+        };
+        let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(Some(Self {
+            pid,
+            start_time,
+            host_boot: host_boot.trim().to_owned(),
+        }))
+    }
+
+    /// Whether this process still lives.
+    pub(super) fn is_alive(&self) -> io::Result<bool> {
+        Ok(Self::of(self.pid)?.as_ref() == Some(self))
+    }
+
+    /// A descriptor that becomes readable when the process ends; none when it
+    /// has ended.
+    pub(super) fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let fd = match pid.map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK)) {
+            None | Some(Err(rustix::io::Errno::SRCH)) => return Ok(None),
+            Some(outcome) => outcome?,
+        };
+        // Asked again, now that the id can't be given to another.
+        Ok(self.is_alive()?.then_some(fd))
+    }
+}
+
+/// The start time of a process that lives; a zombie doesn't.
+fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => Ok(parse_stat(&stat)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // The process ended between open and read.
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Field 22. The name, field 2, may hold anything, so count behind its last
+/// parenthesis; field 3 is the state.
+fn parse_stat(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_a_name_meant_to_confuse() {
+        let tail = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 987654 20";
+        let stat = format!("42 (a) Z 1 (x) S {tail}");
+        assert_eq!(parse_stat(&stat), Some(987_654));
+        assert_eq!(parse_stat(&format!("42 (vmm) Z {tail}")), None);
+        assert_eq!(parse_stat("42"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn this_process_lives_and_another_start_does_not() {
+        let me = Identity::of(std::process::id()).unwrap().unwrap();
+        assert!(me.is_alive().unwrap());
+        assert!(me.open().unwrap().is_some());
+        let before = Identity {
+            start_time: me.start_time - 1,
+            ..me.clone()
+        };
+        assert!(!before.is_alive().unwrap() && before.open().unwrap().is_none());
+        let other_boot = Identity {
+            host_boot: "x".into(),
+            ..me
+        };
+        assert!(!other_boot.is_alive().unwrap());
+        assert_eq!(Identity::of(u32::MAX).unwrap(), None);
+    }
+}

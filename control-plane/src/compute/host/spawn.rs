@@ -1,0 +1,131 @@
+//! Starts processes: the boot-file reader and the VMM.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::compute::argv::Owner;
+
+/// How long a file may take to be read from a disk. A big initrd on a slow disk
+/// under emulation takes some seconds.
+const READ_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a VMM may take until its vCPUs run.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// What is kept of what a child says.
+const MAX_WORDS: u64 = 4096;
+
+/// Reads one file out of a root disk, in a sandboxed process. `Ok(Err(line))`
+/// says what is wrong with the disk.
+pub(super) async fn read_boot_file(
+    program: &Path,
+    disk: &Path,
+    partition: u32,
+    path: &str,
+    limit: u64,
+    owner: Owner,
+    to: &Path,
+) -> io::Result<Result<(), String>> {
+    let disk = File::open(disk)?;
+    let out = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)?;
+    let mut child = Command::new(program)
+        .arg("read-boot-files")
+        .args(["--partition".to_owned(), partition.to_string()])
+        .args(["--limit".to_owned(), limit.to_string()])
+        .args(["--uid".to_owned(), owner.uid.to_string()])
+        .args(["--gid".to_owned(), owner.gid.to_string()])
+        .arg(format!("--path={path}"))
+        .env_clear()
+        .current_dir("/")
+        .stdin(disk)
+        .stdout(out)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut words = Vec::new();
+    let stderr = child.stderr.take();
+    let done = tokio::time::timeout(READ_DEADLINE, async {
+        if let Some(stderr) = stderr {
+            stderr.take(MAX_WORDS).read_to_end(&mut words).await?;
+        }
+        child.wait().await
+    });
+    let status = match done.await {
+        Ok(status) => status?,
+        Err(_) => {
+            child.kill().await?;
+            return Ok(Err(format!(
+                "{path}: not read after {} seconds",
+                READ_DEADLINE.as_secs()
+            )));
+        }
+    };
+    if status.success() {
+        return Ok(Ok(()));
+    }
+    let words = String::from_utf8_lossy(&words);
+    let line = match words.lines().map(str::trim).find(|l| !l.is_empty()) {
+        Some(line) => line.to_owned(),
+        None => format!("{path}: its reader ended with {status}"),
+    };
+    Ok(Err(line))
+}
+
+/// Runs the VMM's launcher, inside the group behind `door`, until it has become
+/// a daemon or failed.
+pub(super) async fn start_vmm(
+    program: &Path,
+    argv: &[OsString],
+    door: File,
+    taps: &[OwnedFd],
+    log: &Path,
+) -> io::Result<ExitStatus> {
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(log)?;
+    let inherited: Vec<RawFd> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut command = Command::new(program);
+    command
+        .args(argv)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true);
+    let enter = move || {
+        // Everything that this process ever becomes is in the group, from its
+        // first instruction on.
+        rustix::io::write(&door, b"0")?;
+        for fd in &inherited {
+            // SAFETY: the parent owns the tap until this child has been waited
+            // for, so the number is an open descriptor here.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only: it neither allocates nor locks.
+    unsafe { command.pre_exec(enter) };
+    let mut child = command.spawn()?;
+    match tokio::time::timeout(START_DEADLINE, child.wait()).await {
+        Ok(status) => status,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("not up after {} seconds", START_DEADLINE.as_secs()),
+        )),
+    }
+}

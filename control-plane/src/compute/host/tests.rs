@@ -1,0 +1,295 @@
+//! With stand-ins for the VMM and the boot-file reader, as processes of this
+//! machine, in a real control group where there is one.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use hearth_vmm_api::Exit;
+
+use super::*;
+use crate::compute::DiskSpec;
+use crate::model::VolumeId;
+
+/// A daemon that keeps the VMM's contract: it returns when it serves, has its
+/// pid file, answers on its socket, and says why it ended. The kernel's text
+/// decides how it behaves.
+const STAND_IN: &str = r#"#!/usr/bin/python3
+import json, os, signal, socket, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+words = open(flags["--kernel"]).read().strip()
+if words == "refuse":
+    print("hearth-vmm: --kernel: not a bzImage", file=sys.stderr)
+    sys.exit(2)
+r, w = os.pipe()
+if os.fork():
+    os.close(w)
+    sys.exit(0 if os.read(r, 1) == b"\n" else 2)
+os.setsid()
+with open(flags["--serial-log"], "w") as f: f.write("hello\n")
+server = socket.socket(socket.AF_UNIX)
+server.bind(flags["--socket"])
+server.listen()
+with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
+os.write(w, b"\n")
+def end(reason):
+    with open(flags["--exit-file"] + ".new", "w") as f: json.dump({"reason": reason}, f)
+    os.rename(flags["--exit-file"] + ".new", flags["--exit-file"])
+    os._exit(0)
+while True:
+    c, _ = server.accept()
+    line = c.recv(65536).decode().split("\r\n")[0]
+    machine = {"id": flags["--id"], "pid": os.getpid(), "state": "running", "vcpus": 1,
+               "memory_bytes": 1, "resets": 0, "disks": [], "nics": []}
+    body, status = "", "204 No Content"
+    if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
+    if line.startswith("PUT /v1/reset"): body, status = '{"error": "not now"}', "409 Conflict"
+    head = "HTTP/1.1 %s\r\n" % status
+    if body: head += "content-length: %d\r\n" % len(body)
+    c.sendall((head + "\r\n" + body).encode())
+    c.close()
+    if line.startswith("PUT /v1/power-button"): end("guest-power-off")
+"#;
+
+/// Reads the "disk": its text is the kernel.
+const READER: &str = "#!/bin/sh\nread -r words\ncase $words in broken*) echo 'no readable ext4' >&2; exit 1;; esac\necho \"$words\"\n";
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+/// Where a v2 hierarchy is mounted and may be written, or none: then there is
+/// nothing to test here, and the lab's tests do.
+fn hierarchy() -> Option<PathBuf> {
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|p| {
+            let probe = p.join(format!("hearth-probe-{}", std::process::id()));
+            Cgroups::without_limits(p).check().is_ok()
+                && fs::create_dir(&probe).is_ok()
+                && fs::remove_dir(&probe).is_ok()
+        })
+}
+
+impl Bench {
+    fn new() -> Option<(Self, PathBuf)> {
+        // A root of its own for each test, so that they don't see each other.
+        let root = hierarchy()?;
+        let bench = Self {
+            dir: tempfile::tempdir_in("/tmp").unwrap(),
+        };
+        let name = bench.dir.path().file_name()?.to_string_lossy().into_owned();
+        let root = root.join(format!("hearth-test{name}"));
+        fs::create_dir(&root).unwrap();
+        fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for (name, text) in [("vmm", STAND_IN), ("reader", READER)] {
+            let path = bench.dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Some((bench, root))
+    }
+
+    /// As `hearth` opens it when it starts.
+    fn open(&self, root: &Path) -> HostCompute {
+        HostCompute::with(
+            &self.dir.path().join("data"),
+            &self.dir.path().join("vmm"),
+            &self.dir.path().join("reader"),
+            Cgroups::without_limits(root),
+        )
+        .unwrap()
+    }
+
+    fn spec(&self, disk: &str) -> LaunchSpec {
+        let path = self.dir.path().join("disk.raw");
+        fs::write(&path, format!("{disk}\n")).unwrap();
+        LaunchSpec {
+            instance: InstanceId::from_random(1),
+            boot: 1,
+            instance_type: "t2.nano".into(),
+            vcpus: 1,
+            memory_mib: 512,
+            boot_method: BootMethod::Linux {
+                partition: 1,
+                kernel: "/vmlinuz".into(),
+                initrd: None,
+                cmdline: "console=ttyS0".into(),
+            },
+            disks: vec![DiskSpec {
+                volume: VolumeId::from_random(1),
+                path,
+                read_only: false,
+            }],
+            nics: vec![],
+        }
+    }
+}
+
+async fn observed(host: &HostCompute, spec: &LaunchSpec) -> Option<Observed> {
+    host.observe().await.unwrap().remove(&spec.instance)
+}
+
+/// Waits for a VMM's end to be noticed.
+async fn an_end(exits: &mut watch::Receiver<u64>) {
+    tokio::time::timeout(Duration::from_secs(20), exits.changed())
+        .await
+        .expect("an end is noticed")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_whole_life_and_another_boot() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let mut spec = bench.spec("kernel");
+    let mut exits = host.exits();
+    assert_eq!(observed(&host, &spec).await, None);
+
+    host.launch(&spec, vec![]).await.unwrap();
+    let Some(Observed::Running { pid, boot: 1 }) = observed(&host, &spec).await else {
+        panic!()
+    };
+    assert!(host.cgroups.members(&spec.instance).unwrap().contains(&pid));
+    assert!(!host.folder(&spec.instance).kernel().exists());
+    // The same boot again changes nothing.
+    host.launch(&spec, vec![]).await.unwrap();
+    assert_eq!(
+        observed(&host, &spec).await,
+        Some(Observed::Running { pid, boot: 1 })
+    );
+    assert_eq!(host.console(&spec.instance).await.unwrap(), b"hello\n");
+    let refused = host.reset(&spec.instance).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("not now"));
+
+    // hearth starts anew: the VMM is found again, and its end is seen.
+    drop(host);
+    let host = bench.open(&root);
+    assert_eq!(
+        observed(&host, &spec).await,
+        Some(Observed::Running { pid, boot: 1 })
+    );
+    assert!(!exits.has_changed().unwrap_or(false));
+    exits = host.exits();
+    host.power_button(&spec.instance).await.unwrap();
+    an_end(&mut exits).await;
+    let exit = Exit::GuestPowerOff;
+    assert_eq!(
+        observed(&host, &spec).await,
+        Some(Observed::Exited { boot: 1, exit })
+    );
+    let gone = host.power_button(&spec.instance).await.unwrap_err();
+    assert!(matches!(gone, ComputeError::NotRunning(_)));
+
+    spec.boot = 2;
+    host.launch(&spec, vec![]).await.unwrap();
+    assert!(matches!(
+        observed(&host, &spec).await,
+        Some(Observed::Running { boot: 2, .. })
+    ));
+    for _ in 0..2 {
+        host.kill(&spec.instance).await.unwrap();
+        assert!(matches!(
+            observed(&host, &spec).await,
+            Some(Observed::Exited {
+                boot: 2,
+                exit: Exit::Crashed { .. }
+            })
+        ));
+    }
+    for _ in 0..2 {
+        host.forget(&spec.instance).await.unwrap();
+        assert_eq!(observed(&host, &spec).await, None);
+    }
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+    assert_eq!(
+        fs::read_dir(bench.dir.path().join("data")).unwrap().count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_launch_that_fails_leaves_no_process_and_says_why() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let spec = bench.spec("refuse");
+    let e = host.launch(&spec, vec![]).await.unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "hearth-vmm did not start: --kernel: not a bzImage"
+    );
+    assert_eq!(observed(&host, &spec).await, Some(Observed::Incomplete));
+    let spec = bench.spec("broken");
+    let e = host.launch(&spec, vec![]).await.unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "the root disk can't be booted: no readable ext4"
+    );
+    assert!(!host.cgroups.path(&spec.instance).exists());
+    // And the next one succeeds.
+    let spec = bench.spec("kernel");
+    host.launch(&spec, vec![]).await.unwrap();
+    assert!(matches!(
+        observed(&host, &spec).await,
+        Some(Observed::Running { .. })
+    ));
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
+
+#[tokio::test]
+async fn a_vmm_that_was_never_noted_is_found() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let spec = bench.spec("kernel");
+    host.launch(&spec, vec![]).await.unwrap();
+    let before = observed(&host, &spec).await;
+    let folder = host.folder(&spec.instance).path().to_owned();
+    // As kill -9 before the last record leaves it.
+    fs::remove_file(folder.join("identity.json")).unwrap();
+    let host = bench.open(&root);
+    assert_eq!(observed(&host, &spec).await, before);
+    assert!(folder.join("identity.json").exists());
+
+    // One that can't be found is ended by the next launch: never two at a disk.
+    fs::remove_file(folder.join("identity.json")).unwrap();
+    fs::remove_file(folder.join("vmm/vmm.pid")).unwrap();
+    let old = host.cgroups.members(&spec.instance).unwrap();
+    let host = bench.open(&root);
+    assert_eq!(observed(&host, &spec).await, Some(Observed::Incomplete));
+    host.launch(&spec, vec![]).await.unwrap();
+    let new = host.cgroups.members(&spec.instance).unwrap();
+    assert!(new.len() == 1 && !old.contains(&new[0]), "{old:?} {new:?}");
+
+    // No folder, but a group: cleared away.
+    fs::remove_dir_all(&folder).unwrap();
+    let host = bench.open(&root);
+    assert_eq!(observed(&host, &spec).await, Some(Observed::Incomplete));
+    host.forget(&spec.instance).await.unwrap();
+    assert_eq!(observed(&host, &spec).await, None);
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
+
+#[test]
+fn limits_follow_the_instance_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench { dir };
+    let mut spec = bench.spec("");
+    (spec.vcpus, spec.memory_mib) = (2, 1024);
+    let limits = cgroup::limits(&spec);
+    let get = |name| &limits.iter().find(|(n, _)| *n == name).unwrap().1;
+    assert_eq!(get("cpu.max"), "200000 100000");
+    assert_eq!(
+        get("memory.max"),
+        &((1024_u64 + 16 + 192) << 20).to_string()
+    );
+    assert_eq!(get("pids.max"), "514");
+}
