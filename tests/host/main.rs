@@ -1,2 +1,4 @@
 //! The parts that touch a host, tested on one: namespaces, nftables, cgroups,
 //! file systems. Needs root.
+
+mod network;

@@ -138,3 +138,101 @@ fn document(facts: &Facts, path: &str) -> Option<Vec<u8>> {
         .ok()?;
     tree::lookup(&tree::tree(facts), &rest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{InstanceId, InstanceState};
+    use crate::network::plan::testing;
+
+    const NOW: u64 = 1_000_000;
+
+    fn facts(edit: impl FnOnce(&mut crate::model::MetadataOptions)) -> Facts {
+        let (mut instance, eni) = testing::instance(4, &[], InstanceState::Running);
+        edit(&mut instance.metadata);
+        let view = testing::view().with(instance).with(eni);
+        Facts::read(&view, &InstanceId::from_random(4), "us-east-1").unwrap()
+    }
+
+    fn ask(facts: &Facts, method: &str, path: &str, headers: &[(&'static str, &str)]) -> Answer {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        let method = method.parse().unwrap();
+        let key = TokenKey::new([7; 32]);
+        answer(facts, &key, NOW, [1; 8], &method, path, &map)
+    }
+
+    #[test]
+    fn tokens_are_given_by_the_rules() {
+        let facts = facts(|m| m.hop_limit = 3);
+        let path = "/latest/api/token";
+        for (headers, path, expected) in [
+            (vec![(TTL, "21600")], path, 200),
+            (vec![(TTL, "1")], path, 200),
+            (vec![(TTL, "0")], path, 400),
+            (vec![(TTL, "21601")], path, 400),
+            (vec![(TTL, "x")], path, 400),
+            (vec![], path, 400),
+            (vec![(TTL, "60"), ("x-forwarded-for", "1.2.3.4")], path, 403),
+            (vec![(TTL, "60")], "/latest/meta-data/", 405),
+        ] {
+            let answer = ask(&facts, "PUT", path, &headers);
+            assert_eq!(answer.status, expected, "{headers:?} {path}");
+            let ok = answer.status.is_success();
+            assert_eq!(answer.hop_limit, ok.then_some(3), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_document_needs_a_token_where_it_is_required() {
+        let open = facts(|_| ());
+        let closed = facts(|m| m.tokens_required = true);
+        let path = "/latest/meta-data/instance-id";
+        let token = ask(&open, "PUT", "/latest/api/token", &[(TTL, "60")]).body;
+        let token = String::from_utf8(token).unwrap();
+        for (facts, headers, expected) in [
+            (&open, vec![], 200),
+            (&closed, vec![], 401),
+            (&open, vec![(TOKEN, token.as_str())], 200),
+            (&closed, vec![(TOKEN, token.as_str())], 200),
+            // A wrong token is worse than none.
+            (&open, vec![(TOKEN, "nonsense")], 401),
+        ] {
+            assert_eq!(
+                ask(facts, "GET", path, &headers).status,
+                expected,
+                "{headers:?}"
+            );
+        }
+        let answer = ask(&closed, "GET", path, &[(TOKEN, token.as_str())]);
+        assert_eq!(answer.token_ttl, Some(60));
+    }
+
+    #[test]
+    fn paths_are_found_or_not() {
+        let on = facts(|_| ());
+        for (method, path, expected) in [
+            ("GET", "/", 200),
+            ("GET", "/latest", 200),
+            ("GET", "/2021-03-23/meta-data/", 200),
+            ("GET", "/2009-04-04/meta-data/local%2Dipv4", 200),
+            ("HEAD", "/latest/meta-data/mac", 200),
+            ("GET", "/2099-01-01/meta-data/", 404),
+            ("GET", "/latest/nothing", 404),
+            ("GET", "/latest/user-data", 404),
+            ("POST", "/latest/meta-data/", 405),
+            ("GET", "no-slash", 404),
+            ("GET", "/latest/meta-data/%ff", 404),
+        ] {
+            assert_eq!(
+                ask(&on, method, path, &[]).status,
+                expected,
+                "{method} {path}"
+            );
+        }
+        let off = facts(|m| m.enabled = false);
+        assert_eq!(ask(&off, "GET", "/", &[]).status, 403);
+    }
+}

@@ -227,3 +227,134 @@ fn identity_document(facts: &Facts) -> String {
     });
     format!("{document:#}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::model::{InstanceState, Tags};
+    use crate::network::plan::testing;
+    use crate::store::View;
+
+    fn view(edit: impl FnOnce(&mut crate::model::Instance)) -> View {
+        let (mut instance, mut eni) = testing::instance(4, &[1, 2], InstanceState::Running);
+        eni.public_ip = Some(Ipv4Addr::new(203, 0, 113, 7));
+        instance.user_data = Some("/wAK".into());
+        edit(&mut instance);
+        testing::view()
+            .with(testing::group(1, vec![]))
+            .with(testing::group(2, vec![]))
+            .with(Tags {
+                resource: instance.id.to_string(),
+                tags: [("Name".to_owned(), "web".to_owned())].into(),
+            })
+            .with(instance)
+            .with(eni)
+    }
+
+    fn root(edit: impl FnOnce(&mut crate::model::Instance)) -> Folder {
+        let id = crate::model::InstanceId::from_random(4);
+        tree(&Facts::read(&view(edit), &id, "us-east-1").unwrap())
+    }
+
+    fn text(root: &Folder, path: &str) -> Option<String> {
+        lookup(root, path).map(|bytes| String::from_utf8(bytes).unwrap())
+    }
+
+    /// What cloud-init (`cloudinit/sources/helpers/ec2.py`) does: a name with a
+    /// slash is a folder, `0=name` is a key, all else is fetched.
+    fn crawl(root: &Folder, path: &str, found: &mut Vec<String>) {
+        for line in text(root, path).unwrap().lines() {
+            if let Some((index, _)) = line.split_once('=') {
+                let key = format!("{path}{index}/openssh-key");
+                assert!(text(root, &key).is_some(), "{key}");
+                found.push(key);
+            } else if line.ends_with('/') {
+                crawl(root, &format!("{path}{line}"), found);
+            } else {
+                let leaf = format!("{path}{line}");
+                assert!(text(root, &leaf).is_some(), "{leaf}");
+                found.push(leaf);
+            }
+        }
+    }
+
+    #[test]
+    fn cloud_init_finds_its_way() {
+        let mut found = Vec::new();
+        crawl(&root(|_| ()), "meta-data/", &mut found);
+        insta::assert_snapshot!(found.join("\n"));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_there() {
+        let root = root(|_| ());
+        let mac = "network/interfaces/macs/02:00:00:00:00:04";
+        for (path, expected) in [
+            ("meta-data/instance-id", "i-00000000000000004"),
+            ("meta-data/ami-id", "ami-00000000000000001"),
+            ("meta-data/hostname", "ip-172-31-0-4.ec2.internal"),
+            ("meta-data/local-ipv4", "172.31.0.4"),
+            ("meta-data/public-ipv4", "203.0.113.7"),
+            (
+                "meta-data/public-hostname",
+                "ec2-203-0-113-7.compute-1.amazonaws.com",
+            ),
+            ("meta-data/placement/availability-zone", "us-east-1a"),
+            ("meta-data/placement/region", "us-east-1"),
+            ("meta-data/public-keys/", "0=my-key"),
+            ("meta-data/public-keys/0/", "openssh-key"),
+            (
+                "meta-data/public-keys/0/openssh-key",
+                "ssh-ed25519 AAAA my-key\n",
+            ),
+            ("meta-data/security-groups", "group-1\ngroup-2"),
+            ("meta-data/block-device-mapping/root", "/dev/xvda"),
+            (&format!("meta-data/{mac}/device-number"), "0"),
+            (
+                &format!("meta-data/{mac}/subnet-ipv4-cidr-block"),
+                "172.31.0.0/20",
+            ),
+            (&format!("meta-data/{mac}/public-ipv4s"), "203.0.113.7"),
+            (
+                &format!("meta-data/{mac}/ipv4-associations/203.0.113.7"),
+                "172.31.0.4",
+            ),
+            ("", "dynamic\nmeta-data\nuser-data"),
+            ("dynamic/instance-identity/", "document"),
+            ("dynamic/instance-identity", "document"),
+        ] {
+            assert_eq!(text(&root, path).as_deref(), Some(expected), "{path}");
+        }
+        assert_eq!(lookup(&root, "user-data"), Some(vec![0xff, 0, 10]));
+        for path in [
+            "meta-data/tags/instance/Name",
+            "meta-data/iam/info",
+            "meta-data/instance-id/x",
+            "dynamic/instance-identity/pkcs7",
+        ] {
+            assert_eq!(text(&root, path), None, "{path}");
+        }
+        let document = text(&root, "dynamic/instance-identity/document").unwrap();
+        let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(document["region"], "us-east-1");
+        assert_eq!(document["pendingTime"], "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn what_an_instance_has_not_is_not_listed() {
+        let root = root(|i| {
+            i.user_data = None;
+            i.key_name = None;
+            i.metadata.tags_enabled = true;
+        });
+        assert_eq!(text(&root, "").as_deref(), Some("dynamic\nmeta-data"));
+        assert_eq!(text(&root, "user-data"), None);
+        assert!(!text(&root, "meta-data/").unwrap().contains("public-keys"));
+        assert_eq!(
+            text(&root, "meta-data/tags/instance/Name").as_deref(),
+            Some("web")
+        );
+    }
+}

@@ -1,0 +1,227 @@
+//! A cloud of one VPC, as far as the network sees it.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use hearth::model::*;
+use hearth::network::host::LinuxNetwork;
+use hearth::network::plan::topology;
+use hearth::network::{NetworkHost as _, Topology};
+use hearth::store::View;
+use tokio::sync::watch;
+
+use super::guest::Guest;
+
+const INSIDE: &str = "HEARTH_HOST_TEST_INSIDE";
+
+/// Runs a test's body in a process of its own with its own network, mounts and
+/// `/run`, so that neither a cloud that runs here nor the test can harm the
+/// other, and a failed test leaves nothing.
+pub(super) fn isolated(test: &str, body: impl AsyncFnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        super::guest::sh("mount -t tmpfs tmpfs /run; ip link set lo up");
+        tokio::runtime::Runtime::new()
+            .expect("a runtime starts")
+            .block_on(body());
+        return;
+    }
+    let own = std::env::current_exe().expect("the test knows its program");
+    let status = Command::new("unshare")
+        .args([
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
+        .args(["--propagation", "private"])
+        .arg(own)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .expect("unshare(1) runs");
+    assert!(status.success(), "{test} failed inside; is this root?");
+}
+
+/// The records and the network that follows them.
+pub(super) struct Cloud {
+    view: View,
+    sender: watch::Sender<Arc<View>>,
+    /// The network under test.
+    pub(super) network: LinuxNetwork,
+}
+
+const LAUNCHED: jiff::Timestamp = jiff::Timestamp::UNIX_EPOCH;
+
+fn network(sender: &watch::Sender<Arc<View>>) -> LinuxNetwork {
+    let pool = "203.0.113.0/24".parse().expect("a net");
+    let run = std::path::Path::new("/run/hearth");
+    LinuxNetwork::new(pool, "us-east-1", run, sender.subscribe()).expect("/run can be written")
+}
+
+impl Cloud {
+    pub(super) fn new() -> Self {
+        let subnet = SubnetId::from_random(1);
+        let view = View::default()
+            .with(Vpc {
+                id: VpcId::from_random(1),
+                owner: "000000000000".into(),
+                cidr: "172.31.0.0/16".parse().expect("a net"),
+                is_default: true,
+                dhcp_options: DhcpOptionsId::from_random(1),
+            })
+            .with(Subnet {
+                id: subnet,
+                owner: "000000000000".into(),
+                vpc: VpcId::from_random(1),
+                cidr: "172.31.0.0/20".parse().expect("a net"),
+                zone: "us-east-1a".into(),
+                is_default: true,
+                map_public_ip: true,
+            });
+        let (sender, _) = watch::channel(Arc::new(view.clone()));
+        let network = network(&sender);
+        Self {
+            view,
+            sender,
+            network,
+        }
+    }
+
+    /// As if hearth had ended and started again.
+    pub(super) fn restart(&mut self) {
+        self.network = network(&self.sender);
+    }
+
+    pub(super) fn put<T: Resource>(&mut self, resource: T) {
+        self.view = self.view.clone().with(resource);
+        self.sender.send_replace(Arc::new(self.view.clone()));
+    }
+
+    pub(super) fn topology(&self) -> Topology {
+        topology(&self.view, &HostId("here".into()))
+    }
+
+    pub(super) async fn apply(&self) {
+        if let Err(e) = self.network.apply(&self.topology()).await {
+            let mut text = e.to_string();
+            let mut source = std::error::Error::source(&e);
+            while let Some(inner) = source {
+                text = format!("{text}: {inner}");
+                source = inner.source();
+            }
+            panic!("{text}");
+        }
+    }
+
+    /// Puts a group with these rules, replacing the one of this number.
+    pub(super) fn group(&mut self, n: u128, rules: Vec<Rule>) {
+        self.put(SecurityGroup {
+            id: GroupId::from_random(n),
+            owner: "000000000000".into(),
+            vpc: VpcId::from_random(1),
+            name: format!("group-{n}"),
+            description: String::new(),
+            rules,
+        });
+    }
+
+    /// Puts instance `n` at 172.31.0.`n` and 203.0.113.`n`.
+    pub(super) fn instance(&mut self, n: u8, groups: &[u128], edit: impl FnOnce(&mut Instance)) {
+        let id = InstanceId::from_random(n.into());
+        let subnet = SubnetId::from_random(1);
+        let eni = Eni {
+            id: EniId::from_random(u128::from(n) << 24),
+            owner: "000000000000".into(),
+            vpc: VpcId::from_random(1),
+            subnet: subnet.clone(),
+            description: String::new(),
+            mac: [2, 0, 0, 0, 0, n],
+            private_ip: [172, 31, 0, n].into(),
+            public_ip: Some([203, 0, 113, n].into()),
+            auto_public_ip: true,
+            groups: groups.iter().map(|g| GroupId::from_random(*g)).collect(),
+            source_dest_check: true,
+            instance: Some(id.clone()),
+            device_index: 0,
+            attachment: None,
+        };
+        let mut instance = Instance {
+            id,
+            reservation: ReservationId::from_random(1),
+            owner: "000000000000".into(),
+            launch_index: 0,
+            image: ImageId::from_random(1),
+            instance_type: "t3.micro".into(),
+            key_name: Some("my-key".into()),
+            public_key: Some("ssh-ed25519 AAAA my-key".into()),
+            vpc: VpcId::from_random(1),
+            subnet,
+            zone: "us-east-1a".into(),
+            host: Some(HostId("here".into())),
+            enis: vec![eni.id.clone()],
+            root_volume: VolumeId::from_random(1),
+            root_device_name: "/dev/xvda".into(),
+            user_data: Some("IyEvYmluL3NoCg==".into()),
+            client_token: None,
+            launched_at: LAUNCHED,
+            on_shutdown: ShutdownBehavior::Stop,
+            metadata: MetadataOptions {
+                enabled: true,
+                tokens_required: false,
+                hop_limit: 1,
+                tags_enabled: false,
+            },
+            protected: false,
+            intent: Intent::Run,
+            state: InstanceState::Running,
+            state_since: LAUNCHED,
+            state_reason: None,
+            transition_reason: String::new(),
+            reboots_asked: 0,
+            reboots_done: 0,
+            boots: 1,
+        };
+        edit(&mut instance);
+        self.put(eni);
+        self.put(instance);
+    }
+
+    /// Plugs a guest into the tap of instance `n` and gives it its address.
+    pub(super) async fn guest(&self, n: u8) -> Guest {
+        let id = EniId::from_random(u128::from(n) << 24);
+        let eni = self.view.get::<Eni>(&id).expect("it was put").clone();
+        let tap = self.network.open_tap(&eni).await.expect("its tap is there");
+        let guest = Guest::new(&format!("guest-{n}"), tap, eni.mac);
+        guest.dhcp();
+        guest
+    }
+}
+
+pub(super) fn anywhere() -> Peer {
+    net("0.0.0.0/0")
+}
+
+pub(super) fn net(text: &str) -> Peer {
+    Peer::Ipv4(text.parse().expect("a net"))
+}
+
+pub(super) fn ingress(matcher: Protocol, peer: Peer) -> Rule {
+    rule(Direction::Ingress, matcher, peer)
+}
+
+/// What EC2 puts into every new group.
+pub(super) fn all_egress() -> Rule {
+    rule(Direction::Egress, Protocol::All, anywhere())
+}
+
+fn rule(direction: Direction, matcher: Protocol, peer: Peer) -> Rule {
+    Rule {
+        id: RuleId::from_random(1),
+        direction,
+        matcher,
+        peer,
+        description: None,
+    }
+}
