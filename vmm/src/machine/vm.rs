@@ -14,7 +14,7 @@ use crate::acpi;
 use crate::arch::x86_64::boot::{self, BootError, Entry, Payload};
 use crate::arch::x86_64::cpuid::{self, LocalApic, Topology};
 use crate::arch::x86_64::layout::{
-    ACPI, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, SMBIOS,
+    ACPI, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, RESET_VECTOR, SMBIOS,
 };
 use crate::arch::x86_64::{msrs, regs};
 use crate::smbios;
@@ -102,6 +102,7 @@ pub(super) fn load(
     };
     write(&acpi::build(vcpus)?, ACPI)?;
     write(&smbios::build(identity, vcpus, size)?, SMBIOS)?;
+    write(&boot::reset_vector(), RESET_VECTOR)?;
     Ok(entry)
 }
 

@@ -18,8 +18,8 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
-    ACPI, CMDLINE, CMDLINE_CAPACITY, HIGH_RAM, MIB, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO,
-    ZERO_PAGE,
+    ACPI, CMDLINE, CMDLINE_CAPACITY, HIGH_RAM, MIB, PORT_RESET, PVH_MEMMAP, PVH_MODULES,
+    PVH_START_INFO, RESET_VALUE, ZERO_PAGE,
 };
 use super::memory;
 
@@ -95,6 +95,23 @@ pub enum BootError {
     /// The boot data can't be written to guest memory.
     #[error("the boot data can't be written: {0}")]
     Write(String),
+}
+
+/// The code at the reset vector, 16-bit: writes the reset value to the reset port.
+#[must_use]
+pub fn reset_vector() -> [u8; 9] {
+    let [low, high] = PORT_RESET.to_le_bytes();
+    [
+        0xb0,
+        RESET_VALUE, // mov al, RESET_VALUE
+        0xba,
+        low,
+        high, // mov dx, PORT_RESET
+        0xee, // out dx, al
+        0xf4, // hlt
+        0xeb,
+        0xfd, // jmp to the hlt
+    ]
 }
 
 /// What is to be booted. The files stay open, so that a reset boots the very same

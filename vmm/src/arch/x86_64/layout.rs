@@ -14,6 +14,7 @@
 //!                │ reserved                     │
 //!  0x0_000e_0000 │ RSDP, ACPI tables   (64 KiB) │  e820: ACPI data
 //!  0x0_000f_0000 │ SMBIOS 3, `_SM3_`   (64 KiB) │  e820: reserved
+//!  0x0_000f_fff0 │ reset vector      (16 bytes) │
 //!  0x0_0010_0000 ├──────────────────────────────┤
 //!                │ RAM: kernel from 1 MiB,      │
 //!                │ initrd at the top of what    │
@@ -78,7 +79,11 @@ pub const ACPI_SIZE: u64 = 64 * KIB;
 /// 5.2.2, has it found on a 16-byte boundary in this segment.
 pub const SMBIOS: u64 = 0xf_0000;
 /// Room for the SMBIOS tables, in bytes.
-pub const SMBIOS_SIZE: u64 = 64 * KIB;
+pub const SMBIOS_SIZE: u64 = 64 * KIB - 16;
+/// Where a PC's processor starts, f000:fff0: code that resets the machine. Linux
+/// jumps there in real mode to reboot when ACPI is hardware-reduced and there is
+/// no EFI (`efi_reboot_required` picks EFI, which falls through to the BIOS).
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where RAM goes on, and bzImage kernels are put.
 pub const HIGH_RAM: u64 = MIB;
 
@@ -163,6 +168,7 @@ mod tests {
             (CMDLINE, CMDLINE_CAPACITY),
             (ACPI, ACPI_SIZE),
             (SMBIOS, SMBIOS_SIZE),
+            (RESET_VECTOR, 16),
             (PCI_WINDOW, PCI_WINDOW_SIZE),
             (ECAM, ECAM_SIZE),
             (IOAPIC, 0x1000),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::layout::{
-    ABOVE_4G, ACPI, ACPI_SIZE, ECAM, ECAM_SIZE, HIGH_RAM, HOLE, LOW_RAM_END, SMBIOS, SMBIOS_SIZE,
+    ABOVE_4G, ACPI, ACPI_SIZE, ECAM, ECAM_SIZE, HIGH_RAM, HOLE, LOW_RAM_END, SMBIOS,
 };
 
 /// What a range of the guest-physical address space is, with the numbers of the
@@ -62,7 +62,7 @@ pub fn map(size: u64) -> Vec<Range> {
         range(0, LOW_RAM_END, RangeKind::Ram),
         range(LOW_RAM_END, ACPI, RangeKind::Reserved),
         range(ACPI, ACPI + ACPI_SIZE, RangeKind::AcpiData),
-        range(SMBIOS, SMBIOS + SMBIOS_SIZE, RangeKind::Reserved),
+        range(SMBIOS, HIGH_RAM, RangeKind::Reserved),
         range(HIGH_RAM, low_end(size), RangeKind::Ram),
         range(ECAM, ECAM + ECAM_SIZE, RangeKind::Reserved),
     ];
