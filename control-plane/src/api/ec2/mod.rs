@@ -2,8 +2,14 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/>
 
+mod images;
+mod instance_types;
+mod key_pairs;
 pub mod regions;
+mod security_groups;
 pub mod shared;
+mod tags;
+mod vpcs;
 
 use super::{
     registry::{Registered, Service, action},
@@ -25,7 +31,26 @@ pub fn service() -> Service {
 /// The registry: one line an action.
 fn actions() -> Vec<Registered> {
     vec![
+        action::<security_groups::AuthorizeSecurityGroupEgress>(),
+        action::<security_groups::AuthorizeSecurityGroupIngress>(),
+        action::<key_pairs::CreateKeyPair>(),
+        action::<security_groups::CreateSecurityGroup>(),
+        action::<tags::CreateTags>(),
+        action::<key_pairs::DeleteKeyPair>(),
+        action::<security_groups::DeleteSecurityGroup>(),
+        action::<tags::DeleteTags>(),
         action::<regions::DescribeAvailabilityZones>(),
+        action::<images::DescribeImages>(),
+        action::<instance_types::DescribeInstanceTypes>(),
+        action::<key_pairs::DescribeKeyPairs>(),
         action::<regions::DescribeRegions>(),
+        action::<security_groups::DescribeSecurityGroupRules>(),
+        action::<security_groups::DescribeSecurityGroups>(),
+        action::<vpcs::DescribeSubnets>(),
+        action::<tags::DescribeTags>(),
+        action::<vpcs::DescribeVpcs>(),
+        action::<key_pairs::ImportKeyPair>(),
+        action::<security_groups::RevokeSecurityGroupEgress>(),
+        action::<security_groups::RevokeSecurityGroupIngress>(),
     ]
 }

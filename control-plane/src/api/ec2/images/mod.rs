@@ -1,0 +1,5 @@
+//! Machine images.
+
+mod describe_images;
+
+pub(super) use describe_images::DescribeImages;

@@ -1,0 +1,180 @@
+//! `DescribeInstanceTypes`: of what EC2 tells of a type, what is true here.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceTypes.html>
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Filter, Filterable, Filters, Page, page},
+        wire::quoted,
+    },
+    model::{INSTANCE_TYPES, InstanceType},
+};
+
+/// The action.
+pub(crate) struct DescribeInstanceTypes;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default, rename = "InstanceType")]
+    names: Vec<String>,
+    #[serde(default, rename = "Filter")]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    instance_type_set: Vec<Item>,
+    next_token: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    instance_type: String,
+    current_generation: bool,
+    supported_usage_classes: Vec<String>,
+    supported_root_device_types: Vec<String>,
+    supported_virtualization_types: Vec<String>,
+    bare_metal: bool,
+    processor_info: Processor,
+    v_cpu_info: Vcpus,
+    memory_info: Memory,
+    instance_storage_supported: bool,
+    hibernation_supported: bool,
+    burstable_performance_supported: bool,
+    dedicated_hosts_supported: bool,
+    auto_recovery_supported: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Processor {
+    supported_architectures: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Vcpus {
+    default_v_cpus: u8,
+    default_cores: u8,
+    default_threads_per_core: u8,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Memory {
+    #[serde(rename = "sizeInMiB")]
+    size_in_mib: u32,
+}
+
+/// Every type here counts as of the current generation.
+impl Filterable for &InstanceType {
+    const FILTERS: &'static [&'static str] = &[
+        "auto-recovery-supported",
+        "bare-metal",
+        "burstable-performance-supported",
+        "current-generation",
+        "dedicated-hosts-supported",
+        "hibernation-supported",
+        "instance-storage-supported",
+        "instance-type",
+        "memory-info.size-in-mib",
+        "processor-info.supported-architecture",
+        "supported-root-device-type",
+        "supported-usage-class",
+        "supported-virtualization-type",
+        "vcpu-info.default-cores",
+        "vcpu-info.default-threads-per-core",
+        "vcpu-info.default-vcpus",
+    ];
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        vec![match filter {
+            "burstable-performance-supported" => self.burstable.to_string(),
+            "current-generation" => "true".into(),
+            "instance-type" => self.name.into(),
+            "memory-info.size-in-mib" => self.memory_mib.to_string(),
+            "processor-info.supported-architecture" => "x86_64".into(),
+            "supported-root-device-type" => "ebs".into(),
+            "supported-usage-class" => "on-demand".into(),
+            "supported-virtualization-type" => "hvm".into(),
+            "vcpu-info.default-cores" | "vcpu-info.default-vcpus" => self.vcpus.to_string(),
+            "vcpu-info.default-threads-per-core" => "1".into(),
+            _ => "false".into(),
+        }]
+    }
+
+    fn tags(&self) -> Option<&BTreeMap<String, String>> {
+        None
+    }
+}
+
+impl Action for DescribeInstanceTypes {
+    const NAME: &'static str = "DescribeInstanceTypes";
+    const IAM: &'static str = "ec2:DescribeInstanceTypes";
+    const UNSUPPORTED: &'static [&'static str] = &["IncludeUnsupportedInRegion"];
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(_: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let filters = Filters::new::<&InstanceType>(request.filters, false)?;
+        let names = &request.names;
+        let unknown = names.iter().find(|n| InstanceType::find(n).is_none());
+        if let Some(unknown) = unknown {
+            let message = format!(
+                "The following supplied instance types do not exist: [{}]",
+                quoted(unknown)
+            );
+            return Err(ApiError::new("InvalidInstanceType", message));
+        }
+        let mut found: Vec<&InstanceType> = INSTANCE_TYPES
+            .iter()
+            .filter(|t| names.is_empty() || names.iter().any(|n| n == t.name))
+            .filter(|t| filters.matches(t))
+            .collect();
+        found.sort_by_key(|t| t.name);
+        let ask = Page {
+            max_results: request.max_results,
+            next_token: request.next_token.as_deref(),
+            range: (5, 100),
+        };
+        let (found, next_token) = page(found, |t| t.name.to_owned(), ask)?;
+        let item = |t: &InstanceType| Item {
+            instance_type: t.name.into(),
+            current_generation: true,
+            supported_usage_classes: vec!["on-demand".into()],
+            supported_root_device_types: vec!["ebs".into()],
+            supported_virtualization_types: vec!["hvm".into()],
+            bare_metal: false,
+            processor_info: Processor {
+                supported_architectures: vec!["x86_64".into()],
+            },
+            v_cpu_info: Vcpus {
+                default_v_cpus: t.vcpus,
+                default_cores: t.vcpus,
+                default_threads_per_core: 1,
+            },
+            memory_info: Memory {
+                size_in_mib: t.memory_mib,
+            },
+            instance_storage_supported: false,
+            hibernation_supported: false,
+            burstable_performance_supported: t.burstable,
+            dedicated_hosts_supported: false,
+            auto_recovery_supported: false,
+        };
+        Ok(Response {
+            instance_type_set: found.into_iter().map(item).collect(),
+            next_token,
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! `CreateKeyPair`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateKeyPair.html>
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    check_name, duplicate, keep,
+    material::{self, Kind},
+};
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Tag, TagSpecification, tag},
+    },
+    model::KeyPair,
+};
+
+/// The action.
+pub(crate) struct CreateKeyPair;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    key_name: String,
+    key_type: Option<String>,
+    key_format: Option<String>,
+    #[serde(default, rename = "TagSpecification")]
+    tag_specifications: Vec<TagSpecification>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    key_name: String,
+    key_fingerprint: String,
+    /// The private key: here and never again.
+    key_material: String,
+    key_pair_id: String,
+    tag_set: Option<Vec<Tag>>,
+}
+
+impl Action for CreateKeyPair {
+    const NAME: &'static str = "CreateKeyPair";
+    const IAM: &'static str = "ec2:CreateKeyPair";
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        check_name(&request.key_name)?;
+        let kind = match request.key_type.as_deref() {
+            None | Some("rsa") => Kind::Rsa,
+            Some("ed25519") => Kind::Ed25519,
+            Some(other) => {
+                let why = "It must be rsa or ed25519.";
+                return Err(ApiError::invalid_value("KeyType", other, why));
+            }
+        };
+        match request.key_format.as_deref() {
+            None | Some("pem") => {}
+            Some("ppk") => return Err(ApiError::unsupported("The value ppk for KeyFormat")),
+            Some(other) => {
+                return Err(ApiError::invalid_value(
+                    "KeyFormat",
+                    other,
+                    "It must be pem.",
+                ));
+            }
+        }
+        let tags = tag::specified_for(&request.tag_specifications, "key-pair")?;
+        // Before the work of making a key; the transaction looks again.
+        if ctx.db.view().get::<KeyPair>(&request.key_name).is_some() {
+            return Err(duplicate(&request.key_name));
+        }
+        let name = request.key_name.clone();
+        let (public, pem) = tokio::task::spawn_blocking(move || material::make(kind, &name))
+            .await
+            .map_err(ApiError::internal)?
+            .map_err(ApiError::internal)?;
+        let pair = keep(ctx, request.key_name, public, tags.clone()).await?;
+        Ok(Response {
+            key_name: pair.name,
+            key_fingerprint: pair.fingerprint,
+            key_material: pem,
+            key_pair_id: pair.id.to_string(),
+            tag_set: Tag::set(&tags),
+        })
+    }
+}

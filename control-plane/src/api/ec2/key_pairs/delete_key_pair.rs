@@ -1,0 +1,60 @@
+//! `DeleteKeyPair`. As with EC2, a key pair that is not there is no error.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteKeyPair.html>
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{Action, ApiError, Ctx, ec2::shared::parse_id},
+    model::{KeyPair, KeyPairId},
+};
+
+/// The action.
+pub(crate) struct DeleteKeyPair;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    key_name: Option<String>,
+    key_pair_id: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    #[serde(rename = "return")]
+    done: bool,
+    key_pair_id: Option<String>,
+}
+
+impl Action for DeleteKeyPair {
+    const NAME: &'static str = "DeleteKeyPair";
+    const IAM: &'static str = "ec2:DeleteKeyPair";
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let id: Option<KeyPairId> = request.key_pair_id.as_deref().map(parse_id).transpose()?;
+        if id.is_none() && request.key_name.is_none() {
+            return Err(ApiError::missing("KeyName"));
+        }
+        let deleted = ctx
+            .db
+            .transact(|view, change| {
+                let found = view.all::<KeyPair>().find(|pair| {
+                    id.as_ref().is_none_or(|id| pair.id == *id)
+                        && request.key_name.as_ref().is_none_or(|n| pair.name == *n)
+                });
+                if let Some(pair) = found {
+                    change.delete::<KeyPair>(&pair.name);
+                    change.put_tags(&pair.id, Default::default());
+                }
+                Ok::<_, ApiError>(found.map(|pair| pair.id.to_string()))
+            })
+            .await?;
+        Ok(Response {
+            done: true,
+            key_pair_id: deleted,
+        })
+    }
+}

@@ -1,0 +1,117 @@
+//! `DescribeKeyPairs`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeKeyPairs.html>
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Filter, Filterable, Filters, Tag, not_found, parse_id},
+        wire::{Time, quoted},
+    },
+    model::{KeyPair, KeyPairId},
+};
+
+/// The action.
+pub(crate) struct DescribeKeyPairs;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default, rename = "KeyName")]
+    names: Vec<String>,
+    #[serde(default, rename = "KeyPairId")]
+    ids: Vec<String>,
+    #[serde(default, rename = "Filter")]
+    filters: Vec<Filter>,
+    include_public_key: Option<bool>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    key_set: Vec<Item>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    key_pair_id: String,
+    key_name: String,
+    key_type: String,
+    key_fingerprint: String,
+    public_key: Option<String>,
+    create_time: Time,
+    tag_set: Option<Vec<Tag>>,
+}
+
+struct Pair<'v> {
+    pair: &'v KeyPair,
+    tags: &'v BTreeMap<String, String>,
+}
+
+impl Filterable for Pair<'_> {
+    const FILTERS: &'static [&'static str] = &["fingerprint", "key-name", "key-pair-id"];
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        vec![match filter {
+            "fingerprint" => self.pair.fingerprint.clone(),
+            "key-name" => self.pair.name.clone(),
+            _ => self.pair.id.to_string(),
+        }]
+    }
+
+    fn tags(&self) -> Option<&BTreeMap<String, String>> {
+        Some(self.tags)
+    }
+}
+
+impl Action for DescribeKeyPairs {
+    const NAME: &'static str = "DescribeKeyPairs";
+    const IAM: &'static str = "ec2:DescribeKeyPairs";
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let filters = Filters::new::<Pair<'_>>(request.filters, true)?;
+        let view = ctx.db.view();
+        for name in &request.names {
+            if view.get::<KeyPair>(name).is_none() {
+                let message = format!("The key pair '{}' does not exist", quoted(name));
+                return Err(ApiError::new("InvalidKeyPair.NotFound", message));
+            }
+        }
+        for id in &request.ids {
+            let id: KeyPairId = parse_id(id)?;
+            if !view.all::<KeyPair>().any(|pair| pair.id == id) {
+                return Err(not_found::<KeyPairId>(id));
+            }
+        }
+        let with_key = request.include_public_key == Some(true);
+        let key_set = view
+            .all::<KeyPair>()
+            .map(|pair| Pair {
+                pair,
+                tags: view.tags(&pair.id),
+            })
+            .filter(|p| request.names.is_empty() || request.names.contains(&p.pair.name))
+            .filter(|p| {
+                request.ids.is_empty() || request.ids.iter().any(|id| id == p.pair.id.as_str())
+            })
+            .filter(|p| filters.matches(p))
+            .map(|Pair { pair, tags }| Item {
+                key_pair_id: pair.id.to_string(),
+                key_name: pair.name.clone(),
+                key_type: pair.key_type.clone(),
+                key_fingerprint: pair.fingerprint.clone(),
+                public_key: with_key.then(|| pair.public_key.clone()),
+                create_time: pair.created.into(),
+                tag_set: Tag::set(tags),
+            })
+            .collect();
+        Ok(Response { key_set })
+    }
+}

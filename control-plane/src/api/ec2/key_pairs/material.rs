@@ -1,0 +1,166 @@
+//! The keys themselves: made, read, and their fingerprints as EC2 makes them.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/verify-keys.html>
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use md5::Md5;
+use rsa::{
+    RsaPrivateKey, RsaPublicKey,
+    pkcs1::EncodeRsaPrivateKey as _,
+    pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding},
+    traits::PublicKeyParts as _,
+};
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+use ssh_key::{
+    Algorithm, HashAlg, PrivateKey, PublicKey,
+    public::{KeyData, RsaPublicKey as SshRsa},
+    rand_core::OsRng,
+};
+
+/// The size of the RSA keys that EC2 makes.
+const RSA_BITS: usize = 2048;
+/// The sizes of RSA keys that EC2 imports.
+const RSA_IMPORTED: [usize; 3] = [1024, 2048, 4096];
+
+/// A public key as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Public {
+    /// `rsa` or `ed25519`.
+    pub kind: &'static str,
+    /// One line, with the key pair's name as its comment.
+    pub openssh: String,
+    /// EC2's fingerprint for a key of this kind and origin.
+    pub fingerprint: String,
+}
+
+/// Makes a key: its public half and the PEM of its private half. Takes CPU
+/// time; not for the async threads.
+pub(super) fn make(kind: Kind, name: &str) -> anyhow::Result<(Public, String)> {
+    match kind {
+        Kind::Rsa => make_rsa(name),
+        Kind::Ed25519 => make_ed25519(name),
+    }
+}
+
+/// What kinds of keys there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Rsa,
+    Ed25519,
+}
+
+fn make_rsa(name: &str) -> anyhow::Result<(Public, String)> {
+    let key = RsaPrivateKey::new(&mut OsRng, RSA_BITS)?;
+    let pem = key.to_pkcs1_pem(LineEnding::LF)?;
+    // Of a key that EC2 made: SHA-1 of the private key as DER PKCS#8.
+    let fingerprint = colons(&Sha1::digest(key.to_pkcs8_der()?.as_bytes()));
+    let public = SshRsa::try_from(&RsaPublicKey::from(&key))?;
+    let openssh = PublicKey::new(KeyData::Rsa(public), name).to_openssh()?;
+    let public = Public {
+        kind: "rsa",
+        openssh,
+        fingerprint,
+    };
+    Ok((public, pem.to_string()))
+}
+
+fn make_ed25519(name: &str) -> anyhow::Result<(Public, String)> {
+    let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519)?;
+    key.set_comment(name);
+    let pem = key.to_openssh(LineEnding::LF)?;
+    let public = Public {
+        kind: "ed25519",
+        openssh: key.public_key().to_openssh()?,
+        fingerprint: sha256(key.public_key()),
+    };
+    Ok((public, pem.to_string()))
+}
+
+/// Reads a caller's key in OpenSSH's one-line form.
+pub(super) fn import(text: &str, name: &str) -> Result<Public, String> {
+    let mut key = PublicKey::from_openssh(text.trim())
+        .map_err(|_| "Key is not in valid OpenSSH public key format".to_owned())?;
+    key.set_comment(name);
+    let openssh = key
+        .to_openssh()
+        .map_err(|_| "Key can't be written in OpenSSH format".to_owned())?;
+    let (kind, fingerprint) = match key.key_data() {
+        KeyData::Ed25519(_) => ("ed25519", sha256(&key)),
+        KeyData::Rsa(data) => {
+            let public =
+                RsaPublicKey::try_from(data).map_err(|_| "Key is no valid RSA key".to_owned())?;
+            let bits = public.n().bits();
+            if !RSA_IMPORTED.contains(&bits) {
+                return Err(format!(
+                    "RSA keys have 1024, 2048 or 4096 bits, this one has {bits}"
+                ));
+            }
+            let der = public
+                .to_public_key_der()
+                .map_err(|_| "Key is no valid RSA key".to_owned())?;
+            // Of a key that was imported: MD5 of the public key as DER.
+            ("rsa", colons(&Md5::digest(der.as_bytes())))
+        }
+        _ => return Err("Only RSA and ED25519 keys are supported".to_owned()),
+    };
+    Ok(Public {
+        kind,
+        openssh,
+        fingerprint,
+    })
+}
+
+/// OpenSSH's SHA-256 fingerprint, without its name and with padding.
+fn sha256(key: &PublicKey) -> String {
+    debug_assert_eq!(
+        key.fingerprint(HashAlg::Sha256).algorithm(),
+        HashAlg::Sha256
+    );
+    match key.key_data().fingerprint(HashAlg::Sha256) {
+        ssh_key::Fingerprint::Sha256(hash) => STANDARD.encode(hash),
+        _ => STANDARD.encode(Sha256::digest(key.to_bytes().unwrap_or_default())),
+    }
+}
+
+fn colons(bytes: &[u8]) -> String {
+    let parts: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    parts.join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ed25519_key_fits_its_public_half() {
+        let (public, pem) = make(Kind::Ed25519, "k").unwrap();
+        assert!(pem.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"));
+        let private = PrivateKey::from_openssh(&pem).unwrap();
+        assert_eq!(private.public_key().to_openssh().unwrap(), public.openssh);
+        assert!(public.openssh.ends_with(" k"));
+        // 32 bytes in base64.
+        assert_eq!(public.fingerprint.len(), 44);
+        // The fingerprint doesn't depend on where the key came from.
+        let imported = import(&public.openssh, "k").unwrap();
+        assert_eq!(imported, public);
+    }
+
+    #[test]
+    fn an_rsa_key_fits_its_public_half() {
+        let (public, pem) = make(Kind::Rsa, "k").unwrap();
+        assert!(pem.starts_with("-----BEGIN RSA PRIVATE KEY-----\n"));
+        let imported = import(&public.openssh, "k").unwrap();
+        assert_eq!(imported.openssh, public.openssh);
+        assert_eq!(public.fingerprint.len(), 20 * 3 - 1);
+        assert_eq!(imported.fingerprint.len(), 16 * 3 - 1);
+    }
+
+    #[test]
+    fn other_keys_are_refused() {
+        let ecdsa = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBHwf2HMM5TRXvo2SQJjsNkiDD5KqiiNjrGVv3UUh+mMT5RHxiRtOnlqvjhQtBq0VpmpCV/PwUdhOig4vkbqAcEc= x";
+        for bad in ["", "x", "ssh-ed25519 AAAA", ecdsa] {
+            assert!(import(bad, "k").is_err(), "{bad}");
+        }
+    }
+}

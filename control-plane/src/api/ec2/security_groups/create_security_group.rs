@@ -1,0 +1,126 @@
+//! `CreateSecurityGroup`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateSecurityGroup.html>
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::{default_vpc, plain_text};
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Tag, TagSpecification, not_found, parse_id, tag},
+    },
+    model::{Direction, GroupId, Peer, Protocol, Rule, RuleId, SecurityGroup, Vpc, VpcId},
+};
+
+/// EC2's default quota in a region.
+const MAX_GROUPS: usize = 2500;
+
+/// The action.
+pub(crate) struct CreateSecurityGroup;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    group_name: String,
+    #[serde(rename = "GroupDescription")]
+    description: String,
+    vpc_id: Option<String>,
+    #[serde(default, rename = "TagSpecification")]
+    tag_specifications: Vec<TagSpecification>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    group_id: String,
+    security_group_arn: String,
+    tag_set: Option<Vec<Tag>>,
+}
+
+impl Action for CreateSecurityGroup {
+    const NAME: &'static str = "CreateSecurityGroup";
+    const IAM: &'static str = "ec2:CreateSecurityGroup";
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let name = &request.group_name;
+        if name == "default" {
+            return Err(ApiError::new(
+                "InvalidGroup.Reserved",
+                "The security group 'default' is reserved",
+            ));
+        }
+        if name.is_empty() || !plain_text(name) || name.starts_with("sg-") {
+            let why = "It must be 1 to 255 characters of a-zA-Z0-9. _-:/()#,@[]+=&;{}!$* and not start with sg-.";
+            return Err(ApiError::invalid_value("GroupName", name, why));
+        }
+        if request.description.is_empty() || !plain_text(&request.description) {
+            let why = "It must be 1 to 255 characters of a-zA-Z0-9. _-:/()#,@[]+=&;{}!$*.";
+            return Err(ApiError::invalid_value(
+                "GroupDescription",
+                &request.description,
+                why,
+            ));
+        }
+        let tags = tag::specified_for(&request.tag_specifications, "security-group")?;
+        let asked_vpc: Option<VpcId> = request.vpc_id.as_deref().map(parse_id).transpose()?;
+        let id = ctx.fresh_id(GroupId::from_random);
+        let everywhere = Rule {
+            id: ctx.fresh_id(RuleId::from_random),
+            direction: Direction::Egress,
+            matcher: Protocol::All,
+            peer: Peer::Ipv4(Ipv4Net::default()),
+            description: None,
+        };
+        ctx.db
+            .transact(|view, change| {
+                let vpc = match &asked_vpc {
+                    Some(id) => view.get::<Vpc>(id).ok_or_else(|| not_found::<VpcId>(id))?,
+                    None => default_vpc(view)?,
+                };
+                if view.all::<SecurityGroup>().count() >= MAX_GROUPS {
+                    return Err(ApiError::new(
+                        "SecurityGroupLimitExceeded",
+                        "The maximum number of security groups has been reached.",
+                    ));
+                }
+                if view
+                    .all::<SecurityGroup>()
+                    .any(|group| group.vpc == vpc.id && group.name == *name)
+                {
+                    return Err(ApiError::new(
+                        "InvalidGroup.Duplicate",
+                        format!(
+                            "The security group '{name}' already exists for VPC '{}'",
+                            vpc.id
+                        ),
+                    ));
+                }
+                // Names are unique in a VPC, but groups are kept by their ids:
+                // writing the VPC makes two creations at once two transactions
+                // of which the second looks again.
+                change.put(vpc);
+                change.put(&SecurityGroup {
+                    id: id.clone(),
+                    owner: ctx.caller.account.clone(),
+                    vpc: vpc.id.clone(),
+                    name: name.clone(),
+                    description: request.description.clone(),
+                    rules: vec![everywhere.clone()],
+                });
+                if !tags.is_empty() {
+                    change.put_tags(&id, tags.clone());
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(Response {
+            security_group_arn: ctx.arn(&format!("security-group/{id}")),
+            group_id: id.to_string(),
+            tag_set: Tag::set(&tags),
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! `DescribeSecurityGroupRules`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSecurityGroupRules.html>
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::permission::{ports, protocol_name};
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Filter, Filterable, Filters, Page, Tag, not_found, page, parse_id},
+    },
+    model::{Direction, Peer, Rule, RuleId, SecurityGroup},
+};
+
+/// The action.
+pub(crate) struct DescribeSecurityGroupRules;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default, rename = "SecurityGroupRuleId")]
+    ids: Vec<String>,
+    #[serde(default, rename = "Filter")]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    security_group_rule_set: Vec<RuleItem>,
+    next_token: Option<String>,
+}
+
+/// A rule as EC2's newer calls show it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RuleItem {
+    security_group_rule_id: String,
+    group_id: String,
+    group_owner_id: String,
+    is_egress: bool,
+    ip_protocol: String,
+    from_port: i32,
+    to_port: i32,
+    cidr_ipv4: Option<String>,
+    cidr_ipv6: Option<String>,
+    referenced_group_info: Option<Referenced>,
+    description: Option<String>,
+    tag_set: Vec<Tag>,
+    security_group_rule_arn: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referenced {
+    group_id: String,
+    user_id: String,
+}
+
+impl RuleItem {
+    pub(super) fn new(
+        ctx: &Ctx,
+        group: &SecurityGroup,
+        rule: &Rule,
+        tags: &BTreeMap<String, String>,
+    ) -> Self {
+        let (from, to) = ports(rule.matcher);
+        let mut item = Self {
+            security_group_rule_id: rule.id.to_string(),
+            group_id: group.id.to_string(),
+            group_owner_id: group.owner.clone(),
+            is_egress: rule.direction == Direction::Egress,
+            ip_protocol: protocol_name(rule.matcher),
+            from_port: from.unwrap_or(-1),
+            to_port: to.unwrap_or(-1),
+            cidr_ipv4: None,
+            cidr_ipv6: None,
+            referenced_group_info: None,
+            description: rule.description.clone(),
+            tag_set: Tag::set(tags).unwrap_or_default(),
+            security_group_rule_arn: ctx.arn(&format!("security-group-rule/{}", rule.id)),
+        };
+        match &rule.peer {
+            Peer::Ipv4(net) => item.cidr_ipv4 = Some(net.to_string()),
+            Peer::Ipv6(net) => item.cidr_ipv6 = Some(net.to_string()),
+            Peer::Group(id) => {
+                item.referenced_group_info = Some(Referenced {
+                    group_id: id.to_string(),
+                    user_id: group.owner.clone(),
+                });
+            }
+        }
+        item
+    }
+}
+
+struct Placed<'v> {
+    group: &'v SecurityGroup,
+    rule: &'v Rule,
+    tags: &'v BTreeMap<String, String>,
+}
+
+impl Filterable for Placed<'_> {
+    const FILTERS: &'static [&'static str] = &["group-id", "security-group-rule-id"];
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        vec![match filter {
+            "group-id" => self.group.id.to_string(),
+            _ => self.rule.id.to_string(),
+        }]
+    }
+
+    fn tags(&self) -> Option<&BTreeMap<String, String>> {
+        Some(self.tags)
+    }
+}
+
+impl Action for DescribeSecurityGroupRules {
+    const NAME: &'static str = "DescribeSecurityGroupRules";
+    const IAM: &'static str = "ec2:DescribeSecurityGroupRules";
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let filters = Filters::new::<Placed<'_>>(request.filters, true)?;
+        let view = ctx.db.view();
+        let mut all: Vec<Placed<'_>> = view
+            .all::<SecurityGroup>()
+            .flat_map(|group| group.rules.iter().map(move |rule| (group, rule)))
+            .map(|(group, rule)| Placed {
+                group,
+                rule,
+                tags: view.tags(&rule.id),
+            })
+            .collect();
+        for id in &request.ids {
+            let id: RuleId = parse_id(id)?;
+            if !all.iter().any(|p| p.rule.id == id) {
+                return Err(not_found::<RuleId>(id));
+            }
+        }
+        all.retain(|p| {
+            request.ids.is_empty() || request.ids.iter().any(|i| i == p.rule.id.as_str())
+        });
+        all.retain(|p| filters.matches(p));
+        all.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
+        let ask = Page {
+            max_results: request.max_results,
+            next_token: request.next_token.as_deref(),
+            range: (5, 1000),
+        };
+        let (all, next_token) = page(all, |p| p.rule.id.to_string(), ask)?;
+        let item = |p: &Placed<'_>| RuleItem::new(ctx, p.group, p.rule, p.tags);
+        Ok(Response {
+            security_group_rule_set: all.iter().map(item).collect(),
+            next_token,
+        })
+    }
+}

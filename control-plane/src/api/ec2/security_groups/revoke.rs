@@ -1,0 +1,202 @@
+//! `RevokeSecurityGroupIngress` and `RevokeSecurityGroupEgress`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RevokeSecurityGroupIngress.html>,
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RevokeSecurityGroupEgress.html>
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    authorize::{EGRESS_UNSUPPORTED, Flat},
+    find,
+    permission::{Input, expand, ports, protocol_name},
+};
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{not_found, parse_id},
+    },
+    model::{Direction, Peer, Rule, RuleId},
+};
+
+/// The action.
+pub(crate) struct RevokeSecurityGroupIngress;
+
+/// The action.
+pub(crate) struct RevokeSecurityGroupEgress;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct IngressRequest {
+    group_id: Option<String>,
+    group_name: Option<String>,
+    #[serde(default)]
+    ip_permissions: Vec<Input>,
+    ip_protocol: Option<String>,
+    from_port: Option<i32>,
+    to_port: Option<i32>,
+    cidr_ip: Option<String>,
+    source_security_group_name: Option<String>,
+    source_security_group_owner_id: Option<String>,
+    #[serde(default, rename = "SecurityGroupRuleId")]
+    rule_ids: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct EgressRequest {
+    group_id: String,
+    #[serde(default)]
+    ip_permissions: Vec<Input>,
+    #[serde(default, rename = "SecurityGroupRuleId")]
+    rule_ids: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    #[serde(rename = "return")]
+    done: bool,
+    revoked_security_group_rule_set: Vec<Revoked>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Revoked {
+    security_group_rule_id: String,
+    group_id: String,
+    is_egress: bool,
+    ip_protocol: String,
+    from_port: i32,
+    to_port: i32,
+    cidr_ipv4: Option<String>,
+    cidr_ipv6: Option<String>,
+    referenced_group_id: Option<String>,
+    description: Option<String>,
+}
+
+async fn revoke(
+    ctx: &Ctx,
+    direction: Direction,
+    group: (Option<&str>, Option<&str>),
+    permissions: &[Input],
+    rule_ids: &[String],
+) -> Result<Response, ApiError> {
+    match (permissions.is_empty(), rule_ids.is_empty()) {
+        (true, true) => return Err(ApiError::missing("IpPermissions or SecurityGroupRuleIds")),
+        (false, false) => {
+            return Err(ApiError::combination(
+                "IpPermissions can't be combined with SecurityGroupRuleIds",
+            ));
+        }
+        _ => {}
+    }
+    let ids: Vec<RuleId> = rule_ids
+        .iter()
+        .map(|id| parse_id(id))
+        .collect::<Result<_, _>>()?;
+    let (group, gone) = ctx
+        .db
+        .transact(|view, change| {
+            let mut group = find(view, group.0, group.1)?.clone();
+            let mut gone: Vec<Rule> = Vec::new();
+            let mut take = |picked: &dyn Fn(&Rule) -> bool| {
+                let at = group.rules.iter().position(picked);
+                at.map(|at| gone.push(group.rules.remove(at))).is_some()
+            };
+            for id in &ids {
+                if !take(&|rule| rule.direction == direction && rule.id == *id) {
+                    return Err(not_found::<RuleId>(id));
+                }
+            }
+            let owner = find(view, Some(group.id.as_str()), None)?;
+            for wanted in expand(view, owner, permissions)? {
+                if !take(&|rule| wanted.is(rule, direction)) {
+                    return Err(ApiError::new(
+                        "InvalidPermission.NotFound",
+                        "The specified rule does not exist in this security group.",
+                    ));
+                }
+            }
+            change.put(&group);
+            for rule in &gone {
+                change.put_tags(&rule.id, Default::default());
+            }
+            Ok((group, gone))
+        })
+        .await?;
+    let item = |rule: Rule| {
+        let (from, to) = ports(rule.matcher);
+        let (mut v4, mut v6, mut referenced) = (None, None, None);
+        match rule.peer {
+            Peer::Ipv4(net) => v4 = Some(net.to_string()),
+            Peer::Ipv6(net) => v6 = Some(net.to_string()),
+            Peer::Group(id) => referenced = Some(id.to_string()),
+        }
+        Revoked {
+            security_group_rule_id: rule.id.to_string(),
+            group_id: group.id.to_string(),
+            is_egress: direction == Direction::Egress,
+            ip_protocol: protocol_name(rule.matcher),
+            from_port: from.unwrap_or(-1),
+            to_port: to.unwrap_or(-1),
+            cidr_ipv4: v4,
+            cidr_ipv6: v6,
+            referenced_group_id: referenced,
+            description: rule.description,
+        }
+    };
+    Ok(Response {
+        done: true,
+        revoked_security_group_rule_set: gone.into_iter().map(item).collect(),
+    })
+}
+
+impl Action for RevokeSecurityGroupIngress {
+    const NAME: &'static str = "RevokeSecurityGroupIngress";
+    const IAM: &'static str = "ec2:RevokeSecurityGroupIngress";
+    const UNSUPPORTED: &'static [&'static str] = super::permission::UNSUPPORTED;
+    type Request = IngressRequest;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: IngressRequest) -> Result<Response, ApiError> {
+        let flat = Flat {
+            ip_protocol: request.ip_protocol,
+            from_port: request.from_port,
+            to_port: request.to_port,
+            cidr_ip: request.cidr_ip,
+            source_group: request.source_security_group_name,
+            source_owner: request.source_security_group_owner_id,
+        };
+        let permissions = flat.join(request.ip_permissions)?;
+        let group = (request.group_id.as_deref(), request.group_name.as_deref());
+        revoke(
+            ctx,
+            Direction::Ingress,
+            group,
+            &permissions,
+            &request.rule_ids,
+        )
+        .await
+    }
+}
+
+impl Action for RevokeSecurityGroupEgress {
+    const NAME: &'static str = "RevokeSecurityGroupEgress";
+    const IAM: &'static str = "ec2:RevokeSecurityGroupEgress";
+    const UNSUPPORTED: &'static [&'static str] = EGRESS_UNSUPPORTED;
+    type Request = EgressRequest;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: EgressRequest) -> Result<Response, ApiError> {
+        let group = (Some(request.group_id.as_str()), None);
+        let permissions = &request.ip_permissions;
+        revoke(
+            ctx,
+            Direction::Egress,
+            group,
+            permissions,
+            &request.rule_ids,
+        )
+        .await
+    }
+}

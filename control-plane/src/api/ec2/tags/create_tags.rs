@@ -1,0 +1,55 @@
+//! `CreateTags`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateTags.html>
+
+use serde::Deserialize;
+
+use super::{check_resources, exists};
+use crate::api::{
+    Action, ApiError, Ctx, Done,
+    ec2::shared::tag::{TagInput, checked, within_limit},
+};
+
+/// The action.
+pub(crate) struct CreateTags;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default, rename = "ResourceId")]
+    resources: Vec<String>,
+    #[serde(default, rename = "Tag")]
+    tags: Vec<TagInput>,
+}
+
+impl Action for CreateTags {
+    const NAME: &'static str = "CreateTags";
+    const IAM: &'static str = "ec2:CreateTags";
+    type Request = Request;
+    type Response = Done;
+
+    fn resources(request: &Request) -> Vec<String> {
+        request.resources.clone()
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
+        check_resources(&request.resources)?;
+        if request.tags.is_empty() {
+            return Err(ApiError::missing("Tag"));
+        }
+        let new = checked(&request.tags)?;
+        ctx.db
+            .transact(|view, change| {
+                for id in &request.resources {
+                    exists(view, change, id)?;
+                    let mut tags = view.tags(id).clone();
+                    tags.extend(new.clone());
+                    within_limit(&tags)?;
+                    change.put_tags(id, tags);
+                }
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        Ok(Done::OK)
+    }
+}

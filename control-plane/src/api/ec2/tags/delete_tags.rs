@@ -1,0 +1,66 @@
+//! `DeleteTags`. A tag that is not there is no error.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteTags.html>
+
+use serde::Deserialize;
+
+use super::{check_resources, exists};
+use crate::api::{
+    Action, ApiError, Ctx, Done,
+    ec2::shared::tag::{TagInput, reserved},
+};
+
+/// The action.
+pub(crate) struct DeleteTags;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default, rename = "ResourceId")]
+    resources: Vec<String>,
+    /// Those to delete: with a value only if it has that value. None at all: all.
+    #[serde(default, rename = "Tag")]
+    tags: Vec<TagInput>,
+}
+
+impl Action for DeleteTags {
+    const NAME: &'static str = "DeleteTags";
+    const IAM: &'static str = "ec2:DeleteTags";
+    type Request = Request;
+    type Response = Done;
+
+    fn resources(request: &Request) -> Vec<String> {
+        request.resources.clone()
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
+        check_resources(&request.resources)?;
+        if request.tags.iter().any(|tag| reserved(&tag.key)) {
+            return Err(ApiError::new(
+                "InvalidParameterValue",
+                "Tag keys starting with 'aws:' are reserved for internal use",
+            ));
+        }
+        let goes = |key: &String, value: &String| {
+            if request.tags.is_empty() {
+                return !reserved(key);
+            }
+            request
+                .tags
+                .iter()
+                .any(|tag| tag.key == *key && tag.value.as_ref().is_none_or(|v| v == value))
+        };
+        ctx.db
+            .transact(|view, change| {
+                for id in &request.resources {
+                    exists(view, change, id)?;
+                    let mut tags = view.tags(id).clone();
+                    tags.retain(|key, value| !goes(key, value));
+                    change.put_tags(id, tags);
+                }
+                Ok::<_, ApiError>(())
+            })
+            .await?;
+        Ok(Done::OK)
+    }
+}

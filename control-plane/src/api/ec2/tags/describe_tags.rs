@@ -1,0 +1,104 @@
+//! `DescribeTags`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeTags.html>
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::kind;
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Filter, Filterable, Filters, Page, page},
+    },
+    model::Tags,
+};
+
+/// The action.
+pub(crate) struct DescribeTags;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default, rename = "Filter")]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    tag_set: Vec<Item>,
+    next_token: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    resource_id: String,
+    resource_type: String,
+    key: String,
+    value: String,
+}
+
+struct One {
+    item: Item,
+    tag: BTreeMap<String, String>,
+}
+
+impl Filterable for One {
+    const FILTERS: &'static [&'static str] = &["key", "resource-id", "resource-type", "value"];
+
+    fn values(&self, filter: &str) -> Vec<String> {
+        vec![match filter {
+            "key" => self.item.key.clone(),
+            "resource-id" => self.item.resource_id.clone(),
+            "resource-type" => self.item.resource_type.clone(),
+            _ => self.item.value.clone(),
+        }]
+    }
+
+    fn tags(&self) -> Option<&BTreeMap<String, String>> {
+        Some(&self.tag)
+    }
+}
+
+impl Action for DescribeTags {
+    const NAME: &'static str = "DescribeTags";
+    const IAM: &'static str = "ec2:DescribeTags";
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let filters = Filters::new::<One>(request.filters, true)?;
+        let view = ctx.db.view();
+        let found: Vec<One> = view
+            .all::<Tags>()
+            .flat_map(|of| of.tags.iter().map(move |(key, value)| (of, key, value)))
+            .map(|(of, key, value)| One {
+                item: Item {
+                    resource_id: of.resource.clone(),
+                    resource_type: kind(&of.resource).unwrap_or_default().to_owned(),
+                    key: key.clone(),
+                    value: value.clone(),
+                },
+                tag: BTreeMap::from([(key.clone(), value.clone())]),
+            })
+            .filter(|one| filters.matches(one))
+            .collect();
+        let ask = Page {
+            max_results: request.max_results,
+            next_token: request.next_token.as_deref(),
+            range: (5, 1000),
+        };
+        // Resource and key together, in the order that the view has them in.
+        let key = |one: &One| format!("{}\u{0}{}", one.item.resource_id, one.item.key);
+        let (found, next_token) = page(found, key, ask)?;
+        Ok(Response {
+            tag_set: found.into_iter().map(|one| one.item).collect(),
+            next_token,
+        })
+    }
+}
