@@ -12,6 +12,8 @@
 mod common;
 mod layout;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
