@@ -265,7 +265,7 @@ impl PciRoot {
 /// empty.
 fn ecam_target(offset: u64) -> Option<(u8, u16)> {
     let function = offset / ECAM_FUNCTION_SIZE;
-    if offset >= ECAM_SIZE || function % 8 != 0 {
+    if offset >= ECAM_SIZE || !function.is_multiple_of(8) {
         return None;
     }
     let slot = u8::try_from(function / 8).ok()?;

@@ -105,7 +105,7 @@ pub(super) fn parse(buffers: &mut Buffers, rules: Rules<'_>) -> Result<Action, B
 fn extent(sector: u64, length: usize, rules: Rules<'_>) -> Option<u64> {
     let length = length as u64;
     let end = sector.checked_add(length >> SECTOR_SHIFT)?;
-    let fits = length % SECTOR_SIZE == 0 && end <= rules.sectors;
+    let fits = length.is_multiple_of(SECTOR_SIZE) && end <= rules.sectors;
     // Below the capacity in sectors, so the shift loses nothing.
     fits.then_some(sector << SECTOR_SHIFT)
 }
