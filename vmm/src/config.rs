@@ -248,6 +248,17 @@ fn check(flags: Flags) -> Result<Description, String> {
     {
         return Err(format!("device id {twice:?} is given twice"));
     }
+    if let Some(twice) = nics.iter().enumerate().find_map(|(index, nic)| {
+        nics[..index]
+            .iter()
+            .any(|n| n.tap == nic.tap)
+            .then_some(nic)
+    }) {
+        return Err(format!(
+            "--nic: {} has the same tap as another one",
+            twice.id
+        ));
+    }
     if flags.daemonize && flags.socket.is_none() {
         return Err("--daemonize needs --socket, or nothing could end the daemon cleanly".into());
     }
@@ -564,6 +575,7 @@ mod tests {
             (&["--nic", "id=eth0"], "tap=NAME"),
             (&["--nic", "tap=a,tap-fd=4"], "exclude"),
             (&["--nic", "tap-fd=1"], "tap-fd"),
+            (&["--nic", "tap-fd=5", "--nic", "tap-fd=5"], "same tap"),
             (&["--nic", "tap=t,mac=01:00:00:00:00:00"], "mac"),
             (&["--nic", "tap=t,mtu=67"], "mtu"),
             (&["--smbios", "uuid=ec2"], "uuid"),

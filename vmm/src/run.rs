@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::arch::x86_64::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Command, Server};
 use crate::jail;
-use crate::machine::{Machine, Parts};
+use crate::machine::{Machine, Parts, Taps};
 use crate::serial::{Output, RawTerminal, Serial};
 use crate::vcpu::Report;
 
@@ -36,6 +36,12 @@ pub fn main() -> ExitCode {
         }
         Err(Refusal::Mistake(line)) => return wrong(&line),
     };
+    // Before anything else is opened, so that a number that the caller did not
+    // hand down is not taken for a file of our own.
+    let taps = match inherited_taps(&description) {
+        Ok(taps) => taps,
+        Err(line) => return wrong(&line),
+    };
     let parent = if description.daemonize {
         match jail::daemonize() {
             Ok(parent) => Some(parent),
@@ -44,7 +50,7 @@ pub fn main() -> ExitCode {
     } else {
         None
     };
-    let mut process = match Process::prepare(&description) {
+    let mut process = match Process::prepare(&description, taps) {
         Ok(process) => process,
         Err(line) => match parent {
             Some(parent) => {
@@ -62,6 +68,24 @@ pub fn main() -> ExitCode {
     }
     let exit = process.serve();
     process.end(&exit)
+}
+
+/// Takes charge of the taps that the caller left open for us.
+fn inherited_taps(description: &Description) -> Result<Taps, String> {
+    let mut taps = Taps::new();
+    for nic in &description.nics {
+        if let config::Tap::Fd(fd) = nic.tap {
+            // SAFETY: takes plain numbers, and fails for what is not open.
+            if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+                return Err(format!("--nic: tap-fd {fd} was not handed down open"));
+            }
+            // SAFETY: the descriptor is open, above the standard streams and given
+            // once, and this process has opened nothing yet: it is the caller's,
+            // who left it to us.
+            taps.insert(fd, unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    Ok(taps)
 }
 
 fn wrong(line: &str) -> ExitCode {
@@ -115,7 +139,7 @@ struct Process {
 
 impl Process {
     /// Opens and builds everything.
-    fn prepare(description: &Description) -> Result<Self, String> {
+    fn prepare(description: &Description, taps: Taps) -> Result<Self, String> {
         let mut made = Made::default();
         let absolute = |path: &Option<PathBuf>| {
             path.as_deref()
@@ -160,6 +184,7 @@ impl Process {
             serial,
             disks: description.disks.clone(),
             nics: description.nics.clone(),
+            taps,
         })
         .map_err(|error| error.to_string())?;
 
@@ -351,7 +376,6 @@ fn open_file(flag: &str, path: &Path) -> Result<File, String> {
 
 /// A descriptor that becomes readable on SIGTERM and SIGINT.
 fn signals() -> io::Result<File> {
-    use std::os::fd::FromRawFd;
     let wanted = [libc::SIGTERM, libc::SIGINT];
     for signal in wanted {
         block_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;

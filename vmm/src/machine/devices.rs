@@ -7,14 +7,16 @@ use std::sync::Arc;
 use hearth_vmm_api as api;
 use vm_memory::GuestMemoryMmap;
 
-use super::Error;
+use super::{Error, Taps};
 use crate::block::{Backend, EngineKind};
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
+use crate::net::Tap;
 use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, Options};
+use crate::virtio::net::{Net, Options as NetOptions};
 use crate::virtio::pci::VirtioPciDevice;
 use crate::virtio::rng::Rng;
 
@@ -28,11 +30,11 @@ pub(super) struct Devices {
 }
 
 /// What a device needs of the machine.
-struct Socket<'a> {
-    pci: &'a PciRoot,
-    memory: &'a Arc<GuestMemoryMmap>,
-    interrupts: &'a Arc<KvmInterrupts>,
-    vcpus: u8,
+pub(super) struct Socket<'a> {
+    pub(super) pci: &'a PciRoot,
+    pub(super) memory: &'a Arc<GuestMemoryMmap>,
+    pub(super) interrupts: &'a Arc<KvmInterrupts>,
+    pub(super) vcpus: u8,
 }
 
 impl Socket<'_> {
@@ -75,6 +77,32 @@ impl Socket<'_> {
             serial: disk.serial.clone(),
         })
     }
+
+    fn nic(&self, nic: &config::Nic, taps: &mut Taps) -> Result<api::Nic, Error> {
+        let (name, tap) = match &nic.tap {
+            config::Tap::Name(name) => (name.clone(), Tap::open(name)),
+            config::Tap::Fd(fd) => (
+                format!("descriptor {fd}"),
+                taps.remove(fd)
+                    .ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+                    .and_then(Tap::from_fd),
+            ),
+        };
+        let what = format!("--nic {name}");
+        let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
+        let options = NetOptions {
+            mac: nic.mac,
+            mtu: nic.mtu,
+        };
+        let device = Net::new(tap.map_err(fail)?, options).map_err(fail)?;
+        Ok(api::Nic {
+            id: nic.id.clone(),
+            slot: self.plug(&what, Box::new(device))?,
+            tap: name,
+            mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            mtu: nic.mtu,
+        })
+    }
 }
 
 /// The smallest disk in bytes: one sector.
@@ -84,25 +112,17 @@ impl Devices {
     /// Makes and plugs all: disks first, so that the first is in the first slot,
     /// then network interfaces, then the entropy source.
     pub(super) fn plug(
-        pci: &PciRoot,
-        memory: &Arc<GuestMemoryMmap>,
-        interrupts: &Arc<KvmInterrupts>,
-        vcpus: u8,
+        socket: &Socket<'_>,
         disks: &[config::Disk],
         nics: &[config::Nic],
+        mut taps: Taps,
     ) -> Result<Self, Error> {
-        let socket = Socket {
-            pci,
-            memory,
-            interrupts,
-            vcpus,
-        };
         let mut devices = Self::default();
         for disk in disks {
             devices.disks.push(socket.disk(disk)?);
         }
-        if !nics.is_empty() {
-            return Err(Error::Device("--nic: not supported yet".to_owned()));
+        for nic in nics {
+            devices.nics.push(socket.nic(nic, &mut taps)?);
         }
         socket.plug("entropy source", Box::new(Rng::new()))?;
         Ok(devices)

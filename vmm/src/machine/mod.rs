@@ -17,7 +17,9 @@ pub mod bus;
 mod devices;
 mod vm;
 
+use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -56,7 +58,12 @@ pub struct Parts {
     pub disks: Vec<config::Disk>,
     /// Network interfaces, in slot order.
     pub nics: Vec<config::Nic>,
+    /// The taps that they name by descriptor.
+    pub taps: Taps,
 }
+
+/// Taps that were handed down open, by their number.
+pub type Taps = BTreeMap<RawFd, OwnedFd>;
 
 /// Why a machine can't be built or made anew.
 #[derive(Debug, thiserror::Error)]
@@ -157,12 +164,15 @@ impl Machine {
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
         let devices = devices::Devices::plug(
-            &bus.pci,
-            &memory,
-            &interrupts,
-            parts.vcpus,
+            &devices::Socket {
+                pci: &bus.pci,
+                memory: &memory,
+                interrupts: &interrupts,
+                vcpus: parts.vcpus,
+            },
             &parts.disks,
             &parts.nics,
+            parts.taps,
         )?;
         let (sender, reports) = channel();
         let bell =
@@ -301,7 +311,7 @@ impl Machine {
     pub fn metrics(&self) -> api::Metrics {
         api::Metrics {
             vcpu_exits: self.exits.load(Ordering::Relaxed),
-            devices: std::collections::BTreeMap::new(),
+            devices: BTreeMap::new(),
         }
     }
 }
