@@ -15,6 +15,7 @@
 //!
 //! Specification: Virtual I/O Device (VIRTIO) Version 1.2, OASIS, 2022.
 
+pub mod balloon;
 pub mod blk;
 pub mod net;
 pub mod pci;

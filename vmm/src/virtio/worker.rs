@@ -63,23 +63,46 @@ impl Drop for Worker {
 /// What `work` returns, or when the events can't be watched.
 pub fn serve(
     stop: &EventFd,
-    doorbell: &EventFd,
+    doorbell: &Arc<EventFd>,
     mut work: impl FnMut() -> io::Result<bool>,
+) -> io::Result<()> {
+    serve_all(stop, std::slice::from_ref(doorbell), |_| work())
+}
+
+/// The same for several doorbells, 62 at most; `work` gets the place of the one
+/// that rang.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_all(
+    stop: &EventFd,
+    doorbells: &[Arc<EventFd>],
+    mut work: impl FnMut(usize) -> io::Result<bool>,
 ) -> io::Result<()> {
     let epoll = Epoll::new()?;
     epoll.watch(stop, STOP, EventSet::IN)?;
-    epoll.watch(doorbell, DOORBELL, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
-    let mut events = [EpollEvent::default(); 2];
-    let mut more = true;
+    let mut due = vec![true; doorbells.len()];
+    for (token, doorbell) in (DOORBELL..).zip(doorbells) {
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        epoll.watch(doorbell.as_ref(), token, edge)?;
+    }
+    let mut events = [EpollEvent::default(); 8];
     loop {
-        if more {
-            more = work()?;
+        for (place, due) in due.iter_mut().enumerate() {
+            if *due {
+                *due = work(place)?;
+            }
         }
-        let count = epoll.wait(&mut events, more)?;
+        let count = epoll.wait(&mut events, due.contains(&true))?;
         for event in &events[..count] {
             match event.data() {
                 STOP => return Ok(()),
-                _ => more = true,
+                token => {
+                    let place = usize::try_from(token - DOORBELL).ok();
+                    if let Some(due) = place.and_then(|place| due.get_mut(place)) {
+                        *due = true;
+                    }
+                }
             }
         }
     }

@@ -1,0 +1,418 @@
+//! The memory balloon: takes pages from the guest and gives them to the host, on
+//! demand (inflate) and whenever the guest has some to spare (free page reporting).
+//!
+//! Virtio 1.2, section 5.5. With VIRTIO_BALLOON_F_DEFLATE_ON_OOM the guest takes
+//! pages back by itself before it kills a process; they come back zeroed on first
+//! use, so deflating asks nothing of the host.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::queue::{Broken, Buffers, Ring};
+use super::worker::{Worker, serve_all};
+use super::{
+    Activation, ActiveQueue, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Memory,
+    VirtioDevice, read_config,
+};
+
+/// Feature bits. Section 5.5.3.
+const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_REPORTING: u64 = 1 << 5;
+
+/// Queues. Section 5.5.2; those of features not offered are left out, and the
+/// later ones move up.
+const INFLATE: u16 = 0;
+const DEFLATE: u16 = 1;
+const REPORTING: u16 = 2;
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 128;
+
+/// The balloon counts in pages of 4 KiB, whatever the guest's are. Section 5.5.6.
+const PAGE_SHIFT: u32 = 12;
+const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+
+/// The most page numbers of one request; Linux sends 256.
+const MAX_PAGES: usize = 64 * 1024;
+
+/// Page numbers looked at together.
+const CHUNK: usize = 256;
+
+/// Where `actual` is in `struct virtio_balloon_config`. Section 5.5.4.
+const ACTUAL: u64 = 4;
+
+/// The most requests of one queue before the next has its turn.
+const BATCH: usize = 64;
+
+/// What the device and its handles share.
+#[derive(Default)]
+struct Shared {
+    /// Pages that the host wants.
+    target: AtomicU32,
+    /// Pages that the guest says it gave.
+    actual: AtomicU32,
+    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+}
+
+impl Shared {
+    fn interrupt(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
+        self.interrupt
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A balloon.
+#[derive(Default)]
+pub struct Balloon {
+    shared: Arc<Shared>,
+    worker: Option<Worker>,
+}
+
+/// Reaches a balloon while the machine runs.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Asks the guest for this many bytes of its memory, in whole pages of 4 KiB; 0
+    /// gives all back. The guest does it when it can: see [`Self::actual`].
+    pub fn set_target(&self, bytes: u64) {
+        let pages = u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX);
+        if self.0.target.swap(pages, Ordering::SeqCst) != pages {
+            let interrupt = self.0.interrupt().clone();
+            if let Some(interrupt) = interrupt {
+                interrupt.config_changed();
+            }
+        }
+    }
+
+    /// Bytes asked for.
+    #[must_use]
+    pub fn target(&self) -> u64 {
+        u64::from(self.0.target.load(Ordering::SeqCst)) << PAGE_SHIFT
+    }
+
+    /// Bytes that the guest says it has given. It may lie; memory that it says it
+    /// gave and still uses counts against it all the same.
+    #[must_use]
+    pub fn actual(&self) -> u64 {
+        u64::from(self.0.actual.load(Ordering::SeqCst)) << PAGE_SHIFT
+    }
+}
+
+impl Balloon {
+    /// An empty balloon.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A way to reach it later.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
+    }
+}
+
+impl VirtioDevice for Balloon {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Balloon
+    }
+
+    fn features(&self) -> u64 {
+        F_DEFLATE_ON_OOM | F_REPORTING | F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; 3]
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        let mut config = [0; 8];
+        let target = self.shared.target.load(Ordering::SeqCst);
+        let actual = self.shared.actual.load(Ordering::SeqCst);
+        config[..4].copy_from_slice(&target.to_le_bytes());
+        config[4..].copy_from_slice(&actual.to_le_bytes());
+        read_config(&config, offset, data);
+    }
+
+    fn config_write(&mut self, offset: u64, data: &[u8]) {
+        if let (ACTUAL, Ok(bytes)) = (offset, <[u8; 4]>::try_from(data)) {
+            let actual = u32::from_le_bytes(bytes);
+            self.shared.actual.store(actual, Ordering::SeqCst);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.worker = None;
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        *self.shared.interrupt() = Some(Arc::clone(&interrupt));
+        let (mut lanes, doorbells): (Vec<Lane>, Vec<_>) = queues
+            .into_iter()
+            .map(|active| {
+                let ActiveQueue {
+                    index,
+                    queue,
+                    doorbell,
+                } = active;
+                let ring = Ring::new(queue, Arc::clone(&memory));
+                (Lane { index, ring }, doorbell)
+            })
+            .unzip();
+        self.worker = Some(Worker::start("balloon", move |stop| {
+            let served = serve_all(&stop, &doorbells, |place| match lanes.get_mut(place) {
+                Some(lane) => lane
+                    .serve(&memory, interrupt.as_ref())
+                    .map_err(io::Error::other),
+                None => Ok(false),
+            });
+            if served.is_err() {
+                interrupt.needs_reset();
+            }
+        })?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+        *self.shared.interrupt() = None;
+        // A driver that starts again has given nothing yet.
+        self.shared.actual.store(0, Ordering::SeqCst);
+    }
+}
+
+/// One queue.
+struct Lane {
+    index: u16,
+    ring: Ring,
+}
+
+impl Lane {
+    /// Serves up to [`BATCH`] requests. Returns whether there may be more.
+    fn serve(&mut self, memory: &Memory, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
+        let mut buffers = Buffers::default();
+        for _ in 0..BATCH {
+            let Some(head) = self.ring.pop(&mut buffers)? else {
+                return self.ring.listen();
+            };
+            match self.index {
+                INFLATE => inflate(&mut buffers, memory)?,
+                REPORTING => report(&buffers)?,
+                // DEFLATE: pages come back by being used.
+                DEFLATE.. => {}
+            }
+            self.ring.push_used(head, 0)?;
+            if self.ring.wants_interrupt()? {
+                interrupt.queue(self.index);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Gives pages back to the host: a list of 32-bit page numbers. Pages that the
+/// guest has not are its own mistake (section 5.5.6.1) and break the queue.
+fn inflate(buffers: &mut Buffers, memory: &Memory) -> Result<(), Broken> {
+    let list = &mut buffers.readable;
+    if list.length() % 4 != 0 || list.length() / 4 > MAX_PAGES {
+        return Err(Broken::Request);
+    }
+    let mut run = Run::default();
+    while list.length() > 0 {
+        let mut bytes = [0; CHUNK * 4];
+        let count = list.copy_out(0, &mut bytes);
+        list.trim_front(count);
+        for number in bytes[..count].chunks_exact(4) {
+            let number = number
+                .iter()
+                .rev()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+            run.add(number, memory)?;
+        }
+    }
+    run.release(memory)
+}
+
+/// Pages next to each other are given back together.
+#[derive(Default)]
+struct Run {
+    first: u64,
+    count: u64,
+    /// Guests often list pages from the top down.
+    down: bool,
+}
+
+impl Run {
+    fn add(&mut self, page: u64, memory: &Memory) -> Result<(), Broken> {
+        if self.count > 0 && !self.down && page == self.first + self.count {
+            self.count += 1;
+        } else if self.count > 0 && (self.down || self.count == 1) && page + 1 == self.first {
+            self.down = true;
+            self.first = page;
+            self.count += 1;
+        } else {
+            self.release(memory)?;
+            *self = Self {
+                first: page,
+                count: 1,
+                down: false,
+            };
+        }
+        Ok(())
+    }
+
+    fn release(&self, memory: &Memory) -> Result<(), Broken> {
+        let length = usize::try_from(self.count << PAGE_SHIFT).map_err(|_| Broken::Address)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let start = GuestAddress(self.first << PAGE_SHIFT);
+        for slice in GuestMemoryBackend::get_slices(memory.as_ref(), start, length) {
+            let slice = slice.map_err(|_| Broken::Address)?;
+            release(slice.ptr_guard_mut().as_ptr(), slice.len());
+        }
+        Ok(())
+    }
+}
+
+/// Gives reported ranges back to the host: the buffers themselves are the memory
+/// (section 5.5.6.7).
+fn report(buffers: &Buffers) -> Result<(), Broken> {
+    if buffers.readable.length() > 0 {
+        return Err(Broken::Request);
+    }
+    for segment in buffers.writable.as_slice() {
+        release(segment.iov_base.cast(), segment.iov_len);
+    }
+    Ok(())
+}
+
+/// Drops the whole pages of a host range; they read as zeroes when next touched.
+fn release(host: *mut u8, length: usize) {
+    let skip = host.align_offset(PAGE_SIZE);
+    let whole = length.saturating_sub(skip) / PAGE_SIZE * PAGE_SIZE;
+    if whole > 0 {
+        // SAFETY: the range is guest memory, mapped as long as the caller holds it,
+        // whose content the guest has given up; no Rust object lives there. A
+        // failure leaves the pages where they are, which the host can bear.
+        unsafe { libc::madvise(host.add(skip).cast(), whole, libc::MADV_DONTNEED) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE};
+    use proptest::prelude::*;
+
+    const LIST: u64 = 0x20_0000;
+    const PAGES: u64 = 0x40_0000;
+
+    fn start(guest: &Guest) -> (Balloon, Arc<FakeInterrupt>) {
+        let interrupt = Arc::new(FakeInterrupt::default());
+        let mut balloon = Balloon::new();
+        let activation = guest.activation(F_REPORTING, &interrupt);
+        balloon.activate(activation).unwrap();
+        (balloon, interrupt)
+    }
+
+    fn list(guest: &Guest, pages: &[u32]) -> u32 {
+        let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
+        guest.write(LIST, &bytes);
+        u32::try_from(bytes.len()).unwrap()
+    }
+
+    #[test]
+    fn inflated_pages_are_given_back() {
+        let guest = Guest::new(3);
+        guest.write(PAGES, &[0x77; 8 * PAGE_SIZE]);
+        let (_balloon, interrupt) = start(&guest);
+        let length = list(&guest, &[0x400, 0x401, 0x405, 0x404, 0x407]);
+        guest.offer(INFLATE, &[(LIST, length, READ)]);
+        interrupt.wait(|said| said.queues == [INFLATE]);
+        for page in 0..8 {
+            let gone = [0, 1, 4, 5, 7].contains(&page);
+            let expected = if gone { 0 } else { 0x77 };
+            let content = guest.read(PAGES + page * 4096, PAGE_SIZE);
+            assert!(content.iter().all(|byte| *byte == expected), "{page}");
+        }
+        guest.offer(DEFLATE, &[(LIST, length, READ)]);
+        interrupt.wait(|said| said.queues == [INFLATE, DEFLATE]);
+    }
+
+    #[test]
+    fn reported_ranges_are_given_back() {
+        let guest = Guest::new(3);
+        guest.write(PAGES, &[0x77; 8 * PAGE_SIZE]);
+        let (_balloon, interrupt) = start(&guest);
+        let ranges = [(PAGES, 8192, WRITE), (PAGES + 3 * 4096 + 100, 8192, WRITE)];
+        guest.offer(REPORTING, &ranges);
+        interrupt.wait(|said| said.queues == [REPORTING]);
+        assert_eq!(guest.read(PAGES, 8192), [0; 8192]);
+        assert_eq!(guest.read(PAGES + 8192, 8192), [0x77; 8192]);
+        assert_eq!(guest.read(PAGES + 4 * 4096, 4096), [0; 4096]);
+        assert_eq!(guest.read(PAGES + 5 * 4096, 4096), [0x77; 4096]);
+    }
+
+    #[test]
+    fn lists_that_break_the_rules_stop_the_queue() {
+        for (queue, chain) in [
+            (INFLATE, (LIST, 3, READ)),
+            (INFLATE, (0x10_0000, 4 * 65537, READ)),
+            (INFLATE, (LIST, 4, READ)),
+            (REPORTING, (LIST, 4, READ)),
+        ] {
+            let guest = Guest::new(3);
+            list(&guest, &[u32::MAX]);
+            let (_balloon, interrupt) = start(&guest);
+            guest.offer(queue, &[chain]);
+            interrupt.wait(|said| said.needs_reset == 1);
+        }
+    }
+
+    #[test]
+    fn the_target_is_told_and_the_answer_kept() {
+        let guest = Guest::new(3);
+        let (mut balloon, interrupt) = start(&guest);
+        let handle = balloon.handle();
+        handle.set_target(64 << 20);
+        handle.set_target(64 << 20);
+        interrupt.wait(|said| said.config == 1);
+        let mut config = [0; 8];
+        balloon.config_read(0, &mut config);
+        assert_eq!(config, [0, 0x40, 0, 0, 0, 0, 0, 0]);
+        balloon.config_write(4, &0x100u32.to_le_bytes());
+        balloon.config_write(0, &0u32.to_le_bytes());
+        balloon.config_write(4, &[1]);
+        assert_eq!((handle.target(), handle.actual()), (64 << 20, 1 << 20));
+        balloon.reset();
+        assert_eq!(handle.actual(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn only_listed_pages_go(pages in prop::collection::vec(0x400u32..0x410, 0..40)) {
+            let guest = Guest::new(1);
+            guest.write(PAGES, &[0x77; 16 * PAGE_SIZE]);
+            let length = list(&guest, &pages);
+            let mut buffers = Buffers::default();
+            guest.offer(0, &[(LIST, length, READ)]);
+            let mut ring = Ring::new(guest.queue(0), Arc::clone(&guest.memory));
+            ring.pop(&mut buffers).unwrap();
+            inflate(&mut buffers, &guest.memory).unwrap();
+            for page in 0x400u32..0x410 {
+                let byte = guest.read(u64::from(page) * 4096 + 5, 1)[0];
+                prop_assert_eq!(byte == 0, pages.contains(&page));
+            }
+        }
+    }
+}
