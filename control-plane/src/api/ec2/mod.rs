@@ -5,6 +5,7 @@
 mod images;
 mod instance_types;
 mod key_pairs;
+pub mod instances;
 pub mod regions;
 mod security_groups;
 pub mod shared;
@@ -52,5 +53,13 @@ fn actions() -> Vec<Registered> {
         action::<key_pairs::ImportKeyPair>(),
         action::<security_groups::RevokeSecurityGroupEgress>(),
         action::<security_groups::RevokeSecurityGroupIngress>(),
+        action::<instances::TerminateInstances>(),
+        action::<instances::StopInstances>(),
+        action::<instances::StartInstances>(),
+        action::<instances::RunInstances>(),
+        action::<instances::RebootInstances>(),
+        action::<instances::GetConsoleOutput>(),
+        action::<instances::DescribeInstances>(),
+        action::<instances::DescribeInstanceStatus>(),
     ]
 }

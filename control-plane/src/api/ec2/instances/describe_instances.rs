@@ -1,0 +1,81 @@
+//! `DescribeInstances`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    answer::{self, Reservation},
+    filters::Candidate,
+};
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{Filter, Filters, Page, all_found, page},
+    },
+    model::{Instance, InstanceId},
+};
+
+/// The action.
+pub struct DescribeInstances;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// Only these.
+    #[serde(default, rename = "InstanceId")]
+    pub ids: Vec<String>,
+    /// Only what these match.
+    #[serde(default, rename = "Filter")]
+    pub filters: Vec<Filter>,
+    /// How many instances at most, 5 to 1000.
+    pub max_results: Option<i64>,
+    /// Where the last page ended.
+    pub next_token: Option<String>,
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    /// The instances, by the calls that made them.
+    pub reservation_set: Vec<Reservation>,
+    /// Where the next page begins.
+    pub next_token: Option<String>,
+}
+
+impl Action for DescribeInstances {
+    const NAME: &'static str = "DescribeInstances";
+    const IAM: &'static str = "ec2:DescribeInstances";
+    const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
+    type Request = Request;
+    type Response = Response;
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        if !request.ids.is_empty() && request.max_results.is_some() {
+            return Err(ApiError::combination(
+                "The parameter instancesSet cannot be used with the parameter maxResults",
+            ));
+        }
+        let filters = Filters::new::<Candidate<'_>>(request.filters, true)?;
+        let view = ctx.db.view();
+        let region = &ctx.config.region;
+        let ids = all_found::<InstanceId, Instance>(&view, &request.ids)?;
+        let found: Vec<&Instance> = view
+            .all::<Instance>()
+            .filter(|i| ids.is_empty() || ids.contains(&i.id))
+            .filter(|i| filters.matches(&Candidate::new(&view, region, i)))
+            .collect();
+        let ask = Page {
+            max_results: request.max_results,
+            next_token: request.next_token.as_deref(),
+            range: (5, 1000),
+        };
+        let (found, next_token) = page(found, |i| i.id.to_string(), ask)?;
+        Ok(Response {
+            reservation_set: answer::reservations(&view, region, &found),
+            next_token,
+        })
+    }
+}

@@ -1,0 +1,64 @@
+//! `GetConsoleOutput`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_GetConsoleOutput.html>
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{not_found, parse_id},
+        wire::Time,
+    },
+    model::{Instance, InstanceId},
+};
+
+/// The action.
+pub struct GetConsoleOutput;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instance.
+    pub instance_id: String,
+    /// Whether to ask for the newest output: it always is.
+    pub latest: Option<bool>,
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    /// The instance.
+    pub instance_id: String,
+    /// When the console was read.
+    pub timestamp: Time,
+    /// Its last 64 KiB, base64; left out when there are none.
+    pub output: Option<String>,
+}
+
+impl Action for GetConsoleOutput {
+    const NAME: &'static str = "GetConsoleOutput";
+    const IAM: &'static str = "ec2:GetConsoleOutput";
+    type Request = Request;
+    type Response = Response;
+
+    fn resources(request: &Request) -> Vec<String> {
+        vec![request.instance_id.clone()]
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let id: InstanceId = parse_id(&request.instance_id)?;
+        if ctx.db.view().get::<Instance>(&id).is_none() {
+            return Err(not_found::<InstanceId>(&id));
+        }
+        let tail = ctx.console.tail(&id).await.map_err(ApiError::internal)?;
+        Ok(Response {
+            instance_id: id.to_string(),
+            timestamp: ctx.now().into(),
+            output: (!tail.is_empty()).then(|| STANDARD.encode(&tail)),
+        })
+    }
+}

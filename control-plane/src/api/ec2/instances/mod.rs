@@ -1,0 +1,131 @@
+//! Instances.
+//!
+//! A handler changes the desired state and answers with the transitional state;
+//! what follows is the reconcilers' work.
+
+pub mod allocate;
+pub mod answer;
+pub mod describe_instance_status;
+pub mod describe_instances;
+pub mod filters;
+pub mod get_console_output;
+pub mod reboot_instances;
+pub mod run_instances;
+pub mod start_instances;
+pub mod stop_instances;
+pub mod terminate_instances;
+
+#[cfg(test)]
+mod tests;
+
+pub use describe_instance_status::DescribeInstanceStatus;
+pub use describe_instances::DescribeInstances;
+pub use get_console_output::GetConsoleOutput;
+pub use reboot_instances::RebootInstances;
+pub use run_instances::RunInstances;
+pub use start_instances::StartInstances;
+pub use stop_instances::StopInstances;
+pub use terminate_instances::TerminateInstances;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::shared::{not_found, parse_id};
+use crate::{
+    api::ApiError,
+    model::{Instance, InstanceId, InstanceState},
+    store::View,
+};
+
+/// A state on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// EC2's number of it.
+    pub code: u16,
+    /// Its name.
+    pub name: String,
+}
+
+impl From<InstanceState> for State {
+    fn from(state: InstanceState) -> Self {
+        Self {
+            code: state.code(),
+            name: state.name().to_owned(),
+        }
+    }
+}
+
+/// What a call did to one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateChange {
+    /// The instance.
+    pub instance_id: String,
+    /// Its state now.
+    pub current_state: State,
+    /// Its state before the call.
+    pub previous_state: State,
+}
+
+impl StateChange {
+    fn new(before: &Instance, after: InstanceState) -> Self {
+        Self {
+            instance_id: before.id.to_string(),
+            current_state: after.into(),
+            previous_state: before.state.into(),
+        }
+    }
+}
+
+/// The answer of the actions that change states.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateChanges {
+    /// What the call did, in the order of the request.
+    pub instances_set: Vec<StateChange>,
+}
+
+/// The instances that a request names, each once, in its order.
+fn named<'v>(view: &'v View, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
+    if ids.is_empty() {
+        return Err(ApiError::missing("InstanceId"));
+    }
+    let mut found: Vec<&Instance> = Vec::new();
+    for text in ids {
+        let id: InstanceId = parse_id(text)?;
+        let instance = view
+            .get::<Instance>(&id)
+            .ok_or_else(|| not_found::<InstanceId>(&id))?;
+        if !found.iter().any(|i| i.id == id) {
+            found.push(instance);
+        }
+    }
+    Ok(found)
+}
+
+/// `IncorrectInstanceState`: what was asked for can't be done in this state.
+fn incorrect_state(instance: &Instance, done: &str) -> ApiError {
+    ApiError::new(
+        "IncorrectInstanceState",
+        format!(
+            "The instance '{}' is not in a state from which it can be {done}.",
+            instance.id
+        ),
+    )
+}
+
+/// `InsufficientInstanceCapacity`, a fault of ours by EC2's own status.
+fn insufficient_capacity(instance_type: &str, zone: &str) -> ApiError {
+    ApiError::new(
+        "InsufficientInstanceCapacity",
+        format!(
+            "We currently do not have sufficient {instance_type} capacity in the Availability Zone you requested ({zone})."
+        ),
+    )
+    .with_status(500)
+}
+
+/// `StateTransitionReason` of what a caller asked for.
+fn user_initiated(now: Timestamp) -> String {
+    format!("User initiated ({})", now.strftime("%Y-%m-%d %H:%M:%S GMT"))
+}

@@ -1,0 +1,55 @@
+//! `RebootInstances`: a reset of the machine, as by its button. EC2 first asks
+//! the guest to reboot and resets it when it doesn't; there is no ACPI event
+//! for that, and a guest agent is not to be counted on.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RebootInstances.html>
+
+use serde::Deserialize;
+
+use super::{incorrect_state, named};
+use crate::{
+    api::{Action, ApiError, Ctx, Done},
+    model::{Instance, InstanceState},
+};
+
+/// The action.
+pub struct RebootInstances;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instances.
+    #[serde(rename = "InstanceId")]
+    pub ids: Vec<String>,
+}
+
+impl Action for RebootInstances {
+    const NAME: &'static str = "RebootInstances";
+    const IAM: &'static str = "ec2:RebootInstances";
+    type Request = Request;
+    type Response = Done;
+
+    fn resources(request: &Request) -> Vec<String> {
+        request.ids.clone()
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
+        ctx.db
+            .transact(|view, change| {
+                for instance in named(view, &request.ids)? {
+                    if instance.state != InstanceState::Running {
+                        return Err(incorrect_state(instance, "rebooted"));
+                    }
+                    let reboots_asked = instance.reboots_asked + 1;
+                    change.put(&Instance {
+                        reboots_asked,
+                        ..instance.clone()
+                    });
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(Done::OK)
+    }
+}

@@ -1,0 +1,400 @@
+//! From the parameters to what they mean.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use super::{InterfaceInput, MetadataInput, Request};
+use crate::{
+    api::{
+        ApiError, Ctx,
+        ec2::shared::{not_found, parse_id},
+        wire::quoted,
+    },
+    model::{
+        GroupId, Image, ImageId, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
+        ShutdownBehavior, Subnet, SubnetId, VpcId,
+    },
+    store::View,
+};
+
+/// The most instances of one call: each is some ten records of one transaction.
+const MAX_COUNT: u32 = 100;
+/// The longest user data, decoded, in bytes.
+const MAX_USER_DATA: usize = 16 * 1024;
+/// The biggest volume, in GiB, as gp2's and gp3's on EC2.
+const MAX_VOLUME: u32 = 16 * 1024;
+/// The most security groups of an interface.
+const MAX_GROUPS: usize = 16;
+
+/// What a request means.
+pub(super) struct Launch {
+    pub image: Image,
+    pub kind: &'static InstanceType,
+    pub subnet: Subnet,
+    pub groups: Vec<GroupId>,
+    pub public: bool,
+    pub description: String,
+    pub key: Option<KeyPair>,
+    pub user_data: Option<String>,
+    pub client_token: Option<String>,
+    pub volume_gib: u32,
+    pub volume_type: String,
+    pub delete_on_termination: bool,
+    pub metadata: MetadataOptions,
+    pub on_shutdown: ShutdownBehavior,
+    pub protected: bool,
+}
+
+pub(super) fn launch(ctx: &Ctx, view: &View, request: &Request) -> Result<Launch, ApiError> {
+    count(request)?;
+    let image = image(view, request)?;
+    let kind = instance_type(request)?;
+    let interface = interface(request)?;
+    let subnet = subnet(ctx, view, request, interface)?;
+    let groups = groups(view, request, interface, &subnet)?;
+    let key = match &request.key_name {
+        None => None,
+        Some(name) => Some(view.get::<KeyPair>(name).cloned().ok_or_else(|| {
+            ApiError::new(
+                "InvalidKeyPair.NotFound",
+                format!("The key pair '{}' does not exist", quoted(name)),
+            )
+        })?),
+    };
+    let (volume_gib, volume_type, delete_on_termination) = root_volume(request, &image)?;
+    Ok(Launch {
+        kind,
+        groups,
+        public: interface
+            .and_then(|i| i.associate_public_ip_address)
+            .unwrap_or(subnet.map_public_ip),
+        description: interface
+            .and_then(|i| i.description.clone())
+            .unwrap_or_default(),
+        key,
+        user_data: user_data(request)?,
+        client_token: request.client_token.clone(),
+        volume_gib,
+        volume_type,
+        delete_on_termination,
+        metadata: metadata(request.metadata_options.as_ref())?,
+        on_shutdown: match request.instance_initiated_shutdown_behavior.as_deref() {
+            None | Some("stop") => ShutdownBehavior::Stop,
+            Some("terminate") => ShutdownBehavior::Terminate,
+            Some(other) => {
+                let name = "instanceInitiatedShutdownBehavior";
+                return Err(ApiError::invalid_value(
+                    name,
+                    other,
+                    "It must be stop or terminate.",
+                ));
+            }
+        },
+        protected: request.disable_api_termination.unwrap_or(false),
+        image,
+        subnet,
+    })
+}
+
+fn count(request: &Request) -> Result<(), ApiError> {
+    let (min, max) = (request.min_count, request.max_count);
+    if min == 0 {
+        return Err(ApiError::invalid_value(
+            "minCount",
+            "0",
+            "It must be at least 1.",
+        ));
+    }
+    if max < min {
+        let why = "It must not be less than minCount.";
+        return Err(ApiError::invalid_value("maxCount", &max.to_string(), why));
+    }
+    if max > MAX_COUNT {
+        return Err(ApiError::new(
+            "InstanceLimitExceeded",
+            format!(
+                "You have requested more instances ({max}) than one call may make, {MAX_COUNT}."
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn image(view: &View, request: &Request) -> Result<Image, ApiError> {
+    let id = request
+        .image_id
+        .as_ref()
+        .ok_or_else(|| ApiError::missing("ImageId"))?;
+    let id: ImageId = parse_id(id)?;
+    view.get::<Image>(&id)
+        .cloned()
+        .ok_or_else(|| not_found::<ImageId>(&id))
+}
+
+fn instance_type(request: &Request) -> Result<&'static InstanceType, ApiError> {
+    let name = request
+        .instance_type
+        .as_ref()
+        .ok_or_else(|| ApiError::missing("InstanceType"))?;
+    InstanceType::find(name).ok_or_else(|| {
+        ApiError::invalid_value(
+            "InstanceType",
+            name,
+            "It is no instance type of this cloud.",
+        )
+    })
+}
+
+fn interface(request: &Request) -> Result<Option<&InterfaceInput>, ApiError> {
+    let Some(first) = request.network_interfaces.first() else {
+        return Ok(None);
+    };
+    if request.network_interfaces.len() > 1 {
+        return Err(ApiError::unsupported("More than one NetworkInterface"));
+    }
+    match first.device_index {
+        Some(0) => {}
+        None => return Err(ApiError::missing("NetworkInterface.1.DeviceIndex")),
+        Some(other) => {
+            return Err(ApiError::unsupported(&format!(
+                "The value {other} of the parameter NetworkInterface.1.DeviceIndex"
+            )));
+        }
+    }
+    if first.delete_on_termination == Some(false) {
+        return Err(ApiError::unsupported(
+            "The value false of the parameter NetworkInterface.1.DeleteOnTermination",
+        ));
+    }
+    if request.subnet_id.is_some() {
+        return Err(ApiError::combination(
+            "Network interfaces and an instance-level subnet ID may not be specified on the same request",
+        ));
+    }
+    if !request.security_group_ids.is_empty() || !request.security_groups.is_empty() {
+        return Err(ApiError::combination(
+            "Network interfaces and an instance-level security groups may not be specified on the same request",
+        ));
+    }
+    Ok(Some(first))
+}
+
+fn subnet(
+    ctx: &Ctx,
+    view: &View,
+    request: &Request,
+    interface: Option<&InterfaceInput>,
+) -> Result<Subnet, ApiError> {
+    let zone = request
+        .placement
+        .as_ref()
+        .and_then(|p| p.availability_zone.as_deref());
+    let given = request
+        .subnet_id
+        .as_ref()
+        .or(interface.and_then(|i| i.subnet_id.as_ref()));
+    if let Some(id) = given {
+        let id: SubnetId = parse_id(id)?;
+        let subnet = view
+            .get::<Subnet>(&id)
+            .ok_or_else(|| not_found::<SubnetId>(&id))?;
+        if zone.is_some_and(|z| z != subnet.zone) {
+            return Err(ApiError::combination(format!(
+                "The subnet '{id}' is not in the availability zone that Placement names"
+            )));
+        }
+        return Ok(subnet.clone());
+    }
+    let zone = zone.unwrap_or(&ctx.config.zone);
+    if !view.all::<Subnet>().any(|s| s.zone == zone) {
+        let why = "It is no availability zone of this cloud.";
+        return Err(ApiError::invalid_value(
+            "Placement.AvailabilityZone",
+            zone,
+            why,
+        ));
+    }
+    view.all::<Subnet>()
+        .find(|s| s.is_default && s.zone == zone)
+        .cloned()
+        .ok_or_else(|| {
+            ApiError::new(
+                "MissingInput",
+                format!(
+                    "No default subnet for the availability zone {zone}: SubnetId must be given"
+                ),
+            )
+        })
+}
+
+fn groups(
+    view: &View,
+    request: &Request,
+    interface: Option<&InterfaceInput>,
+    subnet: &Subnet,
+) -> Result<Vec<GroupId>, ApiError> {
+    let ids = interface.map_or(&request.security_group_ids, |i| &i.groups);
+    if !request.security_groups.is_empty() && request.subnet_id.is_some() {
+        return Err(ApiError::combination(
+            "The parameter groupName cannot be used with the parameter subnet",
+        ));
+    }
+    let mut groups: Vec<GroupId> = Vec::new();
+    for text in ids {
+        let id: GroupId = parse_id(text)?;
+        let group = view
+            .get::<SecurityGroup>(&id)
+            .ok_or_else(|| not_found::<GroupId>(&id))?;
+        if group.vpc != subnet.vpc {
+            return Err(ApiError::new(
+                "InvalidGroup.NotFound",
+                format!(
+                    "The security group '{id}' does not exist in VPC '{}'",
+                    subnet.vpc
+                ),
+            ));
+        }
+        groups.push(id);
+    }
+    for name in &request.security_groups {
+        groups.push(group_named(view, &subnet.vpc, name)?);
+    }
+    if groups.is_empty() {
+        groups.push(group_named(view, &subnet.vpc, "default")?);
+    }
+    groups.sort();
+    groups.dedup();
+    if groups.len() > MAX_GROUPS {
+        return Err(ApiError::new(
+            "SecurityGroupsPerInterfaceLimitExceeded",
+            format!("The maximum number of security groups per interface is {MAX_GROUPS}"),
+        ));
+    }
+    Ok(groups)
+}
+
+fn group_named(view: &View, vpc: &VpcId, name: &str) -> Result<GroupId, ApiError> {
+    view.all::<SecurityGroup>()
+        .find(|g| g.vpc == *vpc && g.name == name)
+        .map(|g| g.id.clone())
+        .ok_or_else(|| {
+            let name = quoted(name);
+            ApiError::new(
+                "InvalidGroup.NotFound",
+                format!("The security group '{name}' does not exist in VPC '{vpc}'"),
+            )
+        })
+}
+
+fn user_data(request: &Request) -> Result<Option<String>, ApiError> {
+    let Some(text) = &request.user_data else {
+        return Ok(None);
+    };
+    let invalid = |message: &str| ApiError::new("InvalidParameterValue", message);
+    let bytes = STANDARD
+        .decode(text)
+        .map_err(|_| invalid("Invalid BASE64 encoding of user data."))?;
+    if bytes.len() > MAX_USER_DATA {
+        return Err(invalid("User data is limited to 16384 bytes"));
+    }
+    Ok(Some(text.clone()).filter(|t| !t.is_empty()))
+}
+
+/// Its size in GiB, its type, and whether it goes with the instance.
+fn root_volume(request: &Request, image: &Image) -> Result<(u32, String, bool), ApiError> {
+    let manifest = &image.manifest;
+    let least = u32::try_from(manifest.disk_size.div_ceil(1 << 30))
+        .unwrap_or(u32::MAX)
+        .max(1);
+    let Some(mapping) = request.block_device_mappings.first() else {
+        return Ok((least, "gp3".into(), true));
+    };
+    let invalid = |message: String| ApiError::new("InvalidBlockDeviceMapping", message);
+    let device = mapping
+        .device_name
+        .as_deref()
+        .ok_or_else(|| ApiError::missing("BlockDeviceMapping.1.DeviceName"))?;
+    if device != manifest.root_device_name || request.block_device_mappings.len() > 1 {
+        return Err(ApiError::unsupported(&format!(
+            "A BlockDeviceMapping other than the root device's, {},",
+            manifest.root_device_name
+        )));
+    }
+    let ebs = mapping
+        .ebs
+        .as_ref()
+        .ok_or_else(|| invalid(format!("The device '{device}' has no Ebs parameters")))?;
+    let size = ebs.volume_size.unwrap_or(least);
+    if size < least {
+        return Err(invalid(format!(
+            "Volume of size {size}GB is smaller than image '{}', expect size >= {least}GB",
+            image.id
+        )));
+    }
+    if size > MAX_VOLUME {
+        return Err(invalid(format!(
+            "Volume of size {size}GB is bigger than {MAX_VOLUME}GB"
+        )));
+    }
+    // Their performance is the host's; types that promise another are refused.
+    let kind = ebs.volume_type.as_deref().unwrap_or("gp3");
+    if !["gp2", "gp3", "standard"].contains(&kind) {
+        return Err(ApiError::unsupported(&format!(
+            "The value {} of the parameter BlockDeviceMapping.1.Ebs.VolumeType",
+            quoted(kind)
+        )));
+    }
+    Ok((
+        size,
+        kind.to_owned(),
+        ebs.delete_on_termination.unwrap_or(true),
+    ))
+}
+
+fn metadata(given: Option<&MetadataInput>) -> Result<MetadataOptions, ApiError> {
+    let mut options = MetadataOptions {
+        enabled: true,
+        tokens_required: false,
+        hop_limit: 1,
+        tags_enabled: false,
+    };
+    let Some(given) = given else {
+        return Ok(options);
+    };
+    let choice = |name: &str, value: &Option<String>, [no, yes]: [&str; 2]| match value.as_deref() {
+        None => Ok(None),
+        Some(v) if v == yes => Ok(Some(true)),
+        Some(v) if v == no => Ok(Some(false)),
+        Some(other) => {
+            let name = format!("MetadataOptions.{name}");
+            Err(ApiError::invalid_value(
+                &name,
+                other,
+                &format!("It must be {no} or {yes}."),
+            ))
+        }
+    };
+    let switch = ["disabled", "enabled"];
+    if let Some(required) = choice("HttpTokens", &given.http_tokens, ["optional", "required"])? {
+        options.tokens_required = required;
+    }
+    if let Some(enabled) = choice("HttpEndpoint", &given.http_endpoint, switch)? {
+        options.enabled = enabled;
+    }
+    if let Some(tags) = choice(
+        "InstanceMetadataTags",
+        &given.instance_metadata_tags,
+        switch,
+    )? {
+        options.tags_enabled = tags;
+    }
+    if let Some(limit) = given.http_put_response_hop_limit {
+        options.hop_limit = u8::try_from(limit)
+            .ok()
+            .filter(|l| (1..=64).contains(l))
+            .ok_or_else(|| {
+                let name = "MetadataOptions.HttpPutResponseHopLimit";
+                ApiError::invalid_value(name, &limit.to_string(), "It must be from 1 to 64.")
+            })?;
+    }
+    Ok(options)
+}

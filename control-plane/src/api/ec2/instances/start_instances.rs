@@ -1,0 +1,95 @@
+//! `StartInstances`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StartInstances.html>
+
+use serde::Deserialize;
+
+use super::{
+    StateChange, StateChanges, allocate::PublicAddresses, incorrect_state, insufficient_capacity,
+    named,
+};
+use crate::{
+    api::{Action, ApiError, Ctx},
+    model::{Eni, Host, Instance, InstanceState, Intent},
+    scheduler::{Demand, Ledger},
+};
+
+/// The action.
+pub struct StartInstances;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instances.
+    #[serde(rename = "InstanceId")]
+    pub ids: Vec<String>,
+}
+
+impl Action for StartInstances {
+    const NAME: &'static str = "StartInstances";
+    const IAM: &'static str = "ec2:StartInstances";
+    const UNSUPPORTED: &'static [&'static str] = &["AdditionalInfo"];
+    type Request = Request;
+    type Response = StateChanges;
+
+    fn resources(request: &Request) -> Vec<String> {
+        request.ids.clone()
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
+        let instances_set = ctx
+            .db
+            .transact(|view, change| {
+                let mut ledger = Ledger::new(view.all::<Host>(), view.all::<Instance>());
+                let mut publics = PublicAddresses::new(view, &ctx.config);
+                let mut changes = Vec::new();
+                for instance in named(view, &request.ids)? {
+                    match instance.state {
+                        InstanceState::Stopped => {}
+                        InstanceState::Pending | InstanceState::Running => {
+                            changes.push(StateChange::new(instance, instance.state));
+                            continue;
+                        }
+                        _ => return Err(incorrect_state(instance, "started")),
+                    }
+                    // Its volume is on its host, and so is its place.
+                    if let Some(id) = &instance.host {
+                        if !ledger.place_on(id, &Demand::of_instance(instance)) {
+                            return Err(insufficient_capacity(
+                                &instance.instance_type,
+                                &instance.zone,
+                            ));
+                        }
+                        // Written as it is: two placements on one host can't both commit.
+                        if let Some(host) = view.get::<Host>(&id.0) {
+                            change.put(host);
+                        }
+                    }
+                    for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
+                        if eni.auto_public_ip && eni.public_ip.is_none() {
+                            let address = publics.take(change, &ctx.config, &eni.id)?;
+                            change.put(&Eni {
+                                public_ip: Some(address),
+                                ..eni.clone()
+                            });
+                        }
+                    }
+                    change.put(&Instance {
+                        intent: Intent::Run,
+                        state: InstanceState::Pending,
+                        state_since: ctx.now(),
+                        state_reason: None,
+                        transition_reason: String::new(),
+                        launched_at: ctx.now(),
+                        boots: instance.boots + 1,
+                        ..instance.clone()
+                    });
+                    changes.push(StateChange::new(instance, InstanceState::Pending));
+                }
+                Ok(changes)
+            })
+            .await?;
+        Ok(StateChanges { instances_set })
+    }
+}

@@ -1,0 +1,81 @@
+//! `StopInstances`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StopInstances.html>
+
+use serde::Deserialize;
+
+use super::{StateChange, StateChanges, incorrect_state, named, user_initiated};
+use crate::{
+    api::{Action, ApiError, Ctx},
+    model::{Instance, InstanceState, Intent, StateReason},
+};
+
+/// The action.
+pub struct StopInstances;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instances.
+    #[serde(rename = "InstanceId")]
+    pub ids: Vec<String>,
+    /// Whether the guest is not even asked.
+    pub force: Option<bool>,
+}
+
+impl Action for StopInstances {
+    const NAME: &'static str = "StopInstances";
+    const IAM: &'static str = "ec2:StopInstances";
+    const UNSUPPORTED: &'static [&'static str] = &["Hibernate", "SkipOsShutdown"];
+    type Request = Request;
+    type Response = StateChanges;
+
+    fn resources(request: &Request) -> Vec<String> {
+        request.ids.clone()
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
+        let force = request.force.unwrap_or(false);
+        let instances_set = ctx
+            .db
+            .transact(|view, change| {
+                let mut changes = Vec::new();
+                for instance in named(view, &request.ids)? {
+                    let after = match instance.state {
+                        InstanceState::Running => {
+                            change.put(&Instance {
+                                intent: if force {
+                                    Intent::ForceStop
+                                } else {
+                                    Intent::Stop
+                                },
+                                state: InstanceState::Stopping,
+                                state_since: ctx.now(),
+                                state_reason: Some(StateReason::user_initiated()),
+                                transition_reason: user_initiated(ctx.now()),
+                                ..instance.clone()
+                            });
+                            InstanceState::Stopping
+                        }
+                        InstanceState::Stopping => {
+                            if force && instance.intent != Intent::ForceStop {
+                                let intent = Intent::ForceStop;
+                                change.put(&Instance {
+                                    intent,
+                                    ..instance.clone()
+                                });
+                            }
+                            InstanceState::Stopping
+                        }
+                        InstanceState::Stopped => InstanceState::Stopped,
+                        _ => return Err(incorrect_state(instance, "stopped")),
+                    };
+                    changes.push(StateChange::new(instance, after));
+                }
+                Ok(changes)
+            })
+            .await?;
+        Ok(StateChanges { instances_set })
+    }
+}

@@ -1,0 +1,73 @@
+//! `TerminateInstances`.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_TerminateInstances.html>
+
+use serde::Deserialize;
+
+use super::{StateChange, StateChanges, named, user_initiated};
+use crate::{
+    api::{Action, ApiError, Ctx},
+    model::{Instance, InstanceState, Intent, StateReason},
+};
+
+/// The action.
+pub struct TerminateInstances;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instances.
+    #[serde(rename = "InstanceId")]
+    pub ids: Vec<String>,
+}
+
+impl Action for TerminateInstances {
+    const NAME: &'static str = "TerminateInstances";
+    const IAM: &'static str = "ec2:TerminateInstances";
+    const UNSUPPORTED: &'static [&'static str] = &["Force", "SkipOsShutdown"];
+    type Request = Request;
+    type Response = StateChanges;
+
+    fn resources(request: &Request) -> Vec<String> {
+        request.ids.clone()
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
+        let instances_set = ctx
+            .db
+            .transact(|view, change| {
+                let mut changes = Vec::new();
+                for instance in named(view, &request.ids)? {
+                    if matches!(
+                        instance.state,
+                        InstanceState::ShuttingDown | InstanceState::Terminated
+                    ) {
+                        changes.push(StateChange::new(instance, instance.state));
+                        continue;
+                    }
+                    if instance.protected {
+                        return Err(ApiError::new(
+                            "OperationNotPermitted",
+                            format!(
+                                "The instance '{}' may not be terminated. Modify its 'disableApiTermination' instance attribute and try again.",
+                                instance.id
+                            ),
+                        ));
+                    }
+                    change.put(&Instance {
+                        intent: Intent::Terminate,
+                        state: InstanceState::ShuttingDown,
+                        state_since: ctx.now(),
+                        state_reason: Some(StateReason::user_initiated()),
+                        transition_reason: user_initiated(ctx.now()),
+                        ..instance.clone()
+                    });
+                    changes.push(StateChange::new(instance, InstanceState::ShuttingDown));
+                }
+                Ok(changes)
+            })
+            .await?;
+        Ok(StateChanges { instances_set })
+    }
+}
