@@ -1,4 +1,6 @@
 //! The parts that touch a host, tested on one: namespaces, nftables, cgroups,
 //! file systems. Needs root.
 
+mod boot_files;
 mod network;
+mod storage;

@@ -19,6 +19,8 @@ use seccompiler::{
 /// Address space: the program itself, the parser's caches, and the journal's
 /// block map of a big file system.
 const MAX_ADDRESS_SPACE: u64 = 1 << 30;
+/// Room for a complaint, should standard error be a file.
+const WORDS: u64 = 64 << 10;
 /// Seconds of CPU time. On a fast machine it is a tenth of a second, under
 /// emulation some seconds.
 pub const MAX_CPU_SECONDS: u64 = 60;
@@ -60,7 +62,7 @@ fn call<E: Into<io::Error>>(
 pub fn enter(uid: u32, gid: u32, output: u64) -> Result<(), SandboxError> {
     for (what, resource, limit) in [
         ("RLIMIT_CORE", Resource::RLIMIT_CORE, 0),
-        ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE, output),
+        ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE, output.max(WORDS)),
         ("RLIMIT_AS", Resource::RLIMIT_AS, MAX_ADDRESS_SPACE),
         ("RLIMIT_CPU", Resource::RLIMIT_CPU, MAX_CPU_SECONDS),
     ] {
@@ -120,6 +122,10 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
             SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(exec), 0)?;
         rules.insert(call, vec![SeccompRule::new(vec![plain])?]);
     }
+    // A debug build asks whether a descriptor is open before it closes it.
+    let ask = u64::from(libc::F_GETFD.unsigned_abs());
+    let ask = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, ask)?;
+    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(vec![ask])?]);
     SeccompFilter::new(
         rules,
         SeccompAction::KillProcess,
