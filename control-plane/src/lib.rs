@@ -11,6 +11,7 @@ pub mod auth;
 pub mod bootstrap;
 pub mod compute;
 pub mod config;
+pub mod doctor;
 pub mod images;
 pub mod metadata;
 pub mod model;

@@ -1,0 +1,307 @@
+//! The verdicts, from facts alone.
+
+use std::fmt::Write as _;
+
+use super::kvm::Trial;
+
+/// What was found on this machine. An `Err` says in words why not.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Whether we are root.
+    pub root: bool,
+    /// What became of the tiny guest.
+    pub kvm: Trial,
+    /// nft's version, if it can list the tables.
+    pub nftables: Result<String, String>,
+    /// Whether `/dev/net/tun` opens.
+    pub tun: Result<(), String>,
+    /// Whether `/dev/vhost-net` opens.
+    pub vhost_net: Result<(), String>,
+    /// Whether a ring can be made.
+    pub io_uring: Result<(), String>,
+    /// The controllers of cgroup v2's root.
+    pub cgroup_controllers: Result<Vec<String>, String>,
+    /// The data folder, or its nearest parent that exists.
+    pub data_folder: String,
+    /// Whether two files can share their blocks there.
+    pub reflink: Result<(), String>,
+    /// Free space there, in MiB.
+    pub disk_free_mib: u64,
+    /// `MemAvailable`, in MiB.
+    pub memory_mib: u64,
+}
+
+/// How good it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// As it should be.
+    Good,
+    /// Instances run, but slower or with less.
+    Lesser,
+    /// No instance can run.
+    Missing,
+}
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// What was looked at.
+    pub name: &'static str,
+    /// The verdict.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; empty when it is good.
+    pub advice: &'static str,
+}
+
+/// Memory under which hardly one instance fits, in MiB.
+const MEMORY_MIB: u64 = 1024;
+/// Disk space under which hardly one instance fits, in MiB.
+const DISK_MIB: u64 = 4096;
+
+/// All verdicts, in the table's order.
+#[must_use]
+pub fn judge(facts: &Facts) -> Vec<Row> {
+    vec![
+        row(
+            "root",
+            if facts.root {
+                Ok("yes".into())
+            } else {
+                Err("no".into())
+            },
+            Level::Missing,
+            "run as root: namespaces, taps and cgroups are made here",
+        ),
+        kvm(&facts.kvm),
+        row(
+            "nftables",
+            facts.nftables.clone(),
+            Level::Missing,
+            "apt-get install nftables; the kernel needs nf_tables",
+        ),
+        row(
+            "tun",
+            facts.tun.clone().map(|()| "/dev/net/tun opens".into()),
+            Level::Missing,
+            "modprobe tun; in a container, pass /dev/net/tun in",
+        ),
+        row(
+            "vhost-net",
+            facts
+                .vhost_net
+                .clone()
+                .map(|()| "/dev/vhost-net opens".into()),
+            Level::Lesser,
+            "modprobe vhost_net; without it the VMM moves packets itself",
+        ),
+        row(
+            "io_uring",
+            facts.io_uring.clone().map(|()| "a ring can be made".into()),
+            Level::Lesser,
+            "check sysctl kernel.io_uring_disabled and seccomp; without it disks are served by a thread pool",
+        ),
+        cgroup(&facts.cgroup_controllers),
+        row(
+            "reflink",
+            facts
+                .reflink
+                .clone()
+                .map(|()| format!("{} shares blocks", facts.data_folder))
+                .map_err(|e| format!("{}: {e}", facts.data_folder)),
+            Level::Lesser,
+            "put the data folder on XFS or btrfs; without it volumes lie in an XFS pool on loop, or are copied",
+        ),
+        row(
+            "memory",
+            at_least(facts.memory_mib, MEMORY_MIB, "available"),
+            Level::Lesser,
+            "an instance needs its type's memory at launch; free some",
+        ),
+        row(
+            "disk",
+            at_least(
+                facts.disk_free_mib,
+                DISK_MIB,
+                &format!("free in {}", facts.data_folder),
+            ),
+            Level::Lesser,
+            "volumes are sparse, but they grow; choose another --data-dir",
+        ),
+    ]
+}
+
+fn at_least(have: u64, want: u64, of_what: &str) -> Result<String, String> {
+    let words = format!("{have} MiB {of_what}");
+    if have >= want { Ok(words) } else { Err(words) }
+}
+
+fn row(
+    name: &'static str,
+    found: Result<String, String>,
+    otherwise: Level,
+    advice: &'static str,
+) -> Row {
+    match found {
+        Ok(found) => Row {
+            name,
+            level: Level::Good,
+            found,
+            advice: "",
+        },
+        Err(found) => Row {
+            name,
+            level: otherwise,
+            found,
+            advice,
+        },
+    }
+}
+
+fn kvm(trial: &Trial) -> Row {
+    let (found, advice) = match trial {
+        Trial::Ran => (Ok("runs kernel code".into()), ""),
+        Trial::NoDevice(why) => (
+            Err(format!("/dev/kvm: {why}")),
+            "turn on virtualization (VT-x, AMD-V) in the firmware or the outer hypervisor; modprobe kvm_amd or kvm_intel",
+        ),
+        Trial::Died(how) => (
+            Err(format!(
+                "/dev/kvm is there, but a stock kernel dies on it: {how}"
+            )),
+            "this KVM has no hardware virtualization behind it (kvm_pvm and the like); use a machine that has, or the lab",
+        ),
+        Trial::Hung => (
+            Err("/dev/kvm is there, but a tiny guest never ends on it".into()),
+            "see the kernel's log (dmesg); use another machine, or the lab",
+        ),
+    };
+    row("KVM", found, Level::Missing, advice)
+}
+
+fn cgroup(controllers: &Result<Vec<String>, String>) -> Row {
+    let found = controllers.clone().and_then(|all| {
+        let lacking: Vec<&str> = ["cpu", "memory"]
+            .into_iter()
+            .filter(|wanted| !all.iter().any(|c| c == wanted))
+            .collect();
+        if lacking.is_empty() {
+            Ok(all.join(" "))
+        } else {
+            Err(format!("lacks {}", lacking.join(" ")))
+        }
+    });
+    row(
+        "cgroup v2",
+        found,
+        Level::Missing,
+        "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 on /sys/fs/cgroup",
+    )
+}
+
+/// Whether an instance can run here.
+#[must_use]
+pub fn able(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.level != Level::Missing)
+}
+
+/// The table, with each row's advice below it.
+#[must_use]
+pub fn table(rows: &[Row]) -> String {
+    let mut out = String::new();
+    for row in rows {
+        let verdict = match row.level {
+            Level::Good => "ok",
+            Level::Lesser => "lesser",
+            Level::Missing => "MISSING",
+        };
+        // Writing to a String can't fail.
+        let _ = writeln!(out, "{:<10} {verdict:<8} {}", row.name, row.found);
+        if !row.advice.is_empty() {
+            let _ = writeln!(out, "{:<10} {:<8} -> {}", "", "", row.advice);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            root: true,
+            kvm: Trial::Ran,
+            nftables: Ok("nftables v1.0.6".into()),
+            tun: Ok(()),
+            vhost_net: Ok(()),
+            io_uring: Ok(()),
+            cgroup_controllers: Ok(vec!["cpu".into(), "memory".into(), "pids".into()]),
+            data_folder: "/var/lib".into(),
+            reflink: Ok(()),
+            disk_free_mib: 100_000,
+            memory_mib: 8192,
+        }
+    }
+
+    fn level(facts: &Facts, name: &str) -> Level {
+        judge(facts)
+            .into_iter()
+            .find(|row| row.name == name)
+            .unwrap()
+            .level
+    }
+
+    #[test]
+    fn a_good_machine_has_nothing_to_be_advised() {
+        let rows = judge(&good());
+        assert!(able(&rows));
+        assert!(rows.iter().all(|row| row.advice.is_empty()));
+    }
+
+    #[test]
+    fn a_kvm_that_dies_is_missing_though_its_device_is_there() {
+        for kvm in [
+            Trial::Died("InternalError".into()),
+            Trial::NoDevice("no such file".into()),
+            Trial::Hung,
+        ] {
+            let facts = Facts { kvm, ..good() };
+            assert_eq!(level(&facts, "KVM"), Level::Missing);
+            assert!(!able(&judge(&facts)));
+        }
+    }
+
+    #[test]
+    fn what_only_makes_it_faster_does_not_stop_instances() {
+        let facts = Facts {
+            vhost_net: Err("no".into()),
+            io_uring: Err("no".into()),
+            reflink: Err("no".into()),
+            disk_free_mib: 10,
+            memory_mib: 10,
+            ..good()
+        };
+        let rows = judge(&facts);
+        assert!(able(&rows));
+        for name in ["vhost-net", "io_uring", "reflink", "disk", "memory"] {
+            assert_eq!(level(&facts, name), Level::Lesser, "{name}");
+        }
+        assert!(
+            rows.iter()
+                .all(|r| r.level == Level::Good || !r.advice.is_empty())
+        );
+    }
+
+    #[test]
+    fn a_cgroup_root_without_a_needed_controller_is_named() {
+        let facts = Facts {
+            cgroup_controllers: Ok(vec!["cpu".into(), "pids".into()]),
+            ..good()
+        };
+        let table = table(&judge(&facts));
+        assert!(table.contains("lacks memory"), "{table}");
+        assert_eq!(level(&facts, "cgroup v2"), Level::Missing);
+    }
+}

@@ -1,0 +1,113 @@
+//! Gathers the facts: each by trying, and leaving nothing behind.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{Facts, kvm};
+
+/// Tries everything out.
+#[must_use]
+pub fn gather() -> Facts {
+    let wanted = std::env::var_os("HEARTH_DATA_DIR")
+        .map_or_else(|| PathBuf::from("/var/lib/hearth"), PathBuf::from);
+    let folder = wanted
+        .ancestors()
+        .find(|path| path.is_dir())
+        .unwrap_or(Path::new("/"))
+        .to_owned();
+    Facts {
+        root: rustix::process::geteuid().is_root(),
+        kvm: kvm::attempt(),
+        nftables: nftables(),
+        tun: opens("/dev/net/tun"),
+        vhost_net: opens("/dev/vhost-net"),
+        io_uring: ring(),
+        cgroup_controllers: fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+            .map(|text| text.split_whitespace().map(str::to_owned).collect())
+            .map_err(|e| format!("/sys/fs/cgroup/cgroup.controllers: {e}")),
+        reflink: reflink(&folder).map_err(|e| e.to_string()),
+        disk_free_mib: rustix::fs::statvfs(&folder)
+            .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20),
+        data_folder: folder.display().to_string(),
+        memory_mib: memory_mib(),
+    }
+}
+
+fn opens(path: &str) -> Result<(), String> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map(|_| ())
+        .map_err(|e| format!("{path}: {e}"))
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(format!(
+            "{program}: {}",
+            errors.lines().next().unwrap_or("failed")
+        ))
+    }
+}
+
+fn nftables() -> Result<String, String> {
+    let version = run("nft", &["--version"])?;
+    run("nft", &["list", "tables"])?;
+    Ok(version)
+}
+
+/// `io_uring_setup(2)` with room for one entry.
+fn ring() -> Result<(), String> {
+    // struct io_uring_params has 120 bytes, all zero for "no wishes".
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the kernel reads and writes exactly 120 bytes at the pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    let Ok(fd) = i32::try_from(fd) else {
+        return Err("no file descriptor".into());
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error().to_string());
+    }
+    // SAFETY: the descriptor is ours, just made, and closed only here.
+    unsafe { libc::close(fd) };
+    Ok(())
+}
+
+fn reflink(folder: &Path) -> io::Result<()> {
+    let name = |which: &str| folder.join(format!(".hearth-doctor-{}-{which}", std::process::id()));
+    let (from, to) = (name("a"), name("b"));
+    let tried = (|| {
+        fs::write(&from, [7_u8; 4096])?;
+        let source = File::open(&from)?;
+        let target = File::create(&to)?;
+        rustix::fs::ioctl_ficlone(&target, &source)?;
+        Ok(())
+    })();
+    // Either may not be there; nothing of ours stays.
+    let _ = fs::remove_file(&from);
+    let _ = fs::remove_file(&to);
+    tried
+}
+
+fn memory_mib() -> u64 {
+    fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("MemAvailable:"))
+                .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        })
+        .map_or(0, |kib| kib >> 10)
+}
