@@ -22,7 +22,7 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -78,6 +78,7 @@ struct Applied {
 pub struct LinuxNetwork {
     pool: Ipv4Net,
     shared: Shared,
+    key_file: PathBuf,
     state: tokio::sync::Mutex<BTreeMap<VpcId, Applied>>,
 }
 
@@ -118,9 +119,10 @@ impl LinuxNetwork {
         views: watch::Receiver<Arc<View>>,
     ) -> Result<Self> {
         let pool = pool.trunc();
+        let key_file = run_dir.join("imds-token.key");
         let key = step(
             || "keeping the metadata service's key".into(),
-            token_key(run_dir),
+            token_key(&key_file),
         )?;
         let shared = Shared {
             region: region.to_owned(),
@@ -132,6 +134,7 @@ impl LinuxNetwork {
         Ok(Self {
             pool,
             shared,
+            key_file,
             state,
         })
     }
@@ -248,21 +251,22 @@ impl LinuxNetwork {
 }
 
 /// The key that was kept, or a new one.
-fn token_key(run_dir: &Path) -> io::Result<TokenKey> {
-    let path = run_dir.join("imds-token.key");
-    if let Ok(kept) = std::fs::read(&path)
+fn token_key(path: &Path) -> io::Result<TokenKey> {
+    if let Ok(kept) = std::fs::read(path)
         && let Ok(key) = <[u8; 32]>::try_from(kept)
     {
         return Ok(TokenKey::new(key));
     }
-    std::fs::create_dir_all(run_dir)?;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     let key: [u8; 32] = rand::random();
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&path)?;
+        .open(path)?;
     file.write_all(&key)?;
     Ok(TokenKey::new(key))
 }
@@ -316,6 +320,12 @@ impl NetworkHost for LinuxNetwork {
 
     async fn purge(&self) -> Result<()> {
         let mut applied = self.state.lock().await;
-        self.sweep(&mut applied, &Topology::default()).await
+        let swept = self.sweep(&mut applied, &Topology::default()).await;
+        let key = match std::fs::remove_file(&self.key_file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        swept?;
+        step(|| "removing the metadata service's key".into(), key)
     }
 }
