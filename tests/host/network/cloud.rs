@@ -188,6 +188,14 @@ impl Cloud {
         self.put(instance);
     }
 
+    /// Takes the public address of instance `n` away.
+    pub(super) fn release_public(&mut self, n: u8) {
+        let id = EniId::from_random(u128::from(n) << 24);
+        let mut eni = self.view.get::<Eni>(&id).expect("it was put").clone();
+        eni.public_ip = None;
+        self.put(eni);
+    }
+
     /// Plugs a guest into the tap of instance `n` and gives it its address.
     pub(super) async fn guest(&self, n: u8) -> Guest {
         let id = EniId::from_random(u128::from(n) << 24);

@@ -236,6 +236,36 @@ fn a_forged_source_goes_nowhere() {
 }
 
 #[test]
+fn who_has_a_public_address_gets_out_and_nobody_else() {
+    isolated(
+        "network::who_has_a_public_address_gets_out_and_nobody_else",
+        async || {
+            let mut cloud = Cloud::new();
+            cloud.group(1, vec![all_egress()]);
+            cloud.instance(10, &[1], |_| ());
+            cloud.instance(11, &[1], |_| ());
+            cloud.release_public(11);
+            cloud.apply().await;
+            let (with, without) = (cloud.guest(10).await, cloud.guest(11).await);
+            // A machine beyond the host's uplink that knows no way to the pool:
+            // it can answer only what comes with the host's own address.
+            sh("ip netns add outside
+                ip link add up0 type veth peer name eth0 netns outside
+                ip addr add 198.51.100.1/24 dev up0; ip link set up0 up
+                ip -n outside addr add 198.51.100.2/24 dev eth0; ip -n outside link set eth0 up
+                mkdir -p /run/www; echo outside > /run/www/index.html
+                ip netns exec outside busybox httpd -p 80 -h /run/www");
+            let url = "http://198.51.100.2";
+            assert_eq!(fetch(url).as_deref(), Some("outside"), "the host itself");
+            assert_eq!(with.fetch(url).as_deref(), Some("outside"));
+            assert_eq!(without.fetch(url), None);
+            // An address that nobody has is refused at the host.
+            assert_eq!(fetch("http://203.0.113.99"), None);
+        },
+    );
+}
+
+#[test]
 fn a_restart_disturbs_nothing_and_purge_leaves_nothing() {
     isolated(
         "network::a_restart_disturbs_nothing_and_purge_leaves_nothing",
