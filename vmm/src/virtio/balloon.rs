@@ -222,7 +222,7 @@ impl Lane {
 /// guest has not are its own mistake (section 5.5.6.1) and break the queue.
 fn inflate(buffers: &mut Buffers, memory: &Memory) -> Result<(), Broken> {
     let list = &mut buffers.readable;
-    if list.length() % 4 != 0 || list.length() / 4 > MAX_PAGES {
+    if !list.length().is_multiple_of(4) || list.length() / 4 > MAX_PAGES {
         return Err(Broken::Request);
     }
     let mut run = Run::default();
