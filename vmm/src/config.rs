@@ -337,69 +337,72 @@ impl<'a> Options<'a> {
     }
 }
 
-fn device_id(flag: &str, given: Option<&str>, default: String) -> Result<String, String> {
-    let id = given.map_or(default, str::to_owned);
-    if id.len() > MAX_STRING || !id.bytes().all(is_name_byte) {
+fn check_device_id(id: &str) -> Result<(), String> {
+    if id.is_empty() || id.len() > MAX_STRING || !id.bytes().all(is_name_byte) {
         return Err(format!(
-            "{flag}: id {id:?} may have {MAX_STRING} letters, digits, '-', '_' or '.'"
+            "id {id:?}: 1 to {MAX_STRING} letters, digits, '-', '_' or '.' are allowed"
         ));
     }
-    Ok(id)
+    Ok(())
 }
 
 fn disk(text: &str, index: usize) -> Result<Disk, String> {
-    let flag = "--disk";
-    let mut options = Options::new(flag, text)?;
+    let mut options = Options::new("--disk", text)?;
     let path = options
         .value("path")?
         .ok_or("--disk: path=FILE is missing")?;
-    let id = device_id(flag, options.value("id")?, format!("disk{index}"))?;
-    let serial = options.value("serial")?.unwrap_or(&id).to_owned();
+    let id = options.value("id")?;
+    let serial = options.value("serial")?;
     let read_only = options.switch("readonly")?;
     options.finish()?;
-    if serial.len() > MAX_SERIAL && serial != id {
-        return Err(format!(
-            "--disk: serial {serial:?} has {} bytes, at most {MAX_SERIAL} are allowed",
-            serial.len()
-        ));
+    let id = id.map_or_else(|| format!("disk{index}"), str::to_owned);
+    Disk::new(id, path.into(), serial.map(str::to_owned), read_only)
+        .map_err(|mistake| format!("--disk: {mistake}"))
+}
+
+impl Disk {
+    /// A disk, each value checked.
+    ///
+    /// # Errors
+    /// One line that says what was wrong.
+    pub fn new(
+        id: String,
+        path: PathBuf,
+        serial: Option<String>,
+        read_only: bool,
+    ) -> Result<Self, String> {
+        check_device_id(&id)?;
+        if let Some(serial) = &serial
+            && (serial.len() > MAX_SERIAL || !serial.is_ascii())
+        {
+            return Err(format!(
+                "serial {serial:?}: at most {MAX_SERIAL} ASCII characters are allowed"
+            ));
+        }
+        // An id has ASCII characters only.
+        let serial = serial.unwrap_or_else(|| id.chars().take(MAX_SERIAL).collect());
+        Ok(Self {
+            id,
+            path,
+            serial,
+            read_only,
+        })
     }
-    Ok(Disk {
-        serial: serial
-            .chars()
-            .filter(char::is_ascii)
-            .take(MAX_SERIAL)
-            .collect(),
-        id,
-        path: path.into(),
-        read_only,
-    })
 }
 
 fn nic(text: &str, index: usize, machine: &str) -> Result<Nic, String> {
-    let flag = "--nic";
-    let mut options = Options::new(flag, text)?;
-    let id = device_id(flag, options.value("id")?, format!("eth{index}"))?;
-    let mac = match options.value("mac")? {
-        Some(text) => parse_mac(text)?,
-        None => derived_mac(machine, &id),
-    };
+    let mut options = Options::new("--nic", text)?;
+    let id = options.value("id")?;
+    let mac = options.value("mac")?;
     let mtu = match options.value("mtu")? {
-        None => DEFAULT_MTU,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|mtu| MTU.contains(mtu))
-            .ok_or(format!(
-                "--nic: mtu {text:?}: {} to {} are allowed",
-                MTU.start(),
-                MTU.end()
-            ))?,
+        None => None,
+        Some(text) => Some(
+            text.parse()
+                .map_err(|_| format!("--nic: mtu {text:?} is no number of bytes"))?,
+        ),
     };
     let tap = match (options.value("tap")?, options.value("tap-fd")?) {
-        (Some(name), None) if name.len() <= MAX_TAP_NAME && !name.contains(['/', ' ']) => {
-            Tap::Name(name.to_owned())
-        }
-        (Some(name), None) => return Err(format!("--nic: {name:?} is no interface name")),
+        (Some(name), None) => Tap::Name(name.to_owned()),
         (None, Some(fd)) => Tap::Fd(
             fd.parse()
                 .ok()
@@ -410,11 +413,50 @@ fn nic(text: &str, index: usize, machine: &str) -> Result<Nic, String> {
         (None, None) => return Err("--nic: tap=NAME or tap-fd=N is missing".to_owned()),
     };
     options.finish()?;
-    Ok(Nic { id, mac, mtu, tap })
+    let id = id.map_or_else(|| format!("eth{index}"), str::to_owned);
+    Nic::new(machine, id, tap, mac, mtu).map_err(|mistake| format!("--nic: {mistake}"))
+}
+
+impl Nic {
+    /// A network interface of `machine`, each value checked.
+    ///
+    /// # Errors
+    /// One line that says what was wrong.
+    pub fn new(
+        machine: &str,
+        id: String,
+        tap: Tap,
+        mac: Option<&str>,
+        mtu: Option<u16>,
+    ) -> Result<Self, String> {
+        check_device_id(&id)?;
+        if let Tap::Name(name) = &tap
+            && (name.is_empty()
+                || name.len() > MAX_TAP_NAME
+                || !name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_graphic() && byte != b'/'))
+        {
+            return Err(format!("tap {name:?} is no interface name"));
+        }
+        let mtu = mtu.unwrap_or(DEFAULT_MTU);
+        if !MTU.contains(&mtu) {
+            return Err(format!(
+                "mtu {mtu}: {} to {} are allowed",
+                MTU.start(),
+                MTU.end()
+            ));
+        }
+        let mac = match mac {
+            Some(text) => parse_mac(text)?,
+            None => derived_mac(machine, &id),
+        };
+        Ok(Self { id, mac, mtu, tap })
+    }
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
-    let wrong = || format!("--nic: mac {text:?} is no unicast MAC address like 02:00:00:00:00:01");
+    let wrong = || format!("mac {text:?} is no unicast MAC address like 02:00:00:00:00:01");
     let mut mac = [0; 6];
     let parts: Vec<&str> = text.split(':').collect();
     if parts.len() != mac.len() {

@@ -17,7 +17,7 @@ use crate::arch::x86_64::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Command, Server};
 use crate::jail;
-use crate::machine::{Machine, Parts, Taps};
+use crate::machine::{self, Machine, Parts, Taps};
 use crate::serial::{Output, RawTerminal, Serial};
 use crate::vcpu::Report;
 
@@ -358,10 +358,41 @@ fn perform(machine: &mut Machine, ending: &mut Option<Exit>, command: Command) -
                 Answer::error(500, &error.to_string())
             }
         },
+        Command::AddDisk(new) => {
+            let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
+            added(disk, |disk| machine.add_disk(&disk))
+        }
+        Command::AddNic(new) => {
+            let tap = config::Tap::Name(new.tap);
+            let nic = config::Nic::new(machine.id(), new.id, tap, new.mac.as_deref(), new.mtu);
+            added(nic, |nic| machine.add_nic(&nic))
+        }
+        Command::RemoveDisk(id) => removed(&id, machine.ask_back_disk(&id)),
+        Command::RemoveNic(id) => removed(&id, machine.ask_back_nic(&id)),
         Command::Stop => {
             *ending = Some(Exit::Stopped);
             Answer::done()
         }
+    }
+}
+
+/// Adds a device that was described rightly.
+fn added<D, T: serde::Serialize>(
+    described: Result<D, String>,
+    add: impl FnOnce(D) -> Result<T, machine::Error>,
+) -> Answer {
+    match described.map(add) {
+        Err(mistake) => Answer::error(400, &mistake),
+        Ok(Err(error)) => Answer::error(409, &error.to_string()),
+        Ok(Ok(device)) => Answer::value(&device),
+    }
+}
+
+fn removed(id: &str, asked: Result<bool, machine::Error>) -> Answer {
+    match asked {
+        Ok(true) => Answer::asked(),
+        Ok(false) => Answer::error(404, &format!("there is no device {id:?}")),
+        Err(error) => Answer::error(500, &error.to_string()),
     }
 }
 

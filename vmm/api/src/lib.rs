@@ -10,6 +10,13 @@
 //! | `PUT /v1/pause`          |              | 204             |
 //! | `PUT /v1/resume`         |              | 204             |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
+//! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]        |
+//! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
+//! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
+//! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
+//!
+//! A disk or interface that was asked for back is gone from [`Machine`] once the
+//! guest has let go of it. A guest that does not answer can be asked again.
 //!
 //! An error is a 4xx or 5xx with an [`ApiError`].
 
@@ -78,6 +85,38 @@ pub struct Nic {
     pub mac: String,
     /// Its MTU in bytes.
     pub mtu: u16,
+}
+
+/// A disk to add while the guest runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewDisk {
+    /// Its name on the control socket, unique in the machine.
+    pub id: String,
+    /// The file or block device behind it, which the process must be able to open.
+    pub path: PathBuf,
+    /// At most 20 ASCII characters; the id where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A network interface to add while the guest runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewNic {
+    /// Its name on the control socket, unique in the machine.
+    pub id: String,
+    /// The tap's name, which the process must be able to open.
+    pub tap: String,
+    /// Its MAC address in colon form; one made from the names where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Its MTU in bytes; 1500 where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
 }
 
 /// Counters since the process began.

@@ -72,6 +72,7 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed {
 pub(super) fn render(answer: &Answer) -> Vec<u8> {
     let reason = match answer.status {
         200 => "OK",
+        202 => "Accepted",
         204 => "No Content",
         400 => "Bad Request",
         404 => "Not Found",

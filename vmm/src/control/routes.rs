@@ -1,12 +1,13 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::ApiError;
+use hearth_vmm_api::{ApiError, NewDisk, NewNic};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::http::Request;
 
 /// What a client asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// The machine's description.
     Describe,
@@ -22,6 +23,14 @@ pub enum Command {
     Pause,
     /// The vCPUs let go.
     Resume,
+    /// A disk put in.
+    AddDisk(NewDisk),
+    /// A disk asked back.
+    RemoveDisk(String),
+    /// A network interface put in.
+    AddNic(NewNic),
+    /// A network interface asked back.
+    RemoveNic(String),
 }
 
 /// What a client gets.
@@ -39,6 +48,15 @@ impl Answer {
     pub fn done() -> Self {
         Self {
             status: 204,
+            body: String::new(),
+        }
+    }
+
+    /// 202: it was asked for.
+    #[must_use]
+    pub fn asked() -> Self {
+        Self {
+            status: 202,
             body: String::new(),
         }
     }
@@ -65,8 +83,8 @@ impl Answer {
     }
 }
 
-/// Method, path, command.
-const TABLE: [(&str, &str, Command); 7] = [
+/// Method and path of what takes no body.
+const PLAIN: [(&str, &str, Command); 7] = [
     ("GET", "/v1/machine", Command::Describe),
     ("GET", "/v1/metrics", Command::Metrics),
     ("PUT", "/v1/power-button", Command::PowerButton),
@@ -79,19 +97,26 @@ const TABLE: [(&str, &str, Command); 7] = [
 /// Finds the command.
 ///
 /// # Errors
-/// The answer to give instead: 404, 405, or 400 for a body where none belongs.
+/// The answer to give instead: 404, 405, or 400 for a body that is wrong.
 pub fn route(request: &Request) -> Result<Command, Answer> {
-    let Some((method, _, command)) = TABLE.iter().find(|(_, path, _)| *path == request.path) else {
-        return Err(Answer::error(
-            404,
-            &format!("no such path: {}", request.path),
-        ));
-    };
-    if *method != request.method {
-        return Err(Answer::error(
+    let method = request.method.as_str();
+    let takes = |wanted: &str| match method == wanted {
+        true => Ok(()),
+        false => Err(Answer::error(
             405,
-            &format!("{} takes {method}", request.path),
-        ));
+            &format!("{} takes {wanted}", request.path),
+        )),
+    };
+    match request.path.as_str() {
+        "/v1/disks" => {
+            takes("POST")?;
+            return body(request).map(Command::AddDisk);
+        }
+        "/v1/nics" => {
+            takes("POST")?;
+            return body(request).map(Command::AddNic);
+        }
+        _ => {}
     }
     if !request.body.is_empty() {
         return Err(Answer::error(
@@ -99,5 +124,57 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
             &format!("{} takes no body", request.path),
         ));
     }
-    Ok(*command)
+    if let Some(id) = request.path.strip_prefix("/v1/disks/") {
+        takes("DELETE")?;
+        return Ok(Command::RemoveDisk(id.to_owned()));
+    }
+    if let Some(id) = request.path.strip_prefix("/v1/nics/") {
+        takes("DELETE")?;
+        return Ok(Command::RemoveNic(id.to_owned()));
+    }
+    let (wanted, _, command) = PLAIN
+        .iter()
+        .find(|(_, path, _)| *path == request.path)
+        .ok_or_else(|| Answer::error(404, &format!("no such path: {}", request.path)))?;
+    takes(wanted)?;
+    Ok(command.clone())
+}
+
+fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Answer> {
+    serde_json::from_slice(&request.body).map_err(|error| Answer::error(400, &error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, path: &str, body: &str) -> Request {
+        Request {
+            method: method.into(),
+            path: path.into(),
+            body: body.into(),
+        }
+    }
+
+    #[test]
+    fn devices_are_named_in_body_and_path() {
+        let add = request("POST", "/v1/disks", r#"{"id":"data","path":"/x"}"#);
+        assert!(matches!(route(&add), Ok(Command::AddDisk(disk)) if disk.id == "data"));
+        let remove = request("DELETE", "/v1/nics/eth1", "");
+        assert_eq!(route(&remove), Ok(Command::RemoveNic("eth1".into())));
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let unknown = r#"{"id":"data","path":"/x","cache":"none"}"#;
+        for (request, status) in [
+            (request("POST", "/v1/disks", unknown), 400),
+            (request("POST", "/v1/disks", ""), 400),
+            (request("GET", "/v1/disks", ""), 405),
+            (request("PUT", "/v1/pause", "{}"), 400),
+            (request("GET", "/v2/machine", ""), 404),
+        ] {
+            assert_eq!(route(&request).expect_err("refused").status, status);
+        }
+    }
 }

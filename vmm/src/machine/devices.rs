@@ -52,7 +52,7 @@ impl Socket<'_> {
 }
 
 impl Socket<'_> {
-    fn disk(&self, disk: &config::Disk) -> Result<api::Disk, Error> {
+    pub(super) fn disk(&self, disk: &config::Disk) -> Result<api::Disk, Error> {
         let what = format!("--disk {}", disk.path.display());
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
         let backend = Backend::open(&disk.path, disk.read_only).map_err(fail)?;
@@ -78,7 +78,7 @@ impl Socket<'_> {
         })
     }
 
-    fn nic(&self, nic: &config::Nic, taps: &mut Taps) -> Result<api::Nic, Error> {
+    pub(super) fn nic(&self, nic: &config::Nic, taps: &mut Taps) -> Result<api::Nic, Error> {
         let (name, tap) = match &nic.tap {
             config::Tap::Name(name) => (name.clone(), Tap::open(name)),
             config::Tap::Fd(fd) => (
@@ -126,6 +126,11 @@ impl Devices {
         }
         socket.plug("entropy source", Box::new(Rng::new()))?;
         Ok(devices)
+    }
+
+    /// Whether a disk or network interface has this name.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.disks.iter().any(|disk| disk.id == id) || self.nics.iter().any(|nic| nic.id == id)
     }
 
     /// Takes out what the guest has let go of.

@@ -273,6 +273,84 @@ impl Machine {
         self.devices.eject(&self.bus.pci, slots);
     }
 
+    /// Puts a disk in and tells the guest.
+    ///
+    /// # Errors
+    /// When the name is taken, or the disk can't be had.
+    pub fn add_disk(&mut self, disk: &config::Disk) -> Result<api::Disk, Error> {
+        self.check_free(&disk.id)?;
+        let added = self.socket().disk(disk)?;
+        self.devices.disks.push(added.clone());
+        self.tell(|registers| registers.slot_filled(added.slot))?;
+        Ok(added)
+    }
+
+    /// Puts a network interface in and tells the guest.
+    ///
+    /// # Errors
+    /// When the name is taken, or the tap can't be had.
+    pub fn add_nic(&mut self, nic: &config::Nic) -> Result<api::Nic, Error> {
+        self.check_free(&nic.id)?;
+        let added = self.socket().nic(nic, &mut Taps::new())?;
+        self.devices.nics.push(added.clone());
+        self.tell(|registers| registers.slot_filled(added.slot))?;
+        Ok(added)
+    }
+
+    /// Asks the guest for a disk back; false: there is none of this name.
+    ///
+    /// # Errors
+    /// When the interrupt can't be raised.
+    pub fn ask_back_disk(&self, id: &str) -> Result<bool, Error> {
+        let disk = self.devices.disks.iter().find(|disk| disk.id == id);
+        self.ask_back(disk.map(|disk| disk.slot))
+    }
+
+    /// Asks the guest for a network interface back; false: there is none of this
+    /// name.
+    ///
+    /// # Errors
+    /// When the interrupt can't be raised.
+    pub fn ask_back_nic(&self, id: &str) -> Result<bool, Error> {
+        let nic = self.devices.nics.iter().find(|nic| nic.id == id);
+        self.ask_back(nic.map(|nic| nic.slot))
+    }
+
+    fn ask_back(&self, slot: Option<u8>) -> Result<bool, Error> {
+        if let Some(slot) = slot {
+            self.tell(|registers| registers.slot_wanted_back(slot))?;
+        }
+        Ok(slot.is_some())
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Registers)) -> Result<(), Error> {
+        self.bus
+            .notify(change)
+            .map_err(host_error("raise the event interrupt"))
+    }
+
+    fn check_free(&self, id: &str) -> Result<(), Error> {
+        match self.devices.has(id) {
+            true => Err(Error::Device(format!("there is a device {id:?} already"))),
+            false => Ok(()),
+        }
+    }
+
+    fn socket(&self) -> devices::Socket<'_> {
+        devices::Socket {
+            pci: &self.bus.pci,
+            memory: &self.memory,
+            interrupts: &self.interrupts,
+            vcpus: self.vcpu_count,
+        }
+    }
+
+    /// The machine's name.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Readable when there are reports.
     #[must_use]
     pub fn bell(&self) -> &EventFd {
