@@ -387,3 +387,124 @@ impl Ring {
             .map_err(|_| Broken::Ring)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Guest, READ, SIZE, WRITE};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    const DATA: u64 = 0x10_0000;
+
+    fn ring(guest: &Guest, event_idx: bool) -> Ring {
+        let mut queue = guest.queue(0);
+        queue.set_event_idx(event_idx);
+        Ring::new(queue, Arc::clone(&guest.memory))
+    }
+
+    fn put(guest: &Guest, at: GuestAddress, offset: u64, value: u16) {
+        guest.write(at.0 + offset, &value.to_le_bytes());
+    }
+
+    fn get(guest: &Guest, at: GuestAddress, offset: u64) -> u16 {
+        let bytes = guest.read(at.0 + offset, 2);
+        u16::from_le_bytes([bytes[0], bytes[1]])
+    }
+
+    #[test]
+    fn the_flag_holds_interrupts_back() {
+        let guest = Guest::new(1);
+        let mut ring = ring(&guest, false);
+        assert_eq!(ring.wants_interrupt(), Ok(false), "nothing was returned");
+        ring.push_used(0, 0).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(true));
+        put(&guest, Guest::available(0), 0, 1);
+        ring.push_used(0, 0).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(false));
+    }
+
+    #[test]
+    fn the_used_event_says_when() {
+        let guest = Guest::new(1);
+        let mut ring = ring(&guest, true);
+        let event = 4 + 2 * u64::from(SIZE);
+        put(&guest, Guest::available(0), event, 2);
+        ring.push_used_all(&[(0, 0), (1, 0)]).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(false), "0 and 1 are not 2");
+        ring.push_used_all(&[(2, 0), (3, 0), (4, 0)]).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(true), "2 is among them");
+        ring.push_used(5, 0).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(false), "2 is past");
+    }
+
+    #[test]
+    fn doorbells_are_asked_for_and_not() {
+        let guest = Guest::new(1);
+        let mut buffers = Buffers::default();
+        let mut plain = ring(&guest, false);
+        plain.quiet().unwrap();
+        assert_eq!(get(&guest, Guest::used_ring(0), 0), 1);
+        assert_eq!(plain.listen(), Ok(false));
+        assert_eq!(get(&guest, Guest::used_ring(0), 0), 0);
+        guest.offer(0, &[(DATA, 16, READ)]);
+        assert_eq!(plain.listen(), Ok(true));
+        let mut events = ring(&guest, true);
+        assert_eq!(events.pop(&mut buffers), Ok(Some(0)));
+        assert_eq!(events.listen(), Ok(false));
+        let avail_event = 4 + 8 * u64::from(SIZE);
+        assert_eq!(get(&guest, Guest::used_ring(0), avail_event), 1);
+    }
+
+    #[test]
+    fn several_chains_are_returned_at_once() {
+        let guest = Guest::new(1);
+        let mut ring = ring(&guest, true);
+        for _ in 0..5 {
+            ring.push_used_all(&[(1, 10), (2, 20), (3, 30), (4, 40), (5, 50)])
+                .unwrap();
+        }
+        assert_eq!(get(&guest, Guest::used_ring(0), 2), 25);
+        // The last five: positions 20 to 24, behind the ring's end.
+        let last = guest.used(0).split_off(20);
+        assert_eq!(last, [(1, 10), (2, 20), (3, 30), (4, 40), (5, 50)]);
+        assert_eq!(ring.push_used_all(&[]), Ok(()));
+        let many = vec![(0, 0); usize::from(SIZE) + 1];
+        assert_eq!(ring.push_used_all(&many), Err(Broken::Ring));
+        assert_eq!(ring.push_used(SIZE, 0), Err(Broken::Ring));
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_one_run_of_bytes(
+            lengths in prop::collection::vec(0u32..40, 1..8),
+            front in 0usize..200,
+            keep in 0usize..200,
+            at in 0usize..200,
+        ) {
+            let guest = Guest::new(1);
+            let chain: Vec<_> = (0u64..).zip(&lengths)
+                .map(|(index, length)| (DATA + index * 0x1000, *length, WRITE))
+                .collect();
+            let mut model: Vec<u8> = (0u8..).take(lengths.iter().sum::<u32>() as usize).collect();
+            guest.offer(0, &chain);
+            let mut buffers = Buffers::default();
+            ring(&guest, false).pop(&mut buffers).unwrap();
+            let segments = &mut buffers.writable;
+            prop_assert_eq!(segments.copy_in(0, &model), model.len());
+            segments.trim_front(front);
+            model.drain(..front.min(model.len()));
+            segments.truncate(keep);
+            model.truncate(keep);
+            if let Some(last) = segments.split_last() {
+                last.write(0xee);
+                model.pop();
+            }
+            prop_assert_eq!(segments.length(), model.len());
+            let mut read = vec![0; 300];
+            let got = segments.copy_out(at, &mut read);
+            let expected = model.get(at..).unwrap_or_default();
+            prop_assert_eq!(&read[..got], expected);
+        }
+    }
+}
