@@ -10,7 +10,7 @@ export IMAGE_CMDLINE='ro console=ttyS0,115200 net.ifnames=0 biosdevname=0'
 DISK_SPARE_MB=160
 DISK_JOURNAL_MB=32
 
-PACKAGES=linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,dbus,udev,cloud-init,cloud-guest-utils,openssh-server,ifupdown,isc-dhcp-client,iproute2,sudo,curl,ca-certificates,python3-minimal,netbase,procps,kmod,e2fsprogs,fdisk,iputils-ping,less,nano,libpam-systemd,systemd-timesyncd,apt-utils
+PACKAGES=linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,dbus,udev,cloud-init,cloud-guest-utils,openssh-server,ifupdown,isc-dhcp-client,iproute2,sudo,curl,ca-certificates,python3-minimal,netbase,procps,kmod,e2fsprogs,fdisk,iputils-ping,less,nano,libpam-systemd,apt-utils
 
 arguments() {
     ARGUMENTS=(--variant=minbase
