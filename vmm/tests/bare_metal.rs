@@ -1,0 +1,232 @@
+//! The whole program with guests of a few bytes, on whatever `/dev/kvm` is here:
+//! what a power-off, a reset, a triple fault and a stop look like from outside.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use hearth_vmm_api::{Exit, Machine};
+
+/// `mov dx, port; mov al, value; out dx, al`, in long mode.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+/// S5: sleep type 5, sleep enable.
+fn power_off() -> Vec<u8> {
+    out(0x600, 5 << 2 | 1 << 5)
+}
+
+/// `hlt; jmp` to it.
+const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
+/// An instruction that is none; without an IDT, a triple fault.
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
+/// A bzImage whose 64-bit entry is `code`: the setup header of the Linux boot
+/// protocol, and the code 0x200 bytes into the kernel.
+fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 1024 + 512];
+    image.extend_from_slice(code);
+    image.extend_from_slice(&HALT);
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes()); // version
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x214, &0x10_0000u32.to_le_bytes()); // code32_start
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x258, &0x10_0000u64.to_le_bytes()); // pref_address
+    put(0x260, &0x1_0000u32.to_le_bytes()); // init_size
+    image
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Nothing where there is no KVM, said aloud.
+    fn new(code: &[u8]) -> Option<Self> {
+        if !Path::new("/dev/kvm").exists() {
+            eprintln!("SKIPPED: there is no /dev/kvm");
+            return None;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::write(folder.path().join("kernel"), bzimage(code)).expect("kernel");
+        Some(Self { folder })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hearth-vmm"));
+        command
+            .args(["--memory", "64", "--kernel"])
+            .arg(self.path("kernel"))
+            .arg("--socket")
+            .arg(self.path("socket"))
+            .arg("--serial-log")
+            .arg(self.path("serial"))
+            .arg("--exit-file")
+            .arg(self.path("exit"));
+        command
+    }
+
+    fn run(&self) -> Output {
+        self.command().output().expect("hearth-vmm runs")
+    }
+
+    fn exit(&self) -> Exit {
+        serde_json::from_slice(&std::fs::read(self.path("exit")).expect("exit file")).expect("JSON")
+    }
+
+    /// Asks the control socket.
+    fn ask(&self, request: &str) -> String {
+        let mut stream = UnixStream::connect(self.path("socket")).expect("connects");
+        write!(stream, "{request} HTTP/1.1\r\nHost: vmm\r\n\r\n").expect("sends");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answers");
+        answer
+    }
+
+    fn machine(&self) -> Machine {
+        let answer = self.ask("GET /v1/machine");
+        let body = answer.split("\r\n\r\n").nth(1).expect("body");
+        serde_json::from_str(body).expect("JSON")
+    }
+}
+
+/// Waits for something to become true.
+fn until(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !check() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn output_is_logged_and_power_off_ends_the_process() {
+    let hello: Vec<u8> = b"hello\n"
+        .iter()
+        .flat_map(|byte| out(0x3f8, *byte))
+        .collect();
+    let Some(bench) = Bench::new(&[hello, power_off()].concat()) else {
+        return;
+    };
+    let output = bench.run();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(bench.exit(), Exit::GuestPowerOff);
+    assert_eq!(
+        std::fs::read(bench.path("serial")).expect("log"),
+        b"hello\n"
+    );
+    assert!(!bench.path("socket").exists());
+}
+
+#[test]
+fn a_triple_fault_is_reported_with_its_place() {
+    let Some(bench) = Bench::new(&UD2) else {
+        return;
+    };
+    let output = bench.run();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let Exit::Crashed { detail } = bench.exit() else {
+        panic!("{:?}", bench.exit());
+    };
+    // Some hosts emulate the instruction, and give up on it instead of faulting.
+    assert!(detail.starts_with("vCPU 0: "), "{detail}");
+    assert!(detail.contains("rip=0x"), "{detail}");
+}
+
+#[test]
+fn a_reset_keeps_the_process() {
+    for code in [out(0x602, 1), out(0x64, 0xfe)] {
+        let Some(bench) = Bench::new(&code) else {
+            return;
+        };
+        let mut child = bench.command().spawn().expect("runs");
+        until("listens", || bench.path("socket").exists());
+        until("third reset", || bench.machine().resets >= 3);
+        assert_eq!(bench.machine().pid, child.id());
+        assert!(bench.ask("PUT /v1/stop").starts_with("HTTP/1.1 204"));
+        assert_eq!(child.wait().expect("ends").code(), Some(0));
+        assert_eq!(bench.exit(), Exit::Stopped);
+    }
+}
+
+#[test]
+fn a_paused_machine_stands_still() {
+    // Writes to an unclaimed port without end: every turn is an exit.
+    let spin = [out(0x80, 0), vec![0xeb, 0xf7]].concat();
+    let Some(bench) = Bench::new(&spin) else {
+        return;
+    };
+    let mut child = bench
+        .command()
+        .args(["--vcpus", "2"])
+        .spawn()
+        .expect("runs");
+    until("listens", || bench.path("socket").exists());
+    let exits = || {
+        let answer = bench.ask("GET /v1/metrics");
+        let body = answer.split("\r\n\r\n").nth(1).expect("body");
+        let metrics: hearth_vmm_api::Metrics = serde_json::from_str(body).expect("JSON");
+        metrics.vcpu_exits
+    };
+    until("runs", || exits() > 100);
+    bench.ask("PUT /v1/pause");
+    let still = exits();
+    assert_eq!(exits(), still);
+    bench.ask("PUT /v1/resume");
+    until("runs again", || exits() > still + 100);
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+}
+
+#[test]
+fn a_daemon_is_left_behind_and_ended_by_sigterm() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let output = bench
+        .command()
+        .arg("--daemonize")
+        .arg("--pid-file")
+        .arg(bench.path("pid"))
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let pid = std::fs::read_to_string(bench.path("pid")).expect("pid file");
+    assert_eq!(bench.machine().pid.to_string(), pid.trim());
+    let killed = Command::new("kill").arg(pid.trim()).status();
+    assert!(killed.expect("kill runs").success());
+    until("exit file", || bench.path("exit").exists());
+    assert_eq!(bench.exit(), Exit::Stopped);
+    assert!(!bench.path("pid").exists() && !bench.path("socket").exists());
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why_and_leaves_nothing() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    std::fs::write(bench.path("kernel"), "no kernel").expect("write");
+    let output = bench.command().arg("--daemonize").output().expect("runs");
+    assert_eq!(output.status.code(), Some(2));
+    let line = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.contains("kernel"), "{line}");
+    let left: Vec<_> = std::fs::read_dir(bench.folder.path())
+        .expect("list")
+        .map(|entry| entry.expect("entry").file_name())
+        .collect();
+    assert_eq!(left, ["kernel"]);
+}
