@@ -175,6 +175,9 @@ pub enum StoreError {
     /// This SQLite corrupts write-ahead logs.
     #[error("SQLite {0} has a bug that can corrupt the database; 3.51.3 or newer is needed")]
     OldSqlite(String),
+    /// The database's file can't be made.
+    #[error("can't make the file")]
+    Io(#[source] std::io::Error),
     /// SQLite failed.
     #[error("database error")]
     Sqlite(#[from] rusqlite::Error),

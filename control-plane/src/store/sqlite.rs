@@ -1,6 +1,8 @@
 //! The embedded store: SQLite in its write-ahead mode, on a thread of its own.
 
 use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{Arc, mpsc},
     time::Duration,
@@ -51,6 +53,13 @@ impl Sqlite {
         if rusqlite::version_number() < SOUND {
             return Err(StoreError::OldSqlite(rusqlite::version().to_owned()));
         }
+        // User data may hold secrets. SQLite gives its other files the same mode.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(StoreError::Io)?;
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // A commit that was answered must outlast a power cut.
@@ -299,6 +308,8 @@ impl Store for SqliteStore {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::store::Op;
 
@@ -317,6 +328,10 @@ mod tests {
         let store = SqliteStore::open(&path).await.unwrap();
         store.commit(put("/a")).await.unwrap();
         store.commit(put("/b")).await.unwrap();
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let mode = file.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0);
+        }
         let before = store.range("").await.unwrap();
         drop(store);
 

@@ -4,8 +4,8 @@
 
 mod images;
 mod instance_types;
-mod key_pairs;
 pub mod instances;
+mod key_pairs;
 pub mod regions;
 mod security_groups;
 pub mod shared;

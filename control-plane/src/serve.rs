@@ -1,0 +1,290 @@
+//! Puts the parts together and runs them.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use async_trait::async_trait;
+use hearth::{
+    api::{self, Cloud, Console},
+    auth::credentials::CredentialStore,
+    bootstrap::{Machine, bootstrap},
+    compute::{ComputeHost, host::HostCompute},
+    config::Config,
+    model::{HostId, InstanceId},
+    network::{NetworkHost, host::LinuxNetwork},
+    reconcile::{
+        Controller,
+        cluster::{GarbageController, PlacementController},
+        drive,
+        host::{ImageController, NetworkController},
+        instance::InstanceController,
+        system_clock,
+    },
+    storage::{self, host::HostStorage},
+    store::{Db, SqliteStore},
+};
+use rustix::fs::FlockOperation;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::timeout,
+};
+
+/// How long the passes that are under way may take to end. What is cut short
+/// then is taken up again by the next process.
+const LAST_PASS: Duration = Duration::from_secs(30);
+
+/// Why `hearth` ended.
+pub(crate) enum Failure {
+    /// It never began: something about the configuration or this host.
+    Setup(anyhow::Error),
+    /// It began, and could not go on.
+    Running(anyhow::Error),
+}
+
+struct Hosts {
+    compute: Arc<HostCompute>,
+    storage: Arc<HostStorage>,
+    network: Arc<LinuxNetwork>,
+}
+
+/// Serves until SIGTERM or SIGINT; the instances run on.
+pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
+    let lock = lock(&config).map_err(Failure::Setup)?;
+    let config = Arc::new(config);
+    let (db, hosts, credentials, listener) = set_up(&config).await.map_err(Failure::Setup)?;
+    let result = run(config, db, hosts, credentials, listener)
+        .await
+        .map_err(Failure::Running);
+    drop(lock);
+    result
+}
+
+async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialStore, TcpListener)> {
+    same_host(config)?;
+    let path = config.data_dir.join("credentials.json");
+    let credentials = CredentialStore::load_or_create(&path, &config.account_id)
+        .with_context(|| format!("the credentials in {}", path.display()))?;
+    let path = config.data_dir.join("hearth.db");
+    let store = SqliteStore::open(&path)
+        .await
+        .with_context(|| format!("the database {}", path.display()))?;
+    let db = Db::open(Arc::new(store))
+        .await
+        .context("reading the database")?;
+    let machine = Machine::probe().context("looking at this machine")?;
+    bootstrap(&db, config, machine)
+        .await
+        .context("writing the default VPC")?;
+    let hosts = hosts(config, &db)?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("--listen {}", config.listen))?;
+    Ok((db, hosts, credentials, listener))
+}
+
+/// What stands for this host.
+fn hosts(config: &Config, db: &Db) -> anyhow::Result<Hosts> {
+    let compute = HostCompute::open(&config.data_dir, &config.vmm_binary)?;
+    let storage = HostStorage::open(&config.data_dir)?;
+    let network = LinuxNetwork::new(
+        config.public_pool,
+        &config.region,
+        &config.run_dir,
+        db.changed(),
+    )?;
+    Ok(Hosts {
+        compute: Arc::new(compute),
+        storage: Arc::new(storage),
+        network: Arc::new(network),
+    })
+}
+
+/// Makes the folders, and sees to it that no other `hearth` has them.
+fn lock(config: &Config) -> anyhow::Result<File> {
+    // Each VMM, a user of its own, passes through to its part of the data.
+    for folder in [&config.data_dir, &config.run_dir] {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(folder)
+            .with_context(|| format!("making {}", folder.display()))?;
+    }
+    let path = config.data_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(anyhow!(
+            "another hearth has the data folder {}",
+            config.data_dir.display()
+        )),
+        Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// The records of this host are under its id. Under another the instances that
+/// run here would be strangers, and be removed.
+fn same_host(config: &Config) -> anyhow::Result<()> {
+    let path = config.data_dir.join("host-id");
+    match fs::read_to_string(&path) {
+        Ok(known) if HostId(known.trim().to_owned()) == config.host_id => Ok(()),
+        Ok(known) => Err(anyhow!(
+            "--host-id {}: the data folder {} is of the host {}",
+            config.host_id,
+            config.data_dir.display(),
+            known.trim()
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_whole(&path, &config.host_id.0)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, format!("{text}\n"))
+        .and_then(|()| fs::rename(&new, path))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+async fn run(
+    config: Arc<Config>,
+    db: Db,
+    hosts: Hosts,
+    credentials: CredentialStore,
+    listener: TcpListener,
+) -> anyhow::Result<()> {
+    let (shutdown, receiver) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    for controller in controllers(&config, &db, &hosts) {
+        tasks.spawn(drive(controller, db.clone(), receiver.clone()));
+    }
+    let cloud = Cloud {
+        db: db.clone(),
+        config: Arc::clone(&config),
+        console: Arc::new(HostConsole(hosts.compute.clone())),
+    };
+    let address = listener.local_addr().unwrap_or(config.listen);
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    let mut stop = receiver.clone();
+    let server = tokio::spawn(
+        axum::serve(listener, api::router(cloud, credentials))
+            .with_graceful_shutdown(async move {
+                let _ = stop.wait_for(|s| *s).await;
+            })
+            .into_future(),
+    );
+    // Connections are taken from here on.
+    let _ = writeln!(io::stdout(), "hearth: the API is at http://{address}");
+    tracing::info!(%address, host = %config.host_id, zone = config.zone, "serving");
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        // A controller ends by itself only when the view is lost: begin anew.
+        _ = tasks.join_next() => Err(anyhow!("a reconciler has ended: see the log")),
+    };
+    tracing::info!("ending; the instances run on");
+    shutdown.send_replace(true);
+    let last = async {
+        while tasks.join_next().await.is_some() {}
+        let _ = server.await;
+    };
+    if timeout(LAST_PASS, last).await.is_err() {
+        tracing::warn!("a pass or a request takes too long and is cut short");
+    }
+    ended
+}
+
+fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Controller>> {
+    let clock = system_clock();
+    let network = Arc::new(NetworkController::new(
+        db.clone(),
+        config.host_id.clone(),
+        hosts.network.clone(),
+    ));
+    vec![
+        Arc::new(ImageController::new(
+            db.clone(),
+            config.images_dir.clone(),
+            config.account_id.clone(),
+        )),
+        Arc::new(PlacementController {
+            db: db.clone(),
+            clock: clock.clone(),
+        }),
+        Arc::new(GarbageController {
+            db: db.clone(),
+            clock: clock.clone(),
+        }),
+        network.clone(),
+        Arc::new(InstanceController::new(
+            db.clone(),
+            config.clone(),
+            hosts.compute.clone(),
+            hosts.storage.clone(),
+            hosts.network.clone(),
+            network,
+            clock,
+        )),
+    ]
+}
+
+/// The consoles of this host, for the API.
+struct HostConsole(Arc<HostCompute>);
+
+#[async_trait]
+impl Console for HostConsole {
+    async fn tail(&self, instance: &InstanceId) -> anyhow::Result<Vec<u8>> {
+        Ok(self.0.console(instance).await?)
+    }
+}
+
+/// Removes every instance and all that Hearth has made on this host. Twice is
+/// harmless, and so is a host that never served.
+pub(crate) async fn purge(config: Config) -> Result<(), Failure> {
+    let lock = lock(&config).map_err(Failure::Setup)?;
+    let result = remove_all(&config).await.map_err(Failure::Running);
+    drop(lock);
+    result
+}
+
+async fn remove_all(config: &Config) -> anyhow::Result<()> {
+    let compute = HostCompute::open(&config.data_dir, &config.vmm_binary)?;
+    compute.purge().await.context("removing the instances")?;
+    let db = Db::in_memory().await;
+    LinuxNetwork::new(
+        config.public_pool,
+        &config.region,
+        &config.run_dir,
+        db.changed(),
+    )?
+    .purge()
+    .await
+    .context("removing the network")?;
+    let data = config.data_dir.clone();
+    tokio::task::spawn_blocking(move || storage::host::purge(&data))
+        .await?
+        .context("removing the volumes")?;
+    // Last: as long as any of the above is there, the database says what it is.
+    for name in ["hearth.db", "hearth.db-wal", "hearth.db-shm", "host-id"] {
+        let path = config.data_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
