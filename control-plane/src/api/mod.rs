@@ -16,4 +16,4 @@ pub mod wire;
 pub use action::{Action, Cloud, Ctx, Done, Idempotency};
 pub use console::Console;
 pub use error::ApiError;
-pub use server::router;
+pub use server::{router, serve};

@@ -27,6 +27,14 @@ pub fn router(cloud: Cloud, credentials: CredentialStore) -> Router {
     Router::new().fallback(answer).with_state(dispatch)
 }
 
+/// Serves the API until the task is dropped.
+///
+/// # Errors
+/// When the listener fails for good.
+pub async fn serve(listener: tokio::net::TcpListener, router: Router) -> std::io::Result<()> {
+    axum::serve(listener, router).await
+}
+
 async fn answer(State(dispatch): State<Arc<Dispatch>>, request: Request<Body>) -> Response<Body> {
     let request_id = request_id();
     let (parts, body) = request.into_parts();

@@ -1,0 +1,172 @@
+//! The API, served in this process on a loopback port.
+
+use std::{
+    path::Path,
+    process::Command,
+    sync::{Arc, mpsc},
+};
+
+use hearth::{
+    api::{self, registry},
+    auth::credentials::{AccessKey, CredentialStore},
+    bootstrap::{Machine, bootstrap},
+    config::Config,
+    model::{BootMethod, Image, ImageId, Manifest},
+    store::Db,
+};
+
+/// A served API. It goes with the value.
+pub(super) struct Server {
+    endpoint: String,
+    key: AccessKey,
+    region: String,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    /// A new cloud with its default VPC and one image.
+    pub(super) fn start() -> Self {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let (sender, receiver) = mpsc::channel();
+        let key = AccessKey::generate();
+        let config = Arc::new(Config::for_tests());
+        let region = config.region.clone();
+        let credentials = CredentialStore::new(&config.account_id, key.clone());
+        runtime.spawn(async move {
+            let db = Db::in_memory().await;
+            let machine = Machine {
+                cpus: 8,
+                memory_mib: 16384,
+            };
+            bootstrap(&db, &config, machine).await.expect("bootstrap");
+            let image = image(&config.account_id);
+            db.transact(|_, change| {
+                change.put(&image);
+                Ok::<_, api::ApiError>(())
+            })
+            .await
+            .expect("the image");
+            let console = Arc::new(api::console::NoConsole);
+            let cloud = api::Cloud {
+                db,
+                config,
+                console,
+            };
+            let router = api::router(cloud, credentials);
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+                .await
+                .expect("a loopback port");
+            let address = listener.local_addr().expect("its address");
+            sender.send(address).expect("the test waits");
+            api::serve(listener, router).await.expect("serving");
+        });
+        let address = receiver.recv().expect("the server starts");
+        Self {
+            endpoint: format!("http://{address}"),
+            key,
+            region,
+            _runtime: runtime,
+        }
+    }
+
+    /// Runs a script of this folder as a client; it must succeed.
+    pub(super) fn run(&self, python: &str, script: &str, arguments: &[&str]) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("api");
+        let output = Command::new(python)
+            .arg(folder.join(script))
+            .args(arguments)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("AWS_ENDPOINT_URL", &self.endpoint)
+            .env("AWS_ACCESS_KEY_ID", &self.key.access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &self.key.secret_access_key)
+            .env("AWS_DEFAULT_REGION", &self.region)
+            .env("AWS_MAX_ATTEMPTS", "1")
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env_remove("AWS_SESSION_TOKEN")
+            .env_remove("AWS_PROFILE")
+            .output()
+            .expect("python runs");
+        assert!(
+            output.status.success(),
+            "{script}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+fn image(account: &str) -> Image {
+    Image {
+        id: ImageId::from_random(1),
+        owner: account.to_owned(),
+        manifest: Manifest {
+            name: "micro".into(),
+            description: "A small one".into(),
+            architecture: "x86_64".into(),
+            root_device_name: "/dev/xvda".into(),
+            default_user: "root".into(),
+            disk: "micro.raw".into(),
+            disk_size: (1 << 30) + 1,
+            sha256: "00".repeat(32),
+            created: "2026-01-02T03:04:05Z".parse().expect("a time"),
+            boot: BootMethod::Linux {
+                partition: 0,
+                kernel: "/vmlinuz".into(),
+                initrd: None,
+                cmdline: String::new(),
+            },
+        },
+    }
+}
+
+/// The Python with boto3; `None`, said aloud, where there is none to be had.
+pub(super) fn python() -> Option<String> {
+    let python = std::env::var("HEARTH_PYTHON").unwrap_or_else(|_| "python3".into());
+    let found = Command::new(&python)
+        .args(["-c", "import boto3, botocore"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if found {
+        return Some(python);
+    }
+    let message = format!("{python} has no boto3: set HEARTH_PYTHON to one that has");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{message} (this is CI, so nothing is skipped)"
+    );
+    eprintln!("skipped: {message}");
+    None
+}
+
+/// What each action looks like on the wire, read from its types.
+pub(super) fn shapes() -> serde_json::Value {
+    let services = registry::services();
+    let services = services.iter().map(|service| {
+        let actions: Vec<_> = service
+            .actions
+            .iter()
+            .map(|action| {
+                let name = action.name;
+                let shape = |shape: Result<_, String>| {
+                    shape.unwrap_or_else(|why| panic!("{name} has no shape: {why}"))
+                };
+                serde_json::json!({
+                    "name": name,
+                    "iam": action.iam,
+                    "dry_run": action.dry_run,
+                    "unsupported": action.unsupported,
+                    "request": shape((action.request)()),
+                    "response": shape((action.response)()),
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "name": service.name,
+            "version": service.version,
+            "known": service.known.lines().collect::<Vec<_>>(),
+            "actions": actions,
+        })
+    });
+    serde_json::Value::Array(services.collect())
+}
