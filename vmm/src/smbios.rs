@@ -412,6 +412,46 @@ mod tests {
         assert_eq!(fields[0x1c..0x20], (64u32 << 10).to_le_bytes());
     }
 
+    /// dmidecode, where it is there, reads the tables without a complaint.
+    #[test]
+    fn dmidecode_has_no_complaint() {
+        use std::process::Command;
+        let mut image = build(&identity(), 2, 1 << 30).expect("fits");
+        // A dump has the structures at an offset of the file.
+        image[16..24].copy_from_slice(&32u64.to_le_bytes());
+        image[5] = 0;
+        let sum = image[..0x18]
+            .iter()
+            .fold(0u8, |sum, b| sum.wrapping_add(*b));
+        image[5] = sum.wrapping_neg();
+        let folder = tempfile::tempdir().expect("folder");
+        let dump = folder.path().join("dump");
+        std::fs::write(&dump, image).expect("write");
+        let Ok(output) = Command::new("dmidecode")
+            .arg("--from-dump")
+            .arg(&dump)
+            .output()
+        else {
+            eprintln!("SKIPPED: dmidecode is not installed");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        for complaint in [
+            "<BAD INDEX>",
+            "<OUT OF SPEC>",
+            "TRUNCATED",
+            "Invalid",
+            "Wrong",
+            "Unknown Type",
+        ] {
+            assert!(!text.contains(complaint), "{complaint}: {text}");
+        }
+        assert!(text.contains(&format!("UUID: {TEXT}")), "{text}");
+        assert!(text.contains("Size: 1 GB"), "{text}");
+    }
+
     #[test]
     fn uuid_text_is_checked() {
         for bad in [
