@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use hearth::{
     compute::bootfiles,
     config::{Config, ServeArgs},
+    doctor,
 };
 
 /// EC2 on this machine.
@@ -29,6 +30,12 @@ enum Command {
     /// Ends every instance and removes all that Hearth has made on this host but
     /// its images and credentials; takes the flags of serve
     Purge(ServeArgs),
+    /// Tells whether instances can run on this machine, and what to do if not
+    Doctor {
+        /// Only one line for each reason why none can
+        #[arg(long)]
+        brief: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -43,6 +50,8 @@ fn main() -> ExitCode {
     let (args, purge) = match Cli::parse().command {
         Command::Serve(args) => (args, false),
         Command::Purge(args) => (args, true),
+        // It reads its flag itself.
+        Command::Doctor { brief: _ } => return doctor::main(),
     };
     let hostname = rustix::system::uname()
         .nodename()

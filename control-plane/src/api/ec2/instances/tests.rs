@@ -1,1 +1,426 @@
+//! The handlers against a small cloud, with the controllers' part played by hand.
 
+use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
+
+use super::*;
+use crate::{
+    api::{
+        Action, ApiError, Ctx, Idempotency,
+        wire::{Dialect, Form, from_form},
+    },
+    bootstrap::{Machine, bootstrap},
+    config::Config,
+    model::*,
+    reconcile::instance::{plan::Transition, record},
+    store::Db,
+};
+
+async fn cloud() -> Ctx {
+    let db = Db::in_memory().await;
+    // Room for eight t2.micro by vCPU.
+    let machine = Machine {
+        cpus: 2,
+        memory_mib: 16 * 1024,
+    };
+    bootstrap(&db, &Config::for_tests(), machine).await.unwrap();
+    db.transact(|_, change| {
+        change.put(&samples::image());
+        Ok::<_, ()>(())
+    })
+    .await
+    .unwrap();
+    Ctx::for_tests(db)
+}
+
+fn request<T: DeserializeOwned>(text: &str) -> T {
+    from_form(&Form::parse(text.as_bytes()).unwrap(), Dialect::Ec2).unwrap()
+}
+
+async fn call<A: Action>(ctx: &Ctx, text: &str) -> Result<A::Response, ApiError> {
+    A::handle(ctx, request(text)).await
+}
+
+async fn code<A: Action>(ctx: &Ctx, text: &str) -> String {
+    match call::<A>(ctx, text).await {
+        Ok(_) => "no error".into(),
+        Err(error) => error.code.into_owned(),
+    }
+}
+
+const RUN: &str = "ImageId=ami-00000000000000001&InstanceType=t2.micro&MinCount=1&MaxCount=1";
+
+async fn run(ctx: &Ctx, more: &str) -> run_instances::Response {
+    call::<RunInstances>(ctx, &format!("{RUN}{more}"))
+        .await
+        .unwrap()
+}
+
+/// What the reconciler does when a step is done.
+async fn becomes(ctx: &Ctx, id: &str, transition: Transition) {
+    ctx.db
+        .transact(|view, change| {
+            let mut instance = view.get::<Instance>(id).unwrap().clone();
+            instance.host = Some(HostId("test-host".into()));
+            record::apply(view, change, &instance, &transition, ctx.now());
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+}
+
+async fn described(ctx: &Ctx, id: &str) -> answer::InstanceItem {
+    let text = format!("InstanceId.1={id}");
+    let mut answer = call::<DescribeInstances>(ctx, &text).await.unwrap();
+    answer.reservation_set.remove(0).instances_set.remove(0)
+}
+
+#[tokio::test]
+async fn an_instance_is_made_whole() {
+    let ctx = cloud().await;
+    let made = run(
+        &ctx,
+        "&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=Name&TagSpecification.1.Tag.1.Value=web\
+         &TagSpecification.2.ResourceType=volume&TagSpecification.2.Tag.1.Key=a&TagSpecification.2.Tag.1.Value=b",
+    )
+    .await;
+    let i = &made.instances_set[0];
+    assert_eq!(i.instance_state.name, "pending");
+    assert_eq!(i.ip_address.as_deref(), Some("203.0.113.2"));
+    assert_eq!(i.dns_name, "ec2-203-0-113-2.compute-1.amazonaws.com");
+    assert!(i.private_dns_name.starts_with("ip-172-31-"));
+    assert_eq!(i.group_set[0].group_name, "default");
+    assert_eq!(i.tag_set.as_ref().unwrap()[0].value, "web");
+    let device = &i.block_device_mapping[0];
+    assert_eq!(device.device_name, "/dev/xvda");
+    assert_eq!(ctx.db.view().tags(&device.ebs.volume_id)["a"], "b");
+    let nic = &i.network_interface_set[0];
+    assert!(nic.mac_address.starts_with("02:"));
+    assert_eq!(nic.association.as_ref().unwrap().public_ip, "203.0.113.2");
+}
+
+#[tokio::test]
+async fn several_have_addresses_of_their_own() {
+    let ctx = cloud().await;
+    let text = RUN.replace("MaxCount=1", "MaxCount=5");
+    let made = call::<RunInstances>(&ctx, &text).await.unwrap();
+    let distinct = |f: fn(&answer::InstanceItem) -> String| {
+        made.instances_set
+            .iter()
+            .map(f)
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
+    assert_eq!(distinct(|i| i.private_ip_address.clone().unwrap()), 5);
+    assert_eq!(distinct(|i| i.ip_address.clone().unwrap()), 5);
+    assert_eq!(
+        distinct(|i| i.network_interface_set[0].mac_address.clone()),
+        5
+    );
+    assert_eq!(made.instances_set[4].ami_launch_index, 4);
+}
+
+#[tokio::test]
+async fn as_many_as_fit_or_none() {
+    let ctx = cloud().await;
+    let many = RUN.replace("MaxCount=1", "MaxCount=20");
+    let none = many.replace("MinCount=1", "MinCount=9");
+    assert_eq!(
+        code::<RunInstances>(&ctx, &none).await,
+        "InsufficientInstanceCapacity"
+    );
+    assert_eq!(ctx.db.view().all::<Instance>().count(), 0);
+    assert_eq!(
+        call::<RunInstances>(&ctx, &many)
+            .await
+            .unwrap()
+            .instances_set
+            .len(),
+        8
+    );
+    assert_eq!(
+        code::<RunInstances>(&ctx, RUN).await,
+        "InsufficientInstanceCapacity"
+    );
+}
+
+#[tokio::test]
+async fn a_token_makes_one_instance() {
+    let mut ctx = cloud().await;
+    let token = |digest: &str| {
+        Some(Idempotency {
+            key: "RunInstances:t".into(),
+            digest: digest.into(),
+        })
+    };
+    ctx.idempotency = token("1");
+    let first = run(&ctx, "&ClientToken=t").await;
+    let second = run(&ctx, "&ClientToken=t").await;
+    assert_eq!(first.reservation_id, second.reservation_id);
+    assert_eq!(
+        first.instances_set[0].instance_id,
+        second.instances_set[0].instance_id
+    );
+    assert_eq!(ctx.db.view().all::<Instance>().count(), 1);
+    ctx.idempotency = token("2");
+    let other = format!("{RUN}&ClientToken=t");
+    assert_eq!(
+        code::<RunInstances>(&ctx, &other).await,
+        "IdempotentParameterMismatch"
+    );
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused() {
+    let ctx = cloud().await;
+    let long = "A".repeat(21848);
+    for (more, expected) in [
+        ("&KeyName=none", "InvalidKeyPair.NotFound"),
+        (
+            "&SubnetId=subnet-00000000000000009",
+            "InvalidSubnetID.NotFound",
+        ),
+        (
+            "&SecurityGroupId.1=sg-00000000000000009",
+            "InvalidGroup.NotFound",
+        ),
+        ("&SecurityGroup.1=none", "InvalidGroup.NotFound"),
+        ("&UserData=***", "InvalidParameterValue"),
+        (&format!("&UserData={long}"), "InvalidParameterValue"),
+        (
+            "&Placement.AvailabilityZone=us-east-1z",
+            "InvalidParameterValue",
+        ),
+        (
+            "&InstanceInitiatedShutdownBehavior=explode",
+            "InvalidParameterValue",
+        ),
+        (
+            "&MetadataOptions.HttpPutResponseHopLimit=65",
+            "InvalidParameterValue",
+        ),
+        ("&MetadataOptions.HttpTokens=maybe", "InvalidParameterValue"),
+        ("&NetworkInterface.1.DeviceIndex=1", "UnsupportedOperation"),
+        ("&NetworkInterface.1.Description=x", "MissingParameter"),
+        (
+            "&NetworkInterface.1.DeviceIndex=0&SecurityGroup.1=default",
+            "InvalidParameterCombination",
+        ),
+        (
+            "&BlockDeviceMapping.1.DeviceName=/dev/xvda&BlockDeviceMapping.1.Ebs.VolumeSize=0",
+            "InvalidBlockDeviceMapping",
+        ),
+        (
+            "&BlockDeviceMapping.1.DeviceName=/dev/xvda&BlockDeviceMapping.1.Ebs.VolumeType=io2",
+            "UnsupportedOperation",
+        ),
+        (
+            "&BlockDeviceMapping.1.DeviceName=/dev/sdb&BlockDeviceMapping.1.Ebs.VolumeSize=9",
+            "UnsupportedOperation",
+        ),
+        (
+            "&TagSpecification.1.ResourceType=vpc&TagSpecification.1.Tag.1.Key=a",
+            "InvalidParameterValue",
+        ),
+    ] {
+        assert_eq!(
+            code::<RunInstances>(&ctx, &format!("{RUN}{more}")).await,
+            expected,
+            "{more}"
+        );
+    }
+    for (from, to, expected) in [
+        ("MinCount=1", "MinCount=0", "InvalidParameterValue"),
+        ("MinCount=1", "MinCount=2", "InvalidParameterValue"),
+        ("MaxCount=1", "MaxCount=1000", "InstanceLimitExceeded"),
+        (
+            "ami-00000000000000001",
+            "ami-00000000000000002",
+            "InvalidAMIID.NotFound",
+        ),
+        ("ami-00000000000000001", "x", "InvalidAMIID.Malformed"),
+        ("t2.micro", "z9.nano", "InvalidParameterValue"),
+    ] {
+        assert_eq!(
+            code::<RunInstances>(&ctx, &RUN.replace(from, to)).await,
+            expected,
+            "{to}"
+        );
+    }
+    assert_eq!(ctx.db.view().all::<Instance>().count(), 0);
+    assert_eq!(ctx.db.view().all::<PrivateAddress>().count(), 0);
+}
+
+#[tokio::test]
+async fn a_life() {
+    let ctx = cloud().await;
+    let id = run(&ctx, "").await.instances_set[0].instance_id.clone();
+    let one = format!("InstanceId.1={id}");
+    let name = |changes: StateChanges| changes.instances_set[0].current_state.name.clone();
+
+    assert_eq!(
+        code::<StopInstances>(&ctx, &one).await,
+        "IncorrectInstanceState"
+    );
+    assert_eq!(
+        code::<RebootInstances>(&ctx, &one).await,
+        "IncorrectInstanceState"
+    );
+    becomes(&ctx, &id, Transition::Running).await;
+    assert!(call::<RebootInstances>(&ctx, &one).await.is_ok());
+    assert_eq!(ctx.db.view().get::<Instance>(&id).unwrap().reboots_asked, 1);
+
+    assert_eq!(
+        name(call::<StopInstances>(&ctx, &one).await.unwrap()),
+        "stopping"
+    );
+    assert_eq!(
+        code::<StartInstances>(&ctx, &one).await,
+        "IncorrectInstanceState"
+    );
+    call::<StopInstances>(&ctx, &format!("{one}&Force=true"))
+        .await
+        .unwrap();
+    assert_eq!(
+        ctx.db.view().get::<Instance>(&id).unwrap().intent,
+        Intent::ForceStop
+    );
+    becomes(&ctx, &id, Transition::Stopped(None)).await;
+    let stopped = described(&ctx, &id).await;
+    assert_eq!(
+        (stopped.ip_address, stopped.dns_name),
+        (None, String::new())
+    );
+    assert_eq!(
+        stopped.state_reason.unwrap().code,
+        "Client.UserInitiatedShutdown"
+    );
+    assert!(stopped.reason.starts_with("User initiated ("));
+    let private = stopped.private_ip_address;
+
+    assert_eq!(
+        name(call::<StartInstances>(&ctx, &one).await.unwrap()),
+        "pending"
+    );
+    let started = described(&ctx, &id).await;
+    // Another public address, the same private one.
+    assert_eq!(started.ip_address.as_deref(), Some("203.0.113.3"));
+    assert_eq!(started.private_ip_address, private);
+    assert_eq!(ctx.db.view().get::<Instance>(&id).unwrap().boots, 2);
+    becomes(&ctx, &id, Transition::Running).await;
+
+    assert_eq!(
+        name(call::<TerminateInstances>(&ctx, &one).await.unwrap()),
+        "shutting-down"
+    );
+    becomes(&ctx, &id, Transition::Terminated).await;
+    let gone = described(&ctx, &id).await;
+    assert_eq!(
+        (gone.ip_address, gone.private_ip_address, gone.vpc_id),
+        (None, None, None)
+    );
+    assert!(gone.network_interface_set.is_empty() && gone.block_device_mapping.is_empty());
+    assert_eq!(
+        name(call::<TerminateInstances>(&ctx, &one).await.unwrap()),
+        "terminated"
+    );
+    assert_eq!(
+        code::<StartInstances>(&ctx, &one).await,
+        "IncorrectInstanceState"
+    );
+}
+
+#[tokio::test]
+async fn one_that_is_protected_stays_and_so_do_those_with_it() {
+    let ctx = cloud().await;
+    let plain = run(&ctx, "").await.instances_set[0].instance_id.clone();
+    let kept = run(&ctx, "&DisableApiTermination=true").await.instances_set[0]
+        .instance_id
+        .clone();
+    let both = format!("InstanceId.1={plain}&InstanceId.2={kept}");
+    assert_eq!(
+        code::<TerminateInstances>(&ctx, &both).await,
+        "OperationNotPermitted"
+    );
+    assert_eq!(described(&ctx, &plain).await.instance_state.name, "pending");
+}
+
+#[tokio::test]
+async fn filters_pages_and_unknown_ids() {
+    let ctx = cloud().await;
+    call::<RunInstances>(&ctx, &RUN.replace("MaxCount=1", "MaxCount=7"))
+        .await
+        .unwrap();
+    let named = "&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=Name&TagSpecification.1.Tag.1.Value=web";
+    let web = run(&ctx, named).await.instances_set[0].instance_id.clone();
+    let count = |r: &describe_instances::Response| {
+        r.reservation_set
+            .iter()
+            .map(|r| r.instances_set.len())
+            .sum::<usize>()
+    };
+    for (filter, value, expected) in [
+        ("tag:Name", "w*", 1),
+        ("tag-key", "Name", 1),
+        ("instance-id", web.as_str(), 1),
+        ("instance-state-name", "pending", 8),
+        ("instance-state-code", "16", 0),
+        ("instance.group-name", "default", 8),
+        ("vpc-id", "vpc-*", 8),
+        ("launch-index", "6", 1),
+    ] {
+        let text = format!("Filter.1.Name={filter}&Filter.1.Value.1={value}");
+        let found = call::<DescribeInstances>(&ctx, &text).await.unwrap();
+        assert_eq!(count(&found), expected, "{filter}");
+    }
+    let bad = "Filter.1.Name=colour&Filter.1.Value.1=red";
+    assert_eq!(
+        code::<DescribeInstances>(&ctx, bad).await,
+        "InvalidParameterValue"
+    );
+
+    let first = call::<DescribeInstances>(&ctx, "MaxResults=5")
+        .await
+        .unwrap();
+    let rest = format!(
+        "MaxResults=5&NextToken={}",
+        first.next_token.as_ref().unwrap()
+    );
+    let rest = call::<DescribeInstances>(&ctx, &rest).await.unwrap();
+    assert_eq!(
+        (count(&first), count(&rest), rest.next_token.is_none()),
+        (5, 3, true)
+    );
+
+    for (id, expected) in [
+        ("i-00000000000000009", "InvalidInstanceID.NotFound"),
+        ("i-9", "InvalidInstanceID.Malformed"),
+    ] {
+        let text = format!("InstanceId.1={id}");
+        assert_eq!(code::<DescribeInstances>(&ctx, &text).await, expected);
+        assert_eq!(code::<StopInstances>(&ctx, &text).await, expected);
+        assert_eq!(
+            code::<GetConsoleOutput>(&ctx, &format!("InstanceId={id}")).await,
+            expected
+        );
+    }
+}
+
+#[tokio::test]
+async fn status_is_of_running_instances_unless_all_are_asked_for() {
+    let ctx = cloud().await;
+    let id = run(&ctx, "").await.instances_set[0].instance_id.clone();
+    let none = call::<DescribeInstanceStatus>(&ctx, "").await.unwrap();
+    assert!(none.instance_status_set.is_empty());
+    let all = call::<DescribeInstanceStatus>(&ctx, "IncludeAllInstances=true")
+        .await
+        .unwrap();
+    assert_eq!(
+        all.instance_status_set[0].system_status.status,
+        "not-applicable"
+    );
+    becomes(&ctx, &id, Transition::Running).await;
+    let up = call::<DescribeInstanceStatus>(&ctx, "").await.unwrap();
+    assert_eq!(up.instance_status_set[0].system_status.status, "ok");
+}
