@@ -210,6 +210,7 @@ impl Process {
         }
         jail::drop_privileges(description.uid, description.gid)
             .map_err(|error| format!("--uid, --gid: {error}"))?;
+        jail::forbid_system_calls().map_err(|error| format!("seccomp: {error}"))?;
         if let Some(path) = &exit_file {
             jail::may_write_beside(path)
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;

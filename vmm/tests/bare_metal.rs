@@ -182,6 +182,14 @@ fn a_paused_machine_stands_still() {
         metrics.vcpu_exits
     };
     until("runs", || exits() > 100);
+    // Every thread of it is held.
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("tasks");
+    for task in tasks {
+        let status = task.expect("task").path().join("status");
+        let status = std::fs::read_to_string(status).expect("status");
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+    }
     bench.ask("PUT /v1/pause");
     let still = exits();
     assert_eq!(exits(), still);

@@ -1,6 +1,7 @@
 //! What the process gives up once everything is open, and how it becomes a daemon.
 
 mod daemon;
+mod syscalls;
 
 use std::ffi::CString;
 use std::io;
@@ -8,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub use daemon::{Parent, daemonize};
+pub use syscalls::forbid as forbid_system_calls;
 
 /// Becomes another user and group, for good, and gives up ever gaining a privilege
 /// by executing a file. The order matters: groups first, while we still may.
