@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # Init of the lab that scripts/bench boots: everything lies in memory, nothing
 # else runs, so that two runs do the same. Makes it a KVM host, with an XFS on
 # a RAM disk as the place of the guest's disk, runs /bench-run and powers off.
@@ -9,9 +10,9 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
+while read -r module; do
     insmod "/modules/$module" || echo "bench: no module $module"
-done
+done </modules/order
 insmod /modules/brd.ko rd_nr=1 rd_size=786432
 stty -F /dev/ttyS1 raw
 mkfs.xfs -q -f -m reflink=1 /dev/ram0
