@@ -155,18 +155,18 @@ impl VirtioDevice for Balloon {
             ..
         } = activation;
         *self.shared.interrupt() = Some(Arc::clone(&interrupt));
-        let (mut lanes, doorbells): (Vec<Lane>, Vec<_>) = queues
-            .into_iter()
-            .map(|active| {
-                let ActiveQueue {
-                    index,
-                    queue,
-                    doorbell,
-                } = active;
-                let ring = Ring::new(queue, Arc::clone(&memory));
-                (Lane { index, ring }, doorbell)
-            })
-            .unzip();
+        let mut lanes = Vec::new();
+        let mut doorbells = Vec::new();
+        for active in queues {
+            let ActiveQueue {
+                index,
+                queue,
+                doorbell,
+            } = active;
+            let ring = Ring::new(&queue, Arc::clone(&memory)).map_err(io::Error::other)?;
+            lanes.push(Lane { index, ring });
+            doorbells.push(doorbell);
+        }
         self.worker = Some(Worker::start("balloon", move |stop| {
             let served = serve_all(&stop, &doorbells, |place| match lanes.get_mut(place) {
                 Some(lane) => lane
@@ -201,7 +201,7 @@ impl Lane {
         let mut buffers = Buffers::default();
         for _ in 0..BATCH {
             let Some(head) = self.ring.pop(&mut buffers)? else {
-                return self.ring.listen();
+                return Ok(self.ring.listen());
             };
             match self.index {
                 INFLATE => inflate(&mut buffers, memory)?,
@@ -209,8 +209,8 @@ impl Lane {
                 // DEFLATE: pages come back by being used.
                 DEFLATE.. => {}
             }
-            self.ring.push_used(head, 0)?;
-            if self.ring.wants_interrupt()? {
+            self.ring.push_used(head, 0);
+            if self.ring.wants_interrupt() {
                 interrupt.queue(self.index);
             }
         }
@@ -406,7 +406,7 @@ mod tests {
             let length = list(&guest, &pages);
             let mut buffers = Buffers::default();
             guest.offer(0, &[(LIST, length, READ)]);
-            let mut ring = Ring::new(guest.queue(0), Arc::clone(&guest.memory));
+            let mut ring = Ring::new(&guest.queue(0), Arc::clone(&guest.memory)).unwrap();
             ring.pop(&mut buffers).unwrap();
             inflate(&mut buffers, &guest.memory).unwrap();
             for page in 0x400u32..0x410 {

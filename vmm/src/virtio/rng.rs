@@ -64,7 +64,7 @@ impl VirtioDevice for Rng {
             .into_iter()
             .next()
             .ok_or_else(|| io::Error::other("the entropy queue is not enabled"))?;
-        let mut ring = Ring::new(active.queue, memory);
+        let mut ring = Ring::new(&active.queue, memory).map_err(io::Error::other)?;
         let index = active.index;
         self.worker = Some(Worker::start("rng", move |stop| {
             let served = worker::serve(&stop, &active.doorbell, || {
@@ -87,11 +87,11 @@ fn serve(ring: &mut Ring, index: u16, interrupt: &dyn Interrupt) -> io::Result<b
     let mut buffers = Buffers::default();
     for _ in 0..BATCH {
         let Some(head) = ring.pop(&mut buffers).map_err(io::Error::other)? else {
-            return ring.listen().map_err(io::Error::other);
+            return Ok(ring.listen());
         };
         let written = fill(&buffers).map_err(io::Error::other)?;
-        ring.push_used(head, written).map_err(io::Error::other)?;
-        if ring.wants_interrupt().map_err(io::Error::other)? {
+        ring.push_used(head, written);
+        if ring.wants_interrupt() {
             interrupt.queue(index);
         }
     }

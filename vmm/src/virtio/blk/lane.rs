@@ -52,8 +52,6 @@ struct Running {
     free: Vec<u16>,
     /// Buffers whose allocations wait to be used again.
     spare: Vec<Buffers>,
-    /// Chains were returned, and the driver not yet told.
-    returned: bool,
 }
 
 impl Lane {
@@ -69,7 +67,8 @@ impl Lane {
     }
 
     fn start(self, stop: Arc<EventFd>) -> io::Result<Running> {
-        let ring = Ring::new(self.active.queue, Arc::clone(&self.memory));
+        let ring = Ring::new(&self.active.queue, Arc::clone(&self.memory));
+        let ring = ring.map_err(io::Error::other)?;
         let depth = ring.size();
         let engine = Engine::new(
             self.engine,
@@ -91,7 +90,6 @@ impl Lane {
             requests: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             spare: Vec::new(),
-            returned: false,
         })
     }
 }
@@ -100,16 +98,16 @@ impl Running {
     fn serve(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
         loop {
-            self.ring.quiet().map_err(io::Error::other)?;
+            self.ring.quiet();
             let more = self.take()?;
-            self.tell()?;
+            self.tell();
             if self.engine.wait(!more, &mut done)?.stop {
                 return Ok(());
             }
             for completion in done.drain(..) {
                 self.finish(completion)?;
             }
-            self.tell()?;
+            self.tell();
         }
     }
 
@@ -127,7 +125,7 @@ impl Running {
                 Some(head) => self.begin(head, buffers)?,
                 None => {
                     self.spare.push(buffers);
-                    return self.ring.listen().map_err(io::Error::other);
+                    return Ok(self.ring.listen());
                 }
             }
         }
@@ -146,7 +144,8 @@ impl Running {
         match parse(&mut buffers, rules).map_err(io::Error::other)? {
             Action::Done(said, written) => {
                 self.spare.push(buffers);
-                self.give_back(head, &status, said, written)
+                self.give_back(head, &status, said, written);
+                Ok(())
             }
             Action::Start(op) => {
                 let Some(token) = self.free.pop() else {
@@ -201,32 +200,21 @@ impl Running {
         };
         self.free.push(token);
         self.spare.push(reuse(op, rest));
-        self.give_back(head, &at, status, written)
+        self.give_back(head, &at, status, written);
+        Ok(())
     }
 
-    fn give_back(
-        &mut self,
-        head: u16,
-        at: &HostByte,
-        status: Status,
-        written: u32,
-    ) -> io::Result<()> {
+    fn give_back(&mut self, head: u16, at: &HostByte, status: Status, written: u32) {
         at.write(status as u8);
-        self.returned = true;
         // The status byte counts too.
-        self.ring
-            .push_used(head, written.saturating_add(1))
-            .map_err(io::Error::other)
+        self.ring.push_used(head, written.saturating_add(1));
     }
 
-    /// One interrupt for all that was returned, if the driver wants one.
-    fn tell(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.returned)
-            && self.ring.wants_interrupt().map_err(io::Error::other)?
-        {
+    /// Shows the driver all that was returned, with one interrupt if it wants one.
+    fn tell(&mut self) {
+        if self.ring.wants_interrupt() {
             self.interrupt.queue(self.index);
         }
-        Ok(())
     }
 }
 

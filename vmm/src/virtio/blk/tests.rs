@@ -294,7 +294,7 @@ fn an_endless_indirect_chain_is_cut() {
     guest.write(DATA, &descriptors);
     guest.describe(0, 0, &[(DATA, 32_000, INDIRECT, 0)]);
     guest.kick(0, 0);
-    let mut ring = Ring::new(guest.queue(0), Arc::clone(&guest.memory));
+    let mut ring = Ring::new(&guest.queue(0), Arc::clone(&guest.memory)).unwrap();
     let popped = ring.pop(&mut Buffers::default());
     assert_eq!(popped, Err(Broken::TooLong));
 }

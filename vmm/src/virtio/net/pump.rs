@@ -20,6 +20,9 @@ use crate::virtio::{Activation, ActiveQueue, Interrupt};
 /// The most packets of one direction before the other has its turn.
 const BATCH: usize = 256;
 
+/// The most packets before the driver is told of them.
+const TELL: usize = 64;
+
 /// Epoll tokens.
 const RECEIVE_BELL: u64 = DOORBELL;
 const TRANSMIT_BELL: u64 = DOORBELL + 1;
@@ -43,8 +46,6 @@ struct Receiver {
     mergeable: bool,
     /// Room wanted before a packet is read: what doesn't fit is lost.
     needed: usize,
-    /// The buffers of the packet at hand.
-    filled: Vec<(u16, u32)>,
 }
 
 /// The transmit queue.
@@ -80,20 +81,22 @@ impl Pump {
         let [receive, transmit]: [ActiveQueue; 2] = queues
             .try_into()
             .map_err(|_| io::Error::other("a network queue is not enabled"))?;
+        let ring = |active: &ActiveQueue| {
+            Ring::new(&active.queue, Arc::clone(&memory)).map_err(io::Error::other)
+        };
         Ok(Self {
             link,
             interrupt,
             receiver: Receiver {
-                ring: Ring::new(receive.queue, Arc::clone(&memory)),
+                ring: ring(&receive)?,
                 buffers: Buffers::default(),
                 posted: VecDeque::new(),
                 room: Segments::default(),
                 mergeable,
                 needed,
-                filled: Vec::new(),
             },
             transmitter: Transmitter {
-                ring: Ring::new(transmit.queue, memory),
+                ring: ring(&transmit)?,
                 buffers: Buffers::default(),
             },
             bells: [receive.doorbell, transmit.doorbell],
@@ -115,7 +118,7 @@ impl Pump {
         epoll.watch(self.bells[0].as_ref(), RECEIVE_BELL, edge)?;
         epoll.watch(self.bells[1].as_ref(), TRANSMIT_BELL, edge)?;
         epoll.watch(&self.link.as_raw_fd(), LINK, edge)?;
-        self.receiver.ring.quiet().map_err(io::Error::other)?;
+        self.receiver.ring.quiet();
         let mut events = [EpollEvent::default(); 4];
         let (mut receive, mut transmit) = (true, true);
         let fd = self.link.as_raw_fd();
@@ -147,12 +150,14 @@ impl Pump {
 impl Transmitter {
     /// Sends what is available. Returns whether there is more.
     fn transmit(&mut self, link: RawFd, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
-        self.ring.quiet()?;
+        self.ring.quiet();
         let mut more = true;
-        let mut returned = false;
-        for _ in 0..BATCH {
+        for done in 0..BATCH {
+            if done % TELL == 0 && self.ring.wants_interrupt() {
+                interrupt.queue(TRANSMIT);
+            }
             let Some(head) = self.ring.pop(&mut self.buffers)? else {
-                more = self.ring.listen()?;
+                more = self.ring.listen();
                 break;
             };
             let packet = &self.buffers.readable;
@@ -163,12 +168,11 @@ impl Transmitter {
             // lost, as on a wire.
             let _ = transfer(|| {
                 // SAFETY: the segments are valid guest memory (see `Segments`).
-                unsafe { libc::writev(link, packet.as_slice().as_ptr(), count(packet)) }
+                unsafe { libc::writev(link, packet.as_slice().as_ptr(), length(packet.as_slice())) }
             });
-            self.ring.push_used(head, 0)?;
-            returned = true;
+            self.ring.push_used(head, 0);
         }
-        if returned && self.ring.wants_interrupt()? {
+        if self.ring.wants_interrupt() {
             interrupt.queue(TRANSMIT);
         }
         Ok(more)
@@ -179,11 +183,13 @@ impl Receiver {
     /// Receives what has come. Returns whether there may be more, and room for it.
     fn receive(&mut self, link: RawFd, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
         let mut more = true;
-        let mut returned = false;
-        for _ in 0..BATCH {
+        for done in 0..BATCH {
+            if done % TELL == 0 && self.ring.wants_interrupt() {
+                interrupt.queue(RECEIVE);
+            }
             if !self.refill()? {
                 // Starved: the driver's next buffer rings, unless it is there now.
-                more = self.ring.listen()?;
+                more = self.ring.listen();
                 break;
             }
             let list = self.target();
@@ -194,7 +200,6 @@ impl Receiver {
             match got {
                 Ok(got) if got >= HEADER_SIZE => {
                     self.deliver(got)?;
-                    returned = true;
                 }
                 // No packet at all: the next is read into the same room.
                 Ok(got) if got > 0 => {}
@@ -205,7 +210,7 @@ impl Receiver {
                 }
             }
         }
-        if returned && self.ring.wants_interrupt()? {
+        if self.ring.wants_interrupt() {
             interrupt.queue(RECEIVE);
         }
         Ok(more)
@@ -255,9 +260,9 @@ impl Receiver {
 
     /// Returns the buffers that a packet of `got` bytes, header included, filled.
     fn deliver(&mut self, got: usize) -> Result<(), Broken> {
-        self.filled.clear();
         let mut rest = got;
         let mut used = 0;
+        let mut buffers = 0u16;
         while rest > 0 {
             let Some(buffer) = self.posted.pop_front() else {
                 break;
@@ -265,15 +270,19 @@ impl Receiver {
             let part = rest.min(buffer.length);
             // A buffer is part of a packet, which is smaller than 2^32.
             let written = u32::try_from(part).map_err(|_| Broken::Request)?;
-            self.filled.push((buffer.head, written));
+            self.ring.push_used(buffer.head, written);
             rest -= part;
             used += buffer.length;
+            // There are no more than the queue has entries.
+            buffers += 1;
         }
         // Without mergeable buffers it is 1 too (section 5.1.6.4.1).
-        let buffers = u16::try_from(self.filled.len()).map_err(|_| Broken::Ring)?;
         self.room.copy_in(NUM_BUFFERS, &buffers.to_le_bytes());
         self.room.trim_front(used);
-        self.ring.push_used_all(&self.filled)
+        // All of a packet's buffers at once (section 2.7.8.2), and early: a driver
+        // that polls goes on while we read the next.
+        self.ring.publish();
+        Ok(())
     }
 }
 
@@ -290,10 +299,6 @@ fn transfer(mut call: impl FnMut() -> isize) -> io::Result<usize> {
             }
         }
     }
-}
-
-fn count(segments: &Segments) -> i32 {
-    length(segments.as_slice())
 }
 
 /// At most `MAX_SEGMENTS`.
