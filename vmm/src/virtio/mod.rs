@@ -21,6 +21,7 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]

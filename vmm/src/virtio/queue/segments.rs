@@ -123,6 +123,15 @@ impl Segments {
         }
     }
 
+    /// Moves the first `count` bytes into `front`, which is cleared first.
+    pub fn split_front(&mut self, count: usize, front: &mut Self) {
+        front.clear();
+        front.list.extend_from_slice(&self.list);
+        front.length = self.length;
+        front.truncate(count);
+        self.trim_front(count);
+    }
+
     /// Cuts off the last byte.
     pub fn split_last(&mut self) -> Option<HostByte> {
         let last = self.list.last()?;

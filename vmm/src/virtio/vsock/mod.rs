@@ -1,0 +1,127 @@
+//! The socket device: streams between programs in the guest and programs on the
+//! host, without a network.
+//!
+//! On the host it is a Unix socket, as Firecracker has made it usual:
+//! - A program that connects to `path` and says `CONNECT 52\n` reaches port 52 of
+//!   the guest; it reads `OK <its own port>\n`, and then what the guest sends. A
+//!   port where nobody listens ends the stream without a word.
+//! - A program in the guest that connects to port 52 of CID 2 (the host) reaches
+//!   whoever listens on the Unix socket `path_52`.
+//!
+//! Virtio 1.2, section 5.10. Streams only; the header is parsed here and not by
+//! rust-vmm's `virtio-vsock`, whose packets are tied to its own descriptor chains.
+
+mod connection;
+mod hub;
+mod packet;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use self::hub::Hub;
+use super::worker::Worker;
+use super::{Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config};
+
+/// Feature bit: streams. Section 5.10.3.
+const F_STREAM: u64 = 1 << 0;
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 128;
+
+/// The queue from the device to the driver. Section 5.10.2.
+const RECEIVE: u16 = 0;
+/// The queue from the driver to the device.
+const TRANSMIT: u16 = 1;
+
+/// The first address that is a guest's, and the last. Section 5.10.4.
+const FIRST_CID: u32 = 3;
+const LAST_CID: u32 = u32::MAX - 1;
+
+/// How a socket device is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The guest's address, from 3 on.
+    pub cid: u32,
+    /// Where it listens on the host. Nothing may be there yet.
+    pub path: PathBuf,
+}
+
+/// A socket device.
+pub struct Vsock {
+    cid: u32,
+    path: PathBuf,
+    listener: Arc<UnixListener>,
+    worker: Option<Worker>,
+}
+
+impl Vsock {
+    /// A device that listens at once; who connects before the guest has a driver
+    /// waits for it.
+    ///
+    /// # Errors
+    /// When the CID is below 3 or 2^32-1, or the path can't be listened at: taken,
+    /// too long, no such folder.
+    pub fn new(options: Options) -> io::Result<Self> {
+        let Options { cid, path } = options;
+        if !(FIRST_CID..=LAST_CID).contains(&cid) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a guest's CID is at least 3",
+            ));
+        }
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            cid,
+            path,
+            listener: Arc::new(listener),
+            worker: None,
+        })
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        // Whoever removed it before us has done what was to do.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Vsock
+    }
+
+    fn features(&self) -> u64 {
+        F_STREAM | F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        // Receive, transmit, events.
+        vec![QUEUE_SIZE; 3]
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        read_config(&u64::from(self.cid).to_le_bytes(), offset, data);
+    }
+
+    fn config_write(&mut self, _: u64, _: &[u8]) {
+        // All of it is read-only.
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.worker = None;
+        let listener = Arc::clone(&self.listener);
+        let hub = Hub::new(self.cid.into(), self.path.clone(), listener, activation)?;
+        self.worker = Some(Worker::start("vsock", move |stop| hub.run(&stop))?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
