@@ -189,6 +189,8 @@ fn io(setup: &Setup, subject: &Subject, case: &str, figures: &mut Figures) -> Re
         }
         if let Some(figure) = line.text.strip_prefix("r ") {
             let (metric, value) = figure.split_once(' ').context("a figure")?;
+            // A sign of life for whoever waits outside the lab.
+            print("# figure", metric, value);
             figures.push((metric.to_owned(), value.to_owned()));
         }
     }
