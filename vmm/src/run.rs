@@ -288,10 +288,10 @@ impl Process {
         let _ = self.machine.bell().read();
         while let Some(report) = self.machine.report() {
             match report {
-                Report::Guest(Request::PowerOff) => {
+                Report::Guest(Request::PowerOff) if !self.machine.is_rebooting() => {
                     self.ending = Some(Exit::GuestPowerOff);
                 }
-                Report::Guest(Request::Reset) => {
+                Report::Guest(Request::PowerOff | Request::Reset) => {
                     if let Err(error) = self.machine.reset() {
                         self.ending = Some(Exit::Crashed {
                             detail: format!("the machine can't be reset: {error}"),
@@ -340,6 +340,11 @@ fn perform(machine: &mut Machine, ending: &mut Option<Exit>, command: Command) -
         Command::Metrics => Answer::value(&machine.metrics()),
         Command::PowerButton => match machine.press_power_button() {
             Ok(()) => Answer::done(),
+            Err(error) => Answer::error(500, &error.to_string()),
+        },
+        Command::Reboot(reboot) => match machine.ask_to_reboot(reboot.resets) {
+            Ok(true) => Answer::done(),
+            Ok(false) => Answer::error(409, "the machine was reset since"),
             Err(error) => Answer::error(500, &error.to_string()),
         },
         Command::Pause => {

@@ -20,6 +20,9 @@ fn power_off() -> Vec<u8> {
     out(0x600, 5 << 2 | 1 << 5)
 }
 
+/// Asks for events until the power button was pressed: `mov dx, 0x610; in al, dx;
+/// test al, 1; jz` to the beginning.
+const AWAIT_BUTTON: [u8; 9] = [0x66, 0xba, 0x10, 0x06, 0xec, 0xa8, 0x01, 0x74, 0xf7];
 /// `hlt; jmp` to it.
 const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 /// An instruction that is none; without an IDT, a triple fault.
@@ -89,8 +92,15 @@ impl Bench {
 
     /// Asks the control socket.
     fn ask(&self, request: &str) -> String {
+        self.tell(request, "")
+    }
+
+    /// Asks the control socket, with a body.
+    fn tell(&self, request: &str, body: &str) -> String {
         let mut stream = UnixStream::connect(self.path("socket")).expect("connects");
-        write!(stream, "{request} HTTP/1.1\r\nHost: vmm\r\n\r\n").expect("sends");
+        let length = body.len();
+        let head = format!("{request} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {length}");
+        write!(stream, "{head}\r\n\r\n{body}").expect("sends");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answers");
         answer
@@ -160,6 +170,44 @@ fn a_reset_keeps_the_process() {
         assert_eq!(child.wait().expect("ends").code(), Some(0));
         assert_eq!(bench.exit(), Exit::Stopped);
     }
+}
+
+#[test]
+fn a_reboot_is_a_power_off_that_comes_back() {
+    let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
+        return;
+    };
+    let mut child = bench.command().spawn().expect("runs");
+    until("listens", || bench.path("socket").exists());
+    for resets in 0..2 {
+        let body = format!(r#"{{"resets":{resets}}}"#);
+        let answer = bench.tell("PUT /v1/reboot", &body);
+        assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+        until("back", || bench.machine().resets == resets + 1);
+        let again = bench.tell("PUT /v1/reboot", &body);
+        assert!(again.starts_with("HTTP/1.1 409"), "{again}");
+    }
+    assert_eq!(bench.machine().pid, child.id());
+    // And what comes after is a power-off again.
+    bench.ask("PUT /v1/power-button");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert_eq!(bench.exit(), Exit::GuestPowerOff);
+}
+
+#[test]
+fn a_stop_takes_a_reboot_back() {
+    let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
+        return;
+    };
+    let mut child = bench.command().spawn().expect("runs");
+    until("listens", || bench.path("socket").exists());
+    // Held, so that it can't answer the first before the second is there.
+    bench.ask("PUT /v1/pause");
+    bench.tell("PUT /v1/reboot", r#"{"resets":0}"#);
+    bench.ask("PUT /v1/power-button");
+    bench.ask("PUT /v1/resume");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert_eq!(bench.exit(), Exit::GuestPowerOff);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! | `GET /v1/machine`        |              | [`Machine`]     |
 //! | `PUT /v1/power-button`   |              | 204             |
 //! | `PUT /v1/reset`          |              | 204             |
+//! | `PUT /v1/reboot`         | [`Reboot`]   | 204: the guest was asked; 409 |
 //! | `PUT /v1/stop`           |              | 204, then the process ends |
 //! | `PUT /v1/pause`          |              | 204             |
 //! | `PUT /v1/resume`         |              | 204             |
@@ -14,6 +15,9 @@
 //! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
 //! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
+//!
+//! `reboot` presses the power button, and the guest's power-off that follows
+//! becomes a reset. `power-button` and any reset take that back.
 //!
 //! A disk or interface that was asked for back is gone from [`Machine`] once the
 //! guest has let go of it. A guest that does not answer can be asked again.
@@ -53,6 +57,15 @@ pub enum MachineState {
     Running,
     /// The vCPUs are held.
     Paused,
+}
+
+/// Asks the guest to go down and come up again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reboot {
+    /// [`Machine::resets`] as the caller knows it. A machine that was reset since
+    /// is not asked, so that who asks again never reboots it twice.
+    pub resets: u64,
 }
 
 /// A disk.

@@ -1,6 +1,6 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::{ApiError, NewDisk, NewNic};
+use hearth_vmm_api::{ApiError, NewDisk, NewNic, Reboot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +17,8 @@ pub enum Command {
     PowerButton,
     /// The machine power-cycled.
     Reset,
+    /// The guest asked to go down and come up again.
+    Reboot(Reboot),
     /// The process ended.
     Stop,
     /// The vCPUs held.
@@ -116,6 +118,10 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
             takes("POST")?;
             return body(request).map(Command::AddNic);
         }
+        "/v1/reboot" => {
+            takes("PUT")?;
+            return body(request).map(Command::Reboot);
+        }
         _ => {}
     }
     if !request.body.is_empty() {
@@ -165,12 +171,20 @@ mod tests {
     }
 
     #[test]
+    fn a_reboot_says_which() {
+        let reboot = request("PUT", "/v1/reboot", r#"{"resets":3}"#);
+        assert_eq!(route(&reboot), Ok(Command::Reboot(Reboot { resets: 3 })));
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
         let unknown = r#"{"id":"data","path":"/x","cache":"none"}"#;
         for (request, status) in [
             (request("POST", "/v1/disks", unknown), 400),
             (request("POST", "/v1/disks", ""), 400),
             (request("GET", "/v1/disks", ""), 405),
+            (request("PUT", "/v1/reboot", ""), 400),
+            (request("POST", "/v1/reboot", r#"{"resets":0}"#), 405),
             (request("PUT", "/v1/pause", "{}"), 400),
             (request("GET", "/v2/machine", ""), 404),
         ] {

@@ -141,6 +141,8 @@ pub struct Machine {
     memory: Arc<GuestMemoryMmap>,
     state: api::MachineState,
     resets: u64,
+    /// The guest's next power-off is the first half of a reboot.
+    rebooting: bool,
     exits: Arc<AtomicU64>,
     sender: Sender<Report>,
     reports: Receiver<Report>,
@@ -191,6 +193,7 @@ impl Machine {
             vcpus: None,
             state: api::MachineState::Paused,
             resets: 0,
+            rebooting: false,
             exits: Arc::new(AtomicU64::new(0)),
             sender,
             reports,
@@ -246,6 +249,7 @@ impl Machine {
     /// but being dropped.
     pub fn reset(&mut self) -> Result<(), Error> {
         self.vcpus = None;
+        self.rebooting = false;
         self.bus.reset();
         while self.reports.try_recv().is_ok() {}
         memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
@@ -259,12 +263,33 @@ impl Machine {
         Ok(())
     }
 
-    /// Presses the power button.
+    /// Presses the power button: the guest's next power-off is the end.
     ///
     /// # Errors
     /// When the interrupt can't be raised.
-    pub fn press_power_button(&self) -> io::Result<()> {
+    pub fn press_power_button(&mut self) -> io::Result<()> {
+        self.rebooting = false;
         self.bus.notify(Registers::press_power_button)
+    }
+
+    /// Presses the power button, and has the power-off that follows be a reset.
+    /// False, and nothing done: the machine was reset more than `resets` times.
+    ///
+    /// # Errors
+    /// When the interrupt can't be raised.
+    pub fn ask_to_reboot(&mut self, resets: u64) -> io::Result<bool> {
+        if self.resets != resets {
+            return Ok(false);
+        }
+        self.bus.notify(Registers::press_power_button)?;
+        self.rebooting = true;
+        Ok(true)
+    }
+
+    /// Whether the guest's next power-off shall be a reset.
+    #[must_use]
+    pub fn is_rebooting(&self) -> bool {
+        self.rebooting
     }
 
     /// Takes out the devices in these slots, one bit for each: the guest let go of
