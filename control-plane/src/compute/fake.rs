@@ -20,6 +20,8 @@ pub enum Call {
     Launch(LaunchSpec),
     /// [`ComputeHost::power_button`].
     PowerButton(InstanceId),
+    /// [`ComputeHost::reboot`].
+    Reboot(InstanceId),
     /// [`ComputeHost::reset`].
     Reset(InstanceId),
     /// [`ComputeHost::kill`].
@@ -33,11 +35,22 @@ type Hook = Box<dyn FnMut(&Call) -> Result<(), ComputeError> + Send>;
 #[derive(Default)]
 struct State {
     instances: BTreeMap<InstanceId, Observed>,
+    resets: BTreeMap<InstanceId, u64>,
     consoles: BTreeMap<InstanceId, Vec<u8>>,
     calls: Vec<Call>,
     hook: Option<Hook>,
     next_pid: u32,
     deaf: bool,
+}
+
+impl State {
+    /// The count of a running instance's resets.
+    fn running_resets(&mut self, id: &InstanceId) -> Result<&mut u64, ComputeError> {
+        match self.instances.get(id) {
+            Some(Observed::Running { .. }) => Ok(self.resets.entry(id.clone()).or_default()),
+            _ => Err(ComputeError::NotRunning(id.clone())),
+        }
+    }
 }
 
 /// The host in memory.
@@ -131,6 +144,7 @@ impl ComputeHost for FakeCompute {
             boot: spec.boot,
         };
         state.instances.insert(spec.instance.clone(), running);
+        state.resets.insert(spec.instance.clone(), 0);
         Ok(())
     }
 
@@ -147,12 +161,28 @@ impl ComputeHost for FakeCompute {
         Ok(())
     }
 
-    async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {
-        let state = self.enter(Call::Reset(id.clone()))?;
-        match state.instances.get(id) {
-            Some(Observed::Running { .. }) => Ok(()),
-            _ => Err(ComputeError::NotRunning(id.clone())),
+    async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {
+        let mut state = self.enter(Call::Reboot(id.clone()))?;
+        let deaf = state.deaf;
+        let counted = state.running_resets(id)?;
+        if *counted != resets {
+            return Err(ComputeError::Host {
+                doing: format!("rebooting {id}"),
+                source: std::io::Error::other("the machine was reset since"),
+            });
         }
+        *counted += u64::from(!deaf);
+        Ok(())
+    }
+
+    async fn resets(&self, id: &InstanceId) -> Result<u64, ComputeError> {
+        self.state().running_resets(id).copied()
+    }
+
+    async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        let mut state = self.enter(Call::Reset(id.clone()))?;
+        *state.running_resets(id)? += 1;
+        Ok(())
     }
 
     async fn kill(&self, id: &InstanceId) -> Result<(), ComputeError> {

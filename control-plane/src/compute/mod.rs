@@ -133,7 +133,15 @@ pub trait ComputeHost: Send + Sync {
     /// Presses the power button: a guest that listens shuts itself down.
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError>;
 
-    /// Resets the guest, in the same process.
+    /// Asks the guest to reboot by the power button: the power-off that follows
+    /// resets it, in the same process. Not if it was reset since the caller
+    /// learned of `resets`, which is an error.
+    async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError>;
+
+    /// How often the guest was reset since this boot, by itself or others.
+    async fn resets(&self, id: &InstanceId) -> Result<u64, ComputeError>;
+
+    /// Resets the guest at once, in the same process.
     async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError>;
 
     /// Ends the VMM at once; when it returns no process is left. The folder

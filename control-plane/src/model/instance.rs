@@ -155,6 +155,15 @@ pub struct MetadataOptions {
     pub tags_enabled: bool,
 }
 
+/// A reboot under way: what tells, to whoever looks later, whether it is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reboot {
+    /// When the guest was first asked.
+    pub since: Timestamp,
+    /// How often the VMM had been reset before.
+    pub resets: u64,
+}
+
 /// An instance: what was asked for and where its life stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -215,6 +224,9 @@ pub struct Instance {
     pub reboots_asked: u64,
     /// How many of those the VMM has carried out.
     pub reboots_done: u64,
+    /// The reboot that is under way.
+    #[serde(default)]
+    pub reboot: Option<Reboot>,
     /// How many times it has been started from cold: 1 for the first boot.
     pub boots: u64,
 }

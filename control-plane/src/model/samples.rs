@@ -53,6 +53,7 @@ pub fn instance(n: u8) -> Instance {
         transition_reason: String::new(),
         reboots_asked: 0,
         reboots_done: 0,
+        reboot: None,
         boots: 1,
     }
 }

@@ -181,6 +181,7 @@ impl Cloud {
             transition_reason: String::new(),
             reboots_asked: 0,
             reboots_done: 0,
+            reboot: None,
             boots: 1,
         };
         edit(&mut instance);

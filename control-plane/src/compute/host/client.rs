@@ -5,9 +5,9 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use hearth_vmm_api::{ApiError, Machine};
+use hearth_vmm_api::{ApiError, Machine, Reboot};
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -20,19 +20,28 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// What the machine says of itself.
 pub(super) async fn machine(socket: &Path) -> io::Result<Machine> {
-    let body = request(socket, Method::GET, "/v1/machine").await?;
+    let body = request(socket, Method::GET, "/v1/machine", Bytes::new()).await?;
     Ok(serde_json::from_slice(&body)?)
 }
 
 /// `PUT /v1/<what>`: `power-button`, `reset`.
 pub(super) async fn put(socket: &Path, what: &str) -> io::Result<()> {
-    request(socket, Method::PUT, &format!("/v1/{what}"))
+    let path = format!("/v1/{what}");
+    request(socket, Method::PUT, &path, Bytes::new())
         .await
         .map(drop)
 }
 
-async fn request(socket: &Path, method: Method, path: &str) -> io::Result<Bytes> {
-    tokio::time::timeout(DEADLINE, talk(socket, method, path))
+/// `PUT /v1/reboot`.
+pub(super) async fn reboot(socket: &Path, resets: u64) -> io::Result<()> {
+    let body = serde_json::to_vec(&Reboot { resets })?;
+    request(socket, Method::PUT, "/v1/reboot", body.into())
+        .await
+        .map(drop)
+}
+
+async fn request(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Result<Bytes> {
+    tokio::time::timeout(DEADLINE, talk(socket, method, path, body))
         .await
         .unwrap_or_else(|_| {
             Err(io::Error::new(
@@ -42,7 +51,7 @@ async fn request(socket: &Path, method: Method, path: &str) -> io::Result<Bytes>
         })
 }
 
-async fn talk(socket: &Path, method: Method, path: &str) -> io::Result<Bytes> {
+async fn talk(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Result<Bytes> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -51,7 +60,7 @@ async fn talk(socket: &Path, method: Method, path: &str) -> io::Result<Bytes> {
         .method(method)
         .uri(path)
         .header(http::header::HOST, "localhost")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(io::Error::other)?;
     let exchange = async {
         let response = sender

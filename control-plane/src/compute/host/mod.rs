@@ -307,14 +307,16 @@ impl HostCompute {
         Ok(identity)
     }
 
-    async fn ask(&self, id: &InstanceId, what: &str) -> Result<(), ComputeError> {
-        if !matches!(
-            doing("looking", self.look(id).await)?,
-            Observed::Running { .. }
-        ) {
-            return Err(ComputeError::NotRunning(id.clone()));
+    /// The socket of a VMM that runs.
+    async fn live_socket(&self, id: &InstanceId) -> Result<PathBuf, ComputeError> {
+        match doing("looking", self.look(id).await)? {
+            Observed::Running { .. } => Ok(self.folder(id).socket()),
+            _ => Err(ComputeError::NotRunning(id.clone())),
         }
-        let socket = self.folder(id).socket();
+    }
+
+    async fn ask(&self, id: &InstanceId, what: &str) -> Result<(), ComputeError> {
+        let socket = self.live_socket(id).await?;
         doing(
             format!("asking the VMM of {id} for {what}"),
             client::put(&socket, what).await,
@@ -380,6 +382,21 @@ impl ComputeHost for HostCompute {
 
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.ask(id, "power-button").await
+    }
+
+    async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {
+        let socket = self.live_socket(id).await?;
+        doing(
+            format!("asking the VMM of {id} to reboot"),
+            client::reboot(&socket, resets).await,
+        )
+    }
+
+    async fn resets(&self, id: &InstanceId) -> Result<u64, ComputeError> {
+        let socket = self.live_socket(id).await?;
+        let machine = client::machine(&socket).await;
+        let machine = doing(format!("asking the VMM of {id} about itself"), machine)?;
+        Ok(machine.resets)
     }
 
     async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {

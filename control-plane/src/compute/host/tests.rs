@@ -29,6 +29,7 @@ with open(flags["--serial-log"], "w") as f: f.write("hello\n")
 server = socket.socket(socket.AF_UNIX)
 server.bind(flags["--socket"])
 server.listen()
+resets = 0
 with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
 os.write(w, b"\n")
 def end(reason):
@@ -37,12 +38,17 @@ def end(reason):
     os._exit(0)
 while True:
     c, _ = server.accept()
-    line = c.recv(65536).decode().split("\r\n")[0]
+    request = c.recv(65536).decode()
+    line = request.split("\r\n")[0]
     machine = {"id": flags["--id"], "pid": os.getpid(), "state": "running", "vcpus": 1,
-               "memory_bytes": 1, "resets": 0, "disks": [], "nics": []}
+               "memory_bytes": 1, "resets": resets, "disks": [], "nics": []}
     body, status = "", "204 No Content"
     if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
     if line.startswith("PUT /v1/reset"): body, status = '{"error": "not now"}', "409 Conflict"
+    if line.startswith("PUT /v1/reboot"):
+        while "}" not in request: request += c.recv(65536).decode()
+        if '{"resets":%d}' % resets in request: resets += 1
+        else: body, status = '{"error": "reset since"}', "409 Conflict"
     head = "HTTP/1.1 %s\r\n" % status
     if body: head += "content-length: %d\r\n" % len(body)
     c.sendall((head + "\r\n" + body).encode())
@@ -163,6 +169,11 @@ async fn a_whole_life_and_another_boot() {
     assert_eq!(host.console(&spec.instance).await.unwrap(), b"hello\n");
     let refused = host.reset(&spec.instance).await.unwrap_err();
     assert!(format!("{refused:?}").contains("not now"));
+    assert_eq!(host.resets(&spec.instance).await.unwrap(), 0);
+    host.reboot(&spec.instance, 0).await.unwrap();
+    assert_eq!(host.resets(&spec.instance).await.unwrap(), 1);
+    let late = host.reboot(&spec.instance, 0).await.unwrap_err();
+    assert!(format!("{late:?}").contains("reset since"));
 
     // hearth starts anew: the VMM is found again, and its end is seen.
     drop(host);

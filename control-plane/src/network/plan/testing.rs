@@ -94,6 +94,7 @@ pub(crate) fn instance(n: u8, groups: &[u128], state: InstanceState) -> (Instanc
         transition_reason: String::new(),
         reboots_asked: 0,
         reboots_done: 0,
+        reboot: None,
         boots: 1,
     };
     (instance, eni)

@@ -87,6 +87,12 @@ impl ComputeHost for Host {
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.call(self.compute.power_button(id)).await
     }
+    async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {
+        self.call(self.compute.reboot(id, resets)).await
+    }
+    async fn resets(&self, id: &InstanceId) -> Result<u64, ComputeError> {
+        self.compute.resets(id).await
+    }
     async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.call(self.compute.reset(id)).await
     }
@@ -192,7 +198,7 @@ impl Cloud {
     /// that is waited for; whether the process lived to see it.
     async fn run(&self) -> bool {
         let controllers = self.controllers();
-        for _ in 0..100 {
+        for _ in 0..1000 {
             let mut next = Again::Idle;
             for controller in &controllers {
                 let mut pass = controller.pass();
@@ -320,6 +326,8 @@ impl Cloud {
                 };
                 assert_eq!(boot, instance.boots, "{at}");
                 assert_eq!(instance.reboots_done, instance.reboots_asked, "{at}");
+                let resets = self.host.compute.resets(id).await.unwrap();
+                assert_eq!(resets, instance.reboots_asked, "{at}: not once");
                 assert_eq!((volumes.len(), taps.len()), (1, 1), "{at}");
             }
             InstanceState::Stopped => {
@@ -410,6 +418,8 @@ async fn a_start() {
 #[tokio::test]
 async fn a_reboot() {
     crash_everywhere(&[Act::Run, Act::Reboot], InstanceState::Running).await;
+    let acts = [Act::Run, Act::Deaf, Act::Reboot];
+    crash_everywhere(&acts, InstanceState::Running).await;
 }
 
 #[tokio::test]

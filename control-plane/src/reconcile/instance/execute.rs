@@ -22,7 +22,7 @@ use crate::{
     compute::{ComputeError, ComputeHost, DiskSpec, LaunchSpec, NicSpec, Observed},
     config::Config,
     images,
-    model::{Image, Instance, InstanceId, InstanceType, StateReason, VolumeId},
+    model::{Image, Instance, InstanceId, InstanceState, InstanceType, StateReason, VolumeId},
     network::NetworkHost,
     reconcile::{Again, Clock, Controller, host::NetworkController},
     storage::{Source, StorageHost, VolumeSpec},
@@ -202,8 +202,13 @@ impl InstanceController {
         {
             return Again::After(pause);
         }
+        let resets = match self.resets(instance, observed).await {
+            Ok(resets) => resets,
+            Err(error) => return self.note_failure(&instance.id, &Step::Nothing, error, now),
+        };
         let facts = Facts {
             now,
+            resets,
             observed,
             volumes: record::volumes(view, instance)
                 .any(|v| record::goes_with(v) && volumes.contains(&v.id)),
@@ -227,6 +232,25 @@ impl InstanceController {
                 Again::Now
             }
             Err(error) => self.note_failure(&instance.id, &step, error, now),
+        }
+    }
+
+    /// How often the VMM was reset, if a reboot is to be done and it can be asked.
+    async fn resets(
+        &self,
+        instance: &Instance,
+        observed: Option<&Observed>,
+    ) -> Result<Option<u64>, LaunchError> {
+        if instance.state != InstanceState::Running
+            || instance.reboots_asked == instance.reboots_done
+            || !matches!(observed, Some(Observed::Running { .. }))
+        {
+            return Ok(None);
+        }
+        match self.compute.resets(&instance.id).await {
+            Ok(resets) => Ok(Some(resets)),
+            Err(ComputeError::NotRunning(_)) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -279,23 +303,18 @@ impl InstanceController {
         match step {
             Step::Nothing | Step::Wait(_) => {}
             Step::Launch => self.launch(view, instance).await?,
-            Step::Reset(reboot) => {
-                self.compute.reset(id).await.context("resetting the VMM")?;
-                self.update(instance, revision, |_, change, instance| {
-                    change.put(&Instance {
-                        reboots_done: *reboot,
-                        ..instance.clone()
-                    });
-                })
-                .await?;
-            }
-            Step::PressButton => {
+            Step::Reset => self.compute.reset(id).await.context("resetting the VMM")?,
+            Step::PressButton | Step::AskToReboot(_) => {
                 self.remember(id, |m| m.pressed = Some(now));
-                match self.compute.power_button(id).await {
+                let pressed = match step {
+                    Step::AskToReboot(resets) => self.compute.reboot(id, *resets).await,
+                    _ => self.compute.power_button(id).await,
+                };
+                match pressed {
                     // It went down by itself in the meantime.
                     Ok(()) | Err(ComputeError::NotRunning(_)) => {}
                     Err(error) => {
-                        // A VMM that can't be asked can still be killed when its time is over.
+                        // A VMM that can't be asked can still be forced when its time is over.
                         tracing::warn!(instance = %id, %error, "the power button is stuck");
                     }
                 }

@@ -4,7 +4,16 @@
 //! every ten seconds, since a guest that still boots hears none of them; after
 //! a grace period the VMM is killed. EC2 does the same ("a few minutes").
 //!
-//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/how-ec2-instance-stop-start-works.html>
+//! A reboot begins in the same way, only that the power-off brings the guest back
+//! ([`ComputeHost::reboot`]); after the grace period it is reset. What tells that
+//! it is done is the VMM's count of resets, compared with the one that was
+//! written down before the guest was first asked: so it is done once, whoever
+//! was there to see it.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/how-ec2-instance-stop-start-works.html>,
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-reboot.html>
+//!
+//! [`ComputeHost::reboot`]: crate::compute::ComputeHost::reboot
 
 use std::time::Duration;
 
@@ -18,6 +27,8 @@ use crate::{
 
 /// How long after one press of the power button the next one comes.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
+/// How often is looked whether a reboot is done: nothing tells.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What is known of an instance beside its record.
 #[derive(Debug, Clone)]
@@ -28,6 +39,8 @@ pub struct Facts<'a> {
     pub observed: Option<&'a Observed>,
     /// Whether any volume that goes with it is still on the host.
     pub volumes: bool,
+    /// How often its VMM was reset: known while a reboot is asked for.
+    pub resets: Option<u64>,
     /// When its power button was last pressed since it began to go down.
     pub pressed: Option<Timestamp>,
     /// Why its launch has failed for good.
@@ -47,8 +60,10 @@ pub enum Step {
     Wait(Duration),
     /// Make its root volume and taps, and boot it from cold.
     Launch,
-    /// Reset its VMM, and note that the reboots up to this one are done.
-    Reset(u64),
+    /// Reset its VMM.
+    Reset,
+    /// Ask its guest to reboot, if it was reset no more often than this.
+    AskToReboot(u64),
     /// Press its power button.
     PressButton,
     /// End its VMM.
@@ -66,6 +81,13 @@ pub enum Step {
 pub enum Transition {
     /// Its VMM runs.
     Running,
+    /// It is going to be asked to reboot, and was reset so often before.
+    Rebooting {
+        /// The VMM's count.
+        resets: u64,
+    },
+    /// It was reset since.
+    Rebooted,
     /// It stopped; the reason, when it is another than the one it went down for.
     Stopped(Option<StateReason>),
     /// It goes to be terminated, for this reason and not by a call.
@@ -132,7 +154,7 @@ fn running(instance: &Instance, facts: &Facts<'_>) -> Step {
     match facts.observed {
         Some(Observed::Running { boot, .. }) if *boot == instance.boots => {
             if instance.reboots_asked > instance.reboots_done {
-                Step::Reset(instance.reboots_asked)
+                rebooting(instance, facts)
             } else {
                 Step::Nothing
             }
@@ -143,6 +165,25 @@ fn running(instance: &Instance, facts: &Facts<'_>) -> Step {
             let reason = StateReason::internal_error("The instance was lost with its host");
             Step::Record(Transition::Stopped(Some(reason)))
         }
+    }
+}
+
+fn rebooting(instance: &Instance, facts: &Facts<'_>) -> Step {
+    let Some(resets) = facts.resets else {
+        return Step::Wait(LOOK_AGAIN);
+    };
+    let Some(reboot) = &instance.reboot else {
+        return Step::Record(Transition::Rebooting { resets });
+    };
+    if resets != reboot.resets {
+        return Step::Record(Transition::Rebooted);
+    }
+    if elapsed(reboot.since, facts.now) >= facts.stop_grace {
+        return Step::Reset;
+    }
+    match facts.pressed.map(|at| elapsed(at, facts.now)) {
+        Some(ago) if ago < PRESS_AGAIN => Step::Wait(LOOK_AGAIN),
+        _ => Step::AskToReboot(resets),
     }
 }
 
@@ -186,7 +227,7 @@ fn elapsed(from: Timestamp, to: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::samples;
+    use crate::model::{Reboot, samples};
 
     const NOTHING: Option<Observed> = None;
 
@@ -217,6 +258,7 @@ mod tests {
             now: samples::time(),
             observed: observed.as_ref(),
             volumes: false,
+            resets: None,
             pressed: None,
             failed: None,
             stop_grace: Duration::from_secs(120),
@@ -274,15 +316,9 @@ mod tests {
             on_shutdown: ShutdownBehavior::Terminate,
             ..stop.clone()
         };
-        let reboot = Instance {
-            reboots_asked: 3,
-            reboots_done: 1,
-            ..stop.clone()
-        };
         let by_guest = StateReason::instance_initiated();
         for (instance, observed, step) in [
             (&stop, up(1), Step::Nothing),
-            (&reboot, up(1), Step::Reset(3)),
             (&stop, up(0), Step::Kill),
             (
                 &stop,
@@ -317,6 +353,52 @@ mod tests {
         ] {
             assert_eq!(plan(instance, &facts(&observed)), step, "{observed:?}");
         }
+    }
+
+    #[test]
+    fn a_reboot_is_button_then_reset_and_done_once() {
+        let asked = Instance {
+            reboots_asked: 3,
+            reboots_done: 1,
+            ..in_state(InstanceState::Running, Intent::Run)
+        };
+        let begun = Instance {
+            reboot: Some(Reboot {
+                since: samples::time(),
+                resets: 5,
+            }),
+            ..asked.clone()
+        };
+        let look = Step::Wait(LOOK_AGAIN);
+        let begin = Step::Record(Transition::Rebooting { resets: 5 });
+        let done = Step::Record(Transition::Rebooted);
+        // Seconds since it began, when in them it was asked last, resets counted.
+        for (instance, now, pressed, resets, step) in [
+            (&asked, 0, None, None, look.clone()),
+            (&asked, 0, None, Some(5), begin),
+            (&begun, 0, None, Some(5), Step::AskToReboot(5)),
+            (&begun, 1, Some(0), Some(5), look.clone()),
+            (&begun, 10, Some(0), Some(5), Step::AskToReboot(5)),
+            (&begun, 11, Some(10), Some(6), done.clone()),
+            (&begun, 120, Some(115), Some(5), Step::Reset),
+            // Reset by force or by itself, by whomever that was seen.
+            (&begun, 500, None, Some(6), done),
+            (&begun, 500, None, None, look),
+        ] {
+            let at = |s: i64| samples::time() + jiff::SignedDuration::from_secs(s);
+            let observed = up(1);
+            let facts = Facts {
+                now: at(now),
+                pressed: pressed.map(at),
+                resets,
+                ..facts(&observed)
+            };
+            assert_eq!(plan(instance, &facts), step, "{now} {pressed:?} {resets:?}");
+        }
+        // It went down for good instead: no reboot brings that back.
+        let observed = off(1, Exit::GuestPowerOff);
+        let by_guest = stopped(StateReason::instance_initiated());
+        assert_eq!(plan(&begun, &facts(&observed)), by_guest);
     }
 
     #[test]

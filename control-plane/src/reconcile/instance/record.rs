@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use super::plan::Transition;
 use crate::{
     model::{
-        Eni, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, StateReason, Volume,
+        Eni, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, Reboot, StateReason,
+        Volume,
     },
     store::{Change, View},
 };
@@ -21,6 +22,18 @@ pub fn apply(
 ) {
     match transition {
         Transition::Running => running(change, instance, now),
+        Transition::Rebooting { resets } => change.put(&Instance {
+            reboot: Some(Reboot {
+                since: now,
+                resets: *resets,
+            }),
+            ..instance.clone()
+        }),
+        Transition::Rebooted => change.put(&Instance {
+            reboots_done: instance.reboots_asked,
+            reboot: None,
+            ..instance.clone()
+        }),
         Transition::Stopped(reason) => stopped(view, change, instance, reason.as_ref(), now),
         Transition::ShuttingDown(reason) => shutting_down(change, instance, reason, now),
         Transition::Terminated => terminated(view, change, instance, now),
@@ -31,6 +44,8 @@ fn enter(instance: &Instance, state: InstanceState, now: Timestamp) -> Instance 
     Instance {
         state,
         state_since: now,
+        // It is over with any other change.
+        reboot: None,
         ..instance.clone()
     }
 }

@@ -1,6 +1,5 @@
-//! `RebootInstances`: a reset of the machine, as by its button. EC2 first asks
-//! the guest to reboot and resets it when it doesn't; there is no ACPI event
-//! for that, and a guest agent is not to be counted on.
+//! `RebootInstances`: the guest is asked to, and reset when it doesn't within a
+//! few minutes.
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RebootInstances.html>
 

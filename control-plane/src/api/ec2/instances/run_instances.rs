@@ -415,6 +415,7 @@ fn one(
         transition_reason: String::new(),
         reboots_asked: 0,
         reboots_done: 0,
+        reboot: None,
         boots: 1,
     };
     change.put(&eni);
