@@ -63,10 +63,10 @@ struct Bench {
     dir: tempfile::TempDir,
 }
 
-/// Where a v2 hierarchy is mounted and may be written, or none: then there is
-/// nothing to test here, and the lab's tests do.
+/// Where a v2 hierarchy is mounted and may be written. Where there is none the
+/// tests can't run: said aloud, and a failure in CI and in the lab.
 fn hierarchy() -> Option<PathBuf> {
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+    let found = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .into_iter()
         .map(PathBuf::from)
         .find(|p| {
@@ -74,7 +74,19 @@ fn hierarchy() -> Option<PathBuf> {
             Cgroups::without_limits(p).check().is_ok()
                 && fs::create_dir(&probe).is_ok()
                 && fs::remove_dir(&probe).is_ok()
-        })
+        });
+    if found.is_none() {
+        let must = [("CI", "true"), ("HEARTH_IN_LAB", "1")]
+            .into_iter()
+            .find(|(name, value)| std::env::var(name).as_deref() == Ok(value));
+        let message = "no cgroup v2 hierarchy can be written here";
+        assert!(
+            must.is_none(),
+            "{message}, and {must:?} wants all tests run"
+        );
+        eprintln!("SKIPPED: {message}");
+    }
+    found
 }
 
 impl Bench {
@@ -132,6 +144,21 @@ impl Bench {
     }
 }
 
+/// Launches. A child that another test forks holds the lock as well, for as long
+/// as it has not become another program: that is waited for.
+async fn launch(host: &HostCompute, spec: &LaunchSpec) -> Result<(), ComputeError> {
+    loop {
+        match host.launch(spec, vec![]).await {
+            Err(ComputeError::Host { source, .. })
+                if source.kind() == io::ErrorKind::WouldBlock =>
+            {
+                tokio::task::yield_now().await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 async fn observed(host: &HostCompute, spec: &LaunchSpec) -> Option<Observed> {
     host.observe().await.unwrap().remove(&spec.instance)
 }
@@ -154,14 +181,14 @@ async fn a_whole_life_and_another_boot() {
     let mut exits = host.exits();
     assert_eq!(observed(&host, &spec).await, None);
 
-    host.launch(&spec, vec![]).await.unwrap();
+    launch(&host, &spec).await.unwrap();
     let Some(Observed::Running { pid, boot: 1 }) = observed(&host, &spec).await else {
         panic!()
     };
     assert!(host.cgroups.members(&spec.instance).unwrap().contains(&pid));
     assert!(!host.folder(&spec.instance).kernel().exists());
     // The same boot again changes nothing.
-    host.launch(&spec, vec![]).await.unwrap();
+    launch(&host, &spec).await.unwrap();
     assert_eq!(
         observed(&host, &spec).await,
         Some(Observed::Running { pid, boot: 1 })
@@ -195,7 +222,7 @@ async fn a_whole_life_and_another_boot() {
     assert!(matches!(gone, ComputeError::NotRunning(_)));
 
     spec.boot = 2;
-    host.launch(&spec, vec![]).await.unwrap();
+    launch(&host, &spec).await.unwrap();
     assert!(matches!(
         observed(&host, &spec).await,
         Some(Observed::Running { boot: 2, .. })
@@ -229,14 +256,14 @@ async fn a_launch_that_fails_leaves_no_process_and_says_why() {
     };
     let host = bench.open(&root);
     let spec = bench.spec("refuse");
-    let e = host.launch(&spec, vec![]).await.unwrap_err();
+    let e = launch(&host, &spec).await.unwrap_err();
     assert_eq!(
         e.to_string(),
         "hearth-vmm did not start: --kernel: not a bzImage"
     );
     assert_eq!(observed(&host, &spec).await, Some(Observed::Incomplete));
     let spec = bench.spec("broken");
-    let e = host.launch(&spec, vec![]).await.unwrap_err();
+    let e = launch(&host, &spec).await.unwrap_err();
     assert_eq!(
         e.to_string(),
         "the root disk can't be booted: no readable ext4"
@@ -244,7 +271,7 @@ async fn a_launch_that_fails_leaves_no_process_and_says_why() {
     assert!(!host.cgroups.path(&spec.instance).exists());
     // And the next one succeeds.
     let spec = bench.spec("kernel");
-    host.launch(&spec, vec![]).await.unwrap();
+    launch(&host, &spec).await.unwrap();
     assert!(matches!(
         observed(&host, &spec).await,
         Some(Observed::Running { .. })
@@ -260,7 +287,7 @@ async fn a_vmm_that_was_never_noted_is_found() {
     };
     let host = bench.open(&root);
     let spec = bench.spec("kernel");
-    host.launch(&spec, vec![]).await.unwrap();
+    launch(&host, &spec).await.unwrap();
     let before = observed(&host, &spec).await;
     let folder = host.folder(&spec.instance).path().to_owned();
     // As kill -9 before the last record leaves it.
@@ -275,7 +302,7 @@ async fn a_vmm_that_was_never_noted_is_found() {
     let old = host.cgroups.members(&spec.instance).unwrap();
     let host = bench.open(&root);
     assert_eq!(observed(&host, &spec).await, Some(Observed::Incomplete));
-    host.launch(&spec, vec![]).await.unwrap();
+    launch(&host, &spec).await.unwrap();
     let new = host.cgroups.members(&spec.instance).unwrap();
     assert!(new.len() == 1 && !old.contains(&new[0]), "{old:?} {new:?}");
 
