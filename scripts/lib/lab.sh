@@ -4,7 +4,7 @@
 # (read-only over 9p, writable overlays above); `kvm_amd` runs on QEMU's
 # emulated SVM. We reach in with ssh over a loopback port.
 #
-# A lab's folder holds: qemu.pid, port, key, console.log, data.img.
+# A lab's folder holds: qemu.pid, port, key, connection, console.log, data.img.
 # Sourced after common.sh.
 
 # shellcheck disable=SC2034 # for the scripts that source this
@@ -66,8 +66,8 @@ lab_boot() {
     shift 2
     kernel=$(lab_kernel)
     mkdir -p "$dir" "$LAB_SHARE" "$LAB_LOGS"
-    rm -f "$dir/qemu.pid" "$dir/ready"
-    rm -f "$dir/key" "$dir/key.pub"
+    lab_unshare_connection "$dir"
+    rm -f "$dir/qemu.pid" "$dir/key" "$dir/key.pub"
     ssh-keygen -q -t ed25519 -N '' -C hearth-lab -f "$dir/key"
     if [[ ! -f $dir/data.img ]]; then
         truncate -s "${HEARTH_LAB_DISK:-24G}" "$dir/data.img.new"
@@ -114,16 +114,42 @@ lab_boot() {
         sleep 0.5
     done
     disown "$starter"
+    lab_share_connection "$dir"
+}
+
+# One connection that every later command goes through: an ssh handshake takes
+# the emulated machine longer than most commands. It ends with the lab; without
+# it each command makes its own. Its socket's path must be short (sun_path).
+lab_share_connection() {
+    local dir=$1 folder
+    folder=$(mktemp -d /tmp/hearth-lab.XXXXXX)
+    printf '%s\n' "$folder" >"$dir/connection"
+    lab_ssh "$dir" -M -N -f </dev/null >/dev/null 2>&1 || true
+}
+
+lab_unshare_connection() {
+    local dir=$1 folder
+    [[ -f $dir/connection ]] || return 0
+    folder=$(<"$dir/connection")
+    lab_ssh "$dir" -Oexit </dev/null >/dev/null 2>&1 || true
+    [[ $folder != /tmp/hearth-lab.* ]] || rm -rf "$folder"
+    rm -f "$dir/connection"
 }
 
 lab_last_lines() {
     tail -c 6000 "$1/console.log" | tr -d '\r' | tail -n "${2:-30}" | sed 's/^/   lab| /' >&2
 }
 
+# lab_ssh DIR [SSH-OPTIONS...] [CMD...]
 lab_ssh() {
-    local dir=$1
+    local dir=$1 options=()
     shift
-    ssh -q -F /dev/null -i "$dir/key" -o IdentitiesOnly=yes -o StrictHostKeyChecking=no \
+    [[ ! -f $dir/connection ]] || options=(-S "$(<"$dir/connection")/s")
+    while [[ ${1:-} == -* ]]; do
+        options+=("$1")
+        shift
+    done
+    ssh -q "${options[@]}" -F /dev/null -i "$dir/key" -o IdentitiesOnly=yes -o StrictHostKeyChecking=no \
         -o UserKnownHostsFile=/dev/null -o BatchMode=yes -o ConnectTimeout=5 \
         -o ServerAliveInterval=30 -o ServerAliveCountMax=20 \
         -p "$(<"$dir/port")" root@127.0.0.1 "$@"
@@ -151,7 +177,10 @@ lab_run() {
 # line names this lab's own pid file.
 lab_end() {
     local dir=$1 pid i
-    pid=$(lab_pid "$dir") || return 0
+    if ! pid=$(lab_pid "$dir"); then
+        lab_unshare_connection "$dir"
+        return 0
+    fi
     lab_ssh "$dir" 'sync; echo o >/proc/sysrq-trigger' </dev/null >/dev/null 2>&1 &
     local asking=$!
     for ((i = 0; i < 50; i++)); do
@@ -165,5 +194,6 @@ lab_end() {
         sleep 1
         ! lab_running "$dir" || kill -9 "$pid" 2>/dev/null || true
     fi
+    lab_unshare_connection "$dir"
     rm -f "$dir/qemu.pid"
 }
