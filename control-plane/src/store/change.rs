@@ -58,6 +58,21 @@ impl<'v> Change<'v> {
         self.guard::<T>(id.as_ref());
     }
 
+    /// Makes the transaction one that changes a record, although it stays as it
+    /// is: for a record that something new refers to. A deletion that saw
+    /// nothing refer to it conflicts with this, which
+    /// [`expect_unchanged`](Self::expect_unchanged) would not do when it commits
+    /// second.
+    pub fn refer_to<T: Resource>(&mut self, id: impl AsRef<str>) {
+        let id = id.as_ref();
+        match self.view.get::<T>(id) {
+            // What this transaction does to it anyway is a change, too.
+            Some(_) if self.ops.contains_key(&T::key_of(id)) => {}
+            Some(resource) => self.put(resource),
+            None => self.guard::<T>(id),
+        }
+    }
+
     /// Whether this transaction already writes the record with this id: the
     /// view doesn't show that yet.
     pub fn puts<T: Resource>(&self, id: impl AsRef<str>) -> bool {

@@ -16,6 +16,8 @@ pub mod stop_instances;
 pub mod terminate_instances;
 
 #[cfg(test)]
+mod race_tests;
+#[cfg(test)]
 mod tests;
 
 pub use describe_instance_status::DescribeInstanceStatus;

@@ -268,10 +268,11 @@ impl Action for RunInstances {
                         change.put_tags(id, tags.clone());
                     }
                 }
-                // What the instances refer to must still be there when they are made.
+                // What the instances refer to must still be there when they are
+                // made, and nobody may have deleted it for want of a user since.
                 change.expect_unchanged::<Subnet>(&launch.subnet.id);
                 for group in &launch.groups {
-                    change.expect_unchanged::<SecurityGroup>(group);
+                    change.refer_to::<SecurityGroup>(group);
                 }
                 if let Some(idempotency) = &ctx.idempotency {
                     change.put(&ClientToken {

@@ -18,7 +18,10 @@ use crate::{
 };
 
 async fn cloud() -> Ctx {
-    let db = Db::in_memory().await;
+    cloud_on(Db::in_memory().await).await
+}
+
+pub(super) async fn cloud_on(db: Db) -> Ctx {
     // Room for eight t2.micro by vCPU.
     let machine = Machine {
         cpus: 2,
@@ -38,7 +41,7 @@ fn request<T: DeserializeOwned>(text: &str) -> T {
     from_form(&Form::parse(text.as_bytes()).unwrap(), Dialect::Ec2).unwrap()
 }
 
-async fn call<A: Action>(ctx: &Ctx, text: &str) -> Result<A::Response, ApiError> {
+pub(super) async fn call<A: Action>(ctx: &Ctx, text: &str) -> Result<A::Response, ApiError> {
     A::handle(ctx, request(text)).await
 }
 
@@ -49,7 +52,8 @@ async fn code<A: Action>(ctx: &Ctx, text: &str) -> String {
     }
 }
 
-const RUN: &str = "ImageId=ami-00000000000000001&InstanceType=t2.micro&MinCount=1&MaxCount=1";
+pub(super) const RUN: &str =
+    "ImageId=ami-00000000000000001&InstanceType=t2.micro&MinCount=1&MaxCount=1";
 
 async fn run(ctx: &Ctx, more: &str) -> run_instances::Response {
     call::<RunInstances>(ctx, &format!("{RUN}{more}"))

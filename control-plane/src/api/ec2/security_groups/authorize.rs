@@ -16,7 +16,7 @@ use crate::{
         Action, ApiError, Ctx,
         ec2::shared::{TagSpecification, tag},
     },
-    model::{Direction, Rule, RuleId},
+    model::{Direction, Peer, Rule, RuleId, SecurityGroup},
 };
 
 /// EC2's default quota of rules in one direction.
@@ -151,9 +151,10 @@ async fn authorize(
                         format!("the specified rule \"{}\" already exists", new.words()),
                     ));
                 }
-                // A group that a rule names must still be there when this commits.
-                if let crate::model::Peer::Group(id) = &new.peer {
-                    change.expect_unchanged::<crate::model::SecurityGroup>(id);
+                // A group that a rule names must still be there when this commits,
+                // and its deletion must see that it is named.
+                if let Peer::Group(id) = &new.peer {
+                    change.refer_to::<SecurityGroup>(id);
                 }
                 added.push(Rule {
                     id: ctx.fresh_id(RuleId::from_random),

@@ -1,0 +1,135 @@
+//! Two calls at once, one of which takes away what the other begins to use: the
+//! second is decided before the first commits, and commits after it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::{
+    RunInstances,
+    tests::{RUN, call, cloud_on},
+};
+use crate::{
+    api::{
+        Ctx,
+        ec2::security_groups::{
+            AuthorizeSecurityGroupIngress, CreateSecurityGroup, DeleteSecurityGroup,
+        },
+    },
+    model::{Eni, SecurityGroup},
+    store::{
+        Db, Entry, LeaseId, MemoryStore, Outcome, Range, Revision, Store, StoreError, Txn, Watch,
+    },
+};
+
+type Meanwhile = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A store in which something happens just before the next commit.
+#[derive(Clone)]
+struct Meddler {
+    inner: Arc<MemoryStore>,
+    before: Arc<Mutex<Option<Meanwhile>>>,
+}
+
+#[async_trait]
+impl Store for Meddler {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key).await
+    }
+    async fn range(&self, prefix: &str) -> Result<Range, StoreError> {
+        self.inner.range(prefix).await
+    }
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        let before = self.before.lock().unwrap().take();
+        if let Some(before) = before {
+            before.await;
+        }
+        self.inner.commit(txn).await
+    }
+    async fn watch(&self, after: Revision) -> Result<Watch, StoreError> {
+        self.inner.watch(after).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.inner.grant(ttl).await
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.keep_alive(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.revoke(lease).await
+    }
+}
+
+/// A cloud, a group `web` in it, and another handle on the same cloud.
+async fn two() -> (Meddler, Ctx, Ctx, String) {
+    let store = Meddler {
+        inner: Arc::new(MemoryStore::new()),
+        before: Arc::default(),
+    };
+    let ctx = cloud_on(Db::open(Arc::new(store.clone())).await.unwrap()).await;
+    let text = "GroupName=web&GroupDescription=d";
+    call::<CreateSecurityGroup>(&ctx, text).await.unwrap();
+    let view = ctx.db.view();
+    let group = view.all::<SecurityGroup>().find(|g| g.name == "web");
+    let group = group.unwrap().id.to_string();
+    let other = Ctx::for_tests(Db::open(store.inner.clone()).await.unwrap());
+    (store, ctx, other, group)
+}
+
+#[tokio::test]
+async fn a_group_goes_while_an_instance_is_launched_in_it() {
+    let (store, ctx, other, group) = two().await;
+    let delete = format!("GroupId={group}");
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        call::<DeleteSecurityGroup>(&other, &delete).await.unwrap();
+    }));
+    let run = format!("{RUN}&SecurityGroupId.1={group}");
+    let refused = call::<RunInstances>(&ctx, &run).await.err().unwrap();
+    assert_eq!(refused.code, "InvalidGroup.NotFound");
+    assert_eq!(ctx.db.view().all::<Eni>().count(), 0);
+}
+
+#[tokio::test]
+async fn an_instance_is_launched_while_its_group_goes() {
+    let (store, ctx, other, group) = two().await;
+    let run = format!("{RUN}&SecurityGroupId.1={group}");
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        call::<RunInstances>(&other, &run).await.unwrap();
+    }));
+    let delete = format!("GroupId={group}");
+    let refused = call::<DeleteSecurityGroup>(&ctx, &delete).await;
+    assert_eq!(refused.err().unwrap().code, "DependencyViolation");
+    assert!(ctx.db.view().get::<SecurityGroup>(&group).is_some());
+}
+
+#[tokio::test]
+async fn a_rule_names_a_group_while_it_goes() {
+    let (store, ctx, other, group) = two().await;
+    let view = ctx.db.view();
+    let default = view.all::<SecurityGroup>().find(|g| g.name == "default");
+    let rule = |group: &str, peer: &str| {
+        format!(
+            "GroupId={group}&IpPermissions.1.IpProtocol=-1&IpPermissions.1.Groups.1.GroupId={peer}"
+        )
+    };
+    let named = rule(default.unwrap().id.as_str(), &group);
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        let named = call::<AuthorizeSecurityGroupIngress>(&other, &named).await;
+        named.unwrap();
+    }));
+    let delete = format!("GroupId={group}");
+    let refused = call::<DeleteSecurityGroup>(&ctx, &delete).await;
+    assert_eq!(refused.err().unwrap().code, "DependencyViolation");
+    // A group's own name is no second change of it.
+    let own = rule(&group, &group);
+    call::<AuthorizeSecurityGroupIngress>(&ctx, &own)
+        .await
+        .unwrap();
+    let view = ctx.db.view();
+    assert_eq!(view.get::<SecurityGroup>(&group).unwrap().rules.len(), 2);
+}
