@@ -23,7 +23,7 @@ use hearth::{
         Controller,
         cluster::{GarbageController, PlacementController},
         drive,
-        host::{ImageController, NetworkController},
+        host::{ImageController, NetworkController, ReachabilityController},
         instance::InstanceController,
         system_clock,
     },
@@ -228,6 +228,12 @@ fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Cont
             clock: clock.clone(),
         }),
         network.clone(),
+        Arc::new(ReachabilityController::new(
+            db.clone(),
+            config.host_id.clone(),
+            hosts.network.clone(),
+            clock.clone(),
+        )),
         Arc::new(InstanceController::new(
             db.clone(),
             config.clone(),

@@ -12,6 +12,7 @@ mod image;
 mod instance;
 mod instance_type;
 mod key_pair;
+mod reachability;
 #[cfg(test)]
 pub mod samples;
 mod tags;
@@ -27,6 +28,7 @@ pub use image::*;
 pub use instance::*;
 pub use instance_type::*;
 pub use key_pair::*;
+pub use reachability::*;
 pub use tags::*;
 pub use volume::*;
 pub use vpc::*;

@@ -13,11 +13,12 @@
 //! not, is routed and thus filtered. [`plan`] is pure: it makes the
 //! [`Topology`] from the view and the nft rules from that. [`host`] makes it so.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 
-use crate::model::Eni;
+use crate::model::{Eni, EniId};
 
 pub mod dhcp;
 pub mod dns;
@@ -79,6 +80,12 @@ pub trait NetworkHost: Send + Sync {
     /// [`Error::NoTap`] when [`apply`](Self::apply) has not made it, or a
     /// host's error, such as a tap that another VMM still holds.
     async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd>;
+
+    /// Which of the interfaces here answer an ARP request for their address.
+    ///
+    /// # Errors
+    /// When nobody can be asked.
+    async fn answering(&self) -> Result<BTreeSet<EniId>>;
 
     /// Removes everything of Hearth's from the host's network.
     ///

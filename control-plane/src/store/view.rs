@@ -41,6 +41,7 @@ kinds![
     model::PrivateAddress,
     model::PublicAddress,
     model::PublicPool,
+    model::Reachability,
     model::SecurityGroup,
     model::Subnet,
     Tags,

@@ -189,6 +189,15 @@ impl Cloud {
         self.put(instance);
     }
 
+    /// The instances whose guests answer ARP.
+    pub(super) async fn answering(&self) -> Vec<u8> {
+        let answering = self.network.answering().await.expect("all can be asked");
+        let id = |n: &u8| EniId::from_random(u128::from(*n) << 24);
+        (0..u8::MAX)
+            .filter(|n| answering.contains(&id(n)))
+            .collect()
+    }
+
     /// Takes the public address of instance `n` away.
     pub(super) fn release_public(&mut self, n: u8) {
         let id = EniId::from_random(u128::from(n) << 24);

@@ -77,6 +77,25 @@ fn an_instance_gets_its_address_and_its_metadata() {
 }
 
 #[test]
+fn who_answers_arp_is_known() {
+    isolated("network::who_answers_arp_is_known", async || {
+        let mut cloud = Cloud::new();
+        cloud.group(1, vec![]);
+        for n in [10, 11, 12] {
+            cloud.instance(n, &[1], |_| ());
+        }
+        cloud.apply().await;
+        assert!(cloud.answering().await.is_empty(), "no guest is there yet");
+        let ten = cloud.guest(10).await;
+        let _eleven = cloud.guest(11).await;
+        assert_eq!(cloud.answering().await, [10, 11]);
+        // Another's answer is none of its own.
+        ten.sh("ip addr flush dev eth0; ip addr add 172.31.0.12/20 dev eth0");
+        assert_eq!(cloud.answering().await, [11]);
+    });
+}
+
+#[test]
 fn a_tokens_answer_goes_no_farther_than_its_hop_limit() {
     isolated(
         "network::a_tokens_answer_goes_no_farther_than_its_hop_limit",

@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) index: u32,
     /// Whether it is up.
     pub(super) up: bool,
+    /// Its MAC address.
+    pub(super) mac: Option<[u8; 6]>,
 }
 
 /// A netlink connection.
@@ -68,16 +70,20 @@ impl Netlink {
         let mut links = BTreeMap::new();
         let mut stream = Box::pin(self.handle.link().get().execute());
         while let Some(message) = stream.try_next().await.map_err(io_error)? {
-            let link = Link {
+            let mut link = Link {
                 index: message.header.index,
                 up: message.header.flags.contains(LinkFlags::Up),
+                mac: None,
             };
+            let mut named = None;
             for attribute in message.attributes {
-                if let LinkAttribute::IfName(name) = attribute {
-                    links.insert(name, link);
-                    break;
+                match attribute {
+                    LinkAttribute::IfName(name) => named = Some(name),
+                    LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
+                    _ => {}
                 }
             }
+            links.extend(named.map(|name| (name, link)));
         }
         Ok(links)
     }

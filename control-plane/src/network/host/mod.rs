@@ -8,6 +8,7 @@
 //! A firewall of the host that drops forwarded packets (as Docker's does) must
 //! let those from and to `igw-*` pass.
 
+mod arp;
 mod link;
 mod netns;
 mod nft;
@@ -16,7 +17,7 @@ mod tap;
 mod uplink;
 mod vpc;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -250,6 +251,22 @@ impl LinuxNetwork {
     }
 }
 
+/// The guests of a VPC, by their taps.
+fn targets(vpc: &VpcNet, links: &BTreeMap<String, link::Link>) -> Vec<arp::Target> {
+    let target = |interface: &super::Interface| {
+        let tap = links.get(&interface.tap())?;
+        Some(arp::Target {
+            eni: interface.id.clone(),
+            ifindex: tap.index,
+            tap_mac: tap.mac?,
+            router: interface.router,
+            mac: interface.mac,
+            address: interface.private_ip,
+        })
+    };
+    vpc.interfaces.values().filter_map(target).collect()
+}
+
 /// The key that was kept, or a new one.
 fn token_key(path: &Path) -> io::Result<TokenKey> {
     if let Ok(kept) = std::fs::read(path)
@@ -316,6 +333,26 @@ impl NetworkHost for LinuxNetwork {
             .run_async(move || async move { tap::open(&name) })
             .await;
         step(|| format!("opening the tap of {}", eni.id), opened)?.ok_or_else(no_tap)
+    }
+
+    async fn answering(&self) -> Result<BTreeSet<EniId>> {
+        let vpcs: Vec<(Namespace, VpcNet)> = {
+            let applied = self.state.lock().await;
+            let namespace = |vpc: &Applied| (vpc.namespace.clone(), vpc.vpc.clone());
+            applied.values().map(namespace).collect()
+        };
+        let mut answering = BTreeSet::new();
+        for (namespace, vpc) in vpcs {
+            let what = format!("asking the guests of {}", vpc.id);
+            let asked = namespace
+                .run_async(move || async move {
+                    let links = link::Netlink::connect()?.links().await?;
+                    arp::ask(targets(&vpc, &links))
+                })
+                .await;
+            answering.extend(step(|| what, asked)?);
+        }
+        Ok(answering)
     }
 
     async fn purge(&self) -> Result<()> {

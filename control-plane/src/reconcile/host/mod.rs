@@ -1,7 +1,9 @@
-//! The controllers of this host beside its instances.
+//! The controllers of this host beside those of its instances' lives.
 
 mod images;
 mod network;
+mod reachability;
 
 pub use images::ImageController;
 pub use network::NetworkController;
+pub use reachability::ReachabilityController;

@@ -140,6 +140,9 @@ impl NetworkHost for Host {
     async fn open_tap(&self, eni: &Eni) -> network::Result<std::os::fd::OwnedFd> {
         self.network.open_tap(eni).await
     }
+    async fn answering(&self) -> network::Result<std::collections::BTreeSet<EniId>> {
+        self.network.answering().await
+    }
     async fn purge(&self) -> network::Result<()> {
         self.network.purge().await
     }

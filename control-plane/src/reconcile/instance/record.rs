@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use super::plan::Transition;
 use crate::{
     model::{
-        Eni, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, Reboot, StateReason,
-        Volume,
+        Eni, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, Reachability, Reboot,
+        StateReason, Volume,
     },
     store::{Change, View},
 };
@@ -113,6 +113,9 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
         change.put_tags(&eni.id, Default::default());
     }
     after.enis.clear();
+    if view.get::<Reachability>(&instance.id).is_some() {
+        change.delete::<Reachability>(&instance.id);
+    }
     for volume in volumes(view, instance) {
         if goes_with(volume) {
             change.delete::<Volume>(&volume.id);

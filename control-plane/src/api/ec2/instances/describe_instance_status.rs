@@ -1,8 +1,7 @@
 //! `DescribeInstanceStatus`.
 //!
 //! The system's status is what Hearth knows: the VMM runs, or `running` would
-//! not be the state. The instance's status would need a look from outside at
-//! whether the guest answers, which nobody takes yet, and so it says.
+//! not be the state. The instance's is whether its guest answers ARP, as on EC2.
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceStatus.html>
 
@@ -16,8 +15,9 @@ use crate::{
             regions::zone_id,
             shared::{Filter, Filterable, Filters, Page, all_found, page},
         },
+        wire::Time,
     },
-    model::{Instance, InstanceId, InstanceState},
+    model::{Instance, InstanceId, InstanceState, Reachability},
     store::View,
 };
 
@@ -86,6 +86,8 @@ pub struct Detail {
     pub name: String,
     /// Its result.
     pub status: String,
+    /// Since when it fails.
+    pub impaired_since: Option<Time>,
 }
 
 impl Summary {
@@ -93,6 +95,7 @@ impl Summary {
         let detail = Detail {
             name: "reachability".into(),
             status: reachability.into(),
+            impaired_since: None,
         };
         Self {
             status: all.into(),
@@ -101,13 +104,25 @@ impl Summary {
     }
 }
 
+/// How the guest of a running instance fares.
+fn guest(instance: &Instance, seen: Option<&Reachability>) -> Summary {
+    match seen.filter(|seen| seen.is_of(instance)) {
+        None => Summary::checked("initializing", "initializing"),
+        Some(seen) if seen.answers => Summary::checked("ok", "passed"),
+        Some(seen) => {
+            let mut failed = Summary::checked("impaired", "failed");
+            for detail in failed.details.iter_mut().flatten() {
+                detail.impaired_since = Some(seen.since.into());
+            }
+            failed
+        }
+    }
+}
+
 impl Status {
-    fn of(instance: &Instance) -> Self {
+    fn of(instance: &Instance, seen: Option<&Reachability>) -> Self {
         let (system_status, instance_status) = match instance.state {
-            InstanceState::Running => (
-                Summary::checked("ok", "passed"),
-                Summary::checked("insufficient-data", "insufficient-data"),
-            ),
+            InstanceState::Running => (Summary::checked("ok", "passed"), guest(instance, seen)),
             _ => {
                 let none = Summary {
                     status: "not-applicable".into(),
@@ -135,7 +150,7 @@ struct StatusCandidate<'v> {
 
 impl<'v> StatusCandidate<'v> {
     fn new(view: &'v View, region: &str, instance: &'v Instance) -> Self {
-        let status = Status::of(instance);
+        let status = Status::of(instance, view.get(&instance.id));
         Self {
             instance: Candidate::new(view, region, instance),
             status,

@@ -427,4 +427,35 @@ async fn status_is_of_running_instances_unless_all_are_asked_for() {
     becomes(&ctx, &id, Transition::Running).await;
     let up = call::<DescribeInstanceStatus>(&ctx, "").await.unwrap();
     assert_eq!(up.instance_status_set[0].system_status.status, "ok");
+
+    let status = async |answers| {
+        if let Some((boot, answers)) = answers {
+            ctx.db
+                .transact(|_, change| {
+                    change.put(&Reachability {
+                        instance: id.parse().unwrap(),
+                        boot,
+                        reboots: 0,
+                        answers,
+                        since: samples::time(),
+                    });
+                    Ok::<_, ()>(())
+                })
+                .await
+                .unwrap();
+        }
+        let mut answer = call::<DescribeInstanceStatus>(&ctx, "").await.unwrap();
+        let summary = answer.instance_status_set.remove(0).instance_status;
+        let detail = summary.details.unwrap().remove(0);
+        let impaired = detail.impaired_since.is_some();
+        format!("{} {} {impaired}", summary.status, detail.status)
+    };
+    for (seen, expected) in [
+        (None, "initializing initializing false"),
+        (Some((0, true)), "initializing initializing false"),
+        (Some((1, true)), "ok passed false"),
+        (Some((1, false)), "impaired failed true"),
+    ] {
+        assert_eq!(status(seen).await, expected);
+    }
 }
