@@ -234,6 +234,41 @@ const DISCARD_MODE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE
 /// Zeroes without giving blocks back.
 const ZERO_MODE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
+/// Carries out a transfer in the calling thread if it needn't wait. Any error says
+/// that it would (EAGAIN), that the file system can't tell (EOPNOTSUPP), or what
+/// will be found again by whoever waits. None: the request is no such transfer.
+pub(crate) fn try_now(fd: RawFd, op: &Op) -> Option<i32> {
+    let flags = libc::RWF_NOWAIT;
+    let result = match op {
+        Op::Read { offset, into } => {
+            let list = into.as_slice();
+            // SAFETY: the segments are valid guest memory (see `Segments`).
+            unsafe { libc::preadv2(fd, list.as_ptr(), count(list), signed(*offset), flags) }
+        }
+        Op::Write {
+            offset,
+            from,
+            durable: false,
+        } => {
+            let list = from.as_slice();
+            // SAFETY: as above; the kernel only reads them.
+            unsafe { libc::pwritev2(fd, list.as_ptr(), count(list), signed(*offset), flags) }
+        }
+        _ => return None,
+    };
+    let error = || {
+        -io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)
+    };
+    Some(
+        i32::try_from(result)
+            .ok()
+            .filter(|result| *result >= 0)
+            .unwrap_or_else(error),
+    )
+}
+
 /// Carries out a request in the calling thread.
 pub(crate) fn execute(fd: RawFd, op: &Op) -> i32 {
     loop {

@@ -300,6 +300,36 @@ fn an_endless_indirect_chain_is_cut() {
 }
 
 #[test]
+fn transfers_and_flushes_take_turns() {
+    on_both(ALL, false, |bench| {
+        for round in 0..60u64 {
+            // A write, two flushes that take time, a read: all at once.
+            let sector = (round * 8).to_le_bytes();
+            let mut done = bench.guest.used(0).len();
+            for (index, kind) in (0u64..).zip([1u32, 4, 4, 0]) {
+                let (header, status) = (HEADER + 64 * index, STATUS + index);
+                bench.guest.write(header, &kind.to_le_bytes());
+                bench.guest.write(header + 4, &[0; 4]);
+                bench.guest.write(header + 8, &sector);
+                bench.guest.write(status, &[0xee]);
+                let data = DATA + index * 0x1000;
+                let chain = match kind {
+                    1 => vec![(header, 16, READ), (data, 4096, READ), (status, 1, WRITE)],
+                    0 => vec![(header, 16, READ), (data, 4096, WRITE), (status, 1, WRITE)],
+                    _ => vec![(header, 16, READ), (status, 1, WRITE)],
+                };
+                bench.guest.offer(0, &chain);
+                done += 1;
+            }
+            bench
+                .interrupt
+                .wait(|said| said.needs_reset > 0 || bench.guest.used(0).len() >= done);
+            assert_eq!(bench.guest.read(STATUS, 4), [0; 4]);
+        }
+    });
+}
+
+#[test]
 fn the_same_head_twice_is_the_drivers_loss() {
     on_both(ALL, false, |bench| {
         bench.header(0, 0);
