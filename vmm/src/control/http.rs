@@ -20,7 +20,7 @@ pub struct Request {
 
 /// What the bytes so far are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Parsed {
+pub enum Parsed {
     /// The beginning of a request.
     Partial,
     /// A whole request.
@@ -30,7 +30,7 @@ pub(super) enum Parsed {
 }
 
 /// Reads a request.
-pub(super) fn parse(bytes: &[u8]) -> Parsed {
+pub fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let head = match request.parse(bytes) {

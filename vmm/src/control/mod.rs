@@ -4,7 +4,7 @@
 //! in here. A client that is slow, silent or hostile costs a bounded buffer and
 //! nobody's time; past [`MAX_CONNECTIONS`] the oldest one is dropped.
 
-mod http;
+pub mod http;
 mod routes;
 
 use std::io::{self, Read, Write};

@@ -1,0 +1,161 @@
+//! What the targets share: a guest whose memory, queues and doorbells are as the
+//! fuzzer says.
+//!
+//! A device is activated on memory that is already painted and then reset: its
+//! thread serves its queues once before it looks at the stop event, so that every
+//! input runs the same way and no time is spent on waiting.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use arbitrary::{Result, Unstructured};
+use hearth_vmm::irq::{Interrupts, MsiMessage, MsiVector};
+use hearth_vmm::virtio::{Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Bytes of guest memory, in two regions that touch.
+pub const MEMORY: u64 = 2 * REGION;
+const REGION: u64 = 128 << 10;
+
+/// Where most buffers are.
+pub const DATA: u64 = 0x1_0000;
+
+/// Entries of each queue.
+pub const SIZE: u16 = 16;
+
+/// Guest memory, made once: the fuzzer is one thread.
+pub fn memory() -> Memory {
+    static MEMORY: OnceLock<Memory> = OnceLock::new();
+    let memory = MEMORY.get_or_init(|| {
+        let region = usize::try_from(REGION).expect("small");
+        let ranges = [(GuestAddress(0), region), (GuestAddress(REGION), region)];
+        Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"))
+    });
+    Arc::clone(memory)
+}
+
+/// Where a queue's table and its two rings are.
+fn areas(queue: u16) -> [GuestAddress; 3] {
+    let base = 0x1000 + 0x1000 * u64::from(queue);
+    [base, base + 0x400, base + 0x800].map(GuestAddress)
+}
+
+/// Writes a queue's descriptors and available ring, mostly near to what a driver
+/// would write: a fuzzer would never find valid addresses among 2^64.
+fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> {
+    let [table, available, _] = areas(queue);
+    for entry in 0..u16::from(u.int_in_range(0..=16u8)?) {
+        let control: u8 = u.arbitrary()?;
+        let address = if control & 0x80 == 0 {
+            DATA + u64::from(u.arbitrary::<u16>()?)
+        } else {
+            u.arbitrary()?
+        };
+        let length = if control & 0x40 == 0 {
+            u32::from(u.arbitrary::<u16>()?) & 0x7ff
+        } else {
+            u.arbitrary()?
+        };
+        let next = if control & 0x20 == 0 {
+            entry + 1
+        } else {
+            u.arbitrary()?
+        };
+        let mut bytes = address.to_le_bytes().to_vec();
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(u16::from(control & 7).to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        let at = GuestAddress(table.0 + 16 * u64::from(entry));
+        memory.write_slice(&bytes, at).expect("in memory");
+    }
+    let count = u.int_in_range(0..=17u8)?;
+    let mut ring = vec![u.arbitrary()?, 0, count, 0];
+    for _ in 0..count {
+        ring.extend([u.int_in_range(0..=17u8)?, 0]);
+    }
+    memory.write_slice(&ring, available).expect("in memory");
+    Ok(())
+}
+
+/// Says nothing to anybody.
+struct Silence;
+
+impl Interrupt for Silence {
+    fn queue(&self, _: u16) {}
+    fn config_changed(&self) {}
+    fn needs_reset(&self) {}
+}
+
+/// Runs a device over queues and memory as the input has them.
+///
+/// # Errors
+/// When the input is too short.
+pub fn run(device: &mut dyn VirtioDevice, mut u: Unstructured) -> Result<()> {
+    let memory = memory();
+    let zeroes = vec![0; usize::try_from(MEMORY).expect("small")];
+    memory.write_slice(&zeroes, GuestAddress(0)).expect("all");
+    let features = u64::from(u.arbitrary::<u32>()?) & device.features();
+    let mut queues = Vec::new();
+    for (index, _) in (0..).zip(device.queue_sizes()) {
+        paint_queue(&memory, index, &mut u)?;
+        let [table, available, used] = areas(index);
+        let mut queue = Queue::new(SIZE).expect("a size");
+        queue.try_set_desc_table_address(table).expect("aligned");
+        queue
+            .try_set_avail_ring_address(available)
+            .expect("aligned");
+        queue.try_set_used_ring_address(used).expect("aligned");
+        queue.set_event_idx(features & hearth_vmm::virtio::F_EVENT_IDX != 0);
+        queue.set_ready(true);
+        queues.push(ActiveQueue {
+            index,
+            queue,
+            doorbell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("event")),
+        });
+    }
+    let rest = u.take_rest();
+    let room = usize::try_from(MEMORY - DATA).expect("small");
+    let data = &rest[..rest.len().min(room)];
+    memory.write_slice(data, GuestAddress(DATA)).expect("fits");
+    let activated = device.activate(Activation {
+        memory,
+        features,
+        queues,
+        interrupt: Arc::new(Silence),
+    });
+    activated.expect("the queues are possible");
+    device.reset();
+    Ok(())
+}
+
+/// A vector that nobody hears.
+struct Vector(EventFd);
+
+impl MsiVector for Vector {
+    fn route(&self, _: MsiMessage, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+    fn signal(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn eventfd(&self) -> &EventFd {
+        &self.0
+    }
+}
+
+/// An interrupt controller that does nothing.
+pub struct NoInterrupts;
+
+impl Interrupts for NoInterrupts {
+    fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
+        Ok(Arc::new(Vector(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
+    }
+    fn bind_doorbell(&self, _: u64, _: u16, _: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
+    fn unbind_doorbell(&self, _: u64, _: u16, _: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
+}
