@@ -31,4 +31,11 @@ pub trait Link: AsRawFd + Send + Sync {
     /// # Errors
     /// When the link can't do that.
     fn set_offload(&self, offload: Offload) -> io::Result<()>;
+
+    /// One of several links to the same network takes part, or doesn't: then no
+    /// packet comes to it. Asked only of links that there are several of.
+    ///
+    /// # Errors
+    /// When the link can't do that.
+    fn set_enabled(&self, enabled: bool) -> io::Result<()>;
 }

@@ -28,6 +28,14 @@ impl Tap {
     /// When the name is longer than 15 bytes, or the kernel refuses: no
     /// permission, in use, no tun driver.
     pub fn open(name: &str) -> io::Result<Self> {
+        Self::attach(name, FLAGS).or_else(|error| match error.raw_os_error() {
+            // A tap made for several queues takes only those who say so.
+            Some(libc::EINVAL) => Self::attach(name, FLAGS | libc::IFF_MULTI_QUEUE),
+            _ => Err(error),
+        })
+    }
+
+    fn attach(name: &str, flags: libc::c_int) -> io::Result<Self> {
         let mut request = empty_request();
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.len() >= request.ifr_name.len() || bytes.contains(&0) {
@@ -44,18 +52,24 @@ impl Tap {
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")?;
-        let mut attach = |flags: libc::c_int| {
-            // The kernel's field is 16 bits, and all flags are below.
-            request.ifr_ifru.ifru_flags = flags.try_into().unwrap_or(0);
-            // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives it.
-            check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
-        };
-        attach(FLAGS).or_else(|error| match error.raw_os_error() {
-            // A tap made for several queues takes only those who say so.
-            Some(libc::EINVAL) => attach(FLAGS | libc::IFF_MULTI_QUEUE),
-            _ => Err(error),
-        })?;
+        // The kernel's field is 16 bits, and all flags are below.
+        request.ifr_ifru.ifru_flags = flags.try_into().unwrap_or(0);
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives it.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
         Self::prepare(file)
+    }
+
+    /// Attaches to a tap with several queues, one link for each.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the tap was made for one queue and `count` is more.
+    pub fn open_queues(name: &str, count: usize) -> io::Result<Vec<Self>> {
+        if count <= 1 {
+            return Self::open(name).map(|tap| vec![tap]);
+        }
+        (0..count)
+            .map(|_| Self::attach(name, FLAGS | libc::IFF_MULTI_QUEUE))
+            .collect()
     }
 
     /// Takes a tap that is open already.
@@ -122,6 +136,20 @@ impl Link for Tap {
         check(unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })?;
         Ok(())
     }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        let mut request = empty_request();
+        let flag = if enabled {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        // The kernel's field is 16 bits, and both flags are below.
+        request.ifr_ifru.ifru_flags = flag.try_into().unwrap_or(0);
+        // SAFETY: TUNSETQUEUE reads one `ifreq`, which outlives it.
+        check(unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })?;
+        Ok(())
+    }
 }
 
 fn empty_request() -> libc::ifreq {
@@ -149,5 +177,39 @@ mod tests {
         }
         let null = File::open("/dev/null").unwrap();
         assert!(Tap::from_fd(null.into()).is_err());
+    }
+
+    /// Needs a network namespace of its own: `unshare -n cargo test -- --ignored tap`.
+    #[test]
+    #[ignore = "makes a tap: needs root and a network namespace of its own"]
+    fn queues_that_are_left_out_come_back() {
+        use std::io::Read;
+        use std::time::{Duration, Instant};
+
+        use vmm_sys_util::epoll::EventSet;
+
+        use crate::virtio::worker::Epoll;
+
+        let taps = Tap::open_queues("hearth-mq", 2).unwrap();
+        let epoll = Epoll::new().unwrap();
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        epoll.watch(&taps[1], 1, edge).unwrap();
+        taps[1].set_enabled(false).unwrap();
+        let read = |tap: &Tap| (&tap.0).read(&mut [0; 2000]);
+        assert!(read(&taps[1]).is_err());
+        taps[1].set_enabled(true).unwrap();
+        taps[0].set_enabled(false).unwrap();
+        // Going up, the host asks for neighbours; all of it comes to the one queue.
+        let up = std::process::Command::new("ip")
+            .args(["link", "set", "hearth-mq", "up"])
+            .status()
+            .unwrap();
+        assert!(up.success());
+        let mut events = [Default::default(); 1];
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while read(&taps[1]).is_err() {
+            assert!(Instant::now() < deadline, "no packet came");
+            assert_eq!(epoll.wait(&mut events, false).unwrap(), 1);
+        }
     }
 }

@@ -1,8 +1,15 @@
-//! The network device: one pair of queues on one thread, straight between a
-//! [`Link`] and guest memory.
+//! The network device: pairs of queues, each on a thread of its own, straight
+//! between a [`Link`] and guest memory.
 //!
-//! Virtio 1.2, section 5.1.
+//! ```text
+//!  receive, transmit ─ pump ─ link 0      control queue: how many pairs
+//!  receive, transmit ─ pump ─ link 1 ...  the driver uses now
+//! ```
+//!
+//! Virtio 1.2, section 5.1. A card with one link has neither the control queue nor
+//! its thread.
 
+mod control;
 mod pump;
 #[cfg(test)]
 mod tests;
@@ -10,9 +17,13 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+use self::control::{Control, Pairs};
 use self::pump::Pump;
-use super::worker::Worker;
-use super::{Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config};
+use super::queue::Ring;
+use super::worker::{self, Worker};
+use super::{
+    Activation, ActiveQueue, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config,
+};
 use crate::net::{Link, Offload};
 
 /// Feature bits. Section 5.1.3.
@@ -26,6 +37,8 @@ const F_HOST_TSO4: u64 = 1 << 11;
 const F_HOST_TSO6: u64 = 1 << 12;
 const F_MRG_RXBUF: u64 = 1 << 15;
 const F_STATUS: u64 = 1 << 16;
+const F_CTRL_VQ: u64 = 1 << 17;
+const F_MQ: u64 = 1 << 22;
 
 /// Status bit: the link is up. Section 5.1.4.
 const LINK_UP: u16 = 1;
@@ -33,10 +46,20 @@ const LINK_UP: u16 = 1;
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
 
-/// The queue from the device to the driver. Section 5.1.2.
+/// The first pair's queue from the device to the driver. Section 5.1.2: the others
+/// follow, and the control queue comes last.
 const RECEIVE: u16 = 0;
-/// The queue from the driver to the device.
+/// The first pair's queue from the driver to the device.
+#[cfg(test)]
 const TRANSMIT: u16 = 1;
+
+/// The most pairs: more vCPUs share them.
+pub const MAX_PAIRS: usize = 16;
+
+/// Entries of the control queue: a driver sends one command at a time.
+const CONTROL_SIZE: u16 = 16;
+/// The most commands before the thread looks whether it must stop.
+const CONTROL_BATCH: usize = 16;
 
 /// Bytes of `struct virtio_net_hdr_v1`.
 const HEADER_SIZE: usize = 12;
@@ -61,9 +84,9 @@ pub struct Options {
 
 /// A network device.
 pub struct Net {
-    link: Arc<dyn Link>,
+    pairs: Arc<Pairs>,
     options: Options,
-    worker: Option<Worker>,
+    workers: Vec<Worker>,
 }
 
 impl Net {
@@ -72,6 +95,17 @@ impl Net {
     /// # Errors
     /// When the MTU is below 68 or the address is a multicast one.
     pub fn new(link: impl Link + 'static, options: Options) -> io::Result<Self> {
+        Self::with_pairs(vec![link], options)
+    }
+
+    /// A device with a pair of queues for each link, which are queues of one tap.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and when there are no links or more than [`MAX_PAIRS`].
+    pub fn with_pairs<L>(links: Vec<L>, options: Options) -> io::Result<Self>
+    where
+        L: Link + 'static,
+    {
         let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         if options.mtu < SMALLEST_MTU {
             return wrong("an MTU is at least 68 bytes");
@@ -79,11 +113,73 @@ impl Net {
         if options.mac[0] & 1 != 0 {
             return wrong("a network card can't have a multicast address");
         }
+        if links.is_empty() || links.len() > MAX_PAIRS {
+            return wrong("a network card has 1 to 16 queue pairs");
+        }
+        let links = links
+            .into_iter()
+            .map(|link| Arc::new(link) as Arc<dyn Link>);
         Ok(Self {
-            link: Arc::new(link),
+            pairs: Arc::new(Pairs::new(links.collect())),
             options,
-            worker: None,
+            workers: Vec::new(),
         })
+    }
+
+    fn pair_count(&self) -> u16 {
+        // At most `MAX_PAIRS`.
+        u16::try_from(self.pairs.links().len()).unwrap_or(1)
+    }
+
+    fn pumps(&self, activation: &Activation, needed: usize) -> io::Result<Vec<Pump>> {
+        let multiqueue = activation.has(F_MQ);
+        let pairs = if multiqueue { self.pair_count() } else { 1 };
+        let find = |index| find(&activation.queues, index);
+        let mut pumps = Vec::new();
+        for (pair, link) in (0..pairs).zip(self.pairs.links()) {
+            let receive = RECEIVE + 2 * pair;
+            match (find(receive), find(receive + 1)) {
+                (Some(receive), Some(transmit)) => {
+                    let link = Arc::clone(link);
+                    pumps.push(Pump::new(link, activation, [receive, transmit], needed)?);
+                }
+                // A driver may leave out pairs that it doesn't use, but the first.
+                _ if pair > 0 => break,
+                _ => return Err(io::Error::other("a network queue is not enabled")),
+            }
+        }
+        Ok(pumps)
+    }
+
+    /// The control queue, if the driver has it. `live` pairs can be used.
+    fn control(&self, activation: &Activation, live: usize) -> io::Result<Option<Worker>> {
+        if !activation.has(F_CTRL_VQ) {
+            return Ok(None);
+        }
+        let multiqueue = activation.has(F_MQ);
+        let index = 2 * if multiqueue { self.pair_count() } else { 1 };
+        let Some(active) = find(&activation.queues, index) else {
+            return Ok(None);
+        };
+        let ring = Ring::new(&active.queue, Arc::clone(&activation.memory));
+        let interrupt = Arc::clone(&activation.interrupt);
+        let mut control = Control {
+            ring: ring.map_err(io::Error::other)?,
+            index,
+            pairs: Arc::clone(&self.pairs),
+            live,
+            interrupt: Arc::clone(&interrupt),
+        };
+        let doorbell = Arc::clone(&active.doorbell);
+        Worker::start("net-control", move |stop| {
+            let served = worker::serve(&stop, &doorbell, || {
+                control.serve().map_err(io::Error::other)
+            });
+            if served.is_err() {
+                interrupt.needs_reset();
+            }
+        })
+        .map(Some)
     }
 
     /// `struct virtio_net_config`. Section 5.1.4.
@@ -91,7 +187,7 @@ impl Net {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.options.mac);
         config[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
-        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        config[8..10].copy_from_slice(&self.pair_count().to_le_bytes());
         config[10..].copy_from_slice(&self.options.mtu.to_le_bytes());
         config
     }
@@ -117,11 +213,20 @@ impl VirtioDevice for Net {
         let guest = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6;
         let host = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6;
         let rest = F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF;
-        guest | host | rest | F_EVENT_IDX | F_INDIRECT_DESC
+        let several = if self.pair_count() > 1 {
+            F_CTRL_VQ | F_MQ
+        } else {
+            0
+        };
+        guest | host | rest | several | F_EVENT_IDX | F_INDIRECT_DESC
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; 2]
+        let mut sizes = vec![QUEUE_SIZE; 2 * self.pairs.links().len()];
+        if self.pair_count() > 1 {
+            sizes.push(CONTROL_SIZE);
+        }
+        sizes
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
@@ -133,21 +238,41 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker = None;
+        self.reset();
+        // All are watched while they are enabled: a tap's queue that is not can't
+        // be. Then, section 5.1.6.5.5, the driver begins with one.
+        self.pairs.enable(self.pairs.links().len())?;
         let offload = offload(activation.features);
-        self.link.set_offload(offload)?;
+        for link in self.pairs.links() {
+            link.set_offload(offload)?;
+        }
         let needed = if offload.intersects(Offload::TSO4 | Offload::TSO6) {
             LARGEST
         } else {
             // Ethernet header, VLAN tag, and a tap that is larger than we were told.
             HEADER_SIZE + 18 + usize::from(self.options.mtu).max(1500)
         };
-        let pump = Pump::new(Arc::clone(&self.link), activation, needed)?;
-        self.worker = Some(Worker::start("net", move |stop| pump.run(&stop))?);
+        let pumps = self.pumps(&activation, needed)?;
+        self.pairs.enable(1)?;
+        let live = pumps.len();
+        for pump in pumps {
+            // On failure those begun are stopped by the reset to come.
+            let worker = Worker::start("net", move |stop| pump.run(&stop))?;
+            self.workers.push(worker);
+        }
+        self.workers.extend(self.control(&activation, live)?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        // All are told before the first is waited for.
+        for worker in &self.workers {
+            worker.tell();
+        }
+        self.workers.clear();
     }
+}
+
+fn find(queues: &[ActiveQueue], index: u16) -> Option<&ActiveQueue> {
+    queues.iter().find(|queue| queue.index == index)
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, RECEIVE, TRANSMIT};
+use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS};
 use crate::net::Link;
 use crate::virtio::queue::{Broken, Buffers, MAX_SEGMENTS, Ring, Segments};
 use crate::virtio::worker::{DOORBELL, Epoll, STOP};
@@ -38,6 +38,7 @@ struct Posted {
 /// The receive queue.
 struct Receiver {
     ring: Ring,
+    index: u16,
     buffers: Buffers,
     posted: VecDeque<Posted>,
     /// The segments of all posted buffers, in order.
@@ -51,6 +52,7 @@ struct Receiver {
 /// The transmit queue.
 struct Transmitter {
     ring: Ring,
+    index: u16,
     buffers: Buffers,
 }
 
@@ -60,35 +62,35 @@ pub(super) struct Pump {
     interrupt: Arc<dyn Interrupt>,
     receiver: Receiver,
     transmitter: Transmitter,
-    bells: [Arc<EventFd>; 2],
+    epoll: Epoll,
 }
 
 impl Pump {
+    /// `needed` is the room for the largest packet; the link is watched from here on.
+    ///
     /// # Errors
-    /// When one of the queues is not enabled.
+    /// When a ring is not in memory, or the link can't be watched.
     pub(super) fn new(
         link: Arc<dyn Link>,
-        activation: Activation,
+        activation: &Activation,
+        [receive, transmit]: [&ActiveQueue; 2],
         needed: usize,
     ) -> io::Result<Self> {
         let mergeable = activation.has(F_MRG_RXBUF);
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = activation;
-        let [receive, transmit]: [ActiveQueue; 2] = queues
-            .try_into()
-            .map_err(|_| io::Error::other("a network queue is not enabled"))?;
+        let epoll = Epoll::new()?;
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        epoll.watch(receive.doorbell.as_ref(), RECEIVE_BELL, edge)?;
+        epoll.watch(transmit.doorbell.as_ref(), TRANSMIT_BELL, edge)?;
+        epoll.watch(&link.as_raw_fd(), LINK, edge)?;
         let ring = |active: &ActiveQueue| {
-            Ring::new(&active.queue, Arc::clone(&memory)).map_err(io::Error::other)
+            Ring::new(&active.queue, Arc::clone(&activation.memory)).map_err(io::Error::other)
         };
         Ok(Self {
             link,
-            interrupt,
+            interrupt: Arc::clone(&activation.interrupt),
             receiver: Receiver {
-                ring: ring(&receive)?,
+                ring: ring(receive)?,
+                index: receive.index,
                 buffers: Buffers::default(),
                 posted: VecDeque::new(),
                 room: Segments::default(),
@@ -96,10 +98,11 @@ impl Pump {
                 needed,
             },
             transmitter: Transmitter {
-                ring: ring(&transmit)?,
+                ring: ring(transmit)?,
+                index: transmit.index,
                 buffers: Buffers::default(),
             },
-            bells: [receive.doorbell, transmit.doorbell],
+            epoll,
         })
     }
 
@@ -112,12 +115,7 @@ impl Pump {
     }
 
     fn serve(&mut self, stop: &EventFd) -> io::Result<()> {
-        let epoll = Epoll::new()?;
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        epoll.watch(stop, STOP, EventSet::IN)?;
-        epoll.watch(self.bells[0].as_ref(), RECEIVE_BELL, edge)?;
-        epoll.watch(self.bells[1].as_ref(), TRANSMIT_BELL, edge)?;
-        epoll.watch(&self.link.as_raw_fd(), LINK, edge)?;
+        self.epoll.watch(stop, STOP, EventSet::IN)?;
         self.receiver.ring.quiet();
         let mut events = [EpollEvent::default(); 4];
         let (mut receive, mut transmit) = (true, true);
@@ -135,7 +133,7 @@ impl Pump {
                     .receive(fd, self.interrupt.as_ref())
                     .map_err(io::Error::other)?;
             }
-            let count = epoll.wait(&mut events, receive || transmit)?;
+            let count = self.epoll.wait(&mut events, receive || transmit)?;
             for event in &events[..count] {
                 match event.data() {
                     STOP => return Ok(()),
@@ -154,7 +152,7 @@ impl Transmitter {
         let mut more = true;
         for done in 0..BATCH {
             if done % TELL == 0 && self.ring.wants_interrupt() {
-                interrupt.queue(TRANSMIT);
+                interrupt.queue(self.index);
             }
             let Some(head) = self.ring.pop(&mut self.buffers)? else {
                 more = self.ring.listen();
@@ -173,7 +171,7 @@ impl Transmitter {
             self.ring.push_used(head, 0);
         }
         if self.ring.wants_interrupt() {
-            interrupt.queue(TRANSMIT);
+            interrupt.queue(self.index);
         }
         Ok(more)
     }
@@ -185,7 +183,7 @@ impl Receiver {
         let mut more = true;
         for done in 0..BATCH {
             if done % TELL == 0 && self.ring.wants_interrupt() {
-                interrupt.queue(RECEIVE);
+                interrupt.queue(self.index);
             }
             if !self.refill()? {
                 // Starved: the driver's next buffer rings, unless it is there now.
@@ -211,7 +209,7 @@ impl Receiver {
             }
         }
         if self.ring.wants_interrupt() {
-            interrupt.queue(RECEIVE);
+            interrupt.queue(self.index);
         }
         Ok(more)
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
@@ -13,6 +14,7 @@ const DATA: u64 = 0x20_0000;
 
 struct FakeLink {
     socket: UnixDatagram,
+    enabled: Arc<AtomicBool>,
     offload: Arc<Mutex<Option<Offload>>>,
 }
 
@@ -25,6 +27,11 @@ impl AsRawFd for FakeLink {
 impl Link for FakeLink {
     fn set_offload(&self, offload: Offload) -> io::Result<()> {
         *self.offload.lock().unwrap() = Some(offload);
+        Ok(())
+    }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        self.enabled.store(enabled, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -49,6 +56,7 @@ impl Bench {
         let offload = Arc::default();
         let link = FakeLink {
             socket,
+            enabled: Arc::new(AtomicBool::new(true)),
             offload: Arc::clone(&offload),
         };
         let mut net = Net::new(link, OPTIONS).unwrap();
@@ -198,12 +206,146 @@ fn configuration_is_what_was_asked_for() {
     assert_eq!(config, [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0xdc, 5, 0, 0, 0, 0]);
     let link = || FakeLink {
         socket: UnixDatagram::unbound().unwrap(),
+        enabled: Arc::default(),
         offload: Arc::default(),
     };
     let small = Options { mtu: 67, ..OPTIONS };
     assert!(Net::new(link(), small).is_err());
     let mac = [1, 0, 0, 0, 0, 0];
     assert!(Net::new(link(), Options { mac, ..OPTIONS }).is_err());
+}
+
+/// A card with two pairs of queues.
+struct TwoPairs {
+    guest: Guest,
+    interrupt: Arc<FakeInterrupt>,
+    net: Net,
+    wires: Vec<UnixDatagram>,
+    enabled: Vec<Arc<AtomicBool>>,
+}
+
+/// Its control queue.
+const CONTROL: u16 = 4;
+
+impl TwoPairs {
+    fn new(features: u64, queues: u16) -> Self {
+        let mut wires = Vec::new();
+        let mut enabled = Vec::new();
+        let links: Vec<_> = (0..2)
+            .map(|_| {
+                let (wire, socket) = UnixDatagram::pair().unwrap();
+                socket.set_nonblocking(true).unwrap();
+                wires.push(wire);
+                enabled.push(Arc::new(AtomicBool::new(true)));
+                FakeLink {
+                    socket,
+                    enabled: Arc::clone(&enabled[enabled.len() - 1]),
+                    offload: Arc::default(),
+                }
+            })
+            .collect();
+        let mut net = Net::with_pairs(links, OPTIONS).unwrap();
+        let guest = Guest::new(queues);
+        let interrupt = Arc::new(FakeInterrupt::default());
+        net.activate(guest.activation(features, &interrupt))
+            .unwrap();
+        Self {
+            guest,
+            interrupt,
+            net,
+            wires,
+            enabled,
+        }
+    }
+
+    fn enabled(&self) -> Vec<bool> {
+        let load = |flag: &Arc<AtomicBool>| flag.load(Ordering::SeqCst);
+        self.enabled.iter().map(load).collect()
+    }
+
+    /// A command on the control queue, and its answer.
+    fn command(&self, bytes: &[u8]) -> u8 {
+        self.guest.write(DATA, bytes);
+        self.guest.write(DATA + 0x1000, &[0xee]);
+        let length = u32::try_from(bytes.len()).unwrap();
+        let done = self.guest.used(CONTROL).len() + 1;
+        self.guest.offer(
+            CONTROL,
+            &[
+                (DATA, 2, READ),
+                (DATA + 2, length - 2, READ),
+                (DATA + 0x1000, 1, WRITE),
+            ],
+        );
+        self.interrupt
+            .wait(|said| said.needs_reset > 0 || self.guest.used(CONTROL).len() >= done);
+        self.guest.read(DATA + 0x1000, 1)[0]
+    }
+}
+
+#[test]
+fn the_driver_says_how_many_pairs_it_uses() {
+    let bench = TwoPairs::new(F_CTRL_VQ | F_MQ, 5);
+    assert_eq!(bench.net.queue_sizes().len(), 5);
+    let mut config = [0; 10];
+    bench.net.config_read(0, &mut config);
+    assert_eq!(config[8..], [2, 0]);
+    assert_eq!(bench.enabled(), [true, false], "it begins with one");
+    assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
+    assert_eq!(bench.enabled(), [true, true]);
+    for (pair, wire) in (0u16..).zip(&bench.wires) {
+        let (receive, transmit) = (2 * pair, 2 * pair + 1);
+        let at = DATA + 0x8000 * (1 + u64::from(pair));
+        bench.guest.offer(receive, &[(at, 1600, WRITE)]);
+        wire.send(&[0x11; 100]).unwrap();
+        bench.guest.offer(transmit, &[(at + 0x4000, 60, READ)]);
+        assert_eq!(wire.recv(&mut [0; 100]).unwrap(), 60);
+        bench
+            .interrupt
+            .wait(|said| said.queues.contains(&receive) && said.queues.contains(&transmit));
+        assert_eq!(bench.guest.used(receive), [(0, 100)]);
+    }
+    assert_eq!(bench.command(&[4, 0, 1, 0]), 0);
+    assert_eq!(bench.enabled(), [true, false]);
+    for wrong in [
+        &[4, 0, 0, 0][..],
+        &[4, 0, 3, 0],
+        &[4, 0, 1, 1],
+        &[4, 1, 1, 0],
+        &[0, 0, 1, 0],
+        &[4, 0, 1, 0, 0],
+        &[4, 0, 1],
+    ] {
+        assert_eq!(bench.command(wrong), 1, "{wrong:?}");
+    }
+    assert_eq!(bench.enabled(), [true, false]);
+    assert_eq!(bench.interrupt.wait(|_| true).needs_reset, 0);
+}
+
+#[test]
+fn a_driver_of_one_pair_gets_one() {
+    // Without the feature the control queue is the third; here it isn't there.
+    let bench = TwoPairs::new(0, 2);
+    assert_eq!(bench.enabled(), [true, false]);
+    bench.guest.offer(TRANSMIT, &[(DATA, 60, READ)]);
+    assert_eq!(bench.wires[0].recv(&mut [0; 100]).unwrap(), 60);
+    // Pairs that were not set up can't be used.
+    let mut bench = TwoPairs::new(F_CTRL_VQ, 3);
+    bench.guest.write(DATA, &[4, 0, 2, 0]);
+    let chain = [(DATA, 4, READ), (DATA + 0x1000, 1, WRITE)];
+    bench.guest.offer(2, &chain);
+    bench.interrupt.wait(|said| said.queues.contains(&2));
+    assert_eq!(bench.guest.read(DATA + 0x1000, 1), [1]);
+    // A reset and another driver: from the beginning.
+    bench.net.reset();
+    bench.guest = Guest::new(5);
+    let activation = bench.guest.activation(F_CTRL_VQ | F_MQ, &bench.interrupt);
+    bench.net.activate(activation).unwrap();
+    assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
+    assert_eq!(bench.enabled(), [true, true]);
+    // A command without room for its answer is none.
+    bench.guest.offer(CONTROL, &[(DATA, 4, READ)]);
+    bench.interrupt.wait(|said| said.needs_reset == 1);
 }
 
 proptest! {

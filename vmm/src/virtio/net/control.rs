@@ -1,0 +1,110 @@
+//! The control queue: how many queue pairs the driver uses.
+//!
+//! Virtio 1.2, section 5.1.6.5. Of its commands only those are offered that the
+//! number of queue pairs needs.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::CONTROL_BATCH;
+use crate::net::Link;
+use crate::virtio::Interrupt;
+use crate::virtio::queue::{Broken, Buffers, Ring};
+
+/// `VIRTIO_NET_CTRL_MQ`.
+const CLASS_MULTIQUEUE: u8 = 4;
+/// `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`.
+const PAIRS_SET: u8 = 0;
+/// Bytes of that command: class, command, `virtqueue_pairs`.
+const PAIRS_SET_SIZE: usize = 4;
+
+/// `ack`. Section 5.1.6.5.
+const OK: u8 = 0;
+const ERROR: u8 = 1;
+
+/// The links of all pairs, of which the first few are in use: a packet must not go
+/// to one whose queue nobody serves.
+pub(super) struct Pairs {
+    links: Vec<Arc<dyn Link>>,
+    /// How many are enabled.
+    enabled: Mutex<usize>,
+}
+
+impl Pairs {
+    /// Links that are all enabled, as they are when opened.
+    pub(super) fn new(links: Vec<Arc<dyn Link>>) -> Self {
+        let enabled = Mutex::new(links.len());
+        Self { links, enabled }
+    }
+
+    pub(super) fn links(&self) -> &[Arc<dyn Link>] {
+        &self.links
+    }
+
+    /// Enables the first `wanted` links and no others.
+    pub(super) fn enable(&self, wanted: usize) -> io::Result<()> {
+        let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
+        while *enabled < wanted {
+            let Some(link) = self.links.get(*enabled) else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            link.set_enabled(true)?;
+            *enabled += 1;
+        }
+        while *enabled > wanted {
+            let Some(link) = self.links.get(*enabled - 1) else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            link.set_enabled(false)?;
+            *enabled -= 1;
+        }
+        Ok(())
+    }
+}
+
+/// The control queue.
+pub(super) struct Control {
+    pub(super) ring: Ring,
+    pub(super) index: u16,
+    pub(super) pairs: Arc<Pairs>,
+    /// Pairs whose queues the driver has set up.
+    pub(super) live: usize,
+    pub(super) interrupt: Arc<dyn Interrupt>,
+}
+
+impl Control {
+    /// Serves some commands. Returns whether there may be more.
+    pub(super) fn serve(&mut self) -> Result<bool, Broken> {
+        let mut buffers = Buffers::default();
+        for _ in 0..CONTROL_BATCH {
+            let Some(head) = self.ring.pop(&mut buffers)? else {
+                return Ok(self.ring.listen());
+            };
+            if buffers.writable.length() == 0 {
+                return Err(Broken::Request);
+            }
+            let ack = self.execute(&buffers);
+            buffers.writable.copy_in(0, &[ack]);
+            self.ring.push_used(head, 1);
+            if self.ring.wants_interrupt() {
+                self.interrupt.queue(self.index);
+            }
+        }
+        Ok(true)
+    }
+
+    fn execute(&self, buffers: &Buffers) -> u8 {
+        let mut command = [0; PAIRS_SET_SIZE];
+        let whole = buffers.readable.length() == PAIRS_SET_SIZE
+            && buffers.readable.copy_out(0, &mut command) == PAIRS_SET_SIZE;
+        let [class, what, low, high] = command;
+        let pairs = usize::from(u16::from_le_bytes([low, high]));
+        let known = whole && (class, what) == (CLASS_MULTIQUEUE, PAIRS_SET);
+        let possible = (1..=self.live).contains(&pairs);
+        if known && possible && self.pairs.enable(pairs).is_ok() {
+            OK
+        } else {
+            ERROR
+        }
+    }
+}
