@@ -23,7 +23,7 @@ use hearth::{
         Controller,
         cluster::{GarbageController, PlacementController},
         drive,
-        host::{ImageController, NetworkController, ReachabilityController},
+        host::{ImageController, NetworkController, ReachabilityController, VolumeController},
         instance::InstanceController,
         system_clock,
     },
@@ -228,6 +228,10 @@ fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Cont
             clock: clock.clone(),
         }),
         network.clone(),
+        Arc::new(VolumeController {
+            db: db.clone(),
+            storage: hosts.storage.clone(),
+        }),
         Arc::new(ReachabilityController::new(
             db.clone(),
             config.host_id.clone(),

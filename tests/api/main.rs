@@ -1,5 +1,5 @@
-//! Every action through the real router and store, on a fake host: no VMM, no
-//! network. The client is botocore, and botocore's model is the oracle for
+//! Every action through the real router, store and reconcilers, on a fake host: no
+//! VMM, no network. The client is botocore, and botocore's model is the oracle for
 //! names on the wire.
 //!
 //! The Python is `HEARTH_PYTHON`, or else `python3`; it must have boto3. Without
@@ -43,6 +43,11 @@ fn key_pairs() {
 #[test]
 fn security_groups() {
     script("security_groups.py");
+}
+
+#[test]
+fn instances() {
+    script("instances.py");
 }
 
 #[test]

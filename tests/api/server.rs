@@ -10,8 +10,19 @@ use hearth::{
     api::{self, registry},
     auth::credentials::{AccessKey, CredentialStore},
     bootstrap::{Machine, bootstrap},
+    compute::fake::FakeCompute,
     config::Config,
     model::{BootMethod, Image, ImageId, Manifest},
+    network::fake::FakeNetwork,
+    reconcile::{
+        Controller,
+        cluster::PlacementController,
+        drive,
+        host::{NetworkController, ReachabilityController, VolumeController},
+        instance::InstanceController,
+        system_clock,
+    },
+    storage::fake::FakeStorage,
     store::Db,
 };
 
@@ -46,6 +57,11 @@ impl Server {
             })
             .await
             .expect("the image");
+            // The controllers run for as long as this task does.
+            let (_running, shutdown) = tokio::sync::watch::channel(false);
+            for controller in controllers(&config, &db) {
+                tokio::spawn(drive(controller, db.clone(), shutdown.clone()));
+            }
             let console = Arc::new(api::console::NoConsole);
             let cloud = api::Cloud {
                 db,
@@ -94,6 +110,45 @@ impl Server {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+}
+
+/// All that makes desired state true, on a host in memory.
+fn controllers(config: &Arc<Config>, db: &Db) -> Vec<Arc<dyn Controller>> {
+    let compute = Arc::new(FakeCompute::default());
+    let storage = Arc::new(FakeStorage::default());
+    let taps = Arc::new(FakeNetwork::default());
+    let host = &config.host_id;
+    let network = Arc::new(NetworkController::new(
+        db.clone(),
+        host.clone(),
+        taps.clone(),
+    ));
+    vec![
+        Arc::new(PlacementController {
+            db: db.clone(),
+            clock: system_clock(),
+        }),
+        Arc::new(VolumeController {
+            db: db.clone(),
+            storage: storage.clone(),
+        }),
+        Arc::new(ReachabilityController::new(
+            db.clone(),
+            host.clone(),
+            taps.clone(),
+            system_clock(),
+        )),
+        network.clone(),
+        Arc::new(InstanceController::new(
+            db.clone(),
+            config.clone(),
+            compute,
+            storage,
+            taps,
+            network,
+            system_clock(),
+        )),
+    ]
 }
 
 fn image(account: &str) -> Image {

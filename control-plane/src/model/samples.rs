@@ -88,6 +88,7 @@ pub fn volume(n: u8) -> Volume {
         volume_type: "gp3".into(),
         image: Some(ImageId::from_random(1)),
         created: time(),
+        deleting: false,
         attachment: Some(VolumeAttachment {
             instance: InstanceId::from_random(n.into()),
             device: "/dev/xvda".into(),

@@ -22,6 +22,9 @@ pub struct Volume {
     pub image: Option<ImageId>,
     /// When it was asked for.
     pub created: Timestamp,
+    /// Whether it was deleted, and is a record only until it is gone.
+    #[serde(default)]
+    pub deleting: bool,
     /// What it is attached to.
     pub attachment: Option<VolumeAttachment>,
 }

@@ -8,7 +8,8 @@
 //! the pass itself asked for it, and every half minute in any case.
 //!
 //! - [`cluster`]: controllers of which the cloud has one: placement, garbage
-//! - [`host`]: network and images of this host, and who answers on it
+//! - [`host`]: network, images and lone volumes of this host, and who
+//!   answers on it
 //! - [`instance`]: the lives of the instances on this host
 
 pub mod cluster;

@@ -10,6 +10,7 @@ pub mod regions;
 mod security_groups;
 pub mod shared;
 mod tags;
+mod volumes;
 mod vpcs;
 
 use super::{
@@ -61,5 +62,9 @@ fn actions() -> Vec<Registered> {
         action::<instances::GetConsoleOutput>(),
         action::<instances::DescribeInstances>(),
         action::<instances::DescribeInstanceStatus>(),
+        action::<instances::DescribeInstanceAttribute>(),
+        action::<instances::ModifyInstanceAttribute>(),
+        action::<volumes::DeleteVolume>(),
+        action::<volumes::DescribeVolumes>(),
     ]
 }

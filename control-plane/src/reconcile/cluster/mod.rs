@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use crate::store::{Change, Db, TransactError, View};
 
 /// Writes the instances' lives down in a transaction that can't refuse.
-async fn transact<T>(
+pub(super) async fn transact<T>(
     db: &Db,
     mut decide: impl FnMut(&View, &mut Change<'_>) -> T,
 ) -> anyhow::Result<T> {

@@ -3,7 +3,9 @@
 mod images;
 mod network;
 mod reachability;
+mod volumes;
 
 pub use images::ImageController;
 pub use network::NetworkController;
 pub use reachability::ReachabilityController;
+pub use volumes::VolumeController;

@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What is remembered between passes; losing it only makes patience longer.
 #[derive(Default)]
 struct Memory {
-    /// When was asked last, and for whom.
-    asked: Option<(Timestamp, BTreeSet<InstanceId>)>,
+    /// When was asked last, and for whom, in which boot.
+    asked: Option<(Timestamp, BTreeSet<(InstanceId, u64, u64)>)>,
     /// In which boot each of the silent has been so, since when.
     silent: BTreeMap<InstanceId, (u64, u64, Timestamp)>,
 }
@@ -158,8 +158,11 @@ impl Controller for ReachabilityController {
 
     async fn pass(&self) -> anyhow::Result<Again> {
         let view = self.db.view();
-        let running: BTreeSet<InstanceId> =
-            self.targets(&view).iter().map(|i| i.id.clone()).collect();
+        let running: BTreeSet<(InstanceId, u64, u64)> = self
+            .targets(&view)
+            .iter()
+            .map(|i| (i.id.clone(), i.boots, i.reboots_done))
+            .collect();
         if running.is_empty() {
             return Ok(Again::Idle);
         }

@@ -81,6 +81,7 @@ pub struct Summary {
 
 /// The result of one check.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Detail {
     /// The check.
     pub name: String,

@@ -5,10 +5,13 @@
 
 pub mod allocate;
 pub mod answer;
+pub mod describe_instance_attribute;
 pub mod describe_instance_status;
 pub mod describe_instances;
 pub mod filters;
 pub mod get_console_output;
+mod groups;
+pub mod modify_instance_attribute;
 pub mod reboot_instances;
 pub mod run_instances;
 pub mod start_instances;
@@ -20,9 +23,11 @@ mod race_tests;
 #[cfg(test)]
 mod tests;
 
+pub use describe_instance_attribute::DescribeInstanceAttribute;
 pub use describe_instance_status::DescribeInstanceStatus;
 pub use describe_instances::DescribeInstances;
 pub use get_console_output::GetConsoleOutput;
+pub use modify_instance_attribute::ModifyInstanceAttribute;
 pub use reboot_instances::RebootInstances;
 pub use run_instances::RunInstances;
 pub use start_instances::StartInstances;

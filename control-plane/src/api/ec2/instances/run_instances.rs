@@ -380,6 +380,7 @@ fn one(
         volume_type: launch.volume_type.clone(),
         image: Some(launch.image.id.clone()),
         created: ctx.now(),
+        deleting: false,
         attachment: Some(VolumeAttachment {
             instance: id.clone(),
             device: launch.image.manifest.root_device_name.clone(),

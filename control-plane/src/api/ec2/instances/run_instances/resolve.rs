@@ -3,6 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{InterfaceInput, MetadataInput, Request};
+use crate::api::ec2::instances::{groups, modify_instance_attribute::shutdown_behavior};
 use crate::{
     api::{
         ApiError, Ctx,
@@ -22,8 +23,6 @@ const MAX_COUNT: u32 = 100;
 const MAX_USER_DATA: usize = 16 * 1024;
 /// The biggest volume, in GiB, as gp2's and gp3's on EC2.
 const MAX_VOLUME: u32 = 16 * 1024;
-/// The most security groups of an interface.
-const MAX_GROUPS: usize = 16;
 
 /// What a request means.
 pub(super) struct Launch {
@@ -78,16 +77,8 @@ pub(super) fn launch(ctx: &Ctx, view: &View, request: &Request) -> Result<Launch
         delete_on_termination,
         metadata: metadata(request.metadata_options.as_ref())?,
         on_shutdown: match request.instance_initiated_shutdown_behavior.as_deref() {
-            None | Some("stop") => ShutdownBehavior::Stop,
-            Some("terminate") => ShutdownBehavior::Terminate,
-            Some(other) => {
-                let name = "instanceInitiatedShutdownBehavior";
-                return Err(ApiError::invalid_value(
-                    name,
-                    other,
-                    "It must be stop or terminate.",
-                ));
-            }
+            None => ShutdownBehavior::Stop,
+            Some(name) => shutdown_behavior(name)?,
         },
         protected: request.disable_api_termination.unwrap_or(false),
         image,
@@ -238,38 +229,14 @@ fn groups(
             "The parameter groupName cannot be used with the parameter subnet",
         ));
     }
-    let mut groups: Vec<GroupId> = Vec::new();
-    for text in ids {
-        let id: GroupId = parse_id(text)?;
-        let group = view
-            .get::<SecurityGroup>(&id)
-            .ok_or_else(|| not_found::<GroupId>(&id))?;
-        if group.vpc != subnet.vpc {
-            return Err(ApiError::new(
-                "InvalidGroup.NotFound",
-                format!(
-                    "The security group '{id}' does not exist in VPC '{}'",
-                    subnet.vpc
-                ),
-            ));
-        }
-        groups.push(id);
-    }
+    let mut groups = groups::by_id(view, &subnet.vpc, ids)?;
     for name in &request.security_groups {
         groups.push(group_named(view, &subnet.vpc, name)?);
     }
     if groups.is_empty() {
         groups.push(group_named(view, &subnet.vpc, "default")?);
     }
-    groups.sort();
-    groups.dedup();
-    if groups.len() > MAX_GROUPS {
-        return Err(ApiError::new(
-            "SecurityGroupsPerInterfaceLimitExceeded",
-            format!("The maximum number of security groups per interface is {MAX_GROUPS}"),
-        ));
-    }
-    Ok(groups)
+    groups::distinct(groups)
 }
 
 fn group_named(view: &View, vpc: &VpcId, name: &str) -> Result<GroupId, ApiError> {

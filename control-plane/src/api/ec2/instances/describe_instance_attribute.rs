@@ -1,0 +1,122 @@
+//! `DescribeInstanceAttribute`: one attribute at a time.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceAttribute.html>
+
+use serde::{Deserialize, Serialize};
+
+use super::answer::{self, BlockDevice, Group};
+use crate::{
+    api::{
+        Action, ApiError, Ctx,
+        ec2::shared::{not_found, parse_id},
+        wire::quoted,
+    },
+    model::{Instance, InstanceId, ShutdownBehavior},
+};
+
+/// The action.
+pub struct DescribeInstanceAttribute;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instance.
+    pub instance_id: String,
+    /// The attribute's name.
+    pub attribute: String,
+}
+
+/// Its answer: the attribute that was asked for, and no other.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    /// The instance.
+    pub instance_id: String,
+    /// Its volumes.
+    pub block_device_mapping: Option<Vec<BlockDevice>>,
+    /// Whether it is protected from being stopped: never.
+    pub disable_api_stop: Option<Value<bool>>,
+    /// Termination protection.
+    pub disable_api_termination: Option<Value<bool>>,
+    /// Whether its volumes have a network of their own: never.
+    pub ebs_optimized: Option<Value<bool>>,
+    /// Its security groups.
+    pub group_set: Option<Vec<Group>>,
+    /// What the guest's own power-off leads to.
+    pub instance_initiated_shutdown_behavior: Option<Value<String>>,
+    /// Its type.
+    pub instance_type: Option<Value<String>>,
+    /// Its root device.
+    pub root_device_name: Option<Value<String>>,
+    /// Whether only its own address may be the source of its packets.
+    pub source_dest_check: Option<Value<bool>>,
+    /// Its user data, base64.
+    pub user_data: Option<Value<Option<String>>>,
+}
+
+/// The value of an attribute.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Value<T> {
+    /// The value.
+    pub value: T,
+}
+
+fn value<T>(value: T) -> Option<Value<T>> {
+    Some(Value { value })
+}
+
+impl Action for DescribeInstanceAttribute {
+    const NAME: &'static str = "DescribeInstanceAttribute";
+    const IAM: &'static str = "ec2:DescribeInstanceAttribute";
+    type Request = Request;
+    type Response = Response;
+
+    fn resources(request: &Request) -> Vec<String> {
+        vec![request.instance_id.clone()]
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
+        let id: InstanceId = parse_id(&request.instance_id)?;
+        let view = ctx.db.view();
+        let instance = view
+            .get::<Instance>(&id)
+            .ok_or_else(|| not_found::<InstanceId>(&id))?;
+        let shown = answer::instance(&view, &ctx.config.region, instance);
+        let mut response = Response {
+            instance_id: id.to_string(),
+            ..Response::default()
+        };
+        match request.attribute.as_str() {
+            "blockDeviceMapping" => {
+                response.block_device_mapping = Some(shown.block_device_mapping)
+            }
+            "disableApiStop" => response.disable_api_stop = value(false),
+            "disableApiTermination" => {
+                response.disable_api_termination = value(instance.protected);
+            }
+            "ebsOptimized" => response.ebs_optimized = value(shown.ebs_optimized),
+            "groupSet" => response.group_set = Some(shown.group_set),
+            "instanceInitiatedShutdownBehavior" => {
+                let name = match instance.on_shutdown {
+                    ShutdownBehavior::Stop => "stop",
+                    ShutdownBehavior::Terminate => "terminate",
+                };
+                response.instance_initiated_shutdown_behavior = value(name.to_owned());
+            }
+            "instanceType" => response.instance_type = value(shown.instance_type),
+            "rootDeviceName" => response.root_device_name = value(shown.root_device_name),
+            "sourceDestCheck" => {
+                response.source_dest_check = shown.source_dest_check.and_then(value);
+            }
+            "userData" => response.user_data = value(instance.user_data.clone()),
+            other => {
+                return Err(ApiError::unsupported(&format!(
+                    "The value {} of the parameter Attribute",
+                    quoted(other)
+                )));
+            }
+        }
+        Ok(response)
+    }
+}

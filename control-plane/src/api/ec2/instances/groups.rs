@@ -1,0 +1,45 @@
+//! The security groups that a request wants an interface to be in.
+
+use crate::{
+    api::{
+        ApiError,
+        ec2::shared::{not_found, parse_id},
+    },
+    model::{GroupId, SecurityGroup, VpcId},
+    store::View,
+};
+
+/// The most security groups of an interface.
+const MAX: usize = 16;
+
+/// Groups of a VPC, by their ids.
+pub(super) fn by_id(view: &View, vpc: &VpcId, ids: &[String]) -> Result<Vec<GroupId>, ApiError> {
+    ids.iter()
+        .map(|text| {
+            let id: GroupId = parse_id(text)?;
+            let group = view
+                .get::<SecurityGroup>(&id)
+                .ok_or_else(|| not_found::<GroupId>(&id))?;
+            if group.vpc != *vpc {
+                return Err(ApiError::new(
+                    "InvalidGroup.NotFound",
+                    format!("The security group '{id}' does not exist in VPC '{vpc}'"),
+                ));
+            }
+            Ok(id)
+        })
+        .collect()
+}
+
+/// Each once, and not too many.
+pub(super) fn distinct(mut groups: Vec<GroupId>) -> Result<Vec<GroupId>, ApiError> {
+    groups.sort();
+    groups.dedup();
+    if groups.len() > MAX {
+        return Err(ApiError::new(
+            "SecurityGroupsPerInterfaceLimitExceeded",
+            format!("The maximum number of security groups per interface is {MAX}"),
+        ));
+    }
+    Ok(groups)
+}

@@ -1,0 +1,319 @@
+//! `ModifyInstanceAttribute`: one attribute at a time, as EC2 has it.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_ModifyInstanceAttribute.html>
+
+use serde::Deserialize;
+
+use super::{groups, incorrect_state};
+use crate::{
+    api::{
+        Action, ApiError, Ctx, Done,
+        ec2::shared::{not_found, parse_id},
+        wire::quoted,
+    },
+    model::{
+        Eni, GroupId, Instance, InstanceId, InstanceState, SecurityGroup, ShutdownBehavior, Volume,
+        VolumeAttachment,
+    },
+    store::{Change, View},
+};
+
+/// The action.
+pub struct ModifyInstanceAttribute;
+
+/// Its parameters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Request {
+    /// The instance.
+    pub instance_id: String,
+    /// The attribute's name, with `Value`: the older form for the simple ones.
+    pub attribute: Option<String>,
+    /// Its new value.
+    pub value: Option<String>,
+    /// Termination protection.
+    pub disable_api_termination: Option<Flag>,
+    /// What the guest's own power-off leads to.
+    pub instance_initiated_shutdown_behavior: Option<Text>,
+    /// Whether only its own address may be the source of its packets.
+    pub source_dest_check: Option<Flag>,
+    /// All security groups of its interface.
+    #[serde(default, rename = "GroupId")]
+    pub groups: Vec<String>,
+    /// Which volumes go with it.
+    #[serde(default, rename = "BlockDeviceMapping")]
+    pub block_device_mappings: Vec<Mapping>,
+}
+
+/// An attribute that is true or false.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Flag {
+    /// Which of them.
+    pub value: bool,
+}
+
+/// An attribute that is a word.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Text {
+    /// The word.
+    pub value: String,
+}
+
+/// A volume at the instance.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Mapping {
+    /// Its device.
+    pub device_name: Option<String>,
+    /// What shall be.
+    pub ebs: Option<Ebs>,
+}
+
+/// What shall be of the volume there.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Ebs {
+    /// Whether it goes with the instance.
+    pub delete_on_termination: Option<bool>,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    Protected(bool),
+    OnShutdown(ShutdownBehavior),
+    SourceDestCheck(bool),
+    Groups(Vec<String>),
+    /// By device: whether the volume goes with the instance.
+    Volumes(Vec<(String, bool)>),
+}
+
+/// What a request wants.
+fn wanted(request: Request) -> Result<Wanted, ApiError> {
+    let mut all = Vec::new();
+    match (request.attribute.as_deref(), request.value) {
+        (Some(name), Some(value)) => all.push(by_name(name, &value)?),
+        (None, None) => {}
+        // The other parameters name their attributes themselves.
+        (Some(name), None) => check_name(name)?,
+        (None, Some(_)) => return Err(ApiError::missing("Attribute")),
+    }
+    all.extend(
+        request
+            .disable_api_termination
+            .map(|f| Wanted::Protected(f.value)),
+    );
+    if let Some(text) = request.instance_initiated_shutdown_behavior {
+        all.push(Wanted::OnShutdown(shutdown_behavior(&text.value)?));
+    }
+    all.extend(
+        request
+            .source_dest_check
+            .map(|f| Wanted::SourceDestCheck(f.value)),
+    );
+    if !request.groups.is_empty() {
+        all.push(Wanted::Groups(request.groups));
+    }
+    if !request.block_device_mappings.is_empty() {
+        let volumes = request.block_device_mappings.into_iter().map(volume);
+        all.push(Wanted::Volumes(volumes.collect::<Result<_, _>>()?));
+    }
+    match all.pop() {
+        Some(one) if all.is_empty() => Ok(one),
+        Some(_) => Err(ApiError::combination(
+            "Fields for multiple attribute types specified",
+        )),
+        None => Err(ApiError::combination("No attributes specified.")),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    let known = [
+        "disableApiTermination",
+        "instanceInitiatedShutdownBehavior",
+        "sourceDestCheck",
+        "groupSet",
+        "blockDeviceMapping",
+    ];
+    if known.contains(&name) {
+        return Ok(());
+    }
+    Err(unsupported(name))
+}
+
+fn unsupported(name: &str) -> ApiError {
+    ApiError::unsupported(&format!(
+        "The value {} of the parameter Attribute",
+        quoted(name)
+    ))
+}
+
+fn by_name(name: &str, value: &str) -> Result<Wanted, ApiError> {
+    let flag = || match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(ApiError::invalid_value(
+            "Value",
+            value,
+            "It must be true or false.",
+        )),
+    };
+    match name {
+        "disableApiTermination" => flag().map(Wanted::Protected),
+        "sourceDestCheck" => flag().map(Wanted::SourceDestCheck),
+        "instanceInitiatedShutdownBehavior" => shutdown_behavior(value).map(Wanted::OnShutdown),
+        "groupSet" | "blockDeviceMapping" => Err(ApiError::combination(format!(
+            "The attribute {name} has a parameter of its own"
+        ))),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// What the guest's own power-off leads to, by EC2's name.
+pub(super) fn shutdown_behavior(name: &str) -> Result<ShutdownBehavior, ApiError> {
+    match name {
+        "stop" => Ok(ShutdownBehavior::Stop),
+        "terminate" => Ok(ShutdownBehavior::Terminate),
+        other => Err(ApiError::invalid_value(
+            "instanceInitiatedShutdownBehavior",
+            other,
+            "It must be stop or terminate.",
+        )),
+    }
+}
+
+fn volume(mapping: Mapping) -> Result<(String, bool), ApiError> {
+    let device = mapping
+        .device_name
+        .ok_or_else(|| ApiError::missing("BlockDeviceMapping.1.DeviceName"))?;
+    let goes = mapping
+        .ebs
+        .and_then(|ebs| ebs.delete_on_termination)
+        .ok_or_else(|| ApiError::missing("BlockDeviceMapping.1.Ebs.DeleteOnTermination"))?;
+    Ok((device, goes))
+}
+
+fn apply(
+    view: &View,
+    change: &mut Change<'_>,
+    instance: &Instance,
+    wanted: &Wanted,
+) -> Result<(), ApiError> {
+    // What is done to its interface or its volumes must not meet its end.
+    change.expect_unchanged::<Instance>(&instance.id);
+    match wanted {
+        Wanted::Protected(protected) => change.put(&Instance {
+            protected: *protected,
+            ..instance.clone()
+        }),
+        Wanted::OnShutdown(on_shutdown) => change.put(&Instance {
+            on_shutdown: *on_shutdown,
+            ..instance.clone()
+        }),
+        Wanted::SourceDestCheck(check) => {
+            let source_dest_check = *check;
+            for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
+                change.put(&Eni {
+                    source_dest_check,
+                    ..eni.clone()
+                });
+            }
+        }
+        Wanted::Groups(ids) => {
+            let found = groups::distinct(groups::by_id(view, &instance.vpc, ids)?)?;
+            set_groups(view, change, instance, &found);
+        }
+        Wanted::Volumes(volumes) => {
+            for (device, goes) in volumes {
+                set_goes_with(view, change, instance, device, *goes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_groups(view: &View, change: &mut Change<'_>, instance: &Instance, groups: &[GroupId]) {
+    for group in groups {
+        change.refer_to::<SecurityGroup>(group);
+    }
+    for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
+        change.put(&Eni {
+            groups: groups.to_vec(),
+            ..eni.clone()
+        });
+    }
+}
+
+fn set_goes_with(
+    view: &View,
+    change: &mut Change<'_>,
+    instance: &Instance,
+    device: &str,
+    goes: bool,
+) -> Result<(), ApiError> {
+    let (volume, attachment) = view
+        .all::<Volume>()
+        .filter_map(|v| Some((v, v.attachment.as_ref()?)))
+        .find(|(_, a)| a.instance == instance.id && a.device == device)
+        .ok_or_else(|| {
+            let device = quoted(device);
+            ApiError::new(
+                "InvalidInstanceAttributeValue",
+                format!("No device is currently mapped at {device}"),
+            )
+        })?;
+    change.put(&Volume {
+        attachment: Some(VolumeAttachment {
+            delete_on_termination: goes,
+            ..attachment.clone()
+        }),
+        ..volume.clone()
+    });
+    Ok(())
+}
+
+impl Action for ModifyInstanceAttribute {
+    const NAME: &'static str = "ModifyInstanceAttribute";
+    const IAM: &'static str = "ec2:ModifyInstanceAttribute";
+    const UNSUPPORTED: &'static [&'static str] = &[
+        "BlockDeviceMapping.Ebs.VolumeId",
+        "BlockDeviceMapping.NoDevice",
+        "BlockDeviceMapping.VirtualName",
+        "DisableApiStop",
+        "EbsOptimized",
+        "EnaSupport",
+        "EnclaveOptions",
+        "InstanceType",
+        "Kernel",
+        "Ramdisk",
+        "SriovNetSupport",
+        "UserData",
+    ];
+    type Request = Request;
+    type Response = Done;
+
+    fn resources(request: &Request) -> Vec<String> {
+        vec![request.instance_id.clone()]
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
+        let id: InstanceId = parse_id(&request.instance_id)?;
+        let wanted = wanted(request)?;
+        ctx.db
+            .transact(|view, change| {
+                let instance = view
+                    .get::<Instance>(&id)
+                    .ok_or_else(|| not_found::<InstanceId>(&id))?;
+                match instance.state {
+                    InstanceState::ShuttingDown | InstanceState::Terminated => {
+                        Err(incorrect_state(instance, "modified"))
+                    }
+                    _ => apply(view, change, instance, &wanted),
+                }
+            })
+            .await?;
+        Ok(Done::OK)
+    }
+}

@@ -1,0 +1,60 @@
+//! `DeleteVolume`. The record goes when the volume itself is gone: the
+//! reconciler of the host sees to that.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteVolume.html>
+
+use serde::Deserialize;
+
+use crate::{
+    api::{
+        Action, ApiError, Ctx, Done,
+        ec2::shared::{not_found, parse_id},
+    },
+    model::{Volume, VolumeId},
+};
+
+/// The action.
+pub(crate) struct DeleteVolume;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    volume_id: String,
+}
+
+impl Action for DeleteVolume {
+    const NAME: &'static str = "DeleteVolume";
+    const IAM: &'static str = "ec2:DeleteVolume";
+    type Request = Request;
+    type Response = Done;
+
+    fn resources(request: &Request) -> Vec<String> {
+        vec![request.volume_id.clone()]
+    }
+
+    async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
+        let id: VolumeId = parse_id(&request.volume_id)?;
+        ctx.db
+            .transact(|view, change| {
+                let volume = view
+                    .get::<Volume>(&id)
+                    .ok_or_else(|| not_found::<VolumeId>(&id))?;
+                if let Some(attachment) = &volume.attachment {
+                    let message = format!(
+                        "Volume {id} is currently attached to {}",
+                        attachment.instance
+                    );
+                    return Err(ApiError::new("VolumeInUse", message));
+                }
+                if !volume.deleting {
+                    change.put(&Volume {
+                        deleting: true,
+                        ..volume.clone()
+                    });
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(Done::OK)
+    }
+}
