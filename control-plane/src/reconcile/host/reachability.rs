@@ -25,11 +25,14 @@ const LATER: Duration = Duration::from_secs(30);
 /// How long a guest may be silent, so that a long boot is no failure.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// A boot of an instance: [`Instance::boots`] and [`Instance::reboots_done`].
+type Boot = (InstanceId, u64, u64);
+
 /// What is remembered between passes; losing it only makes patience longer.
 #[derive(Default)]
 struct Memory {
     /// When was asked last, and for whom, in which boot.
-    asked: Option<(Timestamp, BTreeSet<(InstanceId, u64, u64)>)>,
+    asked: Option<(Timestamp, BTreeSet<Boot>)>,
     /// In which boot each of the silent has been so, since when.
     silent: BTreeMap<InstanceId, (u64, u64, Timestamp)>,
 }
@@ -158,7 +161,7 @@ impl Controller for ReachabilityController {
 
     async fn pass(&self) -> anyhow::Result<Again> {
         let view = self.db.view();
-        let running: BTreeSet<(InstanceId, u64, u64)> = self
+        let running: BTreeSet<Boot> = self
             .targets(&view)
             .iter()
             .map(|i| (i.id.clone(), i.boots, i.reboots_done))
