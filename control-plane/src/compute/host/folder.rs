@@ -33,6 +33,8 @@ use crate::compute::{LaunchSpec, Observed};
 const CONSOLE_TAIL: u64 = 64 << 10;
 /// No record is near this long.
 const MAX_RECORD: u64 = 256 << 10;
+/// What the VMM may have said, in bytes.
+const MAX_LOG: u64 = 256 << 10;
 /// sun_path of unix(7), with its final zero.
 const MAX_SOCKET_PATH: usize = 108;
 
@@ -178,6 +180,24 @@ impl Folder {
         Ok(read_tail(&self.console(), CONSOLE_TAIL)?.unwrap_or_default())
     }
 
+    /// Keeps what the VMM says within bounds: the newest part of it. It appends, so
+    /// it goes on behind what is kept; a line that it says right now may be lost.
+    pub(super) fn trim_log(&self) -> io::Result<()> {
+        let mut log = match OpenOptions::new().read(true).append(true).open(self.log()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            log => log?,
+        };
+        let length = log.metadata()?.len();
+        if length <= MAX_LOG {
+            return Ok(());
+        }
+        let mut newest = Vec::new();
+        log.seek(SeekFrom::Start(length - MAX_LOG / 2))?;
+        (&log).take(MAX_LOG / 2).read_to_end(&mut newest)?;
+        log.set_len(0)?;
+        log.write_all(&newest)
+    }
+
     /// The last line that the VMM said.
     pub(super) fn last_words(&self) -> Option<String> {
         let bytes = read_tail(&self.log(), 4096).ok()??;
@@ -275,6 +295,28 @@ pub(super) fn judge(
 mod tests {
     use super::*;
     use crate::model::{BootMethod, InstanceId};
+
+    #[test]
+    fn what_the_vmm_says_is_bounded_and_the_newest_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path().to_owned());
+        folder.trim_log().unwrap();
+        let mut log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(folder.log())
+            .unwrap();
+        log.write_all(&vec![b'x'; usize::try_from(MAX_LOG).unwrap()])
+            .unwrap();
+        folder.trim_log().unwrap();
+        assert_eq!(log.metadata().unwrap().len(), MAX_LOG);
+        log.write_all(b"\nlast\n").unwrap();
+        folder.trim_log().unwrap();
+        assert_eq!(log.metadata().unwrap().len(), MAX_LOG / 2);
+        log.write_all(b"and more\n").unwrap();
+        let text = fs::read(folder.log()).unwrap();
+        assert!(text.ends_with(b"x\nlast\nand more\n"));
+    }
 
     fn launch(boot: u64) -> Launch {
         Launch {

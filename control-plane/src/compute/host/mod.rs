@@ -137,6 +137,7 @@ impl HostCompute {
     async fn look(&self, id: &InstanceId) -> io::Result<Observed> {
         let folder = self.folder(id);
         let launch = folder.launch()?;
+        folder.trim_log()?;
         let mut process = match folder.identity()? {
             Some(identity) => Some((identity.is_alive()?, identity)),
             None => None,
