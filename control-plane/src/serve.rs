@@ -177,14 +177,8 @@ async fn run(
     let address = listener.local_addr().unwrap_or(config.listen);
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-    let mut stop = receiver.clone();
-    let server = tokio::spawn(
-        axum::serve(listener, api::router(cloud, credentials))
-            .with_graceful_shutdown(async move {
-                let _ = stop.wait_for(|s| *s).await;
-            })
-            .into_future(),
-    );
+    let router = api::router(cloud, credentials);
+    let server = tokio::spawn(api::serve(listener, router, receiver));
     // Connections are taken from here on.
     let _ = writeln!(io::stdout(), "hearth: the API is at http://{address}");
     tracing::info!(%address, host = %config.host_id, zone = config.zone, "serving");

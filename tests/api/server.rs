@@ -74,7 +74,7 @@ impl Server {
                 .expect("a loopback port");
             let address = listener.local_addr().expect("its address");
             sender.send(address).expect("the test waits");
-            api::serve(listener, router).await.expect("serving");
+            api::serve(listener, router, shutdown).await;
         });
         let address = receiver.recv().expect("the server starts");
         Self {
