@@ -31,18 +31,24 @@ impl Link for Pair {
 
 fuzz_target!(|data: &[u8]| {
     let mut u = Unstructured::new(data);
-    let (wire, link) = UnixDatagram::pair().expect("sockets");
-    wire.set_nonblocking(true).expect("flag");
-    link.set_nonblocking(true).expect("flag");
-    for _ in 0..u.int_in_range(0..=6u8).unwrap_or(0) {
-        let length = u.int_in_range(0..=3000usize).unwrap_or(0);
-        // A full socket is fine too.
-        let _ = wire.send(&vec![0x5a; length]);
+    let mut wires = Vec::new();
+    let mut links = Vec::new();
+    for _ in 0..u.int_in_range(1..=2u8).unwrap_or(1) {
+        let (wire, link) = UnixDatagram::pair().expect("sockets");
+        wire.set_nonblocking(true).expect("flag");
+        link.set_nonblocking(true).expect("flag");
+        for _ in 0..u.int_in_range(0..=6u8).unwrap_or(0) {
+            let length = u.int_in_range(0..=3000usize).unwrap_or(0);
+            // A full socket is fine too.
+            let _ = wire.send(&vec![0x5a; length]);
+        }
+        wires.push(wire);
+        links.push(Pair(link));
     }
     let options = Options {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
     };
-    let mut net = Net::new(Pair(link), options).expect("a device");
+    let mut net = Net::with_pairs(links, options).expect("a device");
     let _ = hearth_vmm_fuzz::run(&mut net, u);
 });

@@ -6,9 +6,35 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-use arbitrary::Unstructured;
+use arbitrary::{Result, Unstructured};
 use hearth_vmm::virtio::vsock::{Options, Vsock};
+use hearth_vmm_fuzz::STEP;
 use libfuzzer_sys::fuzz_target;
+
+/// Packets with headers that are mostly right, virtio 1.2 section 5.10.6: from the
+/// guest's address, to ports where somebody may be.
+fn packets(u: &mut Unstructured) -> Result<Vec<u8>> {
+    let mut painted = Vec::new();
+    for _ in 0..u.int_in_range(0..=12u8)? {
+        let start = painted.len();
+        let source = if u.ratio(1, 16)? { u.arbitrary()? } else { 3 };
+        painted.extend(u64::to_le_bytes(source));
+        painted.extend(2u64.to_le_bytes());
+        painted.extend(u32::to_le_bytes(*u.choose(&[52, 53, 1000])?));
+        painted.extend(u32::to_le_bytes(*u.choose(&[
+            80,
+            81,
+            1 << 30,
+            (1 << 30) + 1,
+        ])?));
+        painted.extend(u32::from(*u.choose(&[0u16, 1, 16, 500])?).to_le_bytes());
+        painted.extend([1, 0, u.int_in_range(0..=8u8)?, 0]);
+        painted.extend([u.int_in_range(0..=3u8)?, 0, 0, 0]);
+        painted.extend(u.arbitrary::<[u8; 8]>()?);
+        painted.resize(start + usize::try_from(STEP).unwrap_or(0), 0);
+    }
+    Ok(painted)
+}
 
 fuzz_target!(|data: &[u8]| {
     let mut u = Unstructured::new(data);
@@ -33,5 +59,5 @@ fuzz_target!(|data: &[u8]| {
         let _ = stream.write_all(line);
         streams.push(stream);
     }
-    let _ = hearth_vmm_fuzz::run(&mut vsock, u);
+    let _ = hearth_vmm_fuzz::run_painted(&mut vsock, u, packets);
 });

@@ -22,6 +22,9 @@ const REGION: u64 = 128 << 10;
 /// Where most buffers are.
 pub const DATA: u64 = 0x1_0000;
 
+/// Bytes from one thing that a painter paints to the next.
+pub const STEP: u64 = 64;
+
 /// Entries of each queue.
 pub const SIZE: u16 = 16;
 
@@ -48,10 +51,11 @@ fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> 
     let [table, available, _] = areas(queue);
     for entry in 0..u16::from(u.int_in_range(0..=16u8)?) {
         let control: u8 = u.arbitrary()?;
-        let address = if control & 0x80 == 0 {
-            DATA + u64::from(u.arbitrary::<u16>()?)
-        } else {
-            u.arbitrary()?
+        let address = match control & 0x90 {
+            // Where a painter puts things: see `run_painted`.
+            0 => DATA + (u64::from(u.arbitrary::<u8>()?) & 0x1f) * STEP,
+            0x10 => DATA + u64::from(u.arbitrary::<u16>()?),
+            _ => u.arbitrary()?,
         };
         let length = if control & 0x40 == 0 {
             u32::from(u.arbitrary::<u16>()?) & 0x7ff
@@ -92,7 +96,19 @@ impl Interrupt for Silence {
 ///
 /// # Errors
 /// When the input is too short.
-pub fn run(device: &mut dyn VirtioDevice, mut u: Unstructured) -> Result<()> {
+pub fn run(device: &mut dyn VirtioDevice, u: Unstructured) -> Result<()> {
+    run_painted(device, u, |_| Ok(Vec::new()))
+}
+
+/// The same, with what `paint` makes of the input at [`DATA`], before the rest.
+///
+/// # Errors
+/// When the input is too short.
+pub fn run_painted(
+    device: &mut dyn VirtioDevice,
+    mut u: Unstructured,
+    paint: impl FnOnce(&mut Unstructured) -> Result<Vec<u8>>,
+) -> Result<()> {
     let memory = memory();
     let zeroes = vec![0; usize::try_from(MEMORY).expect("small")];
     memory.write_slice(&zeroes, GuestAddress(0)).expect("all");
@@ -115,10 +131,10 @@ pub fn run(device: &mut dyn VirtioDevice, mut u: Unstructured) -> Result<()> {
             doorbell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("event")),
         });
     }
-    let rest = u.take_rest();
-    let room = usize::try_from(MEMORY - DATA).expect("small");
-    let data = &rest[..rest.len().min(room)];
-    memory.write_slice(data, GuestAddress(DATA)).expect("fits");
+    let mut data = paint(&mut u)?;
+    data.extend(u.take_rest());
+    data.truncate(usize::try_from(MEMORY - DATA).expect("small"));
+    memory.write_slice(&data, GuestAddress(DATA)).expect("fits");
     let activated = device.activate(Activation {
         memory,
         features,
