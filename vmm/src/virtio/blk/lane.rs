@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Shared;
 use super::request::{Action, Rules, Status, parse};
+use super::{DEPTH, Shared};
 use crate::block::{Completion, Engine, EngineKind, Op, Setup};
 use crate::virtio::queue::{Broken, Buffers, HostByte, Ring};
 use crate::virtio::{ActiveQueue, Interrupt, Memory};
@@ -69,7 +69,7 @@ impl Lane {
     fn start(self, stop: Arc<EventFd>) -> io::Result<Running> {
         let ring = Ring::new(&self.active.queue, Arc::clone(&self.memory));
         let ring = ring.map_err(io::Error::other)?;
-        let depth = ring.size();
+        let depth = ring.size().min(DEPTH);
         let engine = Engine::new(
             self.engine,
             Setup {

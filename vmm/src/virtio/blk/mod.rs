@@ -14,9 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::lane::Lane;
 use self::request::ID_SIZE;
 use super::worker::Worker;
-use super::{
-    Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, VirtioDevice, read_config,
-};
+use super::{Activation, DeviceType, F_EVENT_IDX, Interrupt, VirtioDevice, read_config};
 use crate::block::{Backend, EngineKind};
 
 /// Feature bits. Section 5.2.3.
@@ -33,10 +31,15 @@ pub(super) const F_WRITE_ZEROES: u64 = 1 << 14;
 pub(super) const SECTOR_SHIFT: u32 = 9;
 pub(super) const SECTOR_SIZE: u64 = 1 << SECTOR_SHIFT;
 
-/// Entries of each queue.
-const QUEUE_SIZE: u16 = 256;
+/// Entries of each queue: room for four requests of the largest kind, or for 340 of
+/// one segment. Indirect descriptors are not offered, as with a queue of this size
+/// they would only cost the driver an allocation for each request.
+const QUEUE_SIZE: u16 = 1024;
 
-/// Data segments of one request: with header and status they fill a queue.
+/// The most requests of a queue that are carried out at once.
+const DEPTH: u16 = 256;
+
+/// Data segments of one request: with header and status 256, or 1 MiB in pages.
 const SEG_MAX: u32 = 254;
 
 /// The most queues: more than that many vCPUs share them.
@@ -179,8 +182,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let common =
-            F_EVENT_IDX | F_INDIRECT_DESC | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_MQ;
+        let common = F_EVENT_IDX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_MQ;
         if self.shared.backend.read_only() {
             common | F_RO
         } else {
