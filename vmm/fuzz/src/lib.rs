@@ -45,10 +45,56 @@ fn areas(queue: u16) -> [GuestAddress; 3] {
     [base, base + 0x400, base + 0x800].map(GuestAddress)
 }
 
+/// Flags of a descriptor. Virtio 1.2, section 2.7.5.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// Writes one descriptor.
+fn describe(memory: &Memory, queue: u16, entry: u16, fields: (u64, u32, u16, u16)) {
+    let (address, length, flags, next) = fields;
+    let mut bytes = address.to_le_bytes().to_vec();
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(next.to_le_bytes());
+    let at = GuestAddress(areas(queue)[0].0 + 16 * u64::from(entry));
+    memory.write_slice(&bytes, at).expect("in memory");
+}
+
+/// A queue as a driver fills it: chains of the same shape, each descriptor at the
+/// next of the things that are painted.
+fn tidy_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> {
+    let links = u.int_in_range(1..=3u16)?;
+    let writable: u8 = u.arbitrary()?;
+    for entry in 0..SIZE {
+        let place = entry % links;
+        let mut flags = 0;
+        if place + 1 < links {
+            flags |= NEXT;
+        }
+        if writable >> place & 1 != 0 {
+            flags |= WRITE;
+        }
+        let length = *u.choose(&[1u32, 16, 44, 64, 512, 600, 1600, 4096])?;
+        let address = DATA + u64::from(entry) * STEP;
+        describe(memory, queue, entry, (address, length, flags, entry + 1));
+    }
+    let count = u16::from(u.arbitrary::<u8>()?) % (SIZE / links + 1);
+    let mut ring = vec![0, 0];
+    ring.extend(count.to_le_bytes());
+    for chain in 0..count {
+        ring.extend((chain * links).to_le_bytes());
+    }
+    memory.write_slice(&ring, areas(queue)[1]).expect("fits");
+    Ok(())
+}
+
 /// Writes a queue's descriptors and available ring, mostly near to what a driver
 /// would write: a fuzzer would never find valid addresses among 2^64.
 fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> {
-    let [table, available, _] = areas(queue);
+    if u.ratio(1, 2)? {
+        return tidy_queue(memory, queue, u);
+    }
+    let [_, available, _] = areas(queue);
     for entry in 0..u16::from(u.int_in_range(0..=16u8)?) {
         let control: u8 = u.arbitrary()?;
         let address = match control & 0x90 {
@@ -67,12 +113,8 @@ fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> 
         } else {
             u.arbitrary()?
         };
-        let mut bytes = address.to_le_bytes().to_vec();
-        bytes.extend(length.to_le_bytes());
-        bytes.extend(u16::from(control & 7).to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        let at = GuestAddress(table.0 + 16 * u64::from(entry));
-        memory.write_slice(&bytes, at).expect("in memory");
+        let flags = u16::from(control & 7);
+        describe(memory, queue, entry, (address, length, flags, next));
     }
     let count = u.int_in_range(0..=17u8)?;
     let mut ring = vec![u.arbitrary()?, 0, count, 0];
