@@ -69,6 +69,12 @@ struct Flags {
     /// Run as this group once everything is open
     #[arg(long, value_name = "GID")]
     gid: Option<u32>,
+    /// Keep this folder in reach of the jail, for disks added by path (repeatable)
+    #[arg(long, value_name = "FOLDER")]
+    allow: Vec<PathBuf>,
+    /// Stay outside of the jail: everything that the user may, the machine may
+    #[arg(long)]
+    no_jail: bool,
 }
 
 /// A machine and its surroundings, each value checked by itself and against the
@@ -107,6 +113,10 @@ pub struct Description {
     pub uid: Option<u32>,
     /// The group to become.
     pub gid: Option<u32>,
+    /// Folders that the jail leaves in reach, besides those of its own files.
+    pub allow: Vec<PathBuf>,
+    /// Whether there is a jail.
+    pub jail: bool,
 }
 
 /// A disk asked for.
@@ -279,6 +289,8 @@ fn check(flags: Flags) -> Result<Description, String> {
         pid_file: flags.pid_file,
         uid: flags.uid,
         gid: flags.gid,
+        allow: flags.allow,
+        jail: !flags.no_jail,
     })
 }
 

@@ -141,15 +141,21 @@ impl Process {
     /// Opens and builds everything.
     fn prepare(description: &Description, taps: Taps) -> Result<Self, String> {
         let mut made = Made::default();
-        let absolute = |path: &Option<PathBuf>| {
-            path.as_deref()
-                .map(std::path::absolute)
-                .transpose()
-                .map_err(|error| error.to_string())
-        };
-        let exit_file = absolute(&description.exit_file)?;
-        let pid_file = absolute(&description.pid_file)?;
-        let socket = absolute(&description.socket)?;
+        let exit_file = resolved("--exit-file", description.exit_file.as_deref())?;
+        let pid_file = resolved("--pid-file", description.pid_file.as_deref())?;
+        let socket = resolved("--socket", description.socket.as_deref())?;
+        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket]
+            .into_iter()
+            .flatten()
+            .filter_map(|file| file.parent().map(Path::to_owned))
+            .collect();
+        for folder in &description.allow {
+            let fail = |error| format!("--allow {}: {error}", folder.display());
+            folders.push(folder.canonicalize().map_err(fail)?);
+        }
+        // Those that lie in another one come after it.
+        folders.sort();
+        folders.dedup();
 
         let payload = Payload {
             kernel: open_file("--kernel", &description.kernel)?,
@@ -175,7 +181,7 @@ impl Process {
         // Before the first thread is made, since threads inherit the mask.
         let signals = signals().map_err(|error| format!("signals: {error}"))?;
         let serial = Serial::new(output).map_err(|error| format!("serial port: {error}"))?;
-        let machine = Machine::build(Parts {
+        let mut machine = Machine::build(Parts {
             id: description.id.clone(),
             vcpus: description.vcpus,
             memory_bytes: description.memory_bytes,
@@ -208,9 +214,18 @@ impl Process {
             // A daemon must not keep a file system from being unmounted.
             std::env::set_current_dir("/").map_err(|error| error.to_string())?;
         }
-        jail::drop_privileges(description.uid, description.gid)
-            .map_err(|error| format!("--uid, --gid: {error}"))?;
-        jail::forbid_system_calls().map_err(|error| format!("seccomp: {error}"))?;
+        let mut walls = Vec::new();
+        if description.jail {
+            walls = jail::enter(&folders, description.uid, description.gid)?;
+        } else {
+            jail::drop_privileges(description.uid, description.gid)
+                .map_err(|error| format!("--uid, --gid: {error}"))?;
+        }
+        machine.start().map_err(|error| error.to_string())?;
+        if description.jail {
+            walls.push(jail::confine_process()?);
+        }
+        machine.set_jail(walls);
         if let Some(path) = &exit_file {
             jail::may_write_beside(path)
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;
@@ -399,6 +414,17 @@ fn removed(id: &str, asked: Result<bool, machine::Error>) -> Answer {
         Ok(true) => Answer::asked(),
         Ok(false) => Answer::error(404, &format!("there is no device {id:?}")),
         Err(error) => Answer::error(500, &error.to_string()),
+    }
+}
+
+/// A file's path with its folder's links followed, as the jail will know it.
+fn resolved(flag: &str, path: Option<&Path>) -> Result<Option<PathBuf>, String> {
+    let Some(path) = path else { return Ok(None) };
+    let fail = |error: io::Error| format!("{flag} {}: {error}", path.display());
+    let absolute = std::path::absolute(path).map_err(fail)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(folder), Some(name)) => Ok(Some(folder.canonicalize().map_err(fail)?.join(name))),
+        _ => Err(format!("{flag} {}: is no file", path.display())),
     }
 }
 

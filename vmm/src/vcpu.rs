@@ -26,6 +26,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use crate::jail::{Role, confine_thread};
 use crate::machine::bus::{Bus, Request};
 
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
@@ -240,6 +241,12 @@ fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
         index,
         surroundings,
     };
+    if gate.raised.load(Ordering::SeqCst) && !gate.pass() {
+        return;
+    }
+    // The process may become confined between the making of this thread and its
+    // first step, not later.
+    confine_thread(Role::Vcpu);
     loop {
         if gate.raised.load(Ordering::SeqCst) && !gate.pass() {
             return;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use hearth_vmm_api::{Exit, Machine};
+use hearth_vmm_api::{Exit, Machine, Wall};
 
 /// `mov dx, port; mov al, value; out dx, al`, in long mode.
 fn out(port: u16, value: u8) -> Vec<u8> {
@@ -245,6 +245,55 @@ fn a_paused_machine_stands_still() {
     until("runs again", || exits() > still + 100);
     bench.ask("PUT /v1/stop");
     assert_eq!(child.wait().expect("ends").code(), Some(0));
+}
+
+#[test]
+fn the_jail_has_nothing_but_its_own_folder() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let mut command = bench.command();
+    if is_root {
+        std::os::unix::fs::chown(bench.folder.path(), Some(64_000), Some(64_000)).expect("chown");
+        command.args(["--uid", "64000", "--gid", "64000"]);
+    }
+    let mut child = command.spawn().expect("runs");
+    until("listens", || bench.path("socket").exists());
+    let walls = bench.machine().jail;
+    assert!(walls.contains(&Wall::Capabilities) && walls.contains(&Wall::SystemCalls));
+    if is_root && walls.contains(&Wall::Root) {
+        let root = PathBuf::from(format!("/proc/{}/root", child.id()));
+        let mut folder = root.clone();
+        for name in bench.folder.path().components().skip(1) {
+            let inside: Vec<_> = std::fs::read_dir(&folder)
+                .expect("list")
+                .map(|entry| entry.expect("entry").file_name())
+                .collect();
+            assert_eq!(inside, [name.as_os_str()], "{}", folder.display());
+            folder.push(name);
+        }
+        assert!(folder.join("kernel").exists());
+    }
+    for task in std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("tasks") {
+        let status = task.expect("task").path().join("status");
+        let status = std::fs::read_to_string(status).expect("status");
+        for none in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            assert!(
+                status.contains(&format!("{none}:\t0000000000000000")),
+                "{status}"
+            );
+        }
+        if is_root {
+            assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+            assert!(status.contains("Uid:\t64000\t64000\t64000"), "{status}");
+        }
+    }
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert_eq!(bench.exit(), Exit::Stopped);
+    assert!(!bench.path("socket").exists());
 }
 
 #[test]

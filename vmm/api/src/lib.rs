@@ -47,6 +47,27 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// The network interfaces, in slot order.
     pub nics: Vec<Nic>,
+    /// What stands between a guest that broke out and this host.
+    #[serde(default)]
+    pub jail: Vec<Wall>,
+}
+
+/// One wall of the jail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wall {
+    /// Mount, network, IPC, UTS and cgroup namespaces of its own.
+    Namespaces,
+    /// A root with only the folders of its own files.
+    Root,
+    /// A user other than root.
+    User,
+    /// No capabilities.
+    Capabilities,
+    /// Landlock on the same folders.
+    Landlock,
+    /// Seccomp: a list of allowed system calls for each thread.
+    SystemCalls,
 }
 
 /// Where a machine's life stands.

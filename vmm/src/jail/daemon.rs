@@ -12,6 +12,8 @@ const READY: u8 = b'\n';
 #[derive(Debug)]
 pub struct Parent {
     pipe: File,
+    /// What takes the place of the standard streams; the jail has none.
+    null: File,
 }
 
 impl Parent {
@@ -20,7 +22,6 @@ impl Parent {
     /// # Errors
     /// When `/dev/null` can't be put in place of the standard streams.
     pub fn ready(mut self) -> io::Result<()> {
-        let null = File::options().read(true).write(true).open("/dev/null")?;
         for stream in [0, 1, 2] {
             // A standard error that is a file is someone's log, and stays.
             if stream == 2 && is_file(stream) {
@@ -28,7 +29,7 @@ impl Parent {
             }
             // SAFETY: both are open descriptors; the standard streams are owned by
             // nobody in this process.
-            if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
+            if unsafe { libc::dup2(self.null.as_raw_fd(), stream) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
@@ -64,6 +65,7 @@ pub fn daemonize() -> io::Result<Parent> {
     }
     // SAFETY: pipe2 has just made these descriptors, and nobody else owns them.
     let (mut reader, writer) = unsafe { (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1])) };
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     // SAFETY: the process has one thread, so the child is a whole copy of it.
     match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
@@ -93,10 +95,10 @@ pub fn daemonize() -> io::Result<Parent> {
     match unsafe { libc::fork() } {
         -1 => {
             let error = io::Error::last_os_error();
-            Parent { pipe: writer }.fail(&format!("fork: {error}"));
+            Parent { pipe: writer, null }.fail(&format!("fork: {error}"));
             std::process::exit(2);
         }
-        0 => Ok(Parent { pipe: writer }),
+        0 => Ok(Parent { pipe: writer, null }),
         _ => {
             // No destructor may run twice, so no ordinary exit.
             // SAFETY: ends the process at once.

@@ -1,15 +1,77 @@
-//! What the process gives up once everything is open, and how it becomes a daemon.
+//! The jail: what the process gives up once everything is open, so that a guest
+//! that broke out into it has nothing; and how it becomes a daemon.
+//!
+//! | wall | root | ordinary user |
+//! |---|---|---|
+//! | mount, network, IPC, UTS, cgroup namespaces | yes | |
+//! | a root with only the folders of its own files | yes | |
+//! | another user (`--uid`, `--gid`) | yes | |
+//! | no capability, none to be had | yes | yes |
+//! | Landlock: files in those folders only, no TCP | yes | yes |
+//! | system calls by thread | yes | yes |
+//!
+//! All of it is on unless `--no-jail` says otherwise. A wall that the kernel
+//! doesn't have or won't give is left out, and the machine's description says
+//! which ones stand.
 
+mod capabilities;
 mod daemon;
+mod landlock;
+mod root;
 mod syscalls;
 
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use hearth_vmm_api::Wall;
 
 pub use daemon::{Parent, daemonize};
-pub use syscalls::forbid as forbid_system_calls;
+pub use syscalls::{Role, confine_thread};
+
+/// Puts the process behind its walls, but for those of [`confine_process`]. Before
+/// any thread is made. `folders` are what it still reaches: absolute, without
+/// symbolic links.
+///
+/// # Errors
+/// One line: the kernel refused what must not be refused; the caller must not go on.
+pub fn enter(folders: &[PathBuf], uid: Option<u32>, gid: Option<u32>) -> Result<Vec<Wall>, String> {
+    let mut walls = Vec::new();
+    if let Some(folder) = folders.iter().find(|folder| folder.parent().is_none()) {
+        return Err(format!(
+            "jail: a file right in {} would leave everything in reach; use a folder",
+            folder.display()
+        ));
+    }
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    // A root that can't make namespaces is one in a container.
+    if is_root && root::namespaces().is_ok() {
+        root::change(folders).map_err(|error| format!("jail: new root: {error}"))?;
+        walls.extend([Wall::Namespaces, Wall::Root]);
+    }
+    capabilities::bound();
+    drop_privileges(uid, gid).map_err(|error| format!("--uid, --gid: {error}"))?;
+    if uid.is_some_and(|uid| uid != 0) {
+        walls.push(Wall::User);
+    }
+    capabilities::drop_all().map_err(|error| format!("jail: capabilities: {error}"))?;
+    walls.push(Wall::Capabilities);
+    if landlock::restrict(folders).map_err(|error| format!("jail: landlock: {error}"))? {
+        walls.push(Wall::Landlock);
+    }
+    Ok(walls)
+}
+
+/// The last wall: the system calls of this and all other threads.
+///
+/// # Errors
+/// One line: the kernel refused; the caller must not go on.
+pub fn confine_process() -> Result<Wall, String> {
+    syscalls::confine_process().map_err(|error| format!("jail: seccomp: {error}"))?;
+    Ok(Wall::SystemCalls)
+}
 
 /// Becomes another user and group, for good, and gives up ever gaining a privilege
 /// by executing a file. The order matters: groups first, while we still may.

@@ -129,6 +129,9 @@ pub(crate) fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> Error 
 pub struct Machine {
     /// First, so that they are ended before what they use goes.
     vcpus: Option<Vcpus>,
+    /// The VM before its first start.
+    fresh: Option<Arc<kvm_ioctls::VmFd>>,
+    jail: Vec<api::Wall>,
     id: String,
     vcpu_count: u8,
     memory_bytes: u64,
@@ -150,7 +153,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine with its kernel loaded and its vCPUs paused.
+    /// Builds the machine, still without vCPUs and threads: every file is open.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left behind.
@@ -179,7 +182,9 @@ impl Machine {
         let (sender, reports) = channel();
         let bell =
             Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?);
-        let mut machine = Self {
+        Ok(Self {
+            fresh: Some(vm),
+            jail: Vec::new(),
             id: parts.id,
             vcpu_count: parts.vcpus,
             memory_bytes: parts.memory_bytes,
@@ -198,9 +203,23 @@ impl Machine {
             sender,
             reports,
             bell,
-        };
-        machine.power_on(vm)?;
-        Ok(machine)
+        })
+    }
+
+    /// Loads the kernel and makes the vCPUs, paused.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start(&mut self) -> Result<(), Error> {
+        match self.fresh.take() {
+            Some(vm) => self.power_on(vm),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers which walls stand around the process.
+    pub fn set_jail(&mut self, walls: Vec<api::Wall>) {
+        self.jail = walls;
     }
 
     /// Loads the kernel, writes the tables, makes the vCPUs.
@@ -406,6 +425,7 @@ impl Machine {
             resets: self.resets,
             disks: self.devices.disks.clone(),
             nics: self.devices.nics.clone(),
+            jail: self.jail.clone(),
         }
     }
 

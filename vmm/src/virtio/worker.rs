@@ -8,6 +8,11 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::jail::{Role, confine_thread};
+
+/// Bytes of a device thread's stack: nothing of the guest's size lies on it.
+const STACK_SIZE: usize = 256 << 10;
+
 /// A thread that ends when its stop event is written. Dropping it stops and joins.
 pub struct Worker {
     stop: Arc<EventFd>,
@@ -26,7 +31,14 @@ impl Worker {
     {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let told = Arc::clone(&stop);
-        let thread = Builder::new().name(name.into()).spawn(move || body(told))?;
+        let role = Role::of_thread(name);
+        let thread = Builder::new()
+            .name(name.into())
+            .stack_size(STACK_SIZE)
+            .spawn(move || {
+                confine_thread(role);
+                body(told);
+            })?;
         Ok(Self {
             stop,
             thread: Some(thread),
