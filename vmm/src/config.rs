@@ -69,6 +69,12 @@ struct Flags {
     /// Run as this group once everything is open
     #[arg(long, value_name = "GID")]
     gid: Option<u32>,
+    /// Plug a memory balloon, with free page reporting
+    #[arg(long)]
+    balloon: bool,
+    /// Plug a socket device: cid=N,path=FILE
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
     /// Keep this folder in reach of the jail, for disks added by path (repeatable)
     #[arg(long, value_name = "FOLDER")]
     allow: Vec<PathBuf>,
@@ -113,6 +119,10 @@ pub struct Description {
     pub uid: Option<u32>,
     /// The group to become.
     pub gid: Option<u32>,
+    /// Whether there is a balloon.
+    pub balloon: bool,
+    /// The socket device.
+    pub vsock: Option<Vsock>,
     /// Folders that the jail leaves in reach, besides those of its own files.
     pub allow: Vec<PathBuf>,
     /// Whether there is a jail.
@@ -143,6 +153,15 @@ pub struct Nic {
     pub mtu: u16,
     /// The tap behind it.
     pub tap: Tap,
+}
+
+/// A socket device asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vsock {
+    /// The guest's address.
+    pub cid: u32,
+    /// The Unix socket on the host.
+    pub path: PathBuf,
 }
 
 /// Which tap.
@@ -241,7 +260,8 @@ fn check(flags: Flags) -> Result<Description, String> {
     for text in flags.nic.iter().cloned().chain(short) {
         nics.push(nic(&text, nics.len(), &flags.id)?);
     }
-    if disks.len() + nics.len() > MAX_DEVICES {
+    let extras = usize::from(flags.balloon) + usize::from(flags.vsock.is_some());
+    if disks.len() + nics.len() + extras > MAX_DEVICES {
         return Err(format!(
             "--disk and --nic: at most {MAX_DEVICES} devices are allowed"
         ));
@@ -289,6 +309,8 @@ fn check(flags: Flags) -> Result<Description, String> {
         pid_file: flags.pid_file,
         uid: flags.uid,
         gid: flags.gid,
+        balloon: flags.balloon,
+        vsock: flags.vsock.as_deref().map(vsock).transpose()?,
         allow: flags.allow,
         jail: !flags.no_jail,
     })
@@ -400,6 +422,27 @@ impl Disk {
             read_only,
         })
     }
+}
+
+fn vsock(text: &str) -> Result<Vsock, String> {
+    let mut options = Options::new("--vsock", text)?;
+    let cid = options.value("cid")?.ok_or("--vsock: cid=N is missing")?;
+    let path = options
+        .value("path")?
+        .ok_or("--vsock: path=FILE is missing")?;
+    options.finish()?;
+    let cid = cid
+        .parse()
+        .ok()
+        .filter(|cid| (3..u32::MAX).contains(cid))
+        .ok_or(format!(
+            "--vsock: cid {cid:?}: 3 to {} are allowed",
+            u32::MAX - 1
+        ))?;
+    Ok(Vsock {
+        cid,
+        path: path.into(),
+    })
 }
 
 fn nic(text: &str, index: usize, machine: &str) -> Result<Nic, String> {

@@ -17,9 +17,10 @@ use crate::arch::x86_64::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Command, Server};
 use crate::jail;
-use crate::machine::{self, Machine, Parts, Taps};
+use crate::machine::{self, Extras, Machine, Parts, Taps};
 use crate::serial::{Output, RawTerminal, Serial};
 use crate::vcpu::Report;
+use crate::virtio::vsock;
 
 /// Exit status for a machine that crashed.
 const STATUS_CRASHED: u8 = 1;
@@ -144,9 +145,17 @@ impl Process {
         let exit_file = resolved("--exit-file", description.exit_file.as_deref())?;
         let pid_file = resolved("--pid-file", description.pid_file.as_deref())?;
         let socket = resolved("--socket", description.socket.as_deref())?;
+        let vsock = match &description.vsock {
+            Some(options) => resolved("--vsock", Some(&options.path))?.map(|path| vsock::Options {
+                cid: options.cid,
+                path,
+            }),
+            None => None,
+        };
         let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket]
             .into_iter()
             .flatten()
+            .chain(vsock.as_ref().map(|options| &options.path))
             .filter_map(|file| file.parent().map(Path::to_owned))
             .collect();
         for folder in &description.allow {
@@ -190,6 +199,10 @@ impl Process {
             serial,
             disks: description.disks.clone(),
             nics: description.nics.clone(),
+            extras: Extras {
+                balloon: description.balloon,
+                vsock: vsock.clone(),
+            },
             taps,
         })
         .map_err(|error| error.to_string())?;
@@ -262,7 +275,8 @@ impl Process {
             }
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
-                server.progress(|command| perform(machine, ending, command));
+                server
+                    .progress(|command, descriptor| perform(machine, ending, command, descriptor));
             }
         }
     }
@@ -348,8 +362,15 @@ impl Process {
     }
 }
 
+const NO_BALLOON: &str = "the machine was started without --balloon";
+
 /// Does what a client of the control socket asks for.
-fn perform(machine: &mut Machine, ending: &mut Option<Exit>, command: Command) -> Answer {
+fn perform(
+    machine: &mut Machine,
+    ending: &mut Option<Exit>,
+    command: Command,
+    descriptor: Option<OwnedFd>,
+) -> Answer {
     match command {
         Command::Describe => Answer::value(&machine.describe()),
         Command::Metrics => Answer::value(&machine.metrics()),
@@ -381,12 +402,30 @@ fn perform(machine: &mut Machine, ending: &mut Option<Exit>, command: Command) -
         },
         Command::AddDisk(new) => {
             let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
-            added(disk, |disk| machine.add_disk(&disk))
+            added(disk, |disk| machine.add_disk(&disk, descriptor))
         }
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
             let nic = config::Nic::new(machine.id(), new.id, tap, new.mac.as_deref(), new.mtu);
-            added(nic, |nic| machine.add_nic(&nic))
+            added(nic, |nic| machine.add_nic(&nic, descriptor))
+        }
+        Command::ResizeDisk(id) => match machine.resize_disk(&id) {
+            Ok(Some(disk)) => Answer::value(&disk),
+            Ok(None) => Answer::error(404, &format!("there is no device {id:?}")),
+            Err(error) => Answer::error(500, &error.to_string()),
+        },
+        Command::Balloon => match machine.balloon() {
+            Some(state) => Answer::value(&state),
+            None => Answer::error(404, NO_BALLOON),
+        },
+        Command::SetBalloon(wanted) => {
+            if wanted.target_bytes >= machine.memory_bytes() {
+                return Answer::error(400, "target_bytes: the guest has not that much memory");
+            }
+            match machine.set_balloon(wanted.target_bytes) {
+                true => Answer::asked(),
+                false => Answer::error(404, NO_BALLOON),
+            }
         }
         Command::RemoveDisk(id) => removed(&id, machine.ask_back_disk(&id)),
         Command::RemoveNic(id) => removed(&id, machine.ask_back_nic(&id)),

@@ -335,3 +335,64 @@ fn a_daemon_that_cannot_start_says_why_and_leaves_nothing() {
         .collect();
     assert_eq!(left, ["kernel"]);
 }
+
+#[test]
+fn two_machines_never_write_to_one_disk() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let disk = bench.path("disk");
+    std::fs::File::create(&disk)
+        .and_then(|file| file.set_len(1 << 20))
+        .expect("a disk");
+    let flag = format!("path={}", disk.display());
+    let mut first = bench
+        .command()
+        .args(["--disk", &flag])
+        .spawn()
+        .expect("runs");
+    until("listens", || bench.path("socket").exists());
+    for also in ["", ",readonly"] {
+        let second = Command::new(env!("CARGO_BIN_EXE_hearth-vmm"))
+            .arg("--kernel")
+            .arg(bench.path("kernel"))
+            .args(["--disk", &format!("{flag}{also}")])
+            .output()
+            .expect("runs");
+        assert_eq!(second.status.code(), Some(2));
+        let line = String::from_utf8_lossy(&second.stderr).into_owned();
+        assert!(line.contains("another machine uses this disk"), "{line}");
+    }
+    bench.ask("PUT /v1/stop");
+    assert_eq!(first.wait().expect("ends").code(), Some(0));
+}
+
+#[test]
+fn a_grown_disk_is_seen_and_a_balloon_asked() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let disk = std::fs::File::create(bench.path("disk")).expect("a disk");
+    disk.set_len(1 << 20).expect("1 MiB");
+    let mut child = bench
+        .command()
+        .arg("--disk")
+        .arg(format!("path={},id=a", bench.path("disk").display()))
+        .arg("--balloon")
+        .arg("--vsock")
+        .arg(format!("cid=3,path={}", bench.path("vsock").display()))
+        .spawn()
+        .expect("runs");
+    until("listens", || bench.path("socket").exists());
+    disk.set_len(2 << 20).expect("2 MiB");
+    let answer = bench.ask("PATCH /v1/disks/a");
+    assert!(answer.contains("\"size_bytes\":2097152"), "{answer}");
+    assert_eq!(bench.machine().disks[0].size_bytes, 2 << 20);
+    assert!(bench.ask("PATCH /v1/disks/b").contains(" 404 "));
+    let state = bench.ask("GET /v1/balloon");
+    assert!(state.contains("\"target_bytes\":0"), "{state}");
+    assert!(bench.path("vsock").exists());
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert!(!bench.path("vsock").exists());
+}

@@ -11,13 +11,22 @@
 //! | `PUT /v1/pause`          |              | 204             |
 //! | `PUT /v1/resume`         |              | 204             |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
+//! | `GET /v1/balloon`        |              | [`BalloonState`] |
+//! | `PUT /v1/balloon`        | [`Balloon`]  | 202: the guest was asked |
 //! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]        |
 //! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
+//! | `PATCH /v1/disks/{id}`   |              | [`Disk`]: its size was looked at again |
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
 //! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
 //!
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
+//!
+//! With a new disk or interface may come one open file in the same message
+//! (SCM_RIGHTS, unix(7)): the disk, or a tap opened with `IFF_TAP`, `IFF_NO_PI` and
+//! `IFF_VNET_HDR`. The path or tap in the body is then only its name. In the jail
+//! this is the way: there, only files in the folders of the process's own files (and
+//! those given with `--allow`) can be opened by path, and no tap by name.
 //!
 //! A disk or interface that was asked for back is gone from [`Machine`] once the
 //! guest has let go of it. A guest that does not answer can be asked again.
@@ -151,6 +160,23 @@ pub struct NewNic {
     /// Its MTU in bytes; 1500 where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+}
+
+/// What the balloon shall hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// Bytes of guest memory that the host wants back.
+    pub target_bytes: u64,
+}
+
+/// How the balloon stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonState {
+    /// Bytes of guest memory that the host wants back.
+    pub target_bytes: u64,
+    /// Bytes that the guest says it has given.
+    pub actual_bytes: u64,
 }
 
 /// Counters since the process began.

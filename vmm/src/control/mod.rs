@@ -7,11 +7,14 @@
 pub mod http;
 mod routes;
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 pub use routes::{Answer, Command, route};
 
@@ -19,6 +22,8 @@ pub use routes::{Answer, Command, route};
 const MAX_CONNECTIONS: usize = 16;
 /// The largest request, head and body, in bytes. The bodies are small JSON objects.
 const MAX_REQUEST: usize = 64 << 10;
+/// As many descriptors are taken with one request; the kernel drops the rest.
+const MAX_DESCRIPTORS: usize = 2;
 
 /// The listening socket, removed from the file system when dropped.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub struct Server {
 struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
+    /// What came along with the bytes (SCM_RIGHTS).
+    descriptors: Vec<OwnedFd>,
     /// The answer, and how much of it is out.
     answer: Option<(Vec<u8>, usize)>,
 }
@@ -93,8 +100,9 @@ impl Server {
         std::iter::once(listener).chain(connections).collect()
     }
 
-    /// Does what can be done without waiting. `handle` answers one request.
-    pub fn progress(&mut self, mut handle: impl FnMut(Command) -> Answer) {
+    /// Does what can be done without waiting. `handle` answers one request, which
+    /// may have come with an open file.
+    pub fn progress(&mut self, mut handle: impl FnMut(Command, Option<OwnedFd>) -> Answer) {
         while let Ok((stream, _)) = self.listener.accept() {
             if stream.set_nonblocking(true).is_ok() {
                 if self.connections.len() == MAX_CONNECTIONS {
@@ -103,6 +111,7 @@ impl Server {
                 self.connections.push(Connection {
                     stream,
                     received: Vec::new(),
+                    descriptors: Vec::new(),
                     answer: None,
                 });
             }
@@ -122,7 +131,7 @@ impl Drop for Server {
 
 impl Connection {
     /// False: done with it.
-    fn progress(&mut self, handle: &mut impl FnMut(Command) -> Answer) -> bool {
+    fn progress(&mut self, handle: &mut impl FnMut(Command, Option<OwnedFd>) -> Answer) -> bool {
         if self.answer.is_none() {
             match self.receive() {
                 Receive::Wait => return true,
@@ -130,7 +139,14 @@ impl Connection {
                 Receive::Answer(answer) => self.answer = Some((answer, 0)),
                 Receive::Request(request) => {
                     let answer = match route(&request) {
-                        Ok(command) => handle(command),
+                        Ok(command) if self.descriptors.is_empty() => handle(command, None),
+                        Ok(command) if !command.takes_descriptor() => {
+                            Answer::error(400, "this request takes no descriptor")
+                        }
+                        Ok(_) if self.descriptors.len() > 1 => {
+                            Answer::error(400, "one descriptor is enough")
+                        }
+                        Ok(command) => handle(command, self.descriptors.pop()),
                         Err(answer) => answer,
                     };
                     self.answer = Some((http::render(&answer), 0));
@@ -143,11 +159,11 @@ impl Connection {
     fn receive(&mut self) -> Receive {
         let mut chunk = [0; 4096];
         loop {
-            match self.stream.read(&mut chunk) {
+            match self.receive_some(&mut chunk) {
                 Ok(0) => return Receive::Gone,
                 Ok(count) => self.received.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(_) => return Receive::Gone,
             }
             if self.received.len() > MAX_REQUEST {
@@ -165,6 +181,26 @@ impl Connection {
             }
         }
         Receive::Wait
+    }
+
+    /// Receives bytes, and the descriptors that came along.
+    fn receive_some(&mut self, chunk: &mut [u8]) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let message = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(chunk)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        for one in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = one {
+                self.descriptors.extend(descriptors);
+                // What is too much is closed; more than one is an error anyway.
+                self.descriptors.truncate(MAX_DESCRIPTORS);
+            }
+        }
+        Ok(message.bytes)
     }
 
     fn send(&mut self) -> bool {
@@ -194,11 +230,12 @@ enum Receive {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     fn ask(server: &mut Server, path: &Path, request: &str) -> String {
         let mut client = UnixStream::connect(path).expect("connects");
         client.write_all(request.as_bytes()).expect("sends");
-        server.progress(|_| Answer::done());
+        server.progress(|_, _| Answer::done());
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answers");
         answer
@@ -230,9 +267,9 @@ mod tests {
         let mut server = Server::bind(&path).expect("binds");
         let mut client = UnixStream::connect(&path).expect("connects");
         client.write_all(b"PUT /v1/pause HT").expect("sends");
-        server.progress(|_| unreachable!("half a request"));
+        server.progress(|_, _| unreachable!("half a request"));
         client.write_all(b"TP/1.1\r\n\r\n").expect("sends");
-        server.progress(|_| Answer::done());
+        server.progress(|_, _| Answer::done());
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answers");
         assert!(answer.contains(" 204 "));
@@ -246,7 +283,7 @@ mod tests {
         let _clients: Vec<_> = (0..3 * MAX_CONNECTIONS)
             .map(|_| {
                 let client = UnixStream::connect(&path).expect("connects");
-                server.progress(|_| Answer::done());
+                server.progress(|_, _| Answer::done());
                 client
             })
             .collect();
@@ -273,5 +310,46 @@ mod tests {
                 .expect_err("a file")
                 .contains("another file")
         );
+    }
+
+    #[test]
+    fn a_descriptor_comes_along() {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        use std::io::IoSlice;
+        use std::os::fd::AsFd;
+
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let mut server = Server::bind(&path).expect("binds");
+        for (count, target, status) in [
+            (1, "POST /v1/disks", "204"),
+            (2, "POST /v1/disks", "400"),
+            (1, "PUT /v1/pause", "400"),
+        ] {
+            let mut client = UnixStream::connect(&path).expect("connects");
+            let file = tempfile::tempfile().expect("file");
+            let body = if target.starts_with("PUT") {
+                ""
+            } else {
+                r#"{"id":"a","path":"b"}"#
+            };
+            let request = format!(
+                "{target} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let descriptors = vec![file.as_fd(); count];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            let bytes = [IoSlice::new(request.as_bytes())];
+            sendmsg(&client, &bytes, &mut ancillary, SendFlags::empty()).expect("sends");
+            server.progress(|_, descriptor| {
+                assert!(descriptor.is_some());
+                Answer::done()
+            });
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("answers");
+            assert!(answer.contains(&format!(" {status} ")), "{answer}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::{ApiError, NewDisk, NewNic, Reboot};
+use hearth_vmm_api::{ApiError, Balloon, NewDisk, NewNic, Reboot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -33,6 +33,20 @@ pub enum Command {
     AddNic(NewNic),
     /// A network interface asked back.
     RemoveNic(String),
+    /// A disk's size looked at again.
+    ResizeDisk(String),
+    /// How the balloon stands.
+    Balloon,
+    /// Memory asked of the guest, or given back.
+    SetBalloon(Balloon),
+}
+
+impl Command {
+    /// Whether an open file may come with it.
+    #[must_use]
+    pub fn takes_descriptor(&self) -> bool {
+        matches!(self, Self::AddDisk(_) | Self::AddNic(_))
+    }
 }
 
 /// What a client gets.
@@ -86,7 +100,8 @@ impl Answer {
 }
 
 /// Method and path of what takes no body.
-const PLAIN: [(&str, &str, Command); 7] = [
+const PLAIN: [(&str, &str, Command); 8] = [
+    ("GET", "/v1/balloon", Command::Balloon),
     ("GET", "/v1/machine", Command::Describe),
     ("GET", "/v1/metrics", Command::Metrics),
     ("PUT", "/v1/power-button", Command::PowerButton),
@@ -122,6 +137,10 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
             takes("PUT")?;
             return body(request).map(Command::Reboot);
         }
+        "/v1/balloon" if method != "GET" => {
+            takes("PUT")?;
+            return body(request).map(Command::SetBalloon);
+        }
         _ => {}
     }
     if !request.body.is_empty() {
@@ -131,8 +150,12 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
         ));
     }
     if let Some(id) = request.path.strip_prefix("/v1/disks/") {
+        let id = id.to_owned();
+        if method == "PATCH" {
+            return Ok(Command::ResizeDisk(id));
+        }
         takes("DELETE")?;
-        return Ok(Command::RemoveDisk(id.to_owned()));
+        return Ok(Command::RemoveDisk(id));
     }
     if let Some(id) = request.path.strip_prefix("/v1/nics/") {
         takes("DELETE")?;

@@ -1,8 +1,12 @@
 //! The PCI devices of a machine: made from their descriptions, plugged into slots,
 //! taken out again.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hearth_vmm_api as api;
 use vm_memory::GuestMemoryMmap;
@@ -15,10 +19,12 @@ use crate::irq::kvm::KvmInterrupts;
 use crate::net::Tap;
 use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
-use crate::virtio::blk::{Block, Options};
+use crate::virtio::balloon::{self, Balloon};
+use crate::virtio::blk::{self, Block, Options};
 use crate::virtio::net::{Net, Options as NetOptions};
 use crate::virtio::pci::VirtioPciDevice;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{self, Vsock};
 
 /// What is in the slots, as the control socket tells it.
 #[derive(Default)]
@@ -27,6 +33,10 @@ pub(super) struct Devices {
     pub(super) disks: Vec<api::Disk>,
     /// Network interfaces, in slot order.
     pub(super) nics: Vec<api::Nic>,
+    /// The way to each disk, by its name.
+    pub(super) handles: BTreeMap<String, blk::Handle>,
+    /// The way to the balloon, if there is one.
+    pub(super) balloon: Option<balloon::Handle>,
 }
 
 /// What a device needs of the machine.
@@ -52,10 +62,20 @@ impl Socket<'_> {
 }
 
 impl Socket<'_> {
-    pub(super) fn disk(&self, disk: &config::Disk) -> Result<api::Disk, Error> {
+    /// Makes and plugs a disk, from its file where that is open already.
+    pub(super) fn disk(
+        &self,
+        disk: &config::Disk,
+        file: Option<OwnedFd>,
+    ) -> Result<(api::Disk, blk::Handle), Error> {
         let what = format!("--disk {}", disk.path.display());
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
-        let backend = Backend::open(&disk.path, disk.read_only).map_err(fail)?;
+        let backend = match file {
+            Some(file) => Backend::from_file(File::from(file), disk.read_only),
+            None => Backend::open(&disk.path, disk.read_only),
+        }
+        .map_err(fail)?;
+        lock(&backend).map_err(fail)?;
         let size_bytes = backend.size().map_err(fail)?;
         if size_bytes < SECTOR {
             return Err(Error::Device(format!(
@@ -68,19 +88,30 @@ impl Socket<'_> {
             engine: EngineKind::Auto,
         };
         let device = Block::new(backend, &options).map_err(fail)?;
-        Ok(api::Disk {
+        let handle = device.handle();
+        let description = api::Disk {
             id: disk.id.clone(),
             slot: self.plug(&what, Box::new(device))?,
             path: disk.path.clone(),
             size_bytes,
             read_only: disk.read_only,
             serial: disk.serial.clone(),
-        })
+        };
+        Ok((description, handle))
     }
 
-    pub(super) fn nic(&self, nic: &config::Nic, taps: &mut Taps) -> Result<api::Nic, Error> {
+    /// Makes and plugs a network interface, on its tap where that is open already.
+    pub(super) fn nic(
+        &self,
+        nic: &config::Nic,
+        taps: &mut Taps,
+        open: Option<OwnedFd>,
+    ) -> Result<api::Nic, Error> {
         let (name, tap) = match &nic.tap {
-            config::Tap::Name(name) => (name.clone(), Tap::open(name)),
+            config::Tap::Name(name) => (
+                name.clone(),
+                open.map_or_else(|| Tap::open(name), Tap::from_fd),
+            ),
             config::Tap::Fd(fd) => (
                 format!("descriptor {fd}"),
                 taps.remove(fd)
@@ -105,6 +136,58 @@ impl Socket<'_> {
     }
 }
 
+/// Locks a disk against every other VMM, until its last handle is closed: shared for
+/// one that is only read. An "open file description" lock (fcntl(2)), which belongs
+/// to the open file and not to the process.
+fn lock(backend: &Backend) -> io::Result<()> {
+    let kind = if backend.read_only() {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    // SAFETY: a flock of zeroes is a valid one: the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = i16::try_from(kind).map_err(io::Error::other)?;
+    let deadline = Instant::now() + UNLOCKING;
+    loop {
+        // SAFETY: the pointer is to a live flock.
+        let result =
+            unsafe { libc::fcntl(backend.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A ring of io_uring lets go of its files a moment after its process
+            // has ended.
+            Some(libc::EAGAIN | libc::EACCES) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Some(libc::EAGAIN | libc::EACCES) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    "another machine uses this disk",
+                ));
+            }
+            // A file system without locks, where there is nothing to guard with.
+            Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// How long a disk may stay locked by a process that has ended.
+const UNLOCKING: Duration = Duration::from_secs(1);
+
+/// Devices of which there is one at most.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// A balloon.
+    pub balloon: bool,
+    /// A socket device.
+    pub vsock: Option<vsock::Options>,
+}
+
 /// The smallest disk in bytes: one sector.
 const SECTOR: u64 = 512;
 
@@ -116,15 +199,29 @@ impl Devices {
         disks: &[config::Disk],
         nics: &[config::Nic],
         mut taps: Taps,
+        extras: &Extras,
     ) -> Result<Self, Error> {
         let mut devices = Self::default();
         for disk in disks {
-            devices.disks.push(socket.disk(disk)?);
+            let (disk, handle) = socket.disk(disk, None)?;
+            devices.handles.insert(disk.id.clone(), handle);
+            devices.disks.push(disk);
         }
         for nic in nics {
-            devices.nics.push(socket.nic(nic, &mut taps)?);
+            devices.nics.push(socket.nic(nic, &mut taps, None)?);
         }
         socket.plug("entropy source", Box::new(Rng::new()))?;
+        if extras.balloon {
+            let balloon = Balloon::new();
+            devices.balloon = Some(balloon.handle());
+            socket.plug("--balloon", Box::new(balloon))?;
+        }
+        if let Some(options) = &extras.vsock {
+            let what = format!("--vsock {}", options.path.display());
+            let device = Vsock::new(options.clone())
+                .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+            socket.plug(&what, Box::new(device))?;
+        }
         Ok(devices)
     }
 
@@ -139,6 +236,9 @@ impl Devices {
             // An empty slot is the guest's own mistake, and does no harm.
             if pci.remove(slot).is_ok() {
                 self.disks.retain(|disk| disk.slot != slot);
+                let disks = &self.disks;
+                self.handles
+                    .retain(|id, _| disks.iter().any(|disk| disk.id == *id));
                 self.nics.retain(|nic| nic.slot != slot);
             }
         }

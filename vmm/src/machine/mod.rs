@@ -39,6 +39,7 @@ use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Report, Surroundings, Vcpus};
 use bus::Bus;
+pub use devices::Extras;
 
 /// What a machine is made of, with every file open.
 pub struct Parts {
@@ -58,6 +59,8 @@ pub struct Parts {
     pub disks: Vec<config::Disk>,
     /// Network interfaces, in slot order.
     pub nics: Vec<config::Nic>,
+    /// What else is plugged.
+    pub extras: Extras,
     /// The taps that they name by descriptor.
     pub taps: Taps,
 }
@@ -178,6 +181,7 @@ impl Machine {
             &parts.disks,
             &parts.nics,
             parts.taps,
+            &parts.extras,
         )?;
         let (sender, reports) = channel();
         let bell =
@@ -321,9 +325,14 @@ impl Machine {
     ///
     /// # Errors
     /// When the name is taken, or the disk can't be had.
-    pub fn add_disk(&mut self, disk: &config::Disk) -> Result<api::Disk, Error> {
+    pub fn add_disk(
+        &mut self,
+        disk: &config::Disk,
+        file: Option<OwnedFd>,
+    ) -> Result<api::Disk, Error> {
         self.check_free(&disk.id)?;
-        let added = self.socket().disk(disk)?;
+        let (added, handle) = self.socket().disk(disk, file)?;
+        self.devices.handles.insert(added.id.clone(), handle);
         self.devices.disks.push(added.clone());
         self.tell(|registers| registers.slot_filled(added.slot))?;
         Ok(added)
@@ -333,12 +342,55 @@ impl Machine {
     ///
     /// # Errors
     /// When the name is taken, or the tap can't be had.
-    pub fn add_nic(&mut self, nic: &config::Nic) -> Result<api::Nic, Error> {
+    pub fn add_nic(&mut self, nic: &config::Nic, tap: Option<OwnedFd>) -> Result<api::Nic, Error> {
         self.check_free(&nic.id)?;
-        let added = self.socket().nic(nic, &mut Taps::new())?;
+        let added = self.socket().nic(nic, &mut Taps::new(), tap)?;
         self.devices.nics.push(added.clone());
         self.tell(|registers| registers.slot_filled(added.slot))?;
         Ok(added)
+    }
+
+    /// Looks at a disk's size again and tells the guest if it changed; none: there is
+    /// no disk of this name.
+    ///
+    /// # Errors
+    /// When the size can't be read.
+    pub fn resize_disk(&mut self, id: &str) -> Result<Option<api::Disk>, Error> {
+        let disk = self.devices.disks.iter_mut().find(|disk| disk.id == id);
+        let (Some(disk), Some(handle)) = (disk, self.devices.handles.get(id)) else {
+            return Ok(None);
+        };
+        disk.size_bytes = handle
+            .refresh_capacity()
+            .map_err(host_error("look at the disk's size"))?;
+        Ok(Some(disk.clone()))
+    }
+
+    /// How the balloon stands, if there is one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<api::BalloonState> {
+        self.devices
+            .balloon
+            .as_ref()
+            .map(|balloon| api::BalloonState {
+                target_bytes: balloon.target(),
+                actual_bytes: balloon.actual(),
+            })
+    }
+
+    /// Asks the guest for memory, or gives it back. False: there is no balloon.
+    #[must_use]
+    pub fn set_balloon(&self, bytes: u64) -> bool {
+        let balloon = self.devices.balloon.as_ref();
+        balloon
+            .inspect(|balloon| balloon.set_target(bytes))
+            .is_some()
+    }
+
+    /// Guest memory in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     /// Asks the guest for a disk back; false: there is none of this name.
