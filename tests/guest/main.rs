@@ -2,4 +2,8 @@
 //! images in target/images.
 
 mod boot;
+mod disks;
+mod hotplug;
+mod identity;
+mod nics;
 mod power;

@@ -29,9 +29,7 @@ fn stop_by_the_socket_ends_the_process() {
 
 #[test]
 fn a_guest_that_panics_is_reported() {
-    let mut vm = Vm::of("micro")
-        .args(&["--cmdline-append", "panic=-1"])
-        .boot();
+    let mut vm = Vm::of("micro").append("panic=-1").boot();
     vm.run("sync");
     vm.type_line("echo c > /proc/sysrq-trigger");
     // panic=-1 asks for a reset at once: the machine is re-created and boots again.

@@ -1,13 +1,16 @@
 //! One machine in `hearth-vmm`, without the cloud: a guest test is a list of
 //! what a person would type at its console.
 
-use std::io::{Read as _, Write as _};
+use std::io::{IoSlice, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use hearth_vmm_api::Exit;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::Value;
 
 use crate::Output;
@@ -19,6 +22,8 @@ pub struct Builder {
     memory_mib: u64,
     init: Option<&'static str>,
     args: Vec<String>,
+    append: String,
+    netns: Option<String>,
 }
 
 /// A running machine, with a root shell on its serial console.
@@ -55,7 +60,7 @@ fn binary(name: &str, variable: &str) -> PathBuf {
 }
 
 /// A folder for guest disks: on the data disk, which is large and can clone.
-fn scratch() -> PathBuf {
+pub fn scratch() -> PathBuf {
     let data = Path::new("/var/lib/hearth");
     if data.is_dir() {
         data.to_owned()
@@ -74,6 +79,8 @@ impl Builder {
             memory_mib: 256,
             init: Some("/bin/sh"),
             args: Vec::new(),
+            append: String::new(),
+            netns: None,
         }
     }
 
@@ -102,6 +109,21 @@ impl Builder {
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(|s| (*s).to_owned()));
+        self
+    }
+
+    /// Adds words to the kernel's command line.
+    #[must_use]
+    pub fn append(mut self, words: &str) -> Self {
+        self.append += " ";
+        self.append += words;
+        self
+    }
+
+    /// Starts it in this network namespace, where its taps are.
+    #[must_use]
+    pub fn netns(mut self, name: &str) -> Self {
+        self.netns = Some(name.to_owned());
         self
     }
 
@@ -146,7 +168,17 @@ impl Builder {
             // Errors and the shell, no more: `run` reads what is left.
             cmdline += &format!(" loglevel=4 init={init}");
         }
-        let mut child = Command::new(binary("hearth-vmm", "HEARTH_VMM"))
+        cmdline += &self.append;
+        let vmm = binary("hearth-vmm", "HEARTH_VMM");
+        let mut command = match &self.netns {
+            None => Command::new(vmm),
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(vmm);
+                command
+            }
+        };
+        let mut child = command
             .args([
                 "--id",
                 "test",
@@ -327,6 +359,33 @@ impl Vm {
             ));
         }
         Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// Asks the control socket and hands it an open file (SCM_RIGHTS).
+    ///
+    /// # Panics
+    /// When it doesn't answer with success.
+    pub fn api_with(&self, method: &str, path: &str, body: &Value, file: BorrowedFd) -> Value {
+        let mut stream = UnixStream::connect(self.dir.path().join("vmm.sock")).expect("connects");
+        let body = body.to_string();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let files = [file.as_raw_fd()];
+        sendmsg::<()>(
+            stream.as_raw_fd(),
+            &[IoSlice::new(request.as_bytes())],
+            &[ControlMessage::ScmRights(&files)],
+            MsgFlags::empty(),
+            None,
+        )
+        .expect("sends");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
+        assert!(head.starts_with("HTTP/1.1 2"), "{method} {path}: {answer}");
+        serde_json::from_str(body).unwrap_or(Value::Null)
     }
 
     /// The same, for a call that must work.

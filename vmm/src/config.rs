@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::arch::x86_64::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
+use crate::block::EngineKind;
 use crate::smbios::{Identity, MAX_STRING, Uuid};
 
 /// A small KVM virtual machine monitor: one process, one instance.
@@ -36,7 +37,8 @@ struct Flags {
     /// Guest memory in MiB
     #[arg(long, value_name = "MIB", default_value = "512")]
     memory: u64,
-    /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly] (repeatable)
+    /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]
+    /// [,engine=auto|io_uring|threads] (repeatable)
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
     /// A network interface: tap=NAME or tap-fd=N[,id=NAME][,mac=MAC][,mtu=BYTES] (repeatable)
@@ -140,6 +142,8 @@ pub struct Disk {
     pub serial: String,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Who carries out its requests.
+    pub engine: EngineKind,
 }
 
 /// A network interface asked for.
@@ -388,9 +392,20 @@ fn disk(text: &str, index: usize) -> Result<Disk, String> {
     let id = options.value("id")?;
     let serial = options.value("serial")?;
     let read_only = options.switch("readonly")?;
+    let engine = match options.value("engine")? {
+        None | Some("auto") => EngineKind::Auto,
+        Some("io_uring") => EngineKind::IoUring,
+        Some("threads") => EngineKind::Threads,
+        Some(other) => {
+            return Err(format!(
+                "--disk: engine {other:?}: auto, io_uring or threads are allowed"
+            ));
+        }
+    };
     options.finish()?;
     let id = id.map_or_else(|| format!("disk{index}"), str::to_owned);
     Disk::new(id, path.into(), serial.map(str::to_owned), read_only)
+        .map(|disk| Disk { engine, ..disk })
         .map_err(|mistake| format!("--disk: {mistake}"))
 }
 
@@ -420,6 +435,7 @@ impl Disk {
             path,
             serial,
             read_only,
+            engine: EngineKind::Auto,
         })
     }
 }

@@ -12,7 +12,7 @@ use hearth_vmm_api as api;
 use vm_memory::GuestMemoryMmap;
 
 use super::{Error, Taps};
-use crate::block::{Backend, EngineKind};
+use crate::block::Backend;
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
@@ -85,7 +85,7 @@ impl Socket<'_> {
         let options = Options {
             serial: disk.serial.clone(),
             queues: self.vcpus.into(),
-            engine: EngineKind::Auto,
+            engine: disk.engine,
         };
         let device = Block::new(backend, &options).map_err(fail)?;
         let handle = device.handle();

@@ -1,0 +1,132 @@
+//! Disks and network interfaces that come and go while the guest runs, with no
+//! command in the guest.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use hearth_tests::{Vm, wait};
+use serde_json::json;
+
+use crate::nics::Net;
+
+const ROUNDS: usize = 50;
+
+/// Waits in the guest until a shell condition holds.
+fn until(vm: &mut Vm, condition: &str) {
+    vm.run(&format!(
+        "n=0; until {condition}; do n=$((n+1)); [ $n -lt 600 ] || exit 1; sleep 0.05; done"
+    ));
+}
+
+/// Open descriptors and threads of the VMM: a leak shows in one of them.
+fn held(vm: &Vm) -> (usize, usize) {
+    let count = |what| {
+        std::fs::read_dir(format!("/proc/{}/{what}", vm.pid()))
+            .expect("a process")
+            .count()
+    };
+    (count("fd"), count("task"))
+}
+
+#[test]
+fn a_disk_comes_and_goes_fifty_times() {
+    let mut vm = Vm::of("micro").boot();
+    let path = vm.dir.path().join("hot.raw");
+    File::create(&path)
+        .and_then(|file| file.set_len(8 << 20))
+        .expect("a disk");
+    let before = held(&vm);
+    for round in 0..ROUNDS {
+        let body = json!({"id": "hot", "path": path, "serial": format!("round{round}")});
+        if round % 2 == 0 {
+            vm.api("POST", "/v1/disks", Some(&body));
+        } else {
+            // As the control plane does it: the file comes along, open.
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .expect("opens");
+            vm.api_with("POST", "/v1/disks", &body, file.as_fd());
+        }
+        until(&mut vm, "[ -e /sys/block/vdb/serial ]");
+        assert_eq!(vm.run("cat /sys/block/vdb/serial"), format!("round{round}"));
+        vm.run(&format!(
+            "echo {round} | dd of=/dev/vdb conv=fsync 2>/dev/null"
+        ));
+        vm.api("DELETE", "/v1/disks/hot", None);
+        until(&mut vm, "[ ! -e /sys/block/vdb ]");
+        wait_gone(&vm, "disks", 1);
+    }
+    wait_held(&vm, before);
+}
+
+#[test]
+fn an_interface_comes_and_goes_fifty_times() {
+    let net = Net::new("hot");
+    let mut vm = Vm::of("micro").boot();
+    vm.run("modprobe virtio_net");
+    let before = held(&vm);
+    net.tap("hot0", "10.9.1.1/24");
+    for round in 0..ROUNDS {
+        let tap = open_tap(&net.name, "hot0");
+        let body = json!({"id": "hot", "tap": "hot0", "mac": "02:00:00:00:09:03"});
+        vm.api_with("POST", "/v1/nics", &body, tap.as_fd());
+        drop(tap);
+        until(&mut vm, "[ -e /sys/class/net/eth0 ]");
+        vm.run("ip addr add 10.9.1.2/24 dev eth0; ip link set eth0 up; ping -c 1 10.9.1.1");
+        vm.api("DELETE", "/v1/nics/hot", None);
+        until(&mut vm, "[ ! -e /sys/class/net/eth0 ]");
+        wait_gone(&vm, "nics", 0);
+        println!("round {round}");
+    }
+    wait_held(&vm, before);
+}
+
+fn wait_gone(vm: &Vm, what: &str, left: usize) {
+    wait::until(&format!("{what} are {left}"), 30, || {
+        let there = vm.api("GET", "/v1/machine", None)[what].take();
+        match there.as_array().map(Vec::len) {
+            Some(count) if count == left => Ok(()),
+            _ => Err(there),
+        }
+    });
+}
+
+fn wait_held(vm: &Vm, before: (usize, usize)) {
+    wait::until("nothing is left behind", 30, || match held(vm) {
+        now if now == before => Ok(()),
+        now => Err(format!("{now:?}, before {before:?}")),
+    });
+}
+
+/// Opens a tap of another namespace, in a thread that moves there.
+fn open_tap(netns: &str, name: &str) -> OwnedFd {
+    let (netns, name) = (format!("/run/netns/{netns}"), name.to_owned());
+    std::thread::spawn(move || {
+        let namespace = File::open(netns).expect("a namespace");
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+        let tun = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .expect("the tun driver");
+        attach(tun.as_fd(), &name);
+        OwnedFd::from(tun)
+    })
+    .join()
+    .expect("a tap")
+}
+
+fn attach(tun: BorrowedFd<'_>, name: &str) {
+    // SAFETY: an ifreq of zeroes is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("16 bits");
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives it.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "{name}: {}", std::io::Error::last_os_error());
+}
