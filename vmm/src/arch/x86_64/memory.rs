@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::layout::{
     ABOVE_4G, ACPI, ACPI_SIZE, ECAM, ECAM_SIZE, HIGH_RAM, HOLE, LOW_RAM_END, SMBIOS,
@@ -72,21 +72,52 @@ pub fn map(size: u64) -> Vec<Range> {
     ranges
 }
 
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Maps the guest's memory: private and not yet backed by pages.
+///
+/// Each region starts on a huge page here as it does in the guest, so that KVM can
+/// map it by huge pages: a fault for each 2 MiB, not for each 4 KiB. It stays
+/// mapped until the process ends, as the machine does.
 ///
 /// # Errors
 /// When the host has no address space or memory for it.
 pub fn allocate(size: u64) -> io::Result<Arc<GuestMemoryMmap>> {
-    let ranges: Vec<(GuestAddress, usize)> = ram(size)
+    let regions = ram(size)
         .into_iter()
         .map(|(start, size)| {
-            usize::try_from(size)
-                .map(|size| (GuestAddress(start), size))
-                .map_err(io::Error::other)
+            let size = usize::try_from(size).map_err(io::Error::other)?;
+            GuestRegionMmap::new(map_aligned(size)?, GuestAddress(start))
+                .ok_or_else(|| io::Error::other("the address space is too small"))
         })
-        .collect::<io::Result<_>>()?;
-    GuestMemoryMmap::from_ranges(&ranges)
+        .collect::<io::Result<Vec<_>>>()?;
+    GuestMemoryMmap::from_regions(regions)
         .map(Arc::new)
+        .map_err(io::Error::other)
+}
+
+/// Anonymous memory that starts on a huge page.
+fn map_aligned(size: usize) -> io::Result<MmapRegion> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let reserved = size
+        .checked_add(HUGE_PAGE)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // SAFETY: a new mapping, at no given place.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), reserved, protection, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = base.align_offset(HUGE_PAGE);
+    // SAFETY: less than a huge page further, which was reserved for this.
+    let start = unsafe { base.byte_add(before) };
+    // SAFETY: the range is in the mapping above. Where the host has no transparent
+    // huge pages, nothing changes.
+    unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
+    // SAFETY: the range lies in the mapping above, which nobody else knows and
+    // nobody unmaps.
+    unsafe { MmapRegion::build_raw(start.cast(), size, protection, flags) }
         .map_err(io::Error::other)
 }
 
@@ -136,6 +167,15 @@ mod tests {
                 .map(|range| range.size)
                 .sum();
             assert_eq!(ram, size - (HIGH_RAM - LOW_RAM_END));
+        }
+    }
+
+    #[test]
+    fn memory_starts_on_a_huge_page() {
+        let memory = allocate(3 * GIB + 64 * MIB).expect("memory");
+        assert_eq!(memory.num_regions(), 2);
+        for region in memory.iter() {
+            assert_eq!(region.as_ptr().addr() % HUGE_PAGE, 0);
         }
     }
 
