@@ -43,8 +43,8 @@ impl Role {
     #[must_use]
     pub fn of_thread(name: &str) -> Self {
         match name {
-            "net" => Self::Network,
             "vsock" => Self::Sockets,
+            name if name.starts_with("net") => Self::Network,
             name if name.starts_with("blk") => Self::Disk,
             _ => Self::Plain,
         }
@@ -153,8 +153,9 @@ const MAIN: [libc::c_long; 14] = [
 const IOCTL_TYPE: u64 = 0xff00;
 const IOCTL_KVM: u64 = 0xae00;
 /// What taps, sockets and the terminal are asked.
-const IOCTLS: [u64; 8] = [
+const IOCTLS: [u64; 9] = [
     libc::TUNSETOFFLOAD,
+    libc::TUNSETQUEUE,
     libc::TUNSETVNETHDRSZ,
     libc::TUNGETIFF,
     libc::TUNSETIFF,
@@ -219,6 +220,9 @@ fn rules(role: Role, process: u32) -> Result<Rules, Error> {
     if role.has(Role::Sockets) {
         rules.insert(libc::SYS_socket, vec![rule(0, Eq, AF_UNIX)?]);
         rules.insert(libc::SYS_ioctl, vec![rule(1, Eq, libc::FIONBIO)?]);
+    }
+    if role.has(Role::Network) {
+        rules.insert(libc::SYS_ioctl, vec![rule(1, Eq, libc::TUNSETQUEUE)?]);
     }
     if role.has(Role::Vcpu) {
         // KVM_RUN is by far the most frequent of all: first.
@@ -305,6 +309,7 @@ mod tests {
     fn device_threads_are_known_by_name() {
         assert_eq!(Role::of_thread("blk-q3"), Role::Disk);
         assert_eq!(Role::of_thread("net"), Role::Network);
+        assert_eq!(Role::of_thread("net-control"), Role::Network);
         assert_eq!(Role::of_thread("vsock"), Role::Sockets);
         assert_eq!(Role::of_thread("rng"), Role::Plain);
     }
