@@ -80,9 +80,10 @@ struct Flags {
     /// Keep this folder in reach of the jail, for disks added by path (repeatable)
     #[arg(long, value_name = "FOLDER")]
     allow: Vec<PathBuf>,
-    /// Stay outside of the jail: everything that the user may, the machine may
+    /// Give up everything that the machine does not need: namespaces, capabilities,
+    /// files, system calls
     #[arg(long)]
-    no_jail: bool,
+    jail: bool,
 }
 
 /// A machine and its surroundings, each value checked by itself and against the
@@ -316,7 +317,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         balloon: flags.balloon,
         vsock: flags.vsock.as_deref().map(vsock).transpose()?,
         allow: flags.allow,
-        jail: !flags.no_jail,
+        jail: flags.jail,
     })
 }
 

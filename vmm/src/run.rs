@@ -237,6 +237,8 @@ impl Process {
         machine.start().map_err(|error| error.to_string())?;
         if description.jail {
             walls.push(jail::confine_process()?);
+        } else {
+            jail::forbid_system_calls()?;
         }
         machine.set_jail(walls);
         if let Some(path) = &exit_file {

@@ -255,6 +255,7 @@ fn the_jail_has_nothing_but_its_own_folder() {
     // SAFETY: takes nothing.
     let is_root = unsafe { libc::geteuid() } == 0;
     let mut command = bench.command();
+    command.arg("--jail");
     if is_root {
         std::os::unix::fs::chown(bench.folder.path(), Some(64_000), Some(64_000)).expect("chown");
         command.args(["--uid", "64000", "--gid", "64000"]);

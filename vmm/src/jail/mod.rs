@@ -10,12 +10,14 @@
 //! | Landlock: files in those folders only, no TCP | yes | yes |
 //! | system calls by thread | yes | yes |
 //!
-//! All of it is on unless `--no-jail` says otherwise. A wall that the kernel
+//! All of it is behind `--jail`; without it, the process only becomes another user
+//! and forbids itself the worst system calls. A wall that the kernel
 //! doesn't have or won't give is left out, and the machine's description says
 //! which ones stand.
 
 mod capabilities;
 mod daemon;
+mod forbidden;
 mod landlock;
 mod root;
 mod syscalls;
@@ -62,6 +64,14 @@ pub fn enter(folders: &[PathBuf], uid: Option<u32>, gid: Option<u32>) -> Result<
         walls.push(Wall::Landlock);
     }
     Ok(walls)
+}
+
+/// What holds without the jail: a few system calls less, for all threads.
+///
+/// # Errors
+/// One line: the kernel refused; the caller must not go on.
+pub fn forbid_system_calls() -> Result<(), String> {
+    forbidden::forbid().map_err(|error| format!("seccomp: {error}"))
 }
 
 /// The last wall: the system calls of this and all other threads.
