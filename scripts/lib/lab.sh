@@ -90,7 +90,7 @@ lab_boot() {
         --memory "$(lab_memory)M" --user root --name hearth-lab
         --cwd /
         --rwdir="$LAB_SHARE" --rwdir="$LAB_LOGS"
-        --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog'
+        --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog kvm_amd.vgif=0 kvm_amd.vls=0'
         --qemu-opts="$opts"
         -- "$HEARTH_ROOT/scripts/lib/lab-guest.sh '$(<"$dir/key.pub")' $((limit > 0 ? limit + 120 : 0))")
     local guard=()
