@@ -246,8 +246,9 @@ fn exercise(image: &Image) {
     cloud.wait_for(&id, "terminated", 60);
     wait::until("nothing left on the host", 30, || {
         let left = host.run(&format!(
-            "pgrep -af 'hearth-vmm.*{id}'; find / -xdev \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
-             find /var/lib/hearth /sys/fs/cgroup/hearth \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null; true"
+            "pgrep -af 'hearth-vmm.*{id}'
+             find /var/lib/hearth /run /tmp /sys/fs/cgroup/hearth \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
+             true"
         ));
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
