@@ -85,6 +85,10 @@ lab_boot() {
     # The lab's data can be lost with the lab: no flush needs to reach a disk.
     opts+=" -drive if=none,id=data,file=$dir/data.img,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap"
     opts+=" -device virtio-blk-pci,drive=data,serial=hearth-data"
+    # Programs and libraries a second time, for a mount that caches: virtme-ng's
+    # root asks this machine for each page, at every exec.
+    opts+=" -fsdev local,id=usr,path=/usr,security_model=none,readonly=on,multidevs=remap"
+    opts+=" -device virtio-9p-pci,fsdev=usr,mount_tag=hearth-usr"
 
     local vng=("$HEARTH_VENV/bin/vng" -v -r "$kernel" --disable-kvm --force-9p --cpus 2
         --memory "$(lab_memory)M" --user root --name hearth-lab
