@@ -3,7 +3,8 @@
 mod serve;
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -11,7 +12,7 @@ use clap::{Parser, Subcommand};
 use hearth::{
     compute::bootfiles,
     config::{Config, ServeArgs},
-    doctor,
+    doctor, images,
 };
 
 /// EC2 on this machine.
@@ -30,6 +31,12 @@ enum Command {
     /// Ends every instance and removes all that Hearth has made on this host but
     /// its images and credentials; takes the flags of serve
     Purge(ServeArgs),
+    /// Verifies the images of a folder and lists them; what it verified is
+    /// remembered beside them, and `serve` needn't do it again
+    Images {
+        /// The folder of manifests and disks
+        folder: PathBuf,
+    },
     /// Tells whether instances can run on this machine, and what to do if not
     Doctor {
         /// Only one line for each reason why none can
@@ -51,6 +58,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args, false),
         Command::Purge(args) => (args, true),
         // It reads its flag itself.
+        Command::Images { folder } => return list_images(&folder),
         Command::Doctor { brief: _ } => return doctor::main(),
     };
     let hostname = rustix::system::uname()
@@ -64,9 +72,9 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HEARTH_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .init();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -86,8 +94,38 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints each image as it is verified; a manifest without a good disk makes the
+/// exit status 1.
+fn list_images(folder: &Path) -> ExitCode {
+    let mut known = images::Known::default();
+    let mut listed = Vec::new();
+    let mut out = io::stdout();
+    loop {
+        let scan = match images::scan(folder, "", &mut known) {
+            Ok(scan) => scan,
+            Err(error) => {
+                let error = anyhow::Error::from(error).context(folder.display().to_string());
+                return refuse(&error, 2);
+            }
+        };
+        for image in &scan.images {
+            if !listed.contains(&image.id) {
+                let _ = writeln!(out, "{}  {}", image.id, image.manifest.name);
+                listed.push(image.id.clone());
+            }
+        }
+        if scan.more {
+            continue;
+        }
+        for problem in &scan.problems {
+            let _ = writeln!(io::stderr(), "hearth: {problem}");
+        }
+        return ExitCode::from(u8::from(!scan.problems.is_empty()));
+    }
+}
+
 /// One line that says why.
 fn refuse(error: &anyhow::Error, status: u8) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "hearth: {error:#}");
+    let _ = writeln!(io::stderr(), "hearth: {error:#}");
     ExitCode::from(status)
 }

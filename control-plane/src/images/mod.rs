@@ -4,8 +4,10 @@
 //! An image's id is made from the SHA-256 of its disk, so that the same disk is
 //! the same AMI everywhere, and a disk that doesn't hash to what its manifest
 //! says is not an image. Hashing gigabytes takes a while: what was verified is
-//! remembered, by size, modification time and inode, in a file beside the
-//! images (`.verified.json`), and hashed again when one of these changes.
+//! remembered, by size, modification and change time ([`Known`]), also in a file
+//! beside the images (`.verified.json`), and hashed again when one of these
+//! changes. `hearth images` verifies a folder ahead of a cloud that finds it
+//! read-only or slow.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -32,6 +34,16 @@ pub struct Scan {
     pub images: Vec<Image>,
     /// The manifests that describe no usable image.
     pub problems: Vec<Problem>,
+    /// Whether there are disks that have yet to be verified: scan again.
+    pub more: bool,
+}
+
+/// What was verified: kept over scans, and in the images' folder if that can be
+/// written.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// By the disk's file name; none before the folder's own record was read.
+    disks: Option<BTreeMap<String, Verified>>,
 }
 
 /// A manifest that describes no usable image.
@@ -50,20 +62,96 @@ struct Verified {
     size: u64,
     mtime_sec: i64,
     mtime_nsec: i64,
-    inode: u64,
+    // Nobody can set it, so it tells a disk that was put in another's place; an
+    // inode number would too, but isn't the same over a shared file system.
+    ctime_sec: i64,
+    ctime_nsec: i64,
     sha256: String,
 }
 
-/// Reads every manifest in `dir` and verifies the disks that it has not
-/// verified before. Blocks: a disk is read in full the first time.
+/// Reads every manifest in `dir`, and verifies at most one disk that isn't known
+/// yet, the smallest: so the first image is there before the last gigabyte is
+/// read. Blocks while it does.
 ///
 /// # Errors
 /// When the folder can't be read. A folder that isn't there has no images.
-pub fn scan(dir: &Path, owner: &str) -> io::Result<Scan> {
+pub fn scan(dir: &Path, owner: &str, known: &mut Known) -> io::Result<Scan> {
     let mut found = Scan::default();
+    let before = known.disks.get_or_insert_with(|| read_cache(dir));
+    let mut described = Vec::new();
+    for path in manifests(dir)? {
+        match describe(&path) {
+            Ok(image) => described.push((path, image)),
+            Err(what) => found.problems.push(Problem {
+                manifest: path,
+                what,
+            }),
+        }
+    }
+    described.sort_by(|(_, a), (_, b)| {
+        (a.disk_size, &a.name, &a.disk).cmp(&(b.disk_size, &b.name, &b.disk))
+    });
+
+    let mut after = BTreeMap::new();
+    let mut hashed = false;
+    for (path, manifest) in described {
+        let disk = dir.join(&manifest.disk);
+        let seen = after.get(&manifest.disk).or(before.get(&manifest.disk));
+        let verified = match verify(&disk, seen, !hashed) {
+            Ok(Some((verified, fresh))) => {
+                hashed |= fresh;
+                verified
+            }
+            Ok(None) => {
+                found.more = true;
+                continue;
+            }
+            Err(e) => {
+                let what = format!("its disk {}: {e}", disk.display());
+                found.problems.push(Problem {
+                    manifest: path,
+                    what,
+                });
+                continue;
+            }
+        };
+        after.insert(manifest.disk.clone(), verified.clone());
+        let named = image(manifest, &verified, owner).and_then(|image| {
+            match found.images.iter().find(|i| i.id == image.id) {
+                None => Ok(image),
+                Some(first) => Err(format!(
+                    "its disk is the same as that of image \"{}\"",
+                    first.manifest.name
+                )),
+            }
+        });
+        match named {
+            Ok(image) => found.images.push(image),
+            Err(what) => found.problems.push(Problem {
+                manifest: path,
+                what,
+            }),
+        }
+    }
+    if after != *before {
+        if let Err(e) = write_cache(dir, &after) {
+            // In a folder that is read-only it is remembered here alone.
+            tracing::debug!(dir = %dir.display(), error = %e, "what was verified is not written down");
+        }
+        *before = after;
+    }
+    found
+        .images
+        .sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
+    found.problems.sort_by(|a, b| a.manifest.cmp(&b.manifest));
+    Ok(found)
+}
+
+/// The manifests in a folder, by name.
+fn manifests(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
     let mut manifests = Vec::new();
@@ -77,37 +165,7 @@ pub fn scan(dir: &Path, owner: &str) -> io::Result<Scan> {
         }
     }
     manifests.sort();
-
-    let before = read_cache(dir);
-    let mut after = BTreeMap::new();
-    for manifest in manifests {
-        match load(dir, &manifest, owner, &before) {
-            Ok((image, verified)) => {
-                after.insert(image.manifest.disk.clone(), verified);
-                match found.images.iter().find(|i| i.id == image.id) {
-                    None => found.images.push(image),
-                    Some(first) => found.problems.push(Problem {
-                        manifest,
-                        what: format!(
-                            "its disk is the same as that of image \"{}\"",
-                            first.manifest.name
-                        ),
-                    }),
-                }
-            }
-            Err(what) => found.problems.push(Problem { manifest, what }),
-        }
-    }
-    if after != before
-        && let Err(e) = write_cache(dir, &after)
-    {
-        // A folder that is read-only costs time at each start, no more.
-        tracing::debug!(dir = %dir.display(), error = %e, "what was verified is not remembered");
-    }
-    found
-        .images
-        .sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
-    Ok(found)
+    Ok(manifests)
 }
 
 /// Where an image's disk lies.
@@ -127,22 +185,19 @@ pub fn image_id(sha256: &str) -> Option<ImageId> {
         .ok()
 }
 
-fn load(
-    dir: &Path,
-    path: &Path,
-    owner: &str,
-    cache: &BTreeMap<String, Verified>,
-) -> Result<(Image, Verified), String> {
+/// Reads one manifest.
+fn describe(path: &Path) -> Result<Manifest, String> {
     let text = read_capped(path, MAX_MANIFEST).map_err(|e| e.to_string())?;
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|e| format!("not a manifest: {e}"))?;
     check(&manifest)?;
+    Ok(manifest)
+}
+
+/// The image that a manifest describes, if its disk is what it says.
+fn image(manifest: Manifest, verified: &Verified, owner: &str) -> Result<Image, String> {
     let id = image_id(&manifest.sha256)
         .ok_or("\"sha256\" is not 64 lower-case hexadecimal digits".to_owned())?;
-
-    let disk = dir.join(&manifest.disk);
-    let verified = verify(&disk, cache.get(&manifest.disk))
-        .map_err(|e| format!("its disk {}: {e}", disk.display()))?;
     if verified.size != manifest.disk_size {
         return Err(format!(
             "its disk has {} bytes, and not the {} of \"disk_size\"",
@@ -155,12 +210,11 @@ fn load(
             verified.sha256
         ));
     }
-    let image = Image {
+    Ok(Image {
         id,
         owner: owner.to_owned(),
         manifest,
-    };
-    Ok((image, verified))
+    })
 }
 
 /// The parts of a manifest that its types leave open.
@@ -197,8 +251,13 @@ fn check(m: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-/// Hashes the file, unless it is the one that was hashed before.
-fn verify(disk: &Path, before: Option<&Verified>) -> io::Result<Verified> {
+/// Hashes the file, unless it is the one that was hashed before; says whether it
+/// did. None when it would have to and may not.
+fn verify(
+    disk: &Path,
+    before: Option<&Verified>,
+    may_hash: bool,
+) -> io::Result<Option<(Verified, bool)>> {
     let mut file = File::open(disk)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
@@ -208,14 +267,18 @@ fn verify(disk: &Path, before: Option<&Verified>) -> io::Result<Verified> {
         size: meta.len(),
         mtime_sec: meta.mtime(),
         mtime_nsec: meta.mtime_nsec(),
-        inode: meta.ino(),
+        ctime_sec: meta.ctime(),
+        ctime_nsec: meta.ctime_nsec(),
         sha256: String::new(),
     };
     if let Some(before) = before {
         now.sha256.clone_from(&before.sha256);
         if now == *before {
-            return Ok(now);
+            return Ok(Some((now, false)));
         }
+    }
+    if !may_hash {
+        return Ok(None);
     }
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -226,7 +289,7 @@ fn verify(disk: &Path, before: Option<&Verified>) -> io::Result<Verified> {
         }
     }
     now.sha256 = hex::encode(hash.finalize());
-    Ok(now)
+    Ok(Some((now, true)))
 }
 
 fn read_capped(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
@@ -277,6 +340,17 @@ mod tests {
                       "initrd": "/initrd.img", "cmdline": "console=ttyS0" },
         });
         (dir, manifest)
+    }
+
+    /// Scans until all is verified.
+    fn scan(dir: &Path, owner: &str) -> io::Result<Scan> {
+        let mut known = Known::default();
+        loop {
+            let found = super::scan(dir, owner, &mut known)?;
+            if !found.more {
+                return Ok(found);
+            }
+        }
     }
 
     fn put(dir: &tempfile::TempDir, name: &str, manifest: &serde_json::Value) {
@@ -384,5 +458,56 @@ mod tests {
         put(&dir, "one.json", &manifest);
         fs::write(dir.path().join(CACHE_NAME), b"{").unwrap();
         assert_eq!(scan(dir.path(), "0").unwrap().images.len(), 1);
+    }
+
+    #[test]
+    fn one_disk_is_verified_at_a_time_the_smallest_first() {
+        let (dir, manifest) = folder();
+        put(&dir, "one.json", &manifest);
+        let disk = vec![8; 512];
+        fs::write(dir.path().join("two.raw"), &disk).unwrap();
+        let mut small = manifest.clone();
+        small["name"] = "two".into();
+        small["disk"] = "two.raw".into();
+        small["disk_size"] = 512.into();
+        small["sha256"] = hex::encode(Sha256::digest(&disk)).into();
+        put(&dir, "two.json", &small);
+
+        let mut known = Known::default();
+        let names = |found: &Scan| -> Vec<String> {
+            found
+                .images
+                .iter()
+                .map(|i| i.manifest.name.clone())
+                .collect()
+        };
+        let first = super::scan(dir.path(), "0", &mut known).unwrap();
+        assert_eq!((names(&first), first.more), (vec!["two".to_owned()], true));
+        let second = super::scan(dir.path(), "0", &mut known).unwrap();
+        assert_eq!(names(&second), ["one", "two"]);
+        assert!(!second.more);
+    }
+
+    #[test]
+    fn what_was_verified_is_known_though_the_folder_takes_no_record() {
+        let (dir, manifest) = folder();
+        put(&dir, "one.json", &manifest);
+        // A folder in the record's place: it can be neither read nor replaced.
+        fs::create_dir_all(dir.path().join(CACHE_NAME).join("x")).unwrap();
+        let mut known = Known::default();
+        assert_eq!(
+            super::scan(dir.path(), "0", &mut known)
+                .unwrap()
+                .images
+                .len(),
+            1
+        );
+        let disks = known.disks.as_mut().unwrap();
+        disks.get_mut("one.raw").unwrap().sha256 = "11".repeat(32);
+        let found = super::scan(dir.path(), "0", &mut known).unwrap();
+        assert!(
+            found.problems[0].what.contains(&"11".repeat(32)),
+            "hashed again"
+        );
     }
 }

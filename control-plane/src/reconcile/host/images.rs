@@ -1,6 +1,11 @@
 //! Registers the images that lie in the images folder.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -20,6 +25,8 @@ pub struct ImageController {
     db: Db,
     folder: PathBuf,
     owner: String,
+    /// What was verified: a folder that can't be written keeps no record.
+    known: Arc<Mutex<images::Known>>,
     /// The problems already told, so that the log has each once.
     told: Mutex<BTreeSet<String>>,
 }
@@ -31,6 +38,7 @@ impl ImageController {
             db,
             folder,
             owner,
+            known: Arc::default(),
             told: Mutex::default(),
         }
     }
@@ -40,10 +48,7 @@ impl ImageController {
             .iter()
             .map(|p| format!("{}: {}", p.manifest.display(), p.what))
             .collect();
-        let mut told = self
-            .told
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for line in lines.difference(&told) {
             tracing::warn!(problem = line, "an image can't be used");
         }
@@ -60,10 +65,14 @@ impl Controller for ImageController {
     async fn pass(&self) -> anyhow::Result<Again> {
         let (folder, owner) = (self.folder.clone(), self.owner.clone());
         // It reads whole disks when they are new.
-        let scan = tokio::task::spawn_blocking(move || images::scan(&folder, &owner))
-            .await
-            .context("the scan of the images panicked")?
-            .context("scanning the images")?;
+        let known = Arc::clone(&self.known);
+        let scan = tokio::task::spawn_blocking(move || {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            images::scan(&folder, &owner, &mut known)
+        })
+        .await
+        .context("the scan of the images panicked")?
+        .context("scanning the images")?;
         self.tell(&scan.problems);
         self.db
             .transact(|view, change| {
@@ -71,6 +80,10 @@ impl Controller for ImageController {
                     if view.get::<Image>(&image.id) != Some(image) {
                         change.put(image);
                     }
+                }
+                if scan.more {
+                    // What isn't verified yet may be one of those.
+                    return Ok(());
                 }
                 let there: BTreeSet<&ImageId> = scan.images.iter().map(|i| &i.id).collect();
                 let needed: BTreeSet<&ImageId> = view
@@ -92,6 +105,10 @@ impl Controller for ImageController {
                 TransactError::Contended => anyhow::anyhow!("too many conflicting changes"),
                 TransactError::Store(error) => error.into(),
             })?;
-        Ok(Again::After(LOOK))
+        Ok(if scan.more {
+            Again::Now
+        } else {
+            Again::After(LOOK)
+        })
     }
 }
