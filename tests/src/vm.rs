@@ -250,8 +250,10 @@ impl Vm {
 
     /// All that the console showed so far.
     pub fn console(&self) -> String {
-        String::from_utf8_lossy(&self.console.text.lock().expect("no panic while held"))
-            .into_owned()
+        // A test that failed while it waited held the lock.
+        let text = self.console.text.lock();
+        let text = text.unwrap_or_else(std::sync::PoisonError::into_inner);
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Waits until the console shows `text` after what has been read.
@@ -262,21 +264,23 @@ impl Vm {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         let mut now = self.console.text.lock().expect("no panic while held");
         loop {
-            let fresh = String::from_utf8_lossy(&now[self.seen..]).into_owned();
-            if let Some(at) = fresh.find(text) {
-                self.seen = now.len();
-                return fresh[..at].to_owned();
+            let fresh = &now[self.seen..];
+            if let Some(at) = fresh.windows(text.len()).position(|w| w == text.as_bytes()) {
+                let before = String::from_utf8_lossy(&fresh[..at]).into_owned();
+                self.seen += at + text.len();
+                return before;
             }
+            let ended = self.child.try_wait().is_ok_and(|status| status.is_some());
+            assert!(!ended, "hearth-vmm ended while \"{text}\" was waited for");
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
                 !left.is_zero(),
-                "no \"{text}\" on the console within {seconds} s; it shows:\n{}",
-                String::from_utf8_lossy(&now)
+                "no \"{text}\" on the console within {seconds} s"
             );
             now = self
                 .console
                 .more
-                .wait_timeout(now, left)
+                .wait_timeout(now, left.min(Duration::from_secs(1)))
                 .expect("no panic while held")
                 .0;
         }
@@ -289,18 +293,9 @@ impl Vm {
         self.stdin
             .write_all(line.as_bytes())
             .expect("the console takes input");
-        let mut text = self.wait_for_console("@end ", 120);
-        // The status stands behind the mark.
-        let status = {
-            let all = self.console();
-            all.rsplit("@end ")
-                .next()
-                .and_then(|s| s.split('@').next())
-                .and_then(|s| s.trim().parse().ok())
-        };
-        let status =
-            status.unwrap_or_else(|| self.wait_for_console("@", 10).trim().parse().unwrap_or(-1));
-        text = text.replace('\r', "");
+        let text = self.wait_for_console("@end ", 120);
+        let status = self.wait_for_console("@", 10).trim().parse().unwrap_or(-1);
+        let text = text.replace('\r', "");
         Output {
             status,
             stdout: text.trim().to_owned(),
