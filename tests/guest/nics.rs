@@ -61,6 +61,7 @@ fn sh(script: &str) -> String {
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass in the lab"]
 fn pings_and_bulk_data_go_both_ways() {
     let net = Net::new("bulk");
     net.tap("t0", "10.9.0.1/24");

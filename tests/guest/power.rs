@@ -11,6 +11,7 @@ fn power_off_by_the_guest_ends_the_process() {
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass in the lab"]
 fn reboots_five_times_in_the_same_process() {
     let mut vm = Vm::of("micro").boot();
     for n in 1..=5 {
@@ -28,6 +29,7 @@ fn stop_by_the_socket_ends_the_process() {
 }
 
 #[test]
+#[ignore = "written, not yet seen to pass in the lab"]
 fn a_guest_that_panics_is_reported() {
     let mut vm = Vm::of("micro").append("panic=-1").boot();
     vm.run("sync");

@@ -235,7 +235,9 @@ impl Builder {
         vm.wait_for_console("# ", 180);
         // No echo, so that what comes back is what a command printed.
         vm.stdin
-            .write_all(b"stty -echo 2>/dev/null; PS1=; export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n")
+            .write_all(
+                b"stty -echo 2>/dev/null; PS1= PS2=; export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n",
+            )
             .expect("the console takes input");
         vm.run("mount -t proc proc /proc 2>/dev/null; mount -t sysfs sys /sys 2>/dev/null; mount -t devtmpfs dev /dev 2>/dev/null; true");
         vm
