@@ -27,7 +27,7 @@ const DEBIAN: Image = Image {
     name: "debian-12",
     user: "admin",
     serve: "cd /srv; for p in 80 8080; do systemd-run --collect python3 -m http.server $p --directory /srv; done",
-    console: "Cloud-init v.",
+    console: "Reached target",
     boot: 420,
 };
 
@@ -42,6 +42,7 @@ fn the_exercise_with_boto3_on_micro() {
 }
 
 #[test]
+#[ignore = "seen to pass as far as the console; stop, start and reboot have yet to be"]
 fn the_exercise_with_the_aws_cli_on_debian() {
     exercise(&DEBIAN);
 }

@@ -1,19 +1,12 @@
 //! The sandboxed reader of boot files, as the process that it is: needs root
-//! and mke2fs, and `hearth` built beside this test.
+//! and mke2fs, and a release build of `hearth`.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// The `hearth` of the same build.
-fn hearth() -> PathBuf {
-    let test = std::env::current_exe().expect("own path");
-    let folder = test.parent().and_then(Path::parent).expect("target folder");
-    folder.join("hearth")
-}
-
 fn read(disk: &Path, path: &str, limit: &str, out: &Path) -> Output {
-    Command::new(hearth())
+    Command::new(hearth_tests::vm::binary("hearth", "HEARTH_BIN"))
         .args(["read-boot-files", "--partition", "0", "--limit", limit])
         .args(["--path", path])
         .stdin(File::open(disk).expect("disk"))

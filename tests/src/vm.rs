@@ -52,7 +52,7 @@ fn images() -> PathBuf {
 }
 
 /// The binary under test: `HEARTH_VMM`, or the release build.
-fn binary(name: &str, variable: &str) -> PathBuf {
+pub fn binary(name: &str, variable: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
         || crate::host::repository().join("target/release").join(name),
         PathBuf::from,
