@@ -245,10 +245,10 @@ fn exercise(image: &Image) {
         .to_owned();
     aws.call(&["ec2", "terminate-instances", "--instance-ids", &id]);
     cloud.wait_for(&id, "terminated", 60);
-    wait::until("nothing left on the host", 30, || {
+    wait::until("nothing left on the host", 90, || {
         let left = host.run(&format!(
             "pgrep -af 'hearth-vmm.*{id}'
-             find /var/lib/hearth /run /tmp /sys/fs/cgroup/hearth \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
+             find /var/lib/hearth /run /tmp /sys/fs/cgroup/hearth -xdev \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
              true"
         ));
         if left.is_empty() { Ok(()) } else { Err(left) }
