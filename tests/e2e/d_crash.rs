@@ -10,7 +10,7 @@ fn kill_and_restart(cloud: &Cloud) {
         "pid=$(pgrep -xo hearth); exe=$(readlink -f /proc/$pid/exe)
          mapfile -d '' args < /proc/$pid/cmdline
          log=$(readlink -f /proc/$pid/fd/2)
-         kill -9 $pid; while [ -e /proc/$pid ] && ! grep -q "^State:.Z" /proc/$pid/status; do sleep 0.1; done
+         kill -9 $pid; while [ -e /proc/$pid ] && ! grep -q ^State:.Z /proc/$pid/status; do sleep 0.1; done
          [ -f \"$log\" ] || log=/dev/null
          setsid \"$exe\" \"${args[@]:1}\" >> \"$log\" 2>&1 < /dev/null &",
     );
