@@ -11,7 +11,7 @@ mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro hearth-
     echo "lab: no cached /usr; commands will be slow"
 
 for module in virtio_net virtio_blk xfs tun vhost_net loop veth nf_tables nft_ct nft_nat nft_chain_nat \
-    nft_masq nft_fib_inet nft_reject_inet nf_conntrack br_netfilter overlay; do
+    nft_masq nft_fib_inet nft_reject_inet nf_conntrack nf_conntrack_netlink br_netfilter overlay; do
     modprobe -q "$module" || echo "lab: no module $module"
 done
 modprobe -q kvm_amd || modprobe -q kvm_intel || echo "lab: no KVM"

@@ -198,11 +198,11 @@ impl Cloud {
             .collect()
     }
 
-    /// Takes the public address of instance `n` away.
-    pub(super) fn release_public(&mut self, n: u8) {
+    /// Changes the interface of instance `n`.
+    pub(super) fn interface(&mut self, n: u8, edit: impl FnOnce(&mut Eni)) {
         let id = EniId::from_random(u128::from(n) << 24);
         let mut eni = self.view.get::<Eni>(&id).expect("it was put").clone();
-        eni.public_ip = None;
+        edit(&mut eni);
         self.put(eni);
     }
 

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Output, Stdio};
 
@@ -42,7 +43,7 @@ impl Guest {
         let [a, b, c, d, e, f] = mac;
         sh(&format!("ip netns add {name}"));
         let outer = File::from(tap);
-        let inner = inner_tap(name);
+        let inner = inside(name, inner_tap);
         sh(&format!(
             "ip -n {name} link set lo up
              ip -n {name} link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}
@@ -97,6 +98,13 @@ impl Guest {
         ));
     }
 
+    /// A socket in the guest, of this port.
+    pub(super) fn udp(&self, port: u16) -> UdpSocket {
+        inside(&self.name, move || {
+            UdpSocket::bind(("0.0.0.0", port)).expect("the port is free")
+        })
+    }
+
     /// Fetches a page; `None` when nothing answers within two seconds.
     pub(super) fn fetch(&self, url: &str) -> Option<String> {
         body(self.try_sh(&format!("curl -s -m 2 {url}")))
@@ -113,32 +121,37 @@ fn body(out: Output) -> Option<String> {
     out.status.success().then_some(text)
 }
 
-fn inner_tap(namespace: &str) -> File {
+/// Runs `f` in a namespace, on a thread of its own.
+fn inside<T: Send + 'static>(namespace: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
     let path = format!("/run/netns/{namespace}");
     std::thread::spawn(move || {
         let namespace = File::open(path).expect("the namespace is there");
         setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
-        let tap = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .expect("the tun driver is there");
-        let mut request = libc::ifreq {
-            ifr_name: [0; libc::IFNAMSIZ],
-            ifr_ifru: libc::__c_anonymous_ifr_ifru {
-                // IFF_TAP | IFF_NO_PI
-                ifru_flags: 0x1002,
-            },
-        };
-        for (to, from) in request.ifr_name.iter_mut().zip(b"eth0") {
-            *to = libc::c_char::from_ne_bytes([*from]);
-        }
-        // SAFETY: the descriptor is open, the request a whole ifreq.
-        unsafe { tun_set_iff(tap.as_raw_fd(), &raw const request) }.expect("a tap can be made");
-        tap
+        f()
     })
     .join()
     .expect("no panic")
+}
+
+fn inner_tap() -> File {
+    let tap = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .expect("the tun driver is there");
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            // IFF_TAP | IFF_NO_PI
+            ifru_flags: 0x1002,
+        },
+    };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"eth0") {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    // SAFETY: the descriptor is open, the request a whole ifreq.
+    unsafe { tun_set_iff(tap.as_raw_fd(), &raw const request) }.expect("a tap can be made");
+    tap
 }
 
 /// Passes frames on until one end is gone.

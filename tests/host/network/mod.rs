@@ -1,6 +1,7 @@
 //! The real network: namespaces, taps, nftables, DHCP, DNS and IMDS, with
 //! guests that are namespaces behind the taps.
 
+mod addresses;
 mod cloud;
 mod guest;
 
@@ -263,7 +264,7 @@ fn who_has_a_public_address_gets_out_and_nobody_else() {
             cloud.group(1, vec![all_egress()]);
             cloud.instance(10, &[1], |_| ());
             cloud.instance(11, &[1], |_| ());
-            cloud.release_public(11);
+            cloud.interface(11, |eni| eni.public_ip = None);
             cloud.apply().await;
             let (with, without) = (cloud.guest(10).await, cloud.guest(11).await);
             // A machine beyond the host's uplink that knows no way to the pool:

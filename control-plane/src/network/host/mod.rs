@@ -9,6 +9,7 @@
 //! let those from and to `igw-*` pass.
 
 mod arp;
+mod conntrack;
 mod link;
 mod netns;
 mod nft;
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 
 use self::netns::Namespace;
 use self::services::{Services, Shared};
+use super::plan::connections::{self, OverPool, Owners};
 use super::plan::{nft::Table, rules};
 use super::{Error, NetworkHost, Result, Topology, VpcNet, names};
 use crate::metadata::token::TokenKey;
@@ -59,12 +61,17 @@ impl Wire {
         let digest = Sha256::digest(vpc.as_str().as_bytes());
         let mac = |side| [0x0e, side, digest[0], digest[1], digest[2], digest[3]];
         Self {
-            host: Ipv4Addr::from(u32::from(pool.network()).saturating_add(1)),
+            host: host_address(pool),
             host_mac: mac(1),
             gateway: Ipv4Addr::new(169, 254, 64, 1),
             gateway_mac: mac(2),
         }
     }
+}
+
+/// The host's own address in the pool: its first.
+fn host_address(pool: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(pool.network()).saturating_add(1))
 }
 
 /// A VPC that this process has brought up or taken over.
@@ -75,12 +82,20 @@ struct Applied {
     services: Option<Services>,
 }
 
+/// What this process knows of what it made.
+#[derive(Default)]
+struct State {
+    vpcs: BTreeMap<VpcId, Applied>,
+    /// Who had the public addresses when connections were last gone through.
+    owners: Option<Owners>,
+}
+
 /// The network of a Linux host.
 pub struct LinuxNetwork {
     pool: Ipv4Net,
     shared: Shared,
     key_file: PathBuf,
-    state: tokio::sync::Mutex<BTreeMap<VpcId, Applied>>,
+    state: tokio::sync::Mutex<State>,
 }
 
 impl std::fmt::Debug for LinuxNetwork {
@@ -249,6 +264,27 @@ impl LinuxNetwork {
         }
         first.map_or(Ok(()), Err)
     }
+
+    /// Ends the connections over public addresses that have left their owners,
+    /// the host's and those of the VPCs.
+    async fn forget(&self, state: &State, owners: &Owners) -> Result<()> {
+        let host = host_address(self.pool);
+        let before = state.owners.as_ref();
+        let may_be = Arc::new(OverPool::new(self.pool, host, owners, before));
+        step(
+            || "ending the host's connections over released addresses".into(),
+            conntrack::sweep(|connection| may_be.outlived(connection)).await,
+        )?;
+        for (id, vpc) in &state.vpcs {
+            let may_be = Arc::clone(&may_be);
+            let sweep = move || async move { conntrack::sweep(|c| may_be.outlived(c)).await };
+            step(
+                || format!("ending connections over released addresses in {id}"),
+                vpc.namespace.run_async(sweep).await,
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// The guests of a VPC, by their taps.
@@ -310,23 +346,30 @@ async fn remove_namespace(name: &str) -> io::Result<()> {
 #[async_trait]
 impl NetworkHost for LinuxNetwork {
     async fn apply(&self, desired: &Topology) -> Result<()> {
-        let mut applied = self.state.lock().await;
+        let mut state = self.state.lock().await;
         let mut first = None;
-        note(&mut first, self.sweep(&mut applied, desired).await);
+        note(&mut first, self.sweep(&mut state.vpcs, desired).await);
         if !desired.vpcs.is_empty() {
-            let up = uplink::up(self.pool, applied.is_empty()).await;
+            let up = uplink::up(self.pool, state.vpcs.is_empty()).await;
             note(&mut first, step(|| "preparing the host".into(), up));
         }
         for vpc in desired.vpcs.values() {
-            note(&mut first, self.apply_vpc(&mut applied, vpc).await);
+            note(&mut first, self.apply_vpc(&mut state.vpcs, vpc).await);
+        }
+        let owners = connections::owners(desired);
+        if state.owners.as_ref() != Some(&owners) {
+            note(&mut first, self.forget(&state, &owners).await);
+            if first.is_none() {
+                state.owners = Some(owners);
+            }
         }
         first.map_or(Ok(()), Err)
     }
 
     async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd> {
-        let applied = self.state.lock().await;
+        let state = self.state.lock().await;
         let no_tap = || Error::NoTap(eni.id.to_string());
-        let vpc = applied.get(&eni.vpc).ok_or_else(no_tap)?;
+        let vpc = state.vpcs.get(&eni.vpc).ok_or_else(no_tap)?;
         let name = names::tap(&eni.id);
         let opened = vpc
             .namespace
@@ -337,9 +380,9 @@ impl NetworkHost for LinuxNetwork {
 
     async fn answering(&self) -> Result<BTreeSet<EniId>> {
         let vpcs: Vec<(Namespace, VpcNet)> = {
-            let applied = self.state.lock().await;
+            let state = self.state.lock().await;
             let namespace = |vpc: &Applied| (vpc.namespace.clone(), vpc.vpc.clone());
-            applied.values().map(namespace).collect()
+            state.vpcs.values().map(namespace).collect()
         };
         let mut answering = BTreeSet::new();
         for (namespace, vpc) in vpcs {
@@ -356,13 +399,16 @@ impl NetworkHost for LinuxNetwork {
     }
 
     async fn purge(&self) -> Result<()> {
-        let mut applied = self.state.lock().await;
-        let swept = self.sweep(&mut applied, &Topology::default()).await;
+        let mut state = self.state.lock().await;
+        let swept = self.sweep(&mut state.vpcs, &Topology::default()).await;
+        let forgotten = self.forget(&state, &Owners::new()).await;
+        state.owners = None;
         let key = match std::fs::remove_file(&self.key_file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         };
         swept?;
+        forgotten?;
         step(|| "removing the metadata service's key".into(), key)
     }
 }

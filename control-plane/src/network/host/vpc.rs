@@ -6,10 +6,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::link::{Netlink, sysctl, sysctl_if_there};
-use super::{MTU, Wire, tap};
+use super::link::{Link, Netlink, sysctl, sysctl_if_there};
+use super::{MTU, Wire, conntrack, tap};
 use crate::model::EniId;
 use crate::network::names::{IGW, TAP_PREFIX};
+use crate::network::plan::connections::InVpc;
 use crate::network::plan::rules::{DNS_ADDRESS, IMDS_ADDRESS};
 use crate::network::{Interface, VpcNet};
 
@@ -29,6 +30,7 @@ pub(super) async fn shape(
         sysctls()?;
         services(&netlink, vpc, links.get("lo").map_or(1, |lo| lo.index)).await?;
     }
+    forget(vpc, &links, before).await?;
     let mut wanted = BTreeSet::new();
     let mut indexes = BTreeMap::new();
     for interface in vpc.interfaces.values() {
@@ -60,6 +62,35 @@ pub(super) async fn shape(
         }
     }
     Ok(indexes)
+}
+
+/// Ends the connections of addresses that are no longer whose they were. The
+/// rules are in force already, and a new interface has no tap yet: nothing of
+/// the past can be tracked anew.
+async fn forget(
+    vpc: &VpcNet,
+    links: &BTreeMap<String, Link>,
+    before: Option<&VpcNet>,
+) -> io::Result<()> {
+    let addresses = |vpc: &VpcNet| -> Vec<_> {
+        let key = |i: &Interface| (i.id.clone(), i.private_ip, i.public_ip);
+        vpc.interfaces.values().map(key).collect()
+    };
+    let fresh: Vec<&EniId> = vpc
+        .interfaces
+        .values()
+        .filter(|i| !links.contains_key(&i.tap()))
+        .map(|i| &i.id)
+        .collect();
+    if fresh.is_empty() && before.is_some_and(|before| addresses(before) == addresses(vpc)) {
+        return Ok(());
+    }
+    let may_be = InVpc::new(vpc, fresh);
+    let ended = conntrack::sweep(|connection| may_be.outlived(connection)).await?;
+    if ended > 0 {
+        tracing::debug!(vpc = %vpc.id, ended, "connections ended with their addresses");
+    }
+    Ok(())
 }
 
 /// Whether two states of an interface need the same link.

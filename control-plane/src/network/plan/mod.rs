@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::store::View;
 
+pub mod connections;
 pub mod nft;
 pub mod rules;
 #[cfg(test)]
