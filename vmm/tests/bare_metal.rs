@@ -172,6 +172,36 @@ fn a_reset_keeps_the_process() {
     }
 }
 
+/// Writes the generation id to the serial port: `mov esi, 0xdf010; mov ecx, 16; mov dx,
+/// 0x3f8; lodsb; out dx, al; loop` to the `lodsb`.
+const TELL_GENERATION: [u8; 18] = [
+    0xbe, 0x10, 0xf0, 0x0d, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03, 0xac, 0xee,
+    0xe2, 0xfc,
+];
+
+#[test]
+fn a_generation_lasts_as_long_as_the_process() {
+    let code = [&TELL_GENERATION[..], &AWAIT_BUTTON, &power_off()].concat();
+    let Some(bench) = Bench::new(&code) else {
+        return;
+    };
+    let log = || std::fs::read(bench.path("serial")).unwrap_or_default();
+    for told in [0, 32] {
+        let mut child = bench.command().spawn().expect("runs");
+        until("told once", || log().len() == told + 16);
+        bench.ask("PUT /v1/reset");
+        until("told again", || log().len() == told + 32);
+        bench.ask("PUT /v1/stop");
+        assert_eq!(child.wait().expect("ends").code(), Some(0));
+    }
+    let log = log();
+    let ids: Vec<_> = log.chunks(16).collect();
+    assert_ne!(ids[0], [0; 16]);
+    assert_eq!(ids[0], ids[1], "a reset keeps it");
+    assert_ne!(ids[1], ids[2], "another process has another one");
+    assert_eq!(ids[2], ids[3]);
+}
+
 #[test]
 fn a_reboot_is_a_power_off_that_comes_back() {
     let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {

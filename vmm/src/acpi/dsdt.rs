@@ -19,7 +19,7 @@ use acpi_tables::{Aml, AmlSink};
 use super::registers::Event;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::x86_64::layout::{
-    ECAM, ECAM_SIZE, GSI_EVENTS, GSI_SERIAL, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_EVENTS,
+    ECAM, ECAM_SIZE, GENERATION, GSI_EVENTS, GSI_SERIAL, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_EVENTS,
     PORT_HOTPLUG_UP, PORT_PCI_ADDRESS, PORT_SERIAL, PORT_SLEEP_CONTROL,
 };
 
@@ -29,13 +29,22 @@ const NOTIFY_DEVICE_CHECK: u8 = 1;
 const NOTIFY_EJECT_REQUEST: u8 = 3;
 /// The power button was pressed: section 4.8.2.2.1.2.
 const NOTIFY_BUTTON: u8 = 0x80;
+/// The generation id has changed: the specification's own number.
+const NOTIFY_GENERATION: u8 = 0x80;
 
 pub(super) fn build() -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = Vec::new();
     Scope::new(
         "_SB_".into(),
-        vec![&Board, &PciRoot, &Serial, &PowerButton, &EventDevice],
+        vec![
+            &Board,
+            &PciRoot,
+            &Serial,
+            &PowerButton,
+            &GenerationCounter,
+            &EventDevice,
+        ],
     )
     .to_aml_bytes(&mut body);
     // S5 is sleep type 5; the others are not offered.
@@ -232,6 +241,28 @@ impl Aml for PowerButton {
     }
 }
 
+/// Where the generation id lies. Microsoft's "Virtual Machine Generation ID" (2012)
+/// leaves `_HID` to the hypervisor and has drivers look for `_CID`; `ADDR` is the
+/// address in two halves, and `Notify` 0x80 says that the id is another one.
+struct GenerationCounter;
+
+impl Aml for GenerationCounter {
+    #[expect(clippy::cast_possible_truncation, reason = "a half is what is wanted")]
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (low, high) = (GENERATION as u32, (GENERATION >> 32) as u32);
+        Device::new(
+            "VGEN".into(),
+            vec![
+                &Name::new("_HID".into(), &"HRTH0001"),
+                &Name::new("_CID".into(), &"VM_Gen_Counter"),
+                &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+                &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
 /// The Generic Event Device.
 struct EventDevice;
 
@@ -239,8 +270,10 @@ impl Aml for EventDevice {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let power: u8 = Event::POWER_BUTTON.bits();
         let pci: u8 = Event::PCI.bits();
+        let generation: u8 = Event::GENERATION.bits();
         let status = Path::new("ESTS");
         let button = Path::new("\\_SB_.PWRB");
+        let counter = Path::new("\\_SB_.VGEN");
         Device::new(
             "GED_".into(),
             vec![
@@ -275,6 +308,11 @@ impl Aml for EventDevice {
                         &If::new(
                             &Equal::new(&Local(1), &pci),
                             vec![&MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![])],
+                        ),
+                        &And::new(&Local(1), &Local(0), &generation),
+                        &If::new(
+                            &Equal::new(&Local(1), &generation),
+                            vec![&Notify::new(&counter, &NOTIFY_GENERATION)],
                         ),
                     ],
                 ),

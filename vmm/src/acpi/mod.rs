@@ -7,8 +7,11 @@
 
 mod dsdt;
 mod fadt;
+mod generation;
 mod madt;
 pub mod registers;
+
+pub use generation::Generation;
 
 use acpi_tables::Aml;
 use acpi_tables::mcfg::MCFG;
@@ -81,6 +84,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x86_64::layout::GENERATION;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
@@ -136,6 +140,21 @@ mod tests {
         let madt = tables(&image)[1];
         assert_eq!(madt.len(), 44 + 3 * 8 + 12);
         assert_eq!(madt[44 + 2 * 8 + 3], 2, "the third one's APIC id");
+    }
+
+    #[test]
+    fn the_dsdt_leads_to_the_generation_id() {
+        let image = build(1).expect("fits");
+        let dsdt = table(&image, u64_at(tables(&image)[0], 140));
+        let find = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|part| part == bytes);
+        assert!(find(b"_CID\x0dVM_Gen_Counter\0"));
+        // Name, Package of two: a DWord and zero (ACPI 6.5, section 20.2).
+        let low = u32::try_from(GENERATION)
+            .expect("below 4 GiB")
+            .to_le_bytes();
+        assert!(find(
+            &[&b"\x08ADDR\x12\x08\x02\x0c"[..], &low, b"\0"].concat()
+        ));
     }
 
     /// iasl, where it is there, reads the tables without an error.

@@ -15,6 +15,9 @@ bitflags! {
         const POWER_BUTTON = 1 << 0;
         /// A PCI slot was filled, or shall be emptied.
         const PCI = 1 << 1;
+        /// The generation id is another one. Nothing sets it yet: a machine that
+        /// goes on from a copy will.
+        const GENERATION = 1 << 2;
     }
 }
 

@@ -140,6 +140,7 @@ pub struct Machine {
     memory_bytes: u64,
     payload: Payload,
     identity: smbios::Identity,
+    generation: acpi::Generation,
     kvm: Kvm,
     bus: Arc<Bus>,
     devices: devices::Devices,
@@ -194,6 +195,7 @@ impl Machine {
             memory_bytes: parts.memory_bytes,
             payload: parts.payload,
             identity: parts.identity,
+            generation: acpi::Generation::fresh().map_err(host_error("generation id"))?,
             kvm,
             bus,
             devices,
@@ -235,6 +237,7 @@ impl Machine {
             self.vcpu_count,
             &mut self.payload,
             &self.identity,
+            &self.generation,
         )?;
         let fds = vm::create_vcpus(&self.kvm, &vm, &self.memory, self.vcpu_count, entry)?;
         let surroundings = Surroundings {

@@ -14,7 +14,7 @@ use crate::acpi;
 use crate::arch::x86_64::boot::{self, BootError, Entry, Payload};
 use crate::arch::x86_64::cpuid::{self, LocalApic, Topology};
 use crate::arch::x86_64::layout::{
-    ACPI, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, RESET_VECTOR, SMBIOS,
+    ACPI, GENERATION, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, RESET_VECTOR, SMBIOS,
 };
 use crate::arch::x86_64::{msrs, regs};
 use crate::smbios;
@@ -93,6 +93,7 @@ pub(super) fn load(
     vcpus: u8,
     payload: &mut Payload,
     identity: &smbios::Identity,
+    generation: &acpi::Generation,
 ) -> Result<Entry, Error> {
     let entry = boot::load(memory, size, payload)?;
     let write = |bytes: &[u8], address| {
@@ -101,6 +102,7 @@ pub(super) fn load(
             .map_err(|error| BootError::Write(error.to_string()))
     };
     write(&acpi::build(vcpus)?, ACPI)?;
+    write(generation.bytes(), GENERATION)?;
     write(&smbios::build(identity, vcpus, size)?, SMBIOS)?;
     write(&boot::reset_vector(), RESET_VECTOR)?;
     Ok(entry)

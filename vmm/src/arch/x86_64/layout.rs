@@ -11,7 +11,7 @@
 //!        0x9000  │ page tables: 4 GiB, 2 MiB    │  PML4, PDPT, four PDs
 //!        0x20000 │ command line, at most 64 KiB │
 //!  0x0_0009_fc00 ├──────────────────────────────┤  end of low RAM in the e820 map
-//!                │ reserved                     │
+//!        0xdf010 │ generation id     (16 bytes) │  e820: reserved
 //!  0x0_000e_0000 │ RSDP, ACPI tables   (64 KiB) │  e820: ACPI data
 //!  0x0_000f_0000 │ SMBIOS 3, `_SM3_`   (64 KiB) │  e820: reserved
 //!  0x0_000f_fff0 │ reset vector      (16 bytes) │
@@ -71,6 +71,9 @@ pub const CMDLINE_CAPACITY: u64 = 64 * KIB;
 
 /// Where low RAM ends for the guest.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// The generation id, which the DSDT points to. Off the 2 KiB boundaries where a PC's
+/// option ROMs begin, so that no id is ever taken for one.
+pub const GENERATION: u64 = 0xd_f010;
 /// The RSDP, and the other ACPI tables behind it.
 pub const ACPI: u64 = 0xe_0000;
 /// Room for all ACPI tables, in bytes.
@@ -166,6 +169,8 @@ mod tests {
             (PDPT, 0x1000),
             (PAGE_DIRECTORIES, 0x4000),
             (CMDLINE, CMDLINE_CAPACITY),
+            (LOW_RAM_END, 0),
+            (GENERATION, 16),
             (ACPI, ACPI_SIZE),
             (SMBIOS, SMBIOS_SIZE),
             (RESET_VECTOR, 16),
