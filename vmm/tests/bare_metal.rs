@@ -383,6 +383,8 @@ fn two_machines_never_write_to_one_disk() {
         .spawn()
         .expect("runs");
     until("listens", || bench.path("socket").exists());
+    // It listens before it has its disk, and answers once it has.
+    bench.machine();
     for also in ["", ",readonly"] {
         let second = Command::new(env!("CARGO_BIN_EXE_hearth-vmm"))
             .arg("--kernel")
