@@ -13,6 +13,7 @@
 //! Specifications: PCI Local Bus 3.0 (configuration header, BARs, MSI-X), PCI
 //! Express Base 2.0 section 7.2.2 (ECAM).
 
+mod bridge;
 pub mod config;
 pub mod msix;
 mod root;

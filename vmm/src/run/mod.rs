@@ -2,6 +2,10 @@
 //! not needed any more, then one loop over signals, vCPU reports, the control
 //! socket and the console, until there is a reason to end.
 
+mod commands;
+mod files;
+mod terminal;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,13 +16,16 @@ use std::process::ExitCode;
 use hearth_vmm_api::Exit;
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
+use self::commands::perform;
+use self::files::{Made, open_file, resolved, write_exit};
+use self::terminal::Console;
 use crate::acpi::registers::Request;
 use crate::arch::x86_64::boot::Payload;
 use crate::config::{self, Description, Refusal};
-use crate::control::{Answer, Command, Server};
+use crate::control::Server;
 use crate::jail;
-use crate::machine::{self, Extras, Machine, Parts, Taps};
-use crate::serial::{Output, RawTerminal, Serial};
+use crate::machine::{Extras, Machine, Parts, Taps};
+use crate::serial::{Output, Serial};
 use crate::vcpu::Report;
 use crate::virtio::vsock;
 
@@ -97,35 +104,6 @@ fn wrong(line: &str) -> ExitCode {
 #[expect(clippy::print_stdout, reason = "the answer to --help and --version")]
 fn print_text(text: &str) {
     print!("{text}");
-}
-
-/// Files made on the way, removed again unless kept.
-#[derive(Default)]
-struct Made(Vec<PathBuf>);
-
-impl Made {
-    /// Makes a file, or goes on with one that is there.
-    fn open(&mut self, path: &Path, options: &OpenOptions) -> io::Result<File> {
-        let is_new = !path.exists();
-        let file = options.open(path)?;
-        if is_new {
-            self.0.push(path.to_owned());
-        }
-        Ok(file)
-    }
-
-    fn keep(&mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            // Best effort: an error is on its way out already.
-            let _ = fs::remove_file(path);
-        }
-    }
 }
 
 struct Process {
@@ -364,120 +342,6 @@ impl Process {
     }
 }
 
-const NO_BALLOON: &str = "the machine was started without --balloon";
-
-/// Does what a client of the control socket asks for.
-fn perform(
-    machine: &mut Machine,
-    ending: &mut Option<Exit>,
-    command: Command,
-    descriptor: Option<OwnedFd>,
-) -> Answer {
-    match command {
-        Command::Describe => Answer::value(&machine.describe()),
-        Command::Metrics => Answer::value(&machine.metrics()),
-        Command::PowerButton => match machine.press_power_button() {
-            Ok(()) => Answer::done(),
-            Err(error) => Answer::error(500, &error.to_string()),
-        },
-        Command::Reboot(reboot) => match machine.ask_to_reboot(reboot.resets) {
-            Ok(true) => Answer::done(),
-            Ok(false) => Answer::error(409, "the machine was reset since"),
-            Err(error) => Answer::error(500, &error.to_string()),
-        },
-        Command::Pause => {
-            machine.pause();
-            Answer::done()
-        }
-        Command::Resume => {
-            machine.resume();
-            Answer::done()
-        }
-        Command::Reset => match machine.reset() {
-            Ok(()) => Answer::done(),
-            Err(error) => {
-                *ending = Some(Exit::Crashed {
-                    detail: format!("the machine can't be reset: {error}"),
-                });
-                Answer::error(500, &error.to_string())
-            }
-        },
-        Command::AddDisk(new) => {
-            let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
-            added(disk, |disk| machine.add_disk(&disk, descriptor))
-        }
-        Command::AddNic(new) => {
-            let tap = config::Tap::Name(new.tap);
-            let nic = config::Nic::new(machine.id(), new.id, tap, new.mac.as_deref(), new.mtu);
-            added(nic, |nic| machine.add_nic(&nic, descriptor))
-        }
-        Command::ResizeDisk(id) => match machine.resize_disk(&id) {
-            Ok(Some(disk)) => Answer::value(&disk),
-            Ok(None) => Answer::error(404, &format!("there is no device {id:?}")),
-            Err(error) => Answer::error(500, &error.to_string()),
-        },
-        Command::Balloon => match machine.balloon() {
-            Some(state) => Answer::value(&state),
-            None => Answer::error(404, NO_BALLOON),
-        },
-        Command::SetBalloon(wanted) => {
-            if wanted.target_bytes >= machine.memory_bytes() {
-                return Answer::error(400, "target_bytes: the guest has not that much memory");
-            }
-            match machine.set_balloon(wanted.target_bytes) {
-                true => Answer::asked(),
-                false => Answer::error(404, NO_BALLOON),
-            }
-        }
-        Command::RemoveDisk(id) => removed(&id, machine.ask_back_disk(&id)),
-        Command::RemoveNic(id) => removed(&id, machine.ask_back_nic(&id)),
-        Command::Stop => {
-            *ending = Some(Exit::Stopped);
-            Answer::done()
-        }
-    }
-}
-
-/// Adds a device that was described rightly.
-fn added<D, T: serde::Serialize>(
-    described: Result<D, String>,
-    add: impl FnOnce(D) -> Result<T, machine::Error>,
-) -> Answer {
-    match described.map(add) {
-        Err(mistake) => Answer::error(400, &mistake),
-        Ok(Err(error)) => Answer::error(409, &error.to_string()),
-        Ok(Ok(device)) => Answer::value(&device),
-    }
-}
-
-fn removed(id: &str, asked: Result<bool, machine::Error>) -> Answer {
-    match asked {
-        Ok(true) => Answer::asked(),
-        Ok(false) => Answer::error(404, &format!("there is no device {id:?}")),
-        Err(error) => Answer::error(500, &error.to_string()),
-    }
-}
-
-/// A file's path with its folder's links followed, as the jail will know it.
-fn resolved(flag: &str, path: Option<&Path>) -> Result<Option<PathBuf>, String> {
-    let Some(path) = path else { return Ok(None) };
-    let fail = |error: io::Error| format!("{flag} {}: {error}", path.display());
-    let absolute = std::path::absolute(path).map_err(fail)?;
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(folder), Some(name)) => Ok(Some(folder.canonicalize().map_err(fail)?.join(name))),
-        _ => Err(format!("{flag} {}: is no file", path.display())),
-    }
-}
-
-fn open_file(flag: &str, path: &Path) -> Result<File, String> {
-    let fail = |error: io::Error| format!("{flag} {}: {error}", path.display());
-    let file = File::open(path).map_err(fail)?;
-    if !file.metadata().map_err(fail)?.is_file() {
-        return Err(format!("{flag} {}: not a regular file", path.display()));
-    }
-    Ok(file)
-}
-
 /// A descriptor that becomes readable on SIGTERM and SIGINT.
 fn signals() -> io::Result<File> {
     let wanted = [libc::SIGTERM, libc::SIGINT];
@@ -497,112 +361,4 @@ fn signals() -> io::Result<File> {
 fn signalled(signals: &mut File) -> bool {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
     signals.read_exact(&mut info).is_ok()
-}
-
-/// Writes the exit file in one step: a reader finds all of it or none.
-fn write_exit(path: &Path, exit: &Exit) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let temporary = PathBuf::from(name);
-    fs::write(&temporary, serde_json::to_vec(exit)?)?;
-    fs::rename(&temporary, path)
-}
-
-/// The terminal, as the serial port's other end. Ctrl-A x ends the machine,
-/// Ctrl-A Ctrl-A is one Ctrl-A.
-struct Console {
-    open: bool,
-    escaped: bool,
-    _terminal: Option<RawTerminal>,
-}
-
-const CTRL_A: u8 = 1;
-
-impl Console {
-    fn new() -> Self {
-        Self {
-            open: true,
-            escaped: false,
-            _terminal: RawTerminal::enter(),
-        }
-    }
-
-    fn wants_input(&self, serial: &Serial) -> bool {
-        self.open && serial.input_capacity() > 0
-    }
-
-    /// Moves input to the guest. True: the user wants to end.
-    fn progress(&mut self, serial: &Serial) -> bool {
-        let _ = serial.input_read().read();
-        if !self.wants_input(serial) || !readable(io::stdin().as_raw_fd()) {
-            return false;
-        }
-        let mut buffer = [0; 64];
-        let room = serial.input_capacity().min(buffer.len());
-        // SAFETY: the pointer and the length are those of a part of a live buffer.
-        // Not through io::stdin, whose buffer would hide bytes from poll.
-        let count = unsafe { libc::read(0, buffer.as_mut_ptr().cast(), room) };
-        let Ok(count) = usize::try_from(count) else {
-            self.open = false;
-            return false;
-        };
-        if count == 0 {
-            self.open = false;
-        }
-        let (keys, end) = self.unescape(&buffer[..count]);
-        serial.input(&keys);
-        end
-    }
-
-    fn unescape(&mut self, input: &[u8]) -> (Vec<u8>, bool) {
-        let mut keys = Vec::with_capacity(input.len());
-        for byte in input {
-            match (std::mem::take(&mut self.escaped), *byte) {
-                (false, CTRL_A) => self.escaped = true,
-                (true, b'x') => return (keys, true),
-                (_, byte) => keys.push(byte),
-            }
-        }
-        (keys, false)
-    }
-}
-
-fn readable(fd: i32) -> bool {
-    let mut poll = libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: the pointer is to one live pollfd.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_file_is_json_and_alone() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("exit.json");
-        let exit = Exit::Crashed {
-            detail: "triple fault".into(),
-        };
-        write_exit(&path, &exit).expect("written");
-        let read: Exit = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
-        assert_eq!(read, exit);
-        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);
-    }
-
-    #[test]
-    fn ctrl_a_x_ends() {
-        let mut console = Console {
-            open: true,
-            escaped: false,
-            _terminal: None,
-        };
-        assert_eq!(console.unescape(b"ab\x01"), (b"ab".to_vec(), false));
-        assert_eq!(console.unescape(b"\x01c"), (b"\x01c".to_vec(), false));
-        assert_eq!(console.unescape(b"d\x01x"), (b"d".to_vec(), true));
-    }
 }

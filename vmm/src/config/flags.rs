@@ -1,0 +1,92 @@
+//! The flags, as clap reads and explains them.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// A small KVM virtual machine monitor: one process, one instance.
+#[derive(Debug, Parser)]
+#[command(name = "hearth-vmm", version)]
+pub(super) struct Flags {
+    /// The machine's name
+    #[arg(long, default_value = "hearth")]
+    pub(super) id: String,
+    /// The kernel: a bzImage, or an ELF image with a PVH entry
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: PathBuf,
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(super) initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "STRING",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true
+    )]
+    pub(super) cmdline: String,
+    /// How many vCPUs
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(super) vcpus: u8,
+    /// Guest memory in MiB
+    #[arg(long, value_name = "MIB", default_value = "512")]
+    pub(super) memory: u64,
+    /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]
+    /// [,engine=auto|io_uring|threads] (repeatable)
+    #[arg(long, value_name = "DISK")]
+    pub(super) disk: Vec<String>,
+    /// A network interface: tap=NAME or tap-fd=N[,id=NAME][,mac=MAC][,mtu=BYTES] (repeatable)
+    #[arg(long, value_name = "NIC")]
+    pub(super) nic: Vec<String>,
+    /// Short for --nic tap=NAME (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(super) tap: Vec<String>,
+    /// Serve the control socket here
+    #[arg(long, value_name = "FILE")]
+    pub(super) socket: Option<PathBuf>,
+    /// Write the serial console here (at most 1 MiB, the newest)
+    #[arg(long, value_name = "FILE")]
+    pub(super) serial_log: Option<PathBuf>,
+    /// As the last act, write here why the machine ended
+    #[arg(long, value_name = "FILE")]
+    pub(super) exit_file: Option<PathBuf>,
+    /// What the machine says it is: product=TEXT,uuid=UUID,asset-tag=TEXT
+    #[arg(long, value_name = "IDENTITY")]
+    pub(super) smbios: Option<String>,
+    /// Return once the guest runs, and leave the machine behind as a daemon
+    #[arg(long)]
+    pub(super) daemonize: bool,
+    /// Write the process id here
+    #[arg(long, value_name = "FILE")]
+    pub(super) pid_file: Option<PathBuf>,
+    /// Run as this user once everything is open
+    #[arg(long, value_name = "UID")]
+    pub(super) uid: Option<u32>,
+    /// Run as this group once everything is open
+    #[arg(long, value_name = "GID")]
+    pub(super) gid: Option<u32>,
+    /// Plug a memory balloon, with free page reporting
+    #[arg(long)]
+    pub(super) balloon: bool,
+    /// Plug a socket device: cid=N,path=FILE
+    #[arg(long, value_name = "VSOCK")]
+    pub(super) vsock: Option<String>,
+    /// Keep this folder in reach of the jail, for disks added by path (repeatable)
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) allow: Vec<PathBuf>,
+    /// Give up everything that the machine does not need: namespaces, capabilities,
+    /// files, system calls
+    #[arg(long)]
+    pub(super) jail: bool,
+}
+
+/// The first paragraph of clap's message, on one line.
+pub(super) fn one_line(message: &str) -> String {
+    let paragraph: Vec<&str> = message
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .map(str::trim)
+        .collect();
+    let line = paragraph.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}

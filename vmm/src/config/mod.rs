@@ -1,0 +1,306 @@
+//! The command line: parsed, then checked as a whole into one [`Description`].
+//!
+//! Every mistake is one line that says what was wrong, and exit status 2.
+
+mod disk;
+mod flags;
+mod identity;
+mod nic;
+mod options;
+mod vsock;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use self::flags::{Flags, one_line};
+use crate::arch::x86_64::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
+use crate::smbios::{Identity, MAX_STRING};
+
+pub use self::disk::Disk;
+pub use self::nic::{Nic, Tap};
+pub use self::vsock::Vsock;
+
+/// A machine and its surroundings, each value checked by itself and against the
+/// others. No file has been touched yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// The machine's name.
+    pub id: String,
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// How many vCPUs.
+    pub vcpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Disks, in slot order.
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in slot order.
+    pub nics: Vec<Nic>,
+    /// The control socket.
+    pub socket: Option<PathBuf>,
+    /// The serial console's log.
+    pub serial_log: Option<PathBuf>,
+    /// Where the reason of the end goes.
+    pub exit_file: Option<PathBuf>,
+    /// What the machine says it is.
+    pub identity: Identity,
+    /// Whether to become a daemon.
+    pub daemonize: bool,
+    /// Where the process id goes.
+    pub pid_file: Option<PathBuf>,
+    /// The user to become.
+    pub uid: Option<u32>,
+    /// The group to become.
+    pub gid: Option<u32>,
+    /// Whether there is a balloon.
+    pub balloon: bool,
+    /// The socket device.
+    pub vsock: Option<Vsock>,
+    /// Folders that the jail leaves in reach, besides those of its own files.
+    pub allow: Vec<PathBuf>,
+    /// Whether there is a jail.
+    pub jail: bool,
+}
+
+/// Why there is nothing to run.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Help or the version was asked for: this is the text.
+    Information(String),
+    /// What was wrong, in one line.
+    Mistake(String),
+}
+
+impl From<String> for Refusal {
+    fn from(mistake: String) -> Self {
+        Self::Mistake(mistake)
+    }
+}
+
+/// Slots of the bus that are free for disks and network interfaces: 31, less the
+/// entropy source.
+const MAX_DEVICES: usize = 30;
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// See [`Refusal`].
+pub fn parse<I, T>(arguments: I) -> Result<Description, Refusal>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<std::ffi::OsString> + Clone,
+{
+    let flags = Flags::try_parse_from(arguments).map_err(|error| {
+        if error.use_stderr() {
+            Refusal::Mistake(one_line(&error.to_string()))
+        } else {
+            Refusal::Information(error.to_string())
+        }
+    })?;
+    Ok(check(flags)?)
+}
+
+fn check(flags: Flags) -> Result<Description, String> {
+    if flags.id.is_empty() || flags.id.len() > MAX_STRING || !flags.id.bytes().all(is_name_byte) {
+        return Err(format!(
+            "--id {:?}: 1 to {MAX_STRING} letters, digits, '-', '_' or '.' are allowed",
+            flags.id
+        ));
+    }
+    if !(1..=MAX_VCPUS).contains(&flags.vcpus) {
+        return Err(format!(
+            "--vcpus {}: 1 to {MAX_VCPUS} are allowed",
+            flags.vcpus
+        ));
+    }
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&flags.memory) {
+        return Err(format!(
+            "--memory {}: {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB are allowed",
+            flags.memory
+        ));
+    }
+    if flags.cmdline.contains('\0') {
+        return Err("--cmdline: a zero byte is not allowed".to_owned());
+    }
+    let mut disks = Vec::new();
+    for text in &flags.disk {
+        disks.push(disk::parse(text, disks.len())?);
+    }
+    let mut nics = Vec::new();
+    let short = flags.tap.iter().map(|name| format!("tap={name}"));
+    for text in flags.nic.iter().cloned().chain(short) {
+        nics.push(nic::parse(&text, nics.len(), &flags.id)?);
+    }
+    let extras = usize::from(flags.balloon) + usize::from(flags.vsock.is_some());
+    if disks.len() + nics.len() + extras > MAX_DEVICES {
+        return Err(format!(
+            "--disk and --nic: at most {MAX_DEVICES} devices are allowed"
+        ));
+    }
+    let ids: Vec<&String> = disks
+        .iter()
+        .map(|disk| &disk.id)
+        .chain(nics.iter().map(|nic| &nic.id))
+        .collect();
+    if let Some(twice) = ids
+        .iter()
+        .enumerate()
+        .find_map(|(index, id)| ids[..index].contains(id).then_some(id))
+    {
+        return Err(format!("device id {twice:?} is given twice"));
+    }
+    if let Some(twice) = nics.iter().enumerate().find_map(|(index, nic)| {
+        nics[..index]
+            .iter()
+            .any(|n| n.tap == nic.tap)
+            .then_some(nic)
+    }) {
+        return Err(format!(
+            "--nic: {} has the same tap as another one",
+            twice.id
+        ));
+    }
+    if flags.daemonize && flags.socket.is_none() {
+        return Err("--daemonize needs --socket, or nothing could end the daemon cleanly".into());
+    }
+    Ok(Description {
+        identity: identity::parse(flags.smbios.as_deref(), &flags.id)?,
+        id: flags.id,
+        kernel: flags.kernel,
+        initrd: flags.initrd,
+        cmdline: flags.cmdline,
+        vcpus: flags.vcpus,
+        memory_bytes: flags.memory * MIB,
+        disks,
+        nics,
+        socket: flags.socket,
+        serial_log: flags.serial_log,
+        exit_file: flags.exit_file,
+        daemonize: flags.daemonize,
+        pid_file: flags.pid_file,
+        uid: flags.uid,
+        gid: flags.gid,
+        balloon: flags.balloon,
+        vsock: flags.vsock.as_deref().map(vsock::parse).transpose()?,
+        allow: flags.allow,
+        jail: flags.jail,
+    })
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
+fn check_device_id(id: &str) -> Result<(), String> {
+    if id.is_empty() || id.len() > MAX_STRING || !id.bytes().all(is_name_byte) {
+        return Err(format!(
+            "id {id:?}: 1 to {MAX_STRING} letters, digits, '-', '_' or '.' are allowed"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<Description, String> {
+        let all = ["hearth-vmm", "--kernel", "/k"].iter().chain(arguments);
+        parse(all).map_err(|refusal| match refusal {
+            Refusal::Mistake(line) | Refusal::Information(line) => line,
+        })
+    }
+
+    fn mistake(arguments: &[&str]) -> String {
+        let line = run(arguments).expect_err("refused");
+        assert!(!line.contains('\n'), "{line}");
+        line
+    }
+
+    #[test]
+    fn the_whole_command_line() {
+        let description = run(&[
+            "--id",
+            "i-0123456789abcdef0",
+            "--vcpus",
+            "2",
+            "--memory",
+            "1024",
+            "--disk",
+            "path=/x/root.raw,id=root,serial=vol0123456789abcdef0",
+            "--disk",
+            "path=/x/data.raw,readonly",
+            "--nic",
+            "id=eth0,mac=02:00:00:00:00:07,mtu=9001,tap-fd=5",
+            "--tap",
+            "tap1",
+            "--socket",
+            "/run/vmm.sock",
+            "--smbios",
+            "product=t3.micro,uuid=EC2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8,asset-tag=i-1",
+            "--daemonize",
+        ])
+        .expect("is right");
+        assert_eq!(description.memory_bytes, 1 << 30);
+        assert_eq!(description.disks[1].id, "disk1");
+        assert!(description.disks[1].read_only);
+        assert_eq!(description.nics[0].tap, Tap::Fd(5));
+        assert_eq!(description.nics[0].mtu, 9001);
+        assert_eq!(description.nics[1].tap, Tap::Name("tap1".into()));
+        assert_eq!(description.nics[1].mac[0], 2);
+        assert_eq!(description.identity.manufacturer, "Amazon EC2");
+    }
+
+    #[test]
+    fn a_machine_by_itself_is_not_ec2() {
+        let description = run(&[]).expect("is right");
+        assert_eq!(description.identity.manufacturer, "Hearth");
+        assert!(!description.identity.uuid.to_string().starts_with("ec2"));
+    }
+
+    #[test]
+    fn every_mistake_is_one_line_with_its_name() {
+        for (arguments, names) in [
+            (&["--frobnicate"][..], "--frobnicate"),
+            (&["--vcpus", "0"], "--vcpus 0"),
+            (&["--vcpus", "33"], "--vcpus 33"),
+            (&["--vcpus", "many"], "--vcpus"),
+            (&["--memory", "63"], "--memory 63"),
+            (&["--memory", "18446744073709551615"], "--memory"),
+            (&["--disk", "id=root"], "path=FILE"),
+            (
+                &["--disk", "path=/x,serial=123456789012345678901"],
+                "serial",
+            ),
+            (&["--disk", "path=/x,cache=none"], "cache"),
+            (&["--disk", "path=/x,path=/y"], "twice"),
+            (&["--disk", "path=/x,id=a", "--nic", "tap=t,id=a"], "\"a\""),
+            (&["--nic", "id=eth0"], "tap=NAME"),
+            (&["--nic", "tap=a,tap-fd=4"], "exclude"),
+            (&["--nic", "tap-fd=1"], "tap-fd"),
+            (&["--nic", "tap-fd=5", "--nic", "tap-fd=5"], "same tap"),
+            (&["--nic", "tap=t,mac=01:00:00:00:00:00"], "mac"),
+            (&["--nic", "tap=t,mtu=67"], "mtu"),
+            (&["--smbios", "uuid=ec2"], "uuid"),
+            (&["--smbios", "vendor=me"], "vendor"),
+            (&["--daemonize"], "--socket"),
+            (&["--id", "a/b"], "--id"),
+        ] {
+            let line = mistake(arguments);
+            assert!(line.contains(names), "{arguments:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_missing_kernel_is_named() {
+        let Err(Refusal::Mistake(line)) = parse(["hearth-vmm"]) else {
+            panic!("refused");
+        };
+        assert!(line.contains("--kernel") && !line.contains('\n'), "{line}");
+    }
+}

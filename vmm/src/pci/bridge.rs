@@ -1,0 +1,38 @@
+//! The host bridge in slot 0: nothing but its header.
+
+use super::PciDevice;
+use super::config::{ConfigSpace, Identity};
+
+/// The host bridge.
+pub(super) struct HostBridge(ConfigSpace);
+
+impl HostBridge {
+    /// A bridge after power-on.
+    pub(super) fn new() -> Self {
+        // The generic PCIe host bridge of pci.ids, for which no system has quirks.
+        // Class 06:00 is "host bridge", appendix D.
+        Self(ConfigSpace::new(Identity {
+            vendor: 0x1b36,
+            device: 0x0008,
+            class: [0x06, 0x00, 0x00],
+            ..Identity::default()
+        }))
+    }
+}
+
+impl PciDevice for HostBridge {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+    fn bar_read(&mut self, _: u8, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+    fn bar_write(&mut self, _: u8, _: u64, _: &[u8]) {}
+    fn bar_moved(&mut self, _: u8, _: Option<u64>) {}
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}

@@ -1,0 +1,240 @@
+//! The bus itself: 32 slots of one function each, the host bridge in slot 0.
+
+use super::{CONFIG_ADDRESS, CONFIG_DATA, Error, SLOT_COUNT, Windows};
+use crate::pci::PciDevice;
+use crate::pci::bridge::HostBridge;
+use crate::pci::config::{BAR_COUNT, BarKind, CONFIG_SPACE_SIZE, ConfigSpace};
+use crate::pci::window::Window;
+
+/// Bit 31 of the address register: accesses of the data register are for the bus.
+const CONFIG_ENABLE: u32 = 1 << 31;
+
+/// One BAR as placed by us and as decoded now.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    index: u8,
+    size: u64,
+    kind: BarKind,
+    /// What we chose: the value after reset, and what the window gets back.
+    home: u64,
+    decoded: Option<u64>,
+}
+
+/// What is in a slot.
+pub(super) struct Function {
+    pub(super) device: Box<dyn PciDevice>,
+    bars: Vec<Placed>,
+}
+
+/// Everything behind the lock.
+pub(super) struct Bus {
+    slots: [Option<Function>; SLOT_COUNT as usize],
+    low: Window,
+    high: Option<Window>,
+    address: u32,
+}
+
+impl Function {
+    /// Tells the device where its BARs decode now, if that changed.
+    fn update_bars(&mut self) {
+        for bar in &mut self.bars {
+            let decoded = self.device.config().decoded(bar.index);
+            if decoded != bar.decoded {
+                bar.decoded = decoded;
+                self.device.bar_moved(bar.index, decoded);
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        for bar in &mut self.bars {
+            if bar.decoded.take().is_some() {
+                self.device.bar_moved(bar.index, None);
+            }
+        }
+        self.device.reset();
+        for bar in &self.bars {
+            self.device
+                .config_mut()
+                .set_bar_address(bar.index, bar.home);
+        }
+    }
+}
+
+impl Bus {
+    /// A bus with its host bridge.
+    pub(super) fn new(windows: Windows) -> Self {
+        let mut slots = [const { None }; SLOT_COUNT as usize];
+        slots[0] = Some(Function {
+            device: Box::new(HostBridge::new()) as Box<dyn PciDevice>,
+            bars: Vec::new(),
+        });
+        Self {
+            slots,
+            low: Window::new(windows.low),
+            high: windows.high.map(Window::new),
+            address: 0,
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        slot: Option<u8>,
+        mut device: Box<dyn PciDevice>,
+    ) -> Result<u8, Error> {
+        let slot = self.free_slot(slot)?;
+        let bars = self.place(device.config_mut())?;
+        self.slots[usize::from(slot)] = Some(Function { device, bars });
+        Ok(slot)
+    }
+
+    pub(super) fn remove(&mut self, slot: u8) -> Result<Box<dyn PciDevice>, Error> {
+        let mut function = match slot {
+            1..SLOT_COUNT => self.slots[usize::from(slot)].take(),
+            _ => None,
+        }
+        .ok_or(Error::SlotEmpty(slot))?;
+        for bar in &function.bars {
+            if bar.decoded.is_some() {
+                function.device.bar_moved(bar.index, None);
+            }
+            self.give_back(bar);
+        }
+        function.device.reset();
+        Ok(function.device)
+    }
+
+    /// Slots that hold a device, without the host bridge.
+    pub(super) fn taken(&self) -> Vec<u8> {
+        (1..SLOT_COUNT)
+            .filter(|slot| self.slots[usize::from(*slot)].is_some())
+            .collect()
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.address = 0;
+        for function in self.slots.iter_mut().flatten() {
+            function.reset();
+        }
+    }
+
+    pub(super) fn port_read(&mut self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        if port == CONFIG_ADDRESS && data.len() == 4 {
+            data.copy_from_slice(&self.address.to_le_bytes());
+        } else if let Some((slot, register)) = self.port_target(port) {
+            self.config_read(slot, register, data);
+        }
+    }
+
+    pub(super) fn port_write(&mut self, port: u16, data: &[u8]) {
+        if port == CONFIG_ADDRESS {
+            // Only a whole write is one of the address register; 0xCF9 as a byte
+            // is a reset register on PCs, and none of ours.
+            if let Ok(bytes) = <[u8; 4]>::try_from(data) {
+                self.address = u32::from_le_bytes(bytes);
+            }
+        } else if let Some((slot, register)) = self.port_target(port) {
+            self.config_write(slot, register, data);
+        }
+    }
+
+    fn free_slot(&self, wanted: Option<u8>) -> Result<u8, Error> {
+        let free =
+            |slot: &u8| matches!(self.slots.get(usize::from(*slot)), Some(None)) && *slot > 0;
+        match wanted {
+            Some(slot) => Some(slot).filter(free).ok_or(Error::SlotTaken(slot)),
+            None => (1..SLOT_COUNT).find(free).ok_or(Error::BusFull),
+        }
+    }
+
+    /// Places all BARs of a function, or none.
+    fn place(&mut self, config: &mut ConfigSpace) -> Result<Vec<Placed>, Error> {
+        let mut placed = Vec::new();
+        for index in 0..BAR_COUNT {
+            let Some(bar) = config.bar(index) else {
+                continue;
+            };
+            let address = match (&mut self.high, bar.kind) {
+                (Some(high), BarKind::Memory64) => high.allocate(bar.size),
+                _ => self.low.allocate(bar.size),
+            };
+            let Some(home) = address else {
+                for bar in &placed {
+                    self.give_back(bar);
+                }
+                return Err(Error::WindowFull(bar.size));
+            };
+            config.set_bar_address(index, home);
+            placed.push(Placed {
+                index,
+                size: bar.size,
+                kind: bar.kind,
+                home,
+                decoded: None,
+            });
+        }
+        Ok(placed)
+    }
+
+    fn give_back(&mut self, bar: &Placed) {
+        match (&mut self.high, bar.kind) {
+            (Some(high), BarKind::Memory64) => high.free(bar.home),
+            _ => self.low.free(bar.home),
+        }
+    }
+
+    /// The slot and register that the address register selects for `port`.
+    fn port_target(&self, port: u16) -> Option<(u8, u16)> {
+        let byte = port.checked_sub(CONFIG_DATA).filter(|byte| *byte < 4)?;
+        let [register, function, bus, _] = self.address.to_le_bytes();
+        if self.address & CONFIG_ENABLE == 0 || bus != 0 || function & 7 != 0 {
+            return None;
+        }
+        Some((function >> 3, u16::from(register & 0xfc) + byte))
+    }
+
+    pub(super) fn config_read(&mut self, slot: u8, register: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        let Some(Some(function)) = self.slots.get_mut(usize::from(slot)) else {
+            return;
+        };
+        match conventional(register, data.len()) {
+            Some(offset) => function.device.config_read(offset, data),
+            // Extended space without a capability reads 0, PCIe 2.0, 7.9.
+            None if usize::from(register) >= CONFIG_SPACE_SIZE => data.fill(0),
+            None => {}
+        }
+    }
+
+    pub(super) fn config_write(&mut self, slot: u8, register: u16, data: &[u8]) {
+        let Some(Some(function)) = self.slots.get_mut(usize::from(slot)) else {
+            return;
+        };
+        if let Some(offset) = conventional(register, data.len()) {
+            function.device.config_write(offset, data);
+            function.update_bars();
+        }
+    }
+
+    /// The function whose BAR decodes all of an access. A guest that lets BARs
+    /// overlap gets the lower slot.
+    pub(super) fn find(&mut self, address: u64, length: usize) -> Option<(&mut Function, u8, u64)> {
+        let length = length as u64;
+        self.slots.iter_mut().flatten().find_map(|function| {
+            let (bar, offset) = function.bars.iter().find_map(|bar| {
+                let offset = address.checked_sub(bar.decoded?)?;
+                let inside = offset.checked_add(length)? <= bar.size;
+                inside.then_some((bar.index, offset))
+            })?;
+            Some((function, bar, offset))
+        })
+    }
+}
+
+/// The register as an 8-bit offset if the access is one that PCI has: 1, 2 or 4
+/// bytes, aligned, in conventional space.
+fn conventional(register: u16, length: usize) -> Option<u8> {
+    let aligned = matches!(length, 1 | 2 | 4) && usize::from(register) % length == 0;
+    u8::try_from(register).ok().filter(|_| aligned)
+}

@@ -1,0 +1,169 @@
+//! Bus 0 as vCPUs and the machine reach it: one lock, and the ways in.
+
+mod bus;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::bus::Bus;
+use super::PciDevice;
+
+/// Slots of the bus.
+pub const SLOT_COUNT: u8 = 32;
+
+/// Bytes of configuration space that ECAM gives each function. PCIe 2.0, 7.2.2.
+const ECAM_FUNCTION_SIZE: u64 = 4096;
+
+/// Bytes of ECAM for one bus: 32 slots, 8 functions each.
+pub const ECAM_SIZE: u64 = ECAM_FUNCTION_SIZE * 8 * 32;
+
+/// Port of the address register. PCI Local Bus 3.0, section 3.2.2.3.2.
+pub const CONFIG_ADDRESS: u16 = 0xcf8;
+
+/// First port of the data register.
+pub const CONFIG_DATA: u16 = 0xcfc;
+
+/// Where BARs may be placed, as `_CRS` of the bridge tells the guest.
+#[derive(Debug, Clone)]
+pub struct Windows {
+    /// Below 4 GiB, for 32-bit BARs and, without `high`, for all.
+    pub low: Range<u64>,
+    /// Above 4 GiB, for 64-bit BARs.
+    pub high: Option<Range<u64>>,
+}
+
+/// Why a device can't be added or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// All slots are taken.
+    #[error("all 31 device slots of the PCI bus are taken")]
+    BusFull,
+    /// That slot is taken, or not a slot for devices.
+    #[error("PCI slot {0} is not free")]
+    SlotTaken(u8),
+    /// Nothing is in that slot.
+    #[error("PCI slot {0} is empty")]
+    SlotEmpty(u8),
+    /// No window has room.
+    #[error("no room for a PCI BAR of {0} bytes")]
+    WindowFull(u64),
+}
+
+/// The root of the bus. All methods take `&self` and may be called from any vCPU.
+pub struct PciRoot {
+    bus: Mutex<Bus>,
+}
+
+impl PciRoot {
+    /// A bus with its host bridge in slot 0.
+    #[must_use]
+    pub fn new(windows: Windows) -> Self {
+        Self {
+            bus: Mutex::new(Bus::new(windows)),
+        }
+    }
+
+    /// Puts a device in a slot, or in the first free one, and places its BARs.
+    /// For a hot-added device the caller notifies the guest afterwards.
+    ///
+    /// # Errors
+    /// When the slot or all slots are taken, or the windows are full; the device
+    /// is then dropped.
+    pub fn add(&self, slot: Option<u8>, device: Box<dyn PciDevice>) -> Result<u8, Error> {
+        self.lock().add(slot, device)
+    }
+
+    /// Takes a device out, after the guest has let go of it (or when it must). Its
+    /// threads have been joined, its doorbells unbound; its vectors go back when
+    /// it is dropped.
+    ///
+    /// # Errors
+    /// When the slot is empty or holds the host bridge.
+    pub fn remove(&self, slot: u8) -> Result<Box<dyn PciDevice>, Error> {
+        self.lock().remove(slot)
+    }
+
+    /// Slots that hold a device, without the host bridge.
+    #[must_use]
+    pub fn slots(&self) -> Vec<u8> {
+        self.lock().taken()
+    }
+
+    /// Returns every device and the bus to their state after power-on, for a reset
+    /// of the machine. BARs go back to where they were placed at first.
+    pub fn reset(&self) {
+        self.lock().reset();
+    }
+
+    /// Reads ECAM; `offset` counts from its base.
+    pub fn ecam_read(&self, offset: u64, data: &mut [u8]) {
+        match ecam_target(offset) {
+            Some((slot, register)) => self.lock().config_read(slot, register, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Writes ECAM; `offset` counts from its base.
+    pub fn ecam_write(&self, offset: u64, data: &[u8]) {
+        if let Some((slot, register)) = ecam_target(offset) {
+            self.lock().config_write(slot, register, data);
+        }
+    }
+
+    /// Reads one of ports 0xCF8 to 0xCFF.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        self.lock().port_read(port, data);
+    }
+
+    /// Writes one of ports 0xCF8 to 0xCFF.
+    pub fn port_write(&self, port: u16, data: &[u8]) {
+        self.lock().port_write(port, data);
+    }
+
+    /// Reads from whichever BAR decodes `address`. Returns whether one did; if
+    /// none, `data` reads all ones.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
+        let mut bus = self.lock();
+        match bus.find(address, data.len()) {
+            Some((function, bar, offset)) => {
+                function.device.bar_read(bar, offset, data);
+                true
+            }
+            None => {
+                data.fill(0xff);
+                false
+            }
+        }
+    }
+
+    /// Writes to whichever BAR decodes `address`. Returns whether one did.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
+        let mut bus = self.lock();
+        match bus.find(address, data.len()) {
+            Some((function, bar, offset)) => {
+                function.device.bar_write(bar, offset, data);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bus> {
+        // Registers are never left half-written, so poison tells nothing.
+        self.bus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The slot and register behind an ECAM offset; other buses and functions are
+/// empty.
+fn ecam_target(offset: u64) -> Option<(u8, u16)> {
+    let function = offset / ECAM_FUNCTION_SIZE;
+    if offset >= ECAM_SIZE || !function.is_multiple_of(8) {
+        return None;
+    }
+    let slot = u8::try_from(function / 8).ok()?;
+    let register = u16::try_from(offset % ECAM_FUNCTION_SIZE).ok()?;
+    Some((slot, register))
+}

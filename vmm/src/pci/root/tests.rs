@@ -1,0 +1,179 @@
+use super::*;
+use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity, register};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+struct Probe {
+    config: ConfigSpace,
+    log: Log,
+}
+
+impl Probe {
+    fn boxed(log: &Log) -> Box<Self> {
+        let mut config = ConfigSpace::new(Identity {
+            vendor: 0x1234,
+            device: 0x5678,
+            ..Identity::default()
+        });
+        let bar = |kind| Bar { kind, size: 0x1000 };
+        config.add_bar(0, bar(BarKind::Memory64)).unwrap();
+        config.add_bar(2, bar(BarKind::Memory32)).unwrap();
+        Box::new(Self {
+            config,
+            log: Arc::clone(log),
+        })
+    }
+    fn say(&self, what: String) {
+        self.log.lock().unwrap().push(what);
+    }
+}
+
+impl PciDevice for Probe {
+    fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+    fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(bar + 1);
+        self.say(format!("read {bar} {offset:x}"));
+    }
+    fn bar_write(&mut self, bar: u8, offset: u64, _: &[u8]) {
+        self.say(format!("write {bar} {offset:x}"));
+    }
+    fn bar_moved(&mut self, bar: u8, address: Option<u64>) {
+        self.say(format!("moved {bar} {address:x?}"));
+    }
+    fn reset(&mut self) {
+        self.config.reset();
+        self.say("reset".into());
+    }
+}
+
+fn root() -> (PciRoot, Log) {
+    let root = PciRoot::new(Windows {
+        low: 0xc000_0000..0xc000_8000,
+        high: Some(0x10_0000_0000..0x10_0000_8000),
+    });
+    (root, Log::default())
+}
+
+fn ecam(slot: u64, register: u8) -> u64 {
+    slot << 15 | u64::from(register)
+}
+
+fn read32(root: &PciRoot, offset: u64) -> u32 {
+    let mut data = [0; 4];
+    root.ecam_read(offset, &mut data);
+    u32::from_le_bytes(data)
+}
+
+#[test]
+fn an_empty_bus_has_a_host_bridge() {
+    let (root, _) = root();
+    assert_eq!(read32(&root, ecam(0, 8)) >> 16, 0x0600);
+    assert_eq!(read32(&root, ecam(1, 0)), u32::MAX);
+    assert_eq!(read32(&root, ECAM_SIZE + 5), u32::MAX);
+    assert_eq!(read32(&root, 1 << 12), u32::MAX, "no function 1");
+    assert_eq!(read32(&root, 0x100), 0, "no extended capability");
+    assert_eq!(root.remove(0).err(), Some(Error::SlotEmpty(0)));
+}
+
+#[test]
+fn ports_reach_the_same_registers() {
+    let (root, log) = root();
+    assert_eq!(root.add(Some(3), Probe::boxed(&log)), Ok(3));
+    let mut data = [0; 2];
+    root.port_write(CONFIG_ADDRESS, &(0x8000_1800u32).to_le_bytes());
+    root.port_read(CONFIG_DATA + 2, &mut data);
+    assert_eq!(u16::from_le_bytes(data), 0x5678);
+    root.port_write(CONFIG_ADDRESS, &0x1800u32.to_le_bytes());
+    root.port_read(CONFIG_DATA, &mut data);
+    assert_eq!(data, [0xff; 2], "not enabled");
+}
+
+#[test]
+fn bars_are_placed_and_follow_the_guest() {
+    let (root, log) = root();
+    root.add(Some(1), Probe::boxed(&log)).unwrap();
+    assert!(!root.mmio_write(0x10_0000_0010, &[0; 4]), "not enabled yet");
+    root.ecam_write(ecam(1, register::COMMAND), &[2, 0]);
+    assert!(root.mmio_write(0x10_0000_0010, &[0; 4]));
+    assert!(!root.mmio_write(0x10_0000_0ffe, &[0; 4]), "past the end");
+    let mut data = [0; 1];
+    assert!(root.mmio_read(0xc000_0001, &mut data));
+    assert_eq!(data, [3]);
+    root.ecam_write(ecam(1, register::BAR0), &0xd000_0000u32.to_le_bytes());
+    assert!(!root.mmio_write(0x10_0000_0010, &[0; 4]));
+    assert!(root.mmio_write(0x10_d000_0010, &[0; 4]));
+    root.reset();
+    assert!(!root.mmio_write(0x10_d000_0010, &[0; 4]));
+    assert_eq!(read32(&root, ecam(1, register::BAR0)), 4);
+    assert_eq!(read32(&root, ecam(1, register::BAR0 + 4)), 0x10);
+    let log = log.lock().unwrap();
+    assert!(log.contains(&"moved 0 Some(10d0000000)".into()), "{log:?}");
+    assert_eq!(log.last().map(String::as_str), Some("reset"));
+}
+
+#[test]
+fn removal_unbinds_and_frees() {
+    let (root, log) = root();
+    for _ in 0..50 {
+        let slot = root.add(None, Probe::boxed(&log)).unwrap();
+        assert_eq!(slot, 1);
+        root.ecam_write(ecam(1, register::COMMAND), &[2, 0]);
+        drop(root.remove(slot).unwrap());
+        let said: Vec<_> = log.lock().unwrap().drain(..).collect();
+        assert_eq!(said[2..], ["moved 0 None", "moved 2 None", "reset"]);
+        assert_eq!(read32(&root, ecam(1, 0)), u32::MAX);
+    }
+    assert_eq!(root.remove(1).err(), Some(Error::SlotEmpty(1)));
+}
+
+#[test]
+fn a_full_window_refuses_and_leaks_nothing() {
+    let (root, log) = root();
+    let slots: Vec<_> = (0..8)
+        .map(|_| root.add(None, Probe::boxed(&log)).unwrap())
+        .collect();
+    assert_eq!(slots, root.slots());
+    let full = root.add(None, Probe::boxed(&log));
+    assert_eq!(full, Err(Error::WindowFull(0x1000)));
+    root.remove(4).unwrap();
+    assert_eq!(root.add(None, Probe::boxed(&log)), Ok(4));
+    assert_eq!(
+        root.add(Some(4), Probe::boxed(&log)),
+        Err(Error::SlotTaken(4))
+    );
+    assert_eq!(
+        root.add(Some(32), Probe::boxed(&log)),
+        Err(Error::SlotTaken(32))
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_access_breaks_the_bus(
+        accesses in prop::collection::vec((0u8..5, any::<u64>(), prop::collection::vec(any::<u8>(), 0..9)), 0..128)
+    ) {
+        let (root, log) = root();
+        root.add(None, Probe::boxed(&log)).unwrap();
+        for (kind, at, bytes) in accesses {
+            let mut data = bytes.clone();
+            let [low, high, ..] = at.to_le_bytes();
+            match kind {
+                0 => root.ecam_write(at % (2 * ECAM_SIZE), &bytes),
+                1 => root.ecam_write(ecam(1, low), &bytes),
+                2 => root.port_write(0xcf8 + u16::from(high & 7), &bytes),
+                3 => { root.mmio_write(at, &bytes); }
+                _ => { root.port_read(0xcf8 + u16::from(high & 7), &mut data); root.mmio_read(at, &mut data); }
+            }
+        }
+        prop_assert_eq!(read32(&root, ecam(1, 0)), 0x5678_1234);
+        root.reset();
+        prop_assert_eq!(read32(&root, ecam(1, register::BAR0 + 4)), 0x10);
+    }
+}

@@ -1,0 +1,103 @@
+//! What a client of the control socket asks for, done.
+
+use std::os::fd::OwnedFd;
+
+use hearth_vmm_api::Exit;
+
+use crate::config;
+use crate::control::{Answer, Command};
+use crate::machine::{self, Machine};
+
+const NO_BALLOON: &str = "the machine was started without --balloon";
+
+/// Does what a client of the control socket asks for.
+pub(super) fn perform(
+    machine: &mut Machine,
+    ending: &mut Option<Exit>,
+    command: Command,
+    descriptor: Option<OwnedFd>,
+) -> Answer {
+    match command {
+        Command::Describe => Answer::value(&machine.describe()),
+        Command::Metrics => Answer::value(&machine.metrics()),
+        Command::PowerButton => match machine.press_power_button() {
+            Ok(()) => Answer::done(),
+            Err(error) => Answer::error(500, &error.to_string()),
+        },
+        Command::Reboot(reboot) => match machine.ask_to_reboot(reboot.resets) {
+            Ok(true) => Answer::done(),
+            Ok(false) => Answer::error(409, "the machine was reset since"),
+            Err(error) => Answer::error(500, &error.to_string()),
+        },
+        Command::Pause => {
+            machine.pause();
+            Answer::done()
+        }
+        Command::Resume => {
+            machine.resume();
+            Answer::done()
+        }
+        Command::Reset => match machine.reset() {
+            Ok(()) => Answer::done(),
+            Err(error) => {
+                *ending = Some(Exit::Crashed {
+                    detail: format!("the machine can't be reset: {error}"),
+                });
+                Answer::error(500, &error.to_string())
+            }
+        },
+        Command::AddDisk(new) => {
+            let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
+            added(disk, |disk| machine.add_disk(&disk, descriptor))
+        }
+        Command::AddNic(new) => {
+            let tap = config::Tap::Name(new.tap);
+            let nic = config::Nic::new(machine.id(), new.id, tap, new.mac.as_deref(), new.mtu);
+            added(nic, |nic| machine.add_nic(&nic, descriptor))
+        }
+        Command::ResizeDisk(id) => match machine.resize_disk(&id) {
+            Ok(Some(disk)) => Answer::value(&disk),
+            Ok(None) => Answer::error(404, &format!("there is no device {id:?}")),
+            Err(error) => Answer::error(500, &error.to_string()),
+        },
+        Command::Balloon => match machine.balloon() {
+            Some(state) => Answer::value(&state),
+            None => Answer::error(404, NO_BALLOON),
+        },
+        Command::SetBalloon(wanted) => {
+            if wanted.target_bytes >= machine.memory_bytes() {
+                return Answer::error(400, "target_bytes: the guest has not that much memory");
+            }
+            match machine.set_balloon(wanted.target_bytes) {
+                true => Answer::asked(),
+                false => Answer::error(404, NO_BALLOON),
+            }
+        }
+        Command::RemoveDisk(id) => removed(&id, machine.ask_back_disk(&id)),
+        Command::RemoveNic(id) => removed(&id, machine.ask_back_nic(&id)),
+        Command::Stop => {
+            *ending = Some(Exit::Stopped);
+            Answer::done()
+        }
+    }
+}
+
+/// Adds a device that was described rightly.
+fn added<D, T: serde::Serialize>(
+    described: Result<D, String>,
+    add: impl FnOnce(D) -> Result<T, machine::Error>,
+) -> Answer {
+    match described.map(add) {
+        Err(mistake) => Answer::error(400, &mistake),
+        Ok(Err(error)) => Answer::error(409, &error.to_string()),
+        Ok(Ok(device)) => Answer::value(&device),
+    }
+}
+
+fn removed(id: &str, asked: Result<bool, machine::Error>) -> Answer {
+    match asked {
+        Ok(true) => Answer::asked(),
+        Ok(false) => Answer::error(404, &format!("there is no device {id:?}")),
+        Err(error) => Answer::error(500, &error.to_string()),
+    }
+}
