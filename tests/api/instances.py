@@ -166,6 +166,9 @@ wait("instance_status_ok", instance)
 (change,) = ec2.terminate_instances(InstanceIds=[instance])["TerminatingInstances"]
 assert change["CurrentState"]["Name"] == "shutting-down", change
 wait("instance_terminated", instance)
+gone = described(instance)
+assert not {"PublicIpAddress", "PrivateIpAddress", "VpcId"} & gone.keys(), gone
+assert gone["NetworkInterfaces"] == [] and gone["BlockDeviceMappings"] == [], gone
 for call in [ec2.start_instances, ec2.stop_instances, ec2.reboot_instances]:
     with refused("IncorrectInstanceState", instance):
         call(InstanceIds=[instance])

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Page, Tag, all_found, page},
+        ec2::shared::{Filter, Filterable, Listing, Tag, Tagged, named_or_all},
         wire::Time,
     },
     model::{Image, ImageId},
@@ -84,23 +84,16 @@ struct Ebs {
     encrypted: bool,
 }
 
-struct Tagged<'v> {
-    image: &'v Image,
-    tags: &'v BTreeMap<String, String>,
+/// The root volume's size in GiB: the disk's, rounded up.
+fn size(image: &Image) -> u64 {
+    image.manifest.disk_size.div_ceil(1 << 30).max(1)
 }
 
-impl Tagged<'_> {
-    /// The root volume's size in GiB: the disk's, rounded up.
-    fn size(&self) -> u64 {
-        self.image.manifest.disk_size.div_ceil(1 << 30).max(1)
-    }
-
-    fn location(&self) -> String {
-        format!("{}/{}", self.image.owner, self.image.manifest.name)
-    }
+fn location(image: &Image) -> String {
+    format!("{}/{}", image.owner, image.manifest.name)
 }
 
-impl Filterable for Tagged<'_> {
+impl Filterable for Tagged<'_, Image> {
     const FILTERS: &'static [&'static str] = &[
         "architecture",
         "block-device-mapping.delete-on-termination",
@@ -123,7 +116,8 @@ impl Filterable for Tagged<'_> {
     ];
 
     fn values(&self, filter: &str) -> Vec<String> {
-        let manifest = &self.image.manifest;
+        let image = self.resource;
+        let manifest = &image.manifest;
         vec![match filter {
             "architecture" => manifest.architecture.clone(),
             "block-device-mapping.delete-on-termination" | "is-public" => "true".into(),
@@ -131,18 +125,18 @@ impl Filterable for Tagged<'_> {
                 manifest.root_device_name.clone()
             }
             "block-device-mapping.encrypted" => "false".into(),
-            "block-device-mapping.volume-size" => self.size().to_string(),
+            "block-device-mapping.volume-size" => size(image).to_string(),
             "block-device-mapping.volume-type" => "gp3".into(),
             "creation-date" => Time(manifest.created).to_string(),
             "description" => manifest.description.clone(),
             "image-type" => "machine".into(),
-            "manifest-location" => self.location(),
+            "manifest-location" => location(image),
             "name" => manifest.name.clone(),
-            "owner-id" => self.image.owner.clone(),
+            "owner-id" => image.owner.clone(),
             "root-device-type" => "ebs".into(),
             "state" => "available".into(),
             "virtualization-type" => "hvm".into(),
-            _ => self.image.id.to_string(),
+            _ => image.id.to_string(),
         }]
     }
 
@@ -158,9 +152,7 @@ impl Action for DescribeImages {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Tagged<'_>>(request.filters, true)?;
         let view = ctx.db.view();
-        let ids: Vec<ImageId> = all_found::<ImageId, Image>(&view, &request.ids)?;
         let account = &ctx.caller.account;
         // `self` as a launcher asks for images shared with this account by name,
         // and public ones are not.
@@ -172,22 +164,14 @@ impl Action for DescribeImages {
                     *owner == image.owner || (owner == "self" && image.owner == *account)
                 })
         };
-        let found: Vec<Tagged<'_>> = view
-            .all::<Image>()
-            .filter(|image| launchable && owned(image))
-            .filter(|image| ids.is_empty() || ids.contains(&image.id))
-            .map(|image| Tagged {
-                image,
-                tags: view.tags(&image.id),
-            })
-            .filter(|tagged| filters.matches(tagged))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (1, 1000),
-        };
-        let (found, next_token) = page(found, |t| t.image.id.to_string(), ask)?;
+        let images = named_or_all::<ImageId, Image>(&view, &request.ids)?.into_iter();
+        let images = images.filter(|image| launchable && owned(image));
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                images.map(|image| Tagged::new(&view, image)),
+                |tagged| tagged.resource.id.to_string(),
+                (1, 1000),
+            )?;
         Ok(Response {
             images_set: found.iter().map(item).collect(),
             next_token,
@@ -195,13 +179,13 @@ impl Action for DescribeImages {
     }
 }
 
-fn item(tagged: &Tagged<'_>) -> Item {
-    let manifest = &tagged.image.manifest;
+fn item(Tagged { resource, tags }: &Tagged<'_, Image>) -> Item {
+    let manifest = &resource.manifest;
     Item {
-        image_id: tagged.image.id.to_string(),
-        image_location: tagged.location(),
+        image_id: resource.id.to_string(),
+        image_location: location(resource),
         image_state: "available".into(),
-        image_owner_id: tagged.image.owner.clone(),
+        image_owner_id: resource.owner.clone(),
         is_public: true,
         architecture: manifest.architecture.clone(),
         image_type: "machine".into(),
@@ -212,7 +196,7 @@ fn item(tagged: &Tagged<'_>) -> Item {
         block_device_mapping: vec![Mapping {
             device_name: manifest.root_device_name.clone(),
             ebs: Ebs {
-                volume_size: tagged.size(),
+                volume_size: size(resource),
                 volume_type: "gp3".into(),
                 delete_on_termination: true,
                 encrypted: false,
@@ -221,6 +205,6 @@ fn item(tagged: &Tagged<'_>) -> Item {
         virtualization_type: "hvm".into(),
         creation_date: manifest.created.into(),
         platform_details: "Linux/UNIX".into(),
-        tag_set: Tag::set(tagged.tags),
+        tag_set: Tag::set(tags),
     }
 }

@@ -2,14 +2,12 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceTypes.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Page, page},
+        ec2::shared::{Filter, Filterable, Listing},
         wire::quoted,
     },
     model::{INSTANCE_TYPES, InstanceType},
@@ -78,6 +76,7 @@ struct Memory {
 
 /// Every type here counts as of the current generation.
 impl Filterable for &InstanceType {
+    const TAGGED: bool = false;
     const FILTERS: &'static [&'static str] = &[
         "auto-recovery-supported",
         "bare-metal",
@@ -112,10 +111,6 @@ impl Filterable for &InstanceType {
             _ => "false".into(),
         }]
     }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        None
-    }
 }
 
 impl Action for DescribeInstanceTypes {
@@ -126,7 +121,6 @@ impl Action for DescribeInstanceTypes {
     type Response = Response;
 
     async fn handle(_: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<&InstanceType>(request.filters, false)?;
         let names = &request.names;
         let unknown = names.iter().find(|n| InstanceType::find(n).is_none());
         if let Some(unknown) = unknown {
@@ -139,15 +133,14 @@ impl Action for DescribeInstanceTypes {
         let mut found: Vec<&InstanceType> = INSTANCE_TYPES
             .iter()
             .filter(|t| names.is_empty() || names.iter().any(|n| n == t.name))
-            .filter(|t| filters.matches(t))
             .collect();
         found.sort_by_key(|t| t.name);
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 100),
-        };
-        let (found, next_token) = page(found, |t| t.name.to_owned(), ask)?;
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .page_of(found, |t| t.name.to_owned(), (5, 100))?;
         let item = |t: &InstanceType| Item {
             instance_type: t.name.into(),
             current_generation: true,

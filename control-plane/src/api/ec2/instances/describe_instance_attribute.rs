@@ -6,11 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{self, BlockDevice, Group};
 use crate::{
-    api::{
-        Action, ApiError, Ctx,
-        ec2::shared::{not_found, parse_id},
-        wire::quoted,
-    },
+    api::{Action, ApiError, Ctx, ec2::shared::found, wire::quoted},
     model::{Instance, InstanceId, ShutdownBehavior},
 };
 
@@ -77,14 +73,11 @@ impl Action for DescribeInstanceAttribute {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let id: InstanceId = parse_id(&request.instance_id)?;
         let view = ctx.db.view();
-        let instance = view
-            .get::<Instance>(&id)
-            .ok_or_else(|| not_found::<InstanceId>(&id))?;
+        let instance = found::<InstanceId, Instance>(&view, &request.instance_id)?;
         let shown = answer::instance(&view, &ctx.config.region, instance);
         let mut response = Response {
-            instance_id: id.to_string(),
+            instance_id: instance.id.to_string(),
             ..Response::default()
         };
         match request.attribute.as_str() {

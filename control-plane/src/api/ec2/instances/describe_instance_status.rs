@@ -13,7 +13,7 @@ use crate::{
         Action, ApiError, Ctx,
         ec2::{
             regions::zone_id,
-            shared::{Filter, Filterable, Filters, Page, all_found, page},
+            shared::{Filter, Filterable, Listing, named_or_all},
         },
         wire::Time,
     },
@@ -160,6 +160,7 @@ impl<'v> StatusCandidate<'v> {
 }
 
 impl Filterable for StatusCandidate<'_> {
+    const TAGGED: bool = false;
     const FILTERS: &'static [&'static str] = &[
         "availability-zone",
         "instance-state-code",
@@ -187,10 +188,6 @@ impl Filterable for StatusCandidate<'_> {
             other => self.instance.values(other),
         }
     }
-
-    fn tags(&self) -> Option<&std::collections::BTreeMap<String, String>> {
-        None
-    }
 }
 
 impl Action for DescribeInstanceStatus {
@@ -206,26 +203,19 @@ impl Action for DescribeInstanceStatus {
                 "The parameter instancesSet cannot be used with the parameter maxResults",
             ));
         }
-        let filters = Filters::new::<StatusCandidate<'_>>(request.filters, false)?;
         let view = ctx.db.view();
+        let region = &ctx.config.region;
         let all = request.include_all_instances.unwrap_or(false);
-        let ids = all_found::<InstanceId, Instance>(&view, &request.ids)?;
-        let found: Vec<Status> = view
-            .all::<Instance>()
-            .filter(|i| all || i.state == InstanceState::Running)
-            .filter(|i| ids.is_empty() || ids.contains(&i.id))
-            .map(|i| StatusCandidate::new(&view, &ctx.config.region, i))
-            .filter(|candidate| filters.matches(candidate))
-            .map(|candidate| candidate.status)
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (instance_status_set, next_token) = page(found, |s| s.instance_id.clone(), ask)?;
+        let instances = named_or_all::<InstanceId, Instance>(&view, &request.ids)?.into_iter();
+        let instances = instances.filter(|i| all || i.state == InstanceState::Running);
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                instances.map(|instance| StatusCandidate::new(&view, region, instance)),
+                |candidate| candidate.status.instance_id.clone(),
+                (5, 1000),
+            )?;
         Ok(Response {
-            instance_status_set,
+            instance_status_set: found.into_iter().map(|c| c.status).collect(),
             next_token,
         })
     }

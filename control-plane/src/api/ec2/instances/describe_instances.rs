@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filters, Page, all_found, page},
+        ec2::shared::{Filter, Listing, named_or_all},
     },
     model::{Instance, InstanceId},
 };
@@ -58,21 +58,16 @@ impl Action for DescribeInstances {
                 "The parameter instancesSet cannot be used with the parameter maxResults",
             ));
         }
-        let filters = Filters::new::<Candidate<'_>>(request.filters, true)?;
         let view = ctx.db.view();
         let region = &ctx.config.region;
-        let ids = all_found::<InstanceId, Instance>(&view, &request.ids)?;
-        let found: Vec<&Instance> = view
-            .all::<Instance>()
-            .filter(|i| ids.is_empty() || ids.contains(&i.id))
-            .filter(|i| filters.matches(&Candidate::new(&view, region, i)))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (found, next_token) = page(found, |i| i.id.to_string(), ask)?;
+        let instances = named_or_all::<InstanceId, Instance>(&view, &request.ids)?.into_iter();
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                instances.map(|instance| Candidate::new(&view, region, instance)),
+                |candidate| candidate.instance.id.to_string(),
+                (5, 1000),
+            )?;
+        let found: Vec<&Instance> = found.iter().map(|c| c.instance).collect();
         Ok(Response {
             reservation_set: answer::reservations(&view, region, &found),
             next_token,

@@ -7,7 +7,7 @@ use crate::{api::ec2::shared::Filterable, model::Instance, store::View};
 
 /// An instance as filters see it.
 pub struct Candidate<'v> {
-    instance: &'v Instance,
+    pub(super) instance: &'v Instance,
     item: InstanceItem,
     tags: &'v BTreeMap<String, String>,
 }

@@ -6,11 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{
-        Action, ApiError, Ctx,
-        ec2::shared::{not_found, parse_id},
-        wire::Time,
-    },
+    api::{Action, ApiError, Ctx, ec2::shared::found, wire::Time},
     model::{Instance, InstanceId},
 };
 
@@ -50,10 +46,12 @@ impl Action for GetConsoleOutput {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let id: InstanceId = parse_id(&request.instance_id)?;
-        if ctx.db.view().get::<Instance>(&id).is_none() {
-            return Err(not_found::<InstanceId>(&id));
-        }
+        let id = {
+            let view = ctx.db.view();
+            found::<InstanceId, Instance>(&view, &request.instance_id)?
+                .id
+                .clone()
+        };
         let tail = ctx.console.tail(&id).await.map_err(ApiError::internal)?;
         Ok(Response {
             instance_id: id.to_string(),

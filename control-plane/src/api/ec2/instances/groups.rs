@@ -1,10 +1,7 @@
 //! The security groups that a request wants an interface to be in.
 
 use crate::{
-    api::{
-        ApiError,
-        ec2::shared::{not_found, parse_id},
-    },
+    api::{ApiError, ec2::shared::found},
     model::{GroupId, SecurityGroup, VpcId},
     store::View,
 };
@@ -16,17 +13,17 @@ const MAX: usize = 16;
 pub(super) fn by_id(view: &View, vpc: &VpcId, ids: &[String]) -> Result<Vec<GroupId>, ApiError> {
     ids.iter()
         .map(|text| {
-            let id: GroupId = parse_id(text)?;
-            let group = view
-                .get::<SecurityGroup>(&id)
-                .ok_or_else(|| not_found::<GroupId>(&id))?;
+            let group = found::<GroupId, SecurityGroup>(view, text)?;
             if group.vpc != *vpc {
                 return Err(ApiError::new(
                     "InvalidGroup.NotFound",
-                    format!("The security group '{id}' does not exist in VPC '{vpc}'"),
+                    format!(
+                        "The security group '{}' does not exist in VPC '{vpc}'",
+                        group.id
+                    ),
                 ));
             }
-            Ok(id)
+            Ok(group.id.clone())
         })
         .collect()
 }

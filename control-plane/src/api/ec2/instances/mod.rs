@@ -37,7 +37,7 @@ pub use terminate_instances::TerminateInstances;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::shared::{not_found, parse_id};
+use super::shared::found;
 use crate::{
     api::ApiError,
     model::{Instance, InstanceId, InstanceState},
@@ -97,17 +97,14 @@ fn named<'v>(view: &'v View, ids: &[String]) -> Result<Vec<&'v Instance>, ApiErr
     if ids.is_empty() {
         return Err(ApiError::missing("InstanceId"));
     }
-    let mut found: Vec<&Instance> = Vec::new();
+    let mut named: Vec<&Instance> = Vec::new();
     for text in ids {
-        let id: InstanceId = parse_id(text)?;
-        let instance = view
-            .get::<Instance>(&id)
-            .ok_or_else(|| not_found::<InstanceId>(&id))?;
-        if !found.iter().any(|i| i.id == id) {
-            found.push(instance);
+        let instance = found::<InstanceId, Instance>(view, text)?;
+        if !named.iter().any(|i| i.id == instance.id) {
+            named.push(instance);
         }
     }
-    Ok(found)
+    Ok(named)
 }
 
 /// `IncorrectInstanceState`: what was asked for can't be done in this state.

@@ -6,11 +6,7 @@ use serde::Deserialize;
 
 use super::{groups, incorrect_state};
 use crate::{
-    api::{
-        Action, ApiError, Ctx, Done,
-        ec2::shared::{not_found, parse_id},
-        wire::quoted,
-    },
+    api::{Action, ApiError, Ctx, Done, ec2::shared::found, wire::quoted},
     model::{
         Eni, GroupId, Instance, InstanceId, InstanceState, SecurityGroup, ShutdownBehavior, Volume,
         VolumeAttachment,
@@ -299,13 +295,11 @@ impl Action for ModifyInstanceAttribute {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
-        let id: InstanceId = parse_id(&request.instance_id)?;
+        let id = request.instance_id.clone();
         let wanted = wanted(request)?;
         ctx.db
             .transact(|view, change| {
-                let instance = view
-                    .get::<Instance>(&id)
-                    .ok_or_else(|| not_found::<InstanceId>(&id))?;
+                let instance = found::<InstanceId, Instance>(view, &id)?;
                 match instance.state {
                     InstanceState::ShuttingDown | InstanceState::Terminated => {
                         Err(incorrect_state(instance, "modified"))

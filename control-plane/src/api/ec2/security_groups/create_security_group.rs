@@ -9,7 +9,7 @@ use super::{default_vpc, plain_text};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Tag, TagSpecification, not_found, parse_id, tag},
+        ec2::shared::{Tag, TagSpecification, found, tag},
     },
     model::{Direction, GroupId, Peer, Protocol, Rule, RuleId, SecurityGroup, Vpc, VpcId},
 };
@@ -66,7 +66,6 @@ impl Action for CreateSecurityGroup {
             ));
         }
         let tags = tag::specified_for(&request.tag_specifications, "security-group")?;
-        let asked_vpc: Option<VpcId> = request.vpc_id.as_deref().map(parse_id).transpose()?;
         let id = ctx.fresh_id(GroupId::from_random);
         let everywhere = Rule {
             id: ctx.fresh_id(RuleId::from_random),
@@ -77,8 +76,8 @@ impl Action for CreateSecurityGroup {
         };
         ctx.db
             .transact(|view, change| {
-                let vpc = match &asked_vpc {
-                    Some(id) => view.get::<Vpc>(id).ok_or_else(|| not_found::<VpcId>(id))?,
+                let vpc = match &request.vpc_id {
+                    Some(id) => found::<VpcId, Vpc>(view, id)?,
                     None => default_vpc(view)?,
                 };
                 if view.all::<SecurityGroup>().count() >= MAX_GROUPS {

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::permission::{ports, protocol_name};
+use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Page, Tag, not_found, page, parse_id},
+        ec2::shared::{Filter, Filterable, Listing, Tag, not_found, parse_id},
     },
-    model::{Direction, Peer, Rule, RuleId, SecurityGroup},
+    model::{Direction, Rule, RuleId, SecurityGroup},
 };
 
 /// The action.
@@ -70,7 +70,8 @@ impl RuleItem {
         tags: &BTreeMap<String, String>,
     ) -> Self {
         let (from, to) = ports(rule.matcher);
-        let mut item = Self {
+        let peer = PeerText::new(&rule.peer);
+        Self {
             security_group_rule_id: rule.id.to_string(),
             group_id: group.id.to_string(),
             group_owner_id: group.owner.clone(),
@@ -78,24 +79,16 @@ impl RuleItem {
             ip_protocol: protocol_name(rule.matcher),
             from_port: from.unwrap_or(-1),
             to_port: to.unwrap_or(-1),
-            cidr_ipv4: None,
-            cidr_ipv6: None,
-            referenced_group_info: None,
+            cidr_ipv4: peer.cidr_ipv4,
+            cidr_ipv6: peer.cidr_ipv6,
+            referenced_group_info: peer.group.map(|group_id| Referenced {
+                group_id,
+                user_id: group.owner.clone(),
+            }),
             description: rule.description.clone(),
             tag_set: Tag::set(tags).unwrap_or_default(),
             security_group_rule_arn: ctx.arn(&format!("security-group-rule/{}", rule.id)),
-        };
-        match &rule.peer {
-            Peer::Ipv4(net) => item.cidr_ipv4 = Some(net.to_string()),
-            Peer::Ipv6(net) => item.cidr_ipv6 = Some(net.to_string()),
-            Peer::Group(id) => {
-                item.referenced_group_info = Some(Referenced {
-                    group_id: id.to_string(),
-                    user_id: group.owner.clone(),
-                });
-            }
         }
-        item
     }
 }
 
@@ -127,7 +120,6 @@ impl Action for DescribeSecurityGroupRules {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Placed<'_>>(request.filters, true)?;
         let view = ctx.db.view();
         let mut all: Vec<Placed<'_>> = view
             .all::<SecurityGroup>()
@@ -147,14 +139,13 @@ impl Action for DescribeSecurityGroupRules {
         all.retain(|p| {
             request.ids.is_empty() || request.ids.iter().any(|i| i == p.rule.id.as_str())
         });
-        all.retain(|p| filters.matches(p));
         all.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (all, next_token) = page(all, |p| p.rule.id.to_string(), ask)?;
+        let (all, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .page_of(all, |p| p.rule.id.to_string(), (5, 1000))?;
         let item = |p: &Placed<'_>| RuleItem::new(ctx, p.group, p.rule, p.tags);
         Ok(Response {
             security_group_rule_set: all.iter().map(item).collect(),

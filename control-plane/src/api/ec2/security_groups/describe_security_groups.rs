@@ -13,7 +13,7 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Page, Tag, all_found, page},
+        ec2::shared::{Filter, Filterable, Listing, Tag, found},
     },
     model::{Direction, GroupId, Peer, Rule, SecurityGroup},
     store::View,
@@ -141,24 +141,25 @@ impl Action for DescribeSecurityGroups {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Group<'_>>(request.filters, true)?;
         let view = ctx.db.view();
-        let mut wanted: Vec<GroupId> = all_found::<GroupId, SecurityGroup>(&view, &request.ids)?;
-        for name in &request.names {
-            wanted.push(named(&view, &default_vpc(&view)?.id, name)?.id.clone());
+        let mut wanted: Vec<&SecurityGroup> = Vec::new();
+        for id in &request.ids {
+            wanted.push(found::<GroupId, SecurityGroup>(&view, id)?);
         }
-        let found: Vec<&SecurityGroup> = view
+        for name in &request.names {
+            wanted.push(named(&view, &default_vpc(&view)?.id, name)?);
+        }
+        let any = request.ids.is_empty() && request.names.is_empty();
+        let groups = view
             .all::<SecurityGroup>()
-            .filter(|group| wanted.is_empty() || wanted.contains(&group.id))
-            .filter(|group| filters.matches(&Group { group, view: &view }))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (found, next_token) = page(found, |group| group.id.to_string(), ask)?;
-        let item = |group: &SecurityGroup| Item {
+            .filter(|group| any || wanted.iter().any(|wanted| wanted.id == group.id));
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                groups.map(|group| Group { group, view: &view }),
+                |found| found.group.id.to_string(),
+                (5, 1000),
+            )?;
+        let item = |Group { group, .. }: Group<'_>| Item {
             owner_id: group.owner.clone(),
             group_id: group.id.to_string(),
             group_name: group.name.clone(),

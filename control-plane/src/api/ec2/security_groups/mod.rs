@@ -10,6 +10,7 @@ mod create_security_group;
 mod delete_security_group;
 mod describe_security_group_rules;
 mod describe_security_groups;
+mod flat;
 mod permission;
 mod revoke;
 
@@ -20,7 +21,7 @@ pub(super) use describe_security_group_rules::DescribeSecurityGroupRules;
 pub(super) use describe_security_groups::DescribeSecurityGroups;
 pub(super) use revoke::{RevokeSecurityGroupEgress, RevokeSecurityGroupIngress};
 
-use super::shared::{not_found, parse_id};
+use super::shared::found;
 use crate::{
     api::{ApiError, wire::quoted},
     model::{GroupId, SecurityGroup, Vpc},
@@ -42,10 +43,7 @@ fn find<'v>(
 ) -> Result<&'v SecurityGroup, ApiError> {
     match (id, name) {
         (Some(id), name) => {
-            let id: GroupId = parse_id(id)?;
-            let group = view
-                .get::<SecurityGroup>(&id)
-                .ok_or_else(|| not_found::<GroupId>(&id))?;
+            let group = found::<GroupId, SecurityGroup>(view, id)?;
             if name.is_some_and(|name| name != group.name) {
                 return Err(ApiError::combination(
                     "The group that GroupId names has another GroupName",

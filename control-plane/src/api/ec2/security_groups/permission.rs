@@ -237,6 +237,26 @@ fn peer_group(view: &View, owner: &SecurityGroup, input: &GroupInput) -> Result<
     Ok(group.id.clone())
 }
 
+/// A rule's peer as EC2's newer calls show it: one of three.
+#[derive(Debug, Default)]
+pub(super) struct PeerText {
+    pub cidr_ipv4: Option<String>,
+    pub cidr_ipv6: Option<String>,
+    pub group: Option<String>,
+}
+
+impl PeerText {
+    pub(super) fn new(peer: &Peer) -> Self {
+        let mut text = Self::default();
+        match peer {
+            Peer::Ipv4(net) => text.cidr_ipv4 = Some(net.to_string()),
+            Peer::Ipv6(net) => text.cidr_ipv6 = Some(net.to_string()),
+            Peer::Group(id) => text.group = Some(id.to_string()),
+        }
+        text
+    }
+}
+
 /// EC2's name of a protocol.
 pub(super) fn protocol_name(protocol: Protocol) -> String {
     match protocol {

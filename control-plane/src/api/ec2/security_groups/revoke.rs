@@ -6,16 +6,16 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    authorize::{EGRESS_UNSUPPORTED, Flat},
     find,
-    permission::{Input, expand, ports, protocol_name},
+    flat::{EGRESS_UNSUPPORTED, Flat, flat_of},
+    permission::{Input, PeerText, expand, ports, protocol_name},
 };
 use crate::{
     api::{
         Action, ApiError, Ctx,
         ec2::shared::{not_found, parse_id},
     },
-    model::{Direction, Peer, Rule, RuleId},
+    model::{Direction, Rule, RuleId},
 };
 
 /// The action.
@@ -126,12 +126,7 @@ async fn revoke(
         .await?;
     let item = |rule: Rule| {
         let (from, to) = ports(rule.matcher);
-        let (mut v4, mut v6, mut referenced) = (None, None, None);
-        match rule.peer {
-            Peer::Ipv4(net) => v4 = Some(net.to_string()),
-            Peer::Ipv6(net) => v6 = Some(net.to_string()),
-            Peer::Group(id) => referenced = Some(id.to_string()),
-        }
+        let peer = PeerText::new(&rule.peer);
         Revoked {
             security_group_rule_id: rule.id.to_string(),
             group_id: group.id.to_string(),
@@ -139,9 +134,9 @@ async fn revoke(
             ip_protocol: protocol_name(rule.matcher),
             from_port: from.unwrap_or(-1),
             to_port: to.unwrap_or(-1),
-            cidr_ipv4: v4,
-            cidr_ipv6: v6,
-            referenced_group_id: referenced,
+            cidr_ipv4: peer.cidr_ipv4,
+            cidr_ipv6: peer.cidr_ipv6,
+            referenced_group_id: peer.group,
             description: rule.description,
         }
     };
@@ -159,15 +154,7 @@ impl Action for RevokeSecurityGroupIngress {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: IngressRequest) -> Result<Response, ApiError> {
-        let flat = Flat {
-            ip_protocol: request.ip_protocol,
-            from_port: request.from_port,
-            to_port: request.to_port,
-            cidr_ip: request.cidr_ip,
-            source_group: request.source_security_group_name,
-            source_owner: request.source_security_group_owner_id,
-        };
-        let permissions = flat.join(request.ip_permissions)?;
+        let permissions = flat_of!(request).join(request.ip_permissions)?;
         let group = (request.group_id.as_deref(), request.group_name.as_deref());
         revoke(
             ctx,

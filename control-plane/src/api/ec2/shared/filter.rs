@@ -25,12 +25,16 @@ pub struct Filter {
 pub trait Filterable {
     /// The names of its filters, without `tag:…` and `tag-key`.
     const FILTERS: &'static [&'static str];
+    /// Whether it has those two as well.
+    const TAGGED: bool = true;
 
     /// Its values under one of those names; a filter matches when one of them does.
     fn values(&self, filter: &str) -> Vec<String>;
 
     /// Its tags, where it can have any.
-    fn tags(&self) -> Option<&BTreeMap<String, String>>;
+    fn tags(&self) -> Option<&BTreeMap<String, String>> {
+        None
+    }
 }
 
 /// EC2's limit on the values of a request's filters.
@@ -47,7 +51,7 @@ impl Filters {
     ///
     /// # Errors
     /// `InvalidParameterValue` for a filter that it hasn't.
-    pub fn new<T: Filterable>(filters: Vec<Filter>, tagged: bool) -> Result<Self, ApiError> {
+    pub fn new<T: Filterable>(filters: Vec<Filter>) -> Result<Self, ApiError> {
         if filters.iter().map(|f| f.values.len()).sum::<usize>() > MAX_VALUES {
             return Err(ApiError::new(
                 "FilterLimitExceeded",
@@ -56,7 +60,7 @@ impl Filters {
         }
         for filter in &filters {
             let name = filter.name.as_str();
-            let of_tags = tagged && (name == "tag-key" || name.strip_prefix("tag:").is_some());
+            let of_tags = T::TAGGED && (name == "tag-key" || name.starts_with("tag:"));
             if !of_tags && !T::FILTERS.contains(&name) {
                 return Err(ApiError::new(
                     "InvalidParameterValue",
@@ -211,7 +215,7 @@ mod tests {
             })
             .collect();
         let thing = Thing(BTreeMap::from([("Name".into(), "web".into())]));
-        Filters::new::<Thing>(filters, true)
+        Filters::new::<Thing>(filters)
             .map(|f| f.matches(&thing))
             .map_err(|e| e.to_string())
     }

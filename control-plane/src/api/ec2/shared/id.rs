@@ -66,22 +66,14 @@ pub fn not_found<I: ApiId>(id: impl AsRef<str>) -> ApiError {
     )
 }
 
-/// Checks that each of the identifiers of a Describe call is well-formed and
-/// names a `T` of the view.
+/// The resource that an identifier of a request names.
 ///
 /// # Errors
-/// The kind's `Malformed` or `NotFound`, for the first that is bad.
-pub fn all_found<I: ApiId + AsRef<str>, T: Resource>(
-    view: &View,
-    ids: &[String],
-) -> Result<Vec<I>, ApiError> {
-    ids.iter()
-        .map(|text| {
-            let id = parse_id::<I>(text)?;
-            match view.get::<T>(&id) {
-                Some(_) => Ok(id),
-                None => Err(not_found::<I>(id)),
-            }
-        })
-        .collect()
+/// The kind's `Malformed` or `NotFound`.
+pub fn found<'v, I: ApiId + AsRef<str>, T: Resource>(
+    view: &'v View,
+    id: &str,
+) -> Result<&'v T, ApiError> {
+    let id = parse_id::<I>(id)?;
+    view.get::<T>(&id).ok_or_else(|| not_found::<I>(&id))
 }

@@ -10,7 +10,7 @@ use super::kind;
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Page, page},
+        ec2::shared::{Filter, Filterable, Listing},
     },
     model::Tags,
 };
@@ -72,9 +72,8 @@ impl Action for DescribeTags {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<One>(request.filters, true)?;
         let view = ctx.db.view();
-        let found: Vec<One> = view
+        let all = view
             .all::<Tags>()
             .flat_map(|of| of.tags.iter().map(move |(key, value)| (of, key, value)))
             .map(|(of, key, value)| One {
@@ -85,17 +84,15 @@ impl Action for DescribeTags {
                     value: value.clone(),
                 },
                 tag: BTreeMap::from([(key.clone(), value.clone())]),
-            })
-            .filter(|one| filters.matches(one))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
+            });
         // Resource and key together, in the order that the view has them in.
         let key = |one: &One| format!("{}\u{0}{}", one.item.resource_id, one.item.key);
-        let (found, next_token) = page(found, key, ask)?;
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .page_of(all, key, (5, 1000))?;
         Ok(Response {
             tag_set: found.into_iter().map(|one| one.item).collect(),
             next_token,

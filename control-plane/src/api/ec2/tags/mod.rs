@@ -10,7 +10,7 @@ pub(super) use create_tags::CreateTags;
 pub(super) use delete_tags::DeleteTags;
 pub(super) use describe_tags::DescribeTags;
 
-use super::shared::{not_found, parse_id};
+use super::shared::{found, not_found, parse_id};
 use crate::{
     api::{ApiError, wire::quoted},
     model::{
@@ -47,11 +47,8 @@ fn kind(id: &str) -> Option<&'static str> {
 fn exists(view: &View, change: &mut Change<'_>, id: &str) -> Result<(), ApiError> {
     macro_rules! look {
         ($id:ty, $resource:ty) => {{
-            let id: $id = parse_id(id)?;
-            if view.get::<$resource>(&id).is_none() {
-                return Err(not_found::<$id>(id));
-            }
-            change.expect_unchanged::<$resource>(&id);
+            found::<$id, $resource>(view, id)?;
+            change.expect_unchanged::<$resource>(id);
             Ok(())
         }};
     }

@@ -6,10 +6,7 @@
 use serde::Deserialize;
 
 use crate::{
-    api::{
-        Action, ApiError, Ctx, Done,
-        ec2::shared::{not_found, parse_id},
-    },
+    api::{Action, ApiError, Ctx, Done, ec2::shared::found},
     model::{Volume, VolumeId},
 };
 
@@ -33,16 +30,13 @@ impl Action for DeleteVolume {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
-        let id: VolumeId = parse_id(&request.volume_id)?;
         ctx.db
             .transact(|view, change| {
-                let volume = view
-                    .get::<Volume>(&id)
-                    .ok_or_else(|| not_found::<VolumeId>(&id))?;
+                let volume = found::<VolumeId, Volume>(view, &request.volume_id)?;
                 if let Some(attachment) = &volume.attachment {
                     let message = format!(
-                        "Volume {id} is currently attached to {}",
-                        attachment.instance
+                        "Volume {} is currently attached to {}",
+                        volume.id, attachment.instance
                     );
                     return Err(ApiError::new("VolumeInUse", message));
                 }

@@ -11,7 +11,7 @@ use crate::{
         Action, ApiError, Ctx,
         ec2::{
             regions::zone_id,
-            shared::{Filter, Filterable, Filters, Page, Tag, all_found, page},
+            shared::{Filter, Filterable, Listing, Tag, Tagged, named_or_all},
         },
         wire::Time,
     },
@@ -68,22 +68,17 @@ struct Attachment {
     delete_on_termination: bool,
 }
 
-struct Tagged<'v> {
-    volume: &'v Volume,
-    tags: &'v BTreeMap<String, String>,
+fn status(volume: &Volume) -> &'static str {
+    match &volume.attachment {
+        Some(_) => "in-use",
+        None if volume.deleting => "deleting",
+        None => "available",
+    }
 }
 
-impl Tagged<'_> {
-    fn status(&self) -> &'static str {
-        match &self.volume.attachment {
-            Some(_) => "in-use",
-            None if self.volume.deleting => "deleting",
-            None => "available",
-        }
-    }
-
-    fn item(&self, ctx: &Ctx) -> Item {
-        let volume = self.volume;
+impl Item {
+    fn new(ctx: &Ctx, tagged: &Tagged<'_, Volume>) -> Self {
+        let volume = tagged.resource;
         let attachment = volume.attachment.as_ref().map(|a| Attachment {
             volume_id: volume.id.to_string(),
             instance_id: a.instance.to_string(),
@@ -92,7 +87,7 @@ impl Tagged<'_> {
             attach_time: a.attached.into(),
             delete_on_termination: a.delete_on_termination,
         });
-        Item {
+        Self {
             volume_id: volume.id.to_string(),
             volume_arn: ctx.arn(&format!("volume/{}", volume.id)),
             owner_id: volume.owner.clone(),
@@ -100,17 +95,17 @@ impl Tagged<'_> {
             volume_type: volume.volume_type.clone(),
             availability_zone: volume.zone.clone(),
             availability_zone_id: zone_id(&volume.zone),
-            status: self.status().into(),
+            status: status(volume).into(),
             create_time: volume.created.into(),
             attachment_set: attachment.into_iter().collect(),
             encrypted: false,
             multi_attach_enabled: false,
-            tag_set: Tag::set(self.tags),
+            tag_set: Tag::set(tagged.tags),
         }
     }
 }
 
-impl Filterable for Tagged<'_> {
+impl Filterable for Tagged<'_, Volume> {
     const FILTERS: &'static [&'static str] = &[
         "attachment.attach-time",
         "attachment.delete-on-termination",
@@ -129,7 +124,7 @@ impl Filterable for Tagged<'_> {
     ];
 
     fn values(&self, filter: &str) -> Vec<String> {
-        let volume = self.volume;
+        let volume = self.resource;
         if let Some(of) = filter.strip_prefix("attachment.") {
             let attachment = volume.attachment.iter();
             return attachment
@@ -148,7 +143,7 @@ impl Filterable for Tagged<'_> {
             "create-time" => Time(volume.created).to_string(),
             "encrypted" | "multi-attach-enabled" => "false".into(),
             "size" => volume.size_gib.to_string(),
-            "status" => self.status().into(),
+            "status" => status(volume).into(),
             "volume-id" => volume.id.to_string(),
             _ => volume.volume_type.clone(),
         }]
@@ -167,26 +162,16 @@ impl Action for DescribeVolumes {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Tagged<'_>>(request.filters, true)?;
         let view = ctx.db.view();
-        let ids: Vec<VolumeId> = all_found::<VolumeId, Volume>(&view, &request.ids)?;
-        let found: Vec<Tagged<'_>> = view
-            .all::<Volume>()
-            .filter(|volume| ids.is_empty() || ids.contains(&volume.id))
-            .map(|volume| Tagged {
-                volume,
-                tags: view.tags(&volume.id),
-            })
-            .filter(|tagged| filters.matches(tagged))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (found, next_token) = page(found, |t| t.volume.id.to_string(), ask)?;
+        let volumes = named_or_all::<VolumeId, Volume>(&view, &request.ids)?.into_iter();
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                volumes.map(|volume| Tagged::new(&view, volume)),
+                |tagged| tagged.resource.id.to_string(),
+                (5, 1000),
+            )?;
         Ok(Response {
-            volume_set: found.iter().map(|tagged| tagged.item(ctx)).collect(),
+            volume_set: found.iter().map(|tagged| Item::new(ctx, tagged)).collect(),
             next_token,
         })
     }

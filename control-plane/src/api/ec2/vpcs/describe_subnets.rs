@@ -11,10 +11,11 @@ use crate::{
         Action, ApiError, Ctx,
         ec2::{
             regions::zone_id,
-            shared::{Filter, Filterable, Filters, Page, Tag, all_found, page},
+            shared::{Filter, Filterable, Listing, Tag, named_or_all},
         },
     },
     model::{Eni, Subnet, SubnetId},
+    store::View,
 };
 
 /// The action.
@@ -57,14 +58,26 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-struct Tagged<'v> {
+struct Candidate<'v> {
     subnet: &'v Subnet,
     arn: String,
     available: usize,
     tags: &'v BTreeMap<String, String>,
 }
 
-impl Filterable for Tagged<'_> {
+impl<'v> Candidate<'v> {
+    fn new(ctx: &Ctx, view: &'v View, subnet: &'v Subnet) -> Self {
+        let taken = view.all::<Eni>().filter(|eni| eni.subnet == subnet.id);
+        Self {
+            subnet,
+            arn: ctx.arn(&format!("subnet/{}", subnet.id)),
+            available: subnet.usable().count().saturating_sub(taken.count()),
+            tags: view.tags(&subnet.id),
+        }
+    }
+}
+
+impl Filterable for Candidate<'_> {
     const FILTERS: &'static [&'static str] = &[
         "availability-zone",
         "availability-zone-id",
@@ -115,30 +128,16 @@ impl Action for DescribeSubnets {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Tagged<'_>>(request.filters, true)?;
         let view = ctx.db.view();
-        let ids: Vec<SubnetId> = all_found::<SubnetId, Subnet>(&view, &request.ids)?;
-        let found: Vec<Tagged<'_>> = view
-            .all::<Subnet>()
-            .filter(|subnet| ids.is_empty() || ids.contains(&subnet.id))
-            .map(|subnet| {
-                let taken = view.all::<Eni>().filter(|eni| eni.subnet == subnet.id);
-                Tagged {
-                    subnet,
-                    arn: ctx.arn(&format!("subnet/{}", subnet.id)),
-                    available: subnet.usable().count().saturating_sub(taken.count()),
-                    tags: view.tags(&subnet.id),
-                }
-            })
-            .filter(|tagged| filters.matches(tagged))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (found, next_token) = page(found, |t| t.subnet.id.to_string(), ask)?;
-        let item = |t: Tagged<'_>| Item {
+        let candidate = |subnet| Candidate::new(ctx, &view, subnet);
+        let subnets = named_or_all::<SubnetId, Subnet>(&view, &request.ids)?;
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                subnets.into_iter().map(candidate),
+                |candidate| candidate.subnet.id.to_string(),
+                (5, 1000),
+            )?;
+        let item = |t: Candidate<'_>| Item {
             subnet_id: t.subnet.id.to_string(),
             owner_id: t.subnet.owner.clone(),
             state: "available".into(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Page, Tag, all_found, page},
+        ec2::shared::{Filter, Filterable, Listing, Tag, Tagged, named_or_all},
     },
     model::{Vpc, VpcId},
 };
@@ -62,20 +62,13 @@ struct AssociationState {
     state: String,
 }
 
-struct Tagged<'v> {
-    vpc: &'v Vpc,
-    tags: &'v BTreeMap<String, String>,
+/// A VPC has the one block it was made with, so the association needs no
+/// identity beyond the VPC's.
+fn association(vpc: &Vpc) -> String {
+    vpc.id.as_str().replacen("vpc-", "vpc-cidr-assoc-", 1)
 }
 
-impl Tagged<'_> {
-    /// A VPC has the one block it was made with, so the association needs no
-    /// identity beyond the VPC's.
-    fn association(&self) -> String {
-        self.vpc.id.as_str().replacen("vpc-", "vpc-cidr-assoc-", 1)
-    }
-}
-
-impl Filterable for Tagged<'_> {
+impl Filterable for Tagged<'_, Vpc> {
     const FILTERS: &'static [&'static str] = &[
         "cidr",
         "cidr-block-association.association-id",
@@ -90,15 +83,16 @@ impl Filterable for Tagged<'_> {
     ];
 
     fn values(&self, filter: &str) -> Vec<String> {
+        let vpc = self.resource;
         vec![match filter {
-            "cidr" | "cidr-block-association.cidr-block" => self.vpc.cidr.to_string(),
-            "cidr-block-association.association-id" => self.association(),
+            "cidr" | "cidr-block-association.cidr-block" => vpc.cidr.to_string(),
+            "cidr-block-association.association-id" => association(vpc),
             "cidr-block-association.state" => "associated".into(),
-            "dhcp-options-id" => self.vpc.dhcp_options.to_string(),
-            "is-default" | "isDefault" => self.vpc.is_default.to_string(),
-            "owner-id" => self.vpc.owner.clone(),
+            "dhcp-options-id" => vpc.dhcp_options.to_string(),
+            "is-default" | "isDefault" => vpc.is_default.to_string(),
+            "owner-id" => vpc.owner.clone(),
             "state" => "available".into(),
-            _ => self.vpc.id.to_string(),
+            _ => vpc.id.to_string(),
         }]
     }
 
@@ -114,40 +108,33 @@ impl Action for DescribeVpcs {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Tagged<'_>>(request.filters, true)?;
         let view = ctx.db.view();
-        let ids: Vec<VpcId> = all_found::<VpcId, Vpc>(&view, &request.ids)?;
-        let found: Vec<Tagged<'_>> = view
-            .all::<Vpc>()
-            .filter(|vpc| ids.is_empty() || ids.contains(&vpc.id))
-            .map(|vpc| Tagged {
-                vpc,
-                tags: view.tags(&vpc.id),
-            })
-            .filter(|tagged| filters.matches(tagged))
-            .collect();
-        let ask = Page {
-            max_results: request.max_results,
-            next_token: request.next_token.as_deref(),
-            range: (5, 1000),
-        };
-        let (found, next_token) = page(found, |t| t.vpc.id.to_string(), ask)?;
-        let item = |t: &Tagged<'_>| Item {
-            vpc_id: t.vpc.id.to_string(),
-            owner_id: t.vpc.owner.clone(),
+        let vpcs = named_or_all::<VpcId, Vpc>(&view, &request.ids)?.into_iter();
+        let (found, next_token) =
+            Listing::new(request.filters, request.max_results, request.next_token).page_of(
+                vpcs.map(|vpc| Tagged::new(&view, vpc)),
+                |tagged| tagged.resource.id.to_string(),
+                (5, 1000),
+            )?;
+        let item = |Tagged {
+                        resource: vpc,
+                        tags,
+                    }: &Tagged<'_, Vpc>| Item {
+            vpc_id: vpc.id.to_string(),
+            owner_id: vpc.owner.clone(),
             state: "available".into(),
-            cidr_block: t.vpc.cidr.to_string(),
+            cidr_block: vpc.cidr.to_string(),
             cidr_block_association_set: vec![Association {
-                association_id: t.association(),
-                cidr_block: t.vpc.cidr.to_string(),
+                association_id: association(vpc),
+                cidr_block: vpc.cidr.to_string(),
                 cidr_block_state: AssociationState {
                     state: "associated".into(),
                 },
             }],
-            dhcp_options_id: t.vpc.dhcp_options.to_string(),
+            dhcp_options_id: vpc.dhcp_options.to_string(),
             instance_tenancy: "default".into(),
-            is_default: t.vpc.is_default,
-            tag_set: Tag::set(t.tags),
+            is_default: vpc.is_default,
+            tag_set: Tag::set(tags),
         };
         Ok(Response {
             vpc_set: found.iter().map(item).collect(),

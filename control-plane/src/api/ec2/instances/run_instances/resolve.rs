@@ -5,11 +5,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use super::{InterfaceInput, MetadataInput, Request};
 use crate::api::ec2::instances::{groups, modify_instance_attribute::shutdown_behavior};
 use crate::{
-    api::{
-        ApiError, Ctx,
-        ec2::shared::{not_found, parse_id},
-        wire::quoted,
-    },
+    api::{ApiError, Ctx, ec2::shared::found, wire::quoted},
     model::{
         GroupId, Image, ImageId, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
         ShutdownBehavior, Subnet, SubnetId, VpcId,
@@ -115,10 +111,7 @@ fn image(view: &View, request: &Request) -> Result<Image, ApiError> {
         .image_id
         .as_ref()
         .ok_or_else(|| ApiError::missing("ImageId"))?;
-    let id: ImageId = parse_id(id)?;
-    view.get::<Image>(&id)
-        .cloned()
-        .ok_or_else(|| not_found::<ImageId>(&id))
+    found::<ImageId, Image>(view, id).cloned()
 }
 
 fn instance_type(request: &Request) -> Result<&'static InstanceType, ApiError> {
@@ -184,13 +177,11 @@ fn subnet(
         .as_ref()
         .or(interface.and_then(|i| i.subnet_id.as_ref()));
     if let Some(id) = given {
-        let id: SubnetId = parse_id(id)?;
-        let subnet = view
-            .get::<Subnet>(&id)
-            .ok_or_else(|| not_found::<SubnetId>(&id))?;
+        let subnet = found::<SubnetId, Subnet>(view, id)?;
         if zone.is_some_and(|z| z != subnet.zone) {
             return Err(ApiError::combination(format!(
-                "The subnet '{id}' is not in the availability zone that Placement names"
+                "The subnet '{}' is not in the availability zone that Placement names",
+                subnet.id
             )));
         }
         return Ok(subnet.clone());
