@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod irq;
 pub mod jail;
+pub mod listener;
 pub mod machine;
 pub mod net;
 pub mod pci;

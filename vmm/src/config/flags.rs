@@ -47,6 +47,9 @@ pub(super) struct Flags {
     /// Write the serial console here (at most 1 MiB, the newest)
     #[arg(long, value_name = "FILE")]
     pub(super) serial_log: Option<PathBuf>,
+    /// Let others attach to the serial console here
+    #[arg(long, value_name = "FILE")]
+    pub(super) console_socket: Option<PathBuf>,
     /// As the last act, write here why the machine ended
     #[arg(long, value_name = "FILE")]
     pub(super) exit_file: Option<PathBuf>,

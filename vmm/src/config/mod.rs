@@ -45,6 +45,8 @@ pub struct Description {
     pub socket: Option<PathBuf>,
     /// The serial console's log.
     pub serial_log: Option<PathBuf>,
+    /// Where others attach to the serial console.
+    pub console_socket: Option<PathBuf>,
     /// Where the reason of the end goes.
     pub exit_file: Option<PathBuf>,
     /// What the machine says it is.
@@ -168,6 +170,9 @@ fn check(flags: Flags) -> Result<Description, String> {
     if flags.daemonize && flags.socket.is_none() {
         return Err("--daemonize needs --socket, or nothing could end the daemon cleanly".into());
     }
+    if flags.console_socket.is_some() && flags.console_socket == flags.socket {
+        return Err("--console-socket: the control socket is there".to_owned());
+    }
     Ok(Description {
         identity: identity::parse(flags.smbios.as_deref(), &flags.id)?,
         id: flags.id,
@@ -180,6 +185,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         nics,
         socket: flags.socket,
         serial_log: flags.serial_log,
+        console_socket: flags.console_socket,
         exit_file: flags.exit_file,
         daemonize: flags.daemonize,
         pid_file: flags.pid_file,
@@ -289,6 +295,10 @@ mod tests {
             (&["--smbios", "uuid=ec2"], "uuid"),
             (&["--smbios", "vendor=me"], "vendor"),
             (&["--daemonize"], "--socket"),
+            (
+                &["--socket", "/s", "--console-socket", "/s"],
+                "--console-socket",
+            ),
             (&["--id", "a/b"], "--id"),
         ] {
             let line = mistake(arguments);

@@ -10,11 +10,12 @@ mod routes;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::listener::Listener;
 
 pub use routes::{Answer, Command, route};
 
@@ -25,11 +26,10 @@ const MAX_REQUEST: usize = 64 << 10;
 /// As many descriptors are taken with one request; the kernel drops the rest.
 const MAX_DESCRIPTORS: usize = 2;
 
-/// The listening socket, removed from the file system when dropped.
+/// The listening socket and who is connected.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
+    listener: Listener,
     connections: Vec<Connection>,
 }
 
@@ -44,49 +44,21 @@ struct Connection {
 }
 
 impl Server {
-    /// Listens at `path`, for this user only. A socket that nobody answers on is a
-    /// leftover and is replaced.
+    /// Listens at `path`.
     ///
     /// # Errors
-    /// One line: the path is taken, or can't be made.
+    /// As [`Listener::bind`].
     pub fn bind(path: &Path) -> Result<Self, String> {
-        let fail = |error: io::Error| format!("--socket {}: {error}", path.display());
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if UnixStream::connect(path).is_ok() {
-                    return Err(format!(
-                        "--socket {}: another process listens there",
-                        path.display()
-                    ));
-                }
-                let metadata = path.symlink_metadata().map_err(fail)?;
-                if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) {
-                    return Err(format!(
-                        "--socket {}: there is another file",
-                        path.display()
-                    ));
-                }
-                std::fs::remove_file(path).map_err(fail)?;
-                UnixListener::bind(path).map_err(fail)?
-            }
-            result => result.map_err(fail)?,
-        };
-        let server = Self {
-            listener,
-            path: path.to_owned(),
+        Ok(Self {
+            listener: Listener::bind("--socket", path)?,
             connections: Vec::new(),
-        };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
-        server.listener.set_nonblocking(true).map_err(fail)?;
-        Ok(server)
+        })
     }
 
-    /// Hands the socket's file over to another user.
-    ///
-    /// # Errors
-    /// As chown(2).
-    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        std::os::unix::fs::chown(&self.path, uid, gid)
+    /// The listening socket.
+    #[must_use]
+    pub fn listener(&self) -> &Listener {
+        &self.listener
     }
 
     /// What to poll: the descriptor, and whether it waits to write.
@@ -103,29 +75,19 @@ impl Server {
     /// Does what can be done without waiting. `handle` answers one request, which
     /// may have come with an open file.
     pub fn progress(&mut self, mut handle: impl FnMut(Command, Option<OwnedFd>) -> Answer) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if stream.set_nonblocking(true).is_ok() {
-                if self.connections.len() == MAX_CONNECTIONS {
-                    self.connections.remove(0);
-                }
-                self.connections.push(Connection {
-                    stream,
-                    received: Vec::new(),
-                    descriptors: Vec::new(),
-                    answer: None,
-                });
+        while let Some(stream) = self.listener.accept() {
+            if self.connections.len() == MAX_CONNECTIONS {
+                self.connections.remove(0);
             }
+            self.connections.push(Connection {
+                stream,
+                received: Vec::new(),
+                descriptors: Vec::new(),
+                answer: None,
+            });
         }
         self.connections
             .retain_mut(|connection| connection.progress(&mut handle));
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Best effort: in a jail the folder may be out of reach, and a leftover
-        // socket is replaced by the next one.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -231,6 +193,7 @@ enum Receive {
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::unix::net::UnixListener;
 
     fn ask(server: &mut Server, path: &Path, request: &str) -> String {
         let mut client = UnixStream::connect(path).expect("connects");

@@ -18,14 +18,14 @@ use vmm_sys_util::signal::{block_signal, create_sigset};
 
 use self::commands::perform;
 use self::files::{Made, open_file, resolved, write_exit};
-use self::terminal::Console;
+use self::terminal::Terminal;
 use crate::acpi::registers::Request;
 use crate::arch::x86_64::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
 use crate::jail;
 use crate::machine::{Extras, Machine, Parts, Taps};
-use crate::serial::{Output, Serial};
+use crate::serial::{Console, Output, Serial, TICK};
 use crate::vcpu::Report;
 use crate::virtio::vsock;
 
@@ -110,6 +110,7 @@ struct Process {
     machine: Machine,
     server: Option<Server>,
     signals: File,
+    terminal: Option<Terminal>,
     console: Option<Console>,
     exit_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
@@ -130,7 +131,8 @@ impl Process {
             }),
             None => None,
         };
-        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket]
+        let console_socket = resolved("--console-socket", description.console_socket.as_deref())?;
+        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket, &console_socket]
             .into_iter()
             .flatten()
             .chain(vsock.as_ref().map(|options| &options.path))
@@ -168,6 +170,10 @@ impl Process {
         // Before the first thread is made, since threads inherit the mask.
         let signals = signals().map_err(|error| format!("signals: {error}"))?;
         let serial = Serial::new(output).map_err(|error| format!("serial port: {error}"))?;
+        let console = match &console_socket {
+            Some(path) => Some(Console::bind(path, &serial)?),
+            None => None,
+        };
         let mut machine = Machine::build(Parts {
             id: description.id.clone(),
             vcpus: description.vcpus,
@@ -194,12 +200,16 @@ impl Process {
                 })
                 .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
         }
-        if let Some(server) = &server
-            && (description.uid.is_some() || description.gid.is_some())
-        {
-            server
-                .chown(description.uid, description.gid)
-                .map_err(|error| format!("--socket: {error}"))?;
+        if description.uid.is_some() || description.gid.is_some() {
+            let listeners = [
+                ("--socket", server.as_ref().map(Server::listener)),
+                ("--console-socket", console.as_ref().map(Console::listener)),
+            ];
+            for (flag, listener) in listeners {
+                listener
+                    .map_or(Ok(()), |one| one.chown(description.uid, description.gid))
+                    .map_err(|error| format!("{flag}: {error}"))?;
+            }
         }
         if description.daemonize {
             // A daemon must not keep a file system from being unmounted.
@@ -224,12 +234,13 @@ impl Process {
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;
         }
         made.keep();
-        let console =
-            (description.serial_log.is_none() && !description.daemonize).then(Console::new);
+        let terminal =
+            (description.serial_log.is_none() && !description.daemonize).then(Terminal::new);
         Ok(Self {
             machine,
             server,
             signals,
+            terminal,
             console,
             exit_file,
             pid_file,
@@ -239,20 +250,17 @@ impl Process {
 
     /// Serves until there is a reason to end.
     fn serve(&mut self) -> Exit {
+        let mut more_output = false;
         loop {
             if let Some(exit) = self.ending.take() {
                 return exit;
             }
-            self.wait();
+            self.wait(more_output);
             if signalled(&mut self.signals) {
                 self.ending = Some(Exit::Stopped);
             }
             self.take_reports();
-            if let Some(console) = &mut self.console
-                && console.progress(self.machine.serial())
-            {
-                self.ending = Some(Exit::Stopped);
-            }
+            more_output = self.serve_console();
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
                 server
@@ -261,8 +269,26 @@ impl Process {
         }
     }
 
-    /// Waits until any of the descriptors has something.
-    fn wait(&self) {
+    /// Moves the guest's output and input. Returns whether more output is likely to
+    /// come soon.
+    fn serve_console(&mut self) -> bool {
+        let serial = self.machine.serial();
+        // Nonblocking: errors say that they have not rung.
+        let _ = (serial.input_read().read(), serial.output_waits().read());
+        let more_output = serial.progress();
+        if let Some(terminal) = &mut self.terminal
+            && terminal.progress(serial)
+        {
+            self.ending = Some(Exit::Stopped);
+        }
+        if let Some(console) = &mut self.console {
+            console.progress(serial);
+        }
+        more_output
+    }
+
+    /// Waits until any of the descriptors has something, or for more output.
+    fn wait(&self, more_output: bool) {
         let interest = |fd, events| libc::pollfd {
             fd,
             events,
@@ -272,13 +298,21 @@ impl Process {
             interest(self.signals.as_raw_fd(), libc::POLLIN),
             interest(self.machine.bell().as_raw_fd(), libc::POLLIN),
         ];
+        let serial = self.machine.serial();
+        fds.push(interest(serial.output_waits().as_raw_fd(), libc::POLLIN));
+        let room = serial.input_capacity() > 0;
+        if !room {
+            fds.push(interest(serial.input_read().as_raw_fd(), libc::POLLIN));
+        }
+        if let Some(terminal) = &self.terminal
+            && terminal.open
+            && room
+        {
+            fds.push(interest(io::stdin().as_raw_fd(), libc::POLLIN));
+        }
         if let Some(console) = &self.console {
-            let serial = self.machine.serial();
-            if console.wants_input(serial) {
-                fds.push(interest(io::stdin().as_raw_fd(), libc::POLLIN));
-            } else if console.open {
-                fds.push(interest(serial.input_read().as_raw_fd(), libc::POLLIN));
-            }
+            let interests = console.interests(room);
+            fds.extend(interests.map(|(fd, events)| interest(fd, events)));
         }
         if let Some(server) = &self.server {
             fds.extend(
@@ -287,9 +321,13 @@ impl Process {
                 }),
             );
         }
+        let timeout = match more_output {
+            true => i32::try_from(TICK.as_millis()).unwrap_or(0),
+            false => -1,
+        };
         // SAFETY: the pointer and the count are those of a live vector. An error
         // can only be EINTR, and then looking round does no harm.
-        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
     }
 
     fn take_reports(&mut self) {
@@ -317,7 +355,10 @@ impl Process {
     }
 
     /// Takes the machine down and says why, as the last act.
-    fn end(self, exit: &Exit) -> ExitCode {
+    fn end(mut self, exit: &Exit) -> ExitCode {
+        // The guest's last words.
+        self.serve_console();
+        drop(self.terminal);
         drop(self.console);
         drop(self.machine);
         drop(self.server);

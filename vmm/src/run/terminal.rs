@@ -7,7 +7,7 @@ use crate::serial::{RawTerminal, Serial};
 
 /// The terminal, as the serial port's other end. Ctrl-A x ends the machine,
 /// Ctrl-A Ctrl-A is one Ctrl-A.
-pub(super) struct Console {
+pub(super) struct Terminal {
     /// Whether more input may come.
     pub(super) open: bool,
     escaped: bool,
@@ -16,7 +16,7 @@ pub(super) struct Console {
 
 const CTRL_A: u8 = 1;
 
-impl Console {
+impl Terminal {
     /// On standard input, raw if it is a terminal.
     pub(super) fn new() -> Self {
         Self {
@@ -26,14 +26,12 @@ impl Console {
         }
     }
 
-    /// Whether there is room for input.
-    pub(super) fn wants_input(&self, serial: &Serial) -> bool {
+    fn wants_input(&self, serial: &Serial) -> bool {
         self.open && serial.input_capacity() > 0
     }
 
     /// Moves input to the guest. True: the user wants to end.
     pub(super) fn progress(&mut self, serial: &Serial) -> bool {
-        let _ = serial.input_read().read();
         if !self.wants_input(serial) || !readable(io::stdin().as_raw_fd()) {
             return false;
         }
@@ -83,13 +81,13 @@ mod tests {
 
     #[test]
     fn ctrl_a_x_ends() {
-        let mut console = Console {
+        let mut terminal = Terminal {
             open: true,
             escaped: false,
             _terminal: None,
         };
-        assert_eq!(console.unescape(b"ab\x01"), (b"ab".to_vec(), false));
-        assert_eq!(console.unescape(b"\x01c"), (b"\x01c".to_vec(), false));
-        assert_eq!(console.unescape(b"d\x01x"), (b"d".to_vec(), true));
+        assert_eq!(terminal.unescape(b"ab\x01"), (b"ab".to_vec(), false));
+        assert_eq!(terminal.unescape(b"\x01c"), (b"\x01c".to_vec(), false));
+        assert_eq!(terminal.unescape(b"d\x01x"), (b"d".to_vec(), true));
     }
 }

@@ -45,22 +45,32 @@ impl BoundedLog {
         Ok(())
     }
 
-    fn compact(&mut self) -> io::Result<()> {
-        let mut kept = vec![0; KEEP];
-        let start = self.length.saturating_sub(KEEP as u64);
+    /// The newest bytes, at most `count`.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn tail(&self, count: usize) -> io::Result<Vec<u8>> {
+        let start = self.length.saturating_sub(count as u64);
+        let mut bytes = vec![0; usize::try_from(self.length - start).unwrap_or(count)];
         let mut filled = 0;
-        while filled < KEEP {
+        while filled < bytes.len() {
             match self
                 .file
-                .read_at(&mut kept[filled..], start + filled as u64)?
+                .read_at(&mut bytes[filled..], start + filled as u64)?
             {
                 0 => break,
                 count => filled += count,
             }
         }
-        self.file.write_all_at(&kept[..filled], 0)?;
-        self.file.set_len(filled as u64)?;
-        self.length = filled as u64;
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+
+    fn compact(&mut self) -> io::Result<()> {
+        let kept = self.tail(KEEP)?;
+        self.file.write_all_at(&kept, 0)?;
+        self.length = kept.len() as u64;
+        self.file.set_len(self.length)?;
         Ok(())
     }
 }

@@ -1,9 +1,17 @@
 //! COM1: a 16550 (rust-vmm's register machine) whose output goes to a bounded log
-//! file or to standard output, and whose input comes from the console.
+//! file or to standard output, and whose input comes from the console: the terminal,
+//! or who is attached to the console socket.
+//!
+//! ```text
+//!  vCPU ─► UART ─► Outlet ──► log, standard output
+//!   ▲       ▲        └─ the newest 64 KiB ─► Console ─► clients
+//!   └─ irq ─┴─────────── input ◄────────────────┘
+//! ```
 
+mod console;
 mod log;
+mod outlet;
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,40 +20,24 @@ use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use log::BoundedLog;
+use self::outlet::Outlet;
 
-/// Where the guest's output goes.
-#[derive(Debug)]
-pub enum Output {
-    /// A log file that keeps the newest.
-    Log(BoundedLog),
-    /// Standard output.
-    Stdout,
-}
+pub use self::console::Console;
+pub use self::log::BoundedLog;
+pub use self::outlet::{Output, TICK};
 
-impl Output {
-    /// A log in `file`, which stays bounded.
-    ///
-    /// # Errors
-    /// When the file can't be measured or cut.
-    pub fn log(file: File) -> io::Result<Self> {
-        BoundedLog::new(file).map(Self::Log)
+#[derive(Clone)]
+struct Sink(Arc<Mutex<Outlet>>);
+
+impl Sink {
+    fn lock(&self) -> MutexGuard<'_, Outlet> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[derive(Clone)]
-struct Sink(Arc<Mutex<Output>>);
-
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Output::Log(log) => log.append(bytes)?,
-            Output::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(bytes)?;
-                stdout.flush()?;
-            }
-        }
+        self.lock().push(bytes);
         Ok(bytes.len())
     }
 
@@ -85,6 +77,7 @@ pub struct Serial {
     sink: Sink,
     interrupt: Interrupt,
     input_read: InputRead,
+    output_waits: Arc<EventFd>,
 }
 
 impl Serial {
@@ -94,7 +87,9 @@ impl Serial {
     /// When no eventfd can be made.
     pub fn new(output: Output) -> io::Result<Self> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
-        let sink = Sink(Arc::new(Mutex::new(output)));
+        let output_waits = event()?;
+        let outlet = Outlet::new(output, Arc::clone(&output_waits));
+        let sink = Sink(Arc::new(Mutex::new(outlet)));
         let interrupt = Interrupt(event()?);
         let input_read = InputRead(event()?);
         Ok(Self {
@@ -106,6 +101,7 @@ impl Serial {
             sink,
             interrupt,
             input_read,
+            output_waits,
         })
     }
 
@@ -121,6 +117,33 @@ impl Serial {
         &self.input_read.0
     }
 
+    /// Signalled when there is output after a while without: [`Self::progress`] is due.
+    #[must_use]
+    pub fn output_waits(&self) -> &EventFd {
+        &self.output_waits
+    }
+
+    /// Carries output on to where it goes. Returns whether to call this again after
+    /// [`TICK`]; if not, [`Self::output_waits`] tells when.
+    pub fn progress(&self) -> bool {
+        self.sink.lock().progress()
+    }
+
+    /// Remembers the newest output from now on, beginning with that of the log.
+    fn keep_recent(&self) -> io::Result<()> {
+        self.sink.lock().keep_recent()
+    }
+
+    /// The number of the oldest byte of output that is remembered.
+    fn recent_start(&self) -> u64 {
+        self.sink.lock().recent_start()
+    }
+
+    /// Appends up to `count` bytes of output from number `from` on.
+    fn recent(&self, from: u64, count: usize, to: &mut Vec<u8>) -> outlet::Read {
+        self.sink.lock().read(from, count, to)
+    }
+
     /// Reads a register. All are one byte wide; a wider access reads ones behind.
     pub fn read(&self, register: u8, data: &mut [u8]) {
         data.fill(0xff);
@@ -132,7 +155,7 @@ impl Serial {
     /// Writes a register.
     pub fn write(&self, register: u8, data: &[u8]) {
         if let [value] = data {
-            // A log that can't be written must not stop the guest; the byte is lost.
+            // It fails when the interrupt can't be raised, and then is lost.
             let _ = self.lock().write(register, *value);
         }
     }
@@ -215,6 +238,7 @@ mod tests {
         for byte in b"hi\n" {
             serial.write(0, &[*byte]);
         }
+        serial.progress();
         let mut text = String::new();
         view.rewind().expect("rewind");
         view.read_to_string(&mut text).expect("read");

@@ -1,0 +1,81 @@
+//! A listening Unix socket for this user only, removed from the file system when
+//! dropped.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Listens at `path`, which was given with `flag`. A socket that nobody answers on
+    /// is a leftover and is replaced.
+    ///
+    /// # Errors
+    /// One line: the path is taken, or can't be made.
+    pub fn bind(flag: &str, path: &Path) -> Result<Self, String> {
+        let wrong = |why: &str| format!("{flag} {}: {why}", path.display());
+        let fail = |error: io::Error| wrong(&error.to_string());
+        let socket = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if UnixStream::connect(path).is_ok() {
+                    return Err(wrong("another process listens there"));
+                }
+                let metadata = path.symlink_metadata().map_err(fail)?;
+                if !metadata.file_type().is_socket() {
+                    return Err(wrong("there is another file"));
+                }
+                std::fs::remove_file(path).map_err(fail)?;
+                UnixListener::bind(path).map_err(fail)?
+            }
+            result => result.map_err(fail)?,
+        };
+        let listener = Self {
+            socket,
+            path: path.to_owned(),
+        };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+        listener.socket.set_nonblocking(true).map_err(fail)?;
+        Ok(listener)
+    }
+
+    /// Hands the socket's file over to another user.
+    ///
+    /// # Errors
+    /// As chown(2).
+    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        std::os::unix::fs::chown(&self.path, uid, gid)
+    }
+
+    /// The next who has connected, without waiting; reads and writes don't wait either.
+    #[must_use]
+    pub fn accept(&self) -> Option<UnixStream> {
+        loop {
+            let (stream, _) = self.socket.accept().ok()?;
+            if stream.set_nonblocking(true).is_ok() {
+                return Some(stream);
+            }
+        }
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Best effort: in a jail the folder may be out of reach, and a leftover
+        // socket is replaced by the next one.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
