@@ -5,6 +5,7 @@
 //! share it: `--test-threads=1`.
 
 mod a_first_instance;
+mod a_limits;
 mod b_exercise;
 mod c_security_groups;
 mod d_crash;
