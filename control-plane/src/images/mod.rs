@@ -9,23 +9,17 @@
 //! changes. `hearth images` verifies a folder ahead of a cloud that finds it
 //! read-only or slow.
 
+mod manifest;
+mod verified;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
-use crate::model::{BootMethod, Image, ImageId, Manifest};
-
-/// The file beside the images that remembers what was verified.
-const CACHE_NAME: &str = ".verified.json";
-/// A manifest is some hundred bytes; more than this is something else.
-const MAX_MANIFEST: u64 = 64 << 10;
-/// One entry is about 150 bytes: room for more images than a folder will have.
-const MAX_CACHE: u64 = 4 << 20;
+use self::manifest::{describe, manifests};
+use self::verified::{Verified, read_cache, verify, write_cache};
+use crate::model::{Image, ImageId, Manifest};
 
 /// What a scan found.
 #[derive(Debug, Default)]
@@ -54,19 +48,6 @@ pub struct Problem {
     pub manifest: PathBuf,
     /// What is wrong with it, in one line.
     pub what: String,
-}
-
-/// A file as it was when it was hashed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Verified {
-    size: u64,
-    mtime_sec: i64,
-    mtime_nsec: i64,
-    // Nobody can set it, so it tells a disk that was put in another's place; an
-    // inode number would too, but isn't the same over a shared file system.
-    ctime_sec: i64,
-    ctime_nsec: i64,
-    sha256: String,
 }
 
 /// Reads every manifest in `dir`, and verifies at most one disk that isn't known
@@ -147,27 +128,6 @@ pub fn scan(dir: &Path, owner: &str, known: &mut Known) -> io::Result<Scan> {
     Ok(found)
 }
 
-/// The manifests in a folder, by name.
-fn manifests(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let mut manifests = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let hidden = path
-            .file_name()
-            .is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.extension().is_some_and(|e| e == "json") {
-            manifests.push(path);
-        }
-    }
-    manifests.sort();
-    Ok(manifests)
-}
-
 /// Where an image's disk lies.
 pub fn disk_path(dir: &Path, image: &Image) -> PathBuf {
     dir.join(&image.manifest.disk)
@@ -183,15 +143,6 @@ pub fn image_id(sha256: &str) -> Option<ImageId> {
     hex.then(|| format!("{}-{}", ImageId::PREFIX, &sha256[..17]))?
         .parse()
         .ok()
-}
-
-/// Reads one manifest.
-fn describe(path: &Path) -> Result<Manifest, String> {
-    let text = read_capped(path, MAX_MANIFEST).map_err(|e| e.to_string())?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|e| format!("not a manifest: {e}"))?;
-    check(&manifest)?;
-    Ok(manifest)
 }
 
 /// The image that a manifest describes, if its disk is what it says.
@@ -217,81 +168,7 @@ fn image(manifest: Manifest, verified: &Verified, owner: &str) -> Result<Image, 
     })
 }
 
-/// The parts of a manifest that its types leave open.
-fn check(m: &Manifest) -> Result<(), String> {
-    // EC2's limits on image names: 3 to 128 characters.
-    if !(3..=128).contains(&m.name.chars().count()) {
-        return Err("\"name\" is not of 3 to 128 characters".to_owned());
-    }
-    if m.architecture != "x86_64" {
-        return Err(format!(
-            "\"architecture\" is \"{}\"; only x86_64 runs here",
-            m.architecture
-        ));
-    }
-    if !m.root_device_name.starts_with("/dev/") {
-        return Err("\"root_device_name\" does not begin with /dev/".to_owned());
-    }
-    let mut parts = Path::new(&m.disk).components();
-    if !matches!(
-        (parts.next(), parts.next()),
-        (Some(Component::Normal(_)), None)
-    ) {
-        return Err("\"disk\" is not the name of a file beside the manifest".to_owned());
-    }
-    if m.disk_size == 0 || !m.disk_size.is_multiple_of(512) {
-        return Err("\"disk_size\" is not a whole number of 512-byte sectors".to_owned());
-    }
-    let BootMethod::Linux { kernel, initrd, .. } = &m.boot;
-    for path in [Some(kernel), initrd.as_ref()].into_iter().flatten() {
-        if !path.starts_with('/') {
-            return Err(format!("\"{path}\" in \"boot\" is not an absolute path"));
-        }
-    }
-    Ok(())
-}
-
-/// Hashes the file, unless it is the one that was hashed before; says whether it
-/// did. None when it would have to and may not.
-fn verify(
-    disk: &Path,
-    before: Option<&Verified>,
-    may_hash: bool,
-) -> io::Result<Option<(Verified, bool)>> {
-    let mut file = File::open(disk)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut now = Verified {
-        size: meta.len(),
-        mtime_sec: meta.mtime(),
-        mtime_nsec: meta.mtime_nsec(),
-        ctime_sec: meta.ctime(),
-        ctime_nsec: meta.ctime_nsec(),
-        sha256: String::new(),
-    };
-    if let Some(before) = before {
-        now.sha256.clone_from(&before.sha256);
-        if now == *before {
-            return Ok(Some((now, false)));
-        }
-    }
-    if !may_hash {
-        return Ok(None);
-    }
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    now.sha256 = hex::encode(hash.finalize());
-    Ok(Some((now, true)))
-}
-
+/// A file's bytes, if they are no more than `cap`.
 fn read_capped(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(cap + 1).read_to_end(&mut bytes)?;
@@ -301,29 +178,13 @@ fn read_capped(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_cache(dir: &Path) -> BTreeMap<String, Verified> {
-    // A cache that is absent or damaged only means hashing again.
-    read_capped(&dir.join(CACHE_NAME), MAX_CACHE)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default()
-}
-
-fn write_cache(dir: &Path, cache: &BTreeMap<String, Verified>) -> io::Result<()> {
-    let temp = dir.join(format!("{CACHE_NAME}.{}", std::process::id()));
-    let mut file = File::create(&temp)?;
-    let written = serde_json::to_vec_pretty(cache)
-        .map_err(io::Error::from)
-        .and_then(|bytes| file.write_all(&bytes))
-        .and_then(|()| fs::rename(&temp, dir.join(CACHE_NAME)));
-    if written.is_err() {
-        let _ = fs::remove_file(&temp);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use sha2::{Digest as _, Sha256};
+
+    use super::verified::CACHE_NAME;
     use super::*;
 
     /// A folder with one good image, and its manifest to spoil.

@@ -9,20 +9,23 @@
 //! a crash leaves nothing half-made under a volume's name; what it leaves is
 //! swept when the host is opened.
 
+mod pool;
+mod sparse;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use rustix::fs::{SeekFrom, ioctl_ficlone};
+use rustix::fs::ioctl_ficlone;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
+pub use self::pool::Cloning;
+use self::sparse::copy_sparse;
 use super::{Source, StorageError, StorageHost, VolumeSpec};
 use crate::model::{ImageId, VolumeId};
 
@@ -30,20 +33,6 @@ use crate::model::{ImageId, VolumeId};
 const MAKING: &str = ".making-";
 /// Where imported images lie, in the volumes' folder.
 const IMAGES: &str = ".images";
-/// The smallest pool: XFS refuses less than 300 MiB.
-const MIN_POOL: u64 = 512 << 20;
-
-/// How a volume comes from its image here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cloning {
-    /// By reflink, on the data folder's own file system.
-    Reflink,
-    /// By reflink, in the XFS file on a loop device.
-    Pool,
-    /// By copying what is not a hole.
-    Copy,
-}
-
 type Locks = Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>;
 
 /// The volumes of this machine.
@@ -83,7 +72,7 @@ impl HostStorage {
                 .mode(0o700)
                 .create(&volumes),
         )?;
-        let cloning = choose(data, &volumes)?;
+        let cloning = pool::choose(data, &volumes)?;
         for dir in [volumes.clone(), volumes.join(IMAGES)] {
             doing(|| format!("sweeping {}", dir.display()), sweep(&dir))?;
         }
@@ -291,36 +280,6 @@ impl Inner {
     }
 }
 
-/// Copies all but the holes. The target is empty.
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    let size = from.metadata()?.len();
-    to.set_len(size)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
-        at = start;
-        while at < end {
-            let want = usize::try_from(end - at).map_or(buffer.len(), |n| n.min(buffer.len()));
-            let n = from.read_at(&mut buffer[..want], at)?;
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            // A file system that doesn't know its holes shows them as zeroes.
-            if buffer[..n].iter().any(|b| *b != 0) {
-                to.write_all_at(&buffer[..n], at)?;
-            }
-            at += n as u64;
-        }
-    }
-    Ok(())
-}
-
 fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -356,135 +315,6 @@ fn list(dir: &Path) -> io::Result<BTreeSet<VolumeId>> {
     Ok(found)
 }
 
-/// Finds the best way to clone in this data folder, and prepares it.
-fn choose(data: &Path, volumes: &Path) -> Result<Cloning, StorageError> {
-    let pool = data.join("pool.xfs");
-    if is_mounted(data, volumes) {
-        return Ok(Cloning::Pool);
-    }
-    let has_volumes = !list(volumes).unwrap_or_default().is_empty();
-    if !pool.exists() {
-        if can_reflink(volumes) {
-            return Ok(Cloning::Reflink);
-        }
-        // Volumes that are there already would vanish under a mount.
-        if has_volumes {
-            return Ok(Cloning::Copy);
-        }
-    }
-    let is_new = !pool.exists();
-    match mount_pool(data, &pool, volumes) {
-        Ok(()) => Ok(Cloning::Pool),
-        Err(e) if is_new => {
-            let _ = fs::remove_file(&pool);
-            tracing::warn!(
-                error = %e,
-                "no reflink and no XFS pool: volumes are copied, which is slow"
-            );
-            Ok(Cloning::Copy)
-        }
-        Err(source) => Err(StorageError::Host {
-            doing: format!("mounting {}, which holds the volumes", pool.display()),
-            source,
-        }),
-    }
-}
-
-/// Whether something is mounted on the volumes' folder.
-fn is_mounted(data: &Path, volumes: &Path) -> bool {
-    match (fs::metadata(data), fs::metadata(volumes)) {
-        (Ok(outside), Ok(inside)) => outside.dev() != inside.dev(),
-        _ => false,
-    }
-}
-
-/// Tries a reflink of a block, as nothing else tells for sure.
-fn can_reflink(dir: &Path) -> bool {
-    let (a, b) = (
-        dir.join(format!("{MAKING}a")),
-        dir.join(format!("{MAKING}b")),
-    );
-    let tried = (|| {
-        let from = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&a)?;
-        from.write_all_at(&[1; 4096], 0)?;
-        let to = File::create(&b)?;
-        ioctl_ficlone(to.as_fd(), from.as_fd()).map_err(io::Error::from)
-    })();
-    let _ = fs::remove_file(a);
-    let _ = fs::remove_file(b);
-    tried.is_ok()
-}
-
-/// Makes the pool's file if it isn't there, and mounts it. The loop device
-/// frees itself at the unmount (`mount -o loop` sets its autoclear flag).
-fn mount_pool(data: &Path, pool: &Path, volumes: &Path) -> io::Result<()> {
-    if !pool.exists() {
-        let space = rustix::fs::statvfs(data)?;
-        let size = (space.f_bavail * space.f_frsize).max(MIN_POOL);
-        let temp = data.join(format!("{MAKING}pool.xfs"));
-        let made = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temp)
-            .and_then(|file| file.set_len(size))
-            .and_then(|()| {
-                run(
-                    "mkfs.xfs",
-                    &[
-                        "-q".as_ref(),
-                        "-m".as_ref(),
-                        "reflink=1".as_ref(),
-                        temp.as_os_str(),
-                    ],
-                )
-            })
-            .and_then(|()| fs::rename(&temp, pool));
-        if made.is_err() {
-            let _ = fs::remove_file(&temp);
-        }
-        made?;
-    }
-    run(
-        "mount",
-        &[
-            "-t".as_ref(),
-            "xfs".as_ref(),
-            "-o".as_ref(),
-            "loop,noatime,nodev,nosuid,noexec,discard".as_ref(),
-            pool.as_os_str(),
-            volumes.as_os_str(),
-        ],
-    )
-}
-
-fn run(program: &str, args: &[&std::ffi::OsStr]) -> io::Result<()> {
-    // The tools of mount and mkfs lie in sbin, which a service may not have.
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let done = Command::new(program)
-        .args(args)
-        .env_clear()
-        .env("PATH", path)
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))?;
-    if done.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&done.stderr);
-    let line = said.trim().lines().next_back().unwrap_or_default();
-    Err(io::Error::other(format!(
-        "{program}: {} ({line})",
-        done.status
-    )))
-}
-
 /// Removes all that [`HostStorage`] has ever made under `data`, whether it is
 /// open or not. Blocks.
 ///
@@ -492,19 +322,7 @@ fn run(program: &str, args: &[&std::ffi::OsStr]) -> io::Result<()> {
 /// When something is in use or can't be removed.
 pub fn purge(data: &Path) -> Result<(), StorageError> {
     let volumes = data.join("volumes");
-    if is_mounted(data, &volumes) {
-        doing(
-            || format!("unmounting {}", volumes.display()),
-            unmount(&volumes, UnmountFlags::empty()).map_err(io::Error::from),
-        )?;
-    }
-    for file in ["pool.xfs", ".making-pool.xfs"] {
-        let file = data.join(file);
-        doing(
-            || format!("removing {}", file.display()),
-            absent_is_fine(fs::remove_file(&file)),
-        )?;
-    }
+    pool::purge(data, &volumes)?;
     doing(
         || format!("removing {}", volumes.display()),
         absent_is_fine(fs::remove_dir_all(&volumes)),
@@ -513,13 +331,15 @@ pub fn purge(data: &Path) -> Result<(), StorageError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
     use super::*;
 
     /// Volumes on whatever the temporary folder's file system is, without a pool.
     fn opened(data: &Path) -> HostStorage {
         let volumes = data.join("volumes");
         fs::create_dir_all(&volumes).unwrap();
-        let cloning = if can_reflink(&volumes) {
+        let cloning = if pool::can_reflink(&volumes) {
             Cloning::Reflink
         } else {
             Cloning::Copy
