@@ -90,7 +90,11 @@ lab_boot() {
     opts+=" -fsdev local,id=usr,path=/usr,security_model=none,readonly=on,multidevs=remap"
     opts+=" -device virtio-9p-pci,fsdev=usr,mount_tag=hearth-usr"
 
-    local vng=("$HEARTH_VENV/bin/vng" -v -r "$kernel" --disable-kvm --force-9p --cpus 2
+    # One processor. With two, QEMU's emulation of SVM hands an interrupt to
+    # code that has them off (GIF=0): a busy guest with two vCPUs takes a triple
+    # fault or this lab's own kernel runs over its stack, within a minute or two.
+    # With one, the same guests run on. Guests may have several vCPUs on it.
+    local vng=("$HEARTH_VENV/bin/vng" -v -r "$kernel" --disable-kvm --force-9p --cpus 1
         --memory "$(lab_memory)M" --user root --name hearth-lab
         --cwd /
         --rwdir="$LAB_SHARE" --rwdir="$LAB_LOGS"

@@ -42,7 +42,6 @@ fn the_exercise_with_boto3_on_micro() {
 }
 
 #[test]
-#[ignore = "seen to pass as far as the console; stop, start and reboot have yet to be"]
 fn the_exercise_with_the_aws_cli_on_debian() {
     exercise(&DEBIAN);
 }

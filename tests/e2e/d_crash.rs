@@ -20,7 +20,6 @@ fn kill_and_restart(cloud: &Cloud) {
 }
 
 #[test]
-#[ignore = "hangs in the lab, where a killed hearth may stay a zombie: look into it"]
 fn instances_outlive_the_control_plane() {
     let cloud = Cloud::running();
     let before = cloud.host.run("pgrep -x hearth-vmm | sort");
@@ -51,7 +50,6 @@ fn instances_outlive_the_control_plane() {
 }
 
 #[test]
-#[ignore = "hangs in the lab, where a killed hearth may stay a zombie: look into it"]
 fn a_launch_that_was_cut_off_is_finished() {
     let cloud = Cloud::running();
     let image = cloud.image("micro");

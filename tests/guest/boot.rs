@@ -3,7 +3,6 @@
 use hearth_tests::Vm;
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn sees_the_vcpus_it_was_given() {
     for vcpus in [1, 2, 4] {
         let mut vm = Vm::of("micro").vcpus(vcpus).boot();
@@ -23,7 +22,6 @@ fn sees_the_vcpus_it_was_given() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn sees_the_memory_it_was_given() {
     // Below the hole, and past the 4 GiB line.
     for mib in [128_u64, 5 * 1024] {
@@ -41,7 +39,6 @@ fn sees_the_memory_it_was_given() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn finds_its_devices_and_no_complaint() {
     let mut vm = Vm::of("micro").boot();
     assert_eq!(vm.run("cat /sys/block/vda/serial"), "vol0root");
@@ -56,7 +53,6 @@ fn finds_its_devices_and_no_complaint() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn two_machines_run_side_by_side() {
     let mut a = Vm::of("micro").boot();
     let mut b = Vm::of("micro").boot();

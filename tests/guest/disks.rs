@@ -66,7 +66,6 @@ fn write_and_read(vm: &mut Vm, mib: u64) -> String {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn a_gibibyte_comes_back_as_written_by_both_engines() {
     for engine in ["io_uring", "threads"] {
         let disk = Blank::new(1024);
@@ -78,7 +77,6 @@ fn a_gibibyte_comes_back_as_written_by_both_engines() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn discard_frees_blocks() {
     let disk = Blank::new(128);
     let mut vm = disk.boot("");
@@ -93,7 +91,6 @@ fn discard_frees_blocks() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn what_was_flushed_survives_the_end_of_the_process() {
     let disk = Blank::new(16);
     let mut vm = disk.boot("");
@@ -108,7 +105,6 @@ fn what_was_flushed_survives_the_end_of_the_process() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn a_read_only_disk_refuses_and_a_grown_one_is_seen() {
     let disk = Blank::new(16);
     let mut vm = disk.boot(",readonly");

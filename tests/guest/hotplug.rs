@@ -29,7 +29,6 @@ fn held(vm: &Vm) -> (usize, usize) {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn a_disk_comes_and_goes_fifty_times() {
     let mut vm = Vm::of("micro").boot();
     let path = vm.dir.path().join("hot.raw");
@@ -63,7 +62,6 @@ fn a_disk_comes_and_goes_fifty_times() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn an_interface_comes_and_goes_fifty_times() {
     let net = Net::new("hot");
     let mut vm = Vm::of("micro").boot();

@@ -5,7 +5,6 @@ use hearth_tests::Vm;
 const UUID: &str = "ec2a1b2c-3d4e-4f50-8182-93a4b5c6d7e8";
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn a_stock_debian_takes_it_for_ec2() {
     let smbios = format!("product=t3.micro,uuid={UUID},asset-tag=i-0123456789abcdef0");
     let mut vm = Vm::of("debian-12")

@@ -11,12 +11,11 @@ fn power_off_by_the_guest_ends_the_process() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn reboots_five_times_in_the_same_process() {
     let mut vm = Vm::of("micro").boot();
     for n in 1..=5 {
         vm.type_line("reboot -f");
-        vm.wait_for_console("# ", 180);
+        vm.wait_for_shell();
         assert_eq!(vm.api("GET", "/v1/machine", None)["resets"], n);
     }
 }
@@ -29,12 +28,11 @@ fn stop_by_the_socket_ends_the_process() {
 }
 
 #[test]
-#[ignore = "written, not yet seen to pass in the lab"]
 fn a_guest_that_panics_is_reported() {
     let mut vm = Vm::of("micro").append("panic=-1").boot();
     vm.run("sync");
     vm.type_line("echo c > /proc/sysrq-trigger");
     // panic=-1 asks for a reset at once: the machine is re-created and boots again.
-    vm.wait_for_console("# ", 180);
+    vm.wait_for_shell();
     assert_eq!(vm.api("GET", "/v1/machine", None)["resets"], 1);
 }

@@ -232,14 +232,7 @@ impl Builder {
     /// Starts it and waits for the shell.
     pub fn boot(self) -> Vm {
         let mut vm = self.start();
-        vm.wait_for_console("# ", 180);
-        // No echo, so that what comes back is what a command printed.
-        vm.stdin
-            .write_all(
-                b"stty -echo 2>/dev/null; PS1= PS2=; export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n",
-            )
-            .expect("the console takes input");
-        vm.run("mount -t proc proc /proc 2>/dev/null; mount -t sysfs sys /sys 2>/dev/null; mount -t devtmpfs dev /dev 2>/dev/null; true");
+        vm.wait_for_shell();
         vm
     }
 }
@@ -286,6 +279,19 @@ impl Vm {
                 .expect("no panic while held")
                 .0;
         }
+    }
+
+    /// Waits for the shell of a boot, the first or a later one, and readies it.
+    ///
+    /// # Panics
+    /// When there is none within three minutes.
+    pub fn wait_for_shell(&mut self) {
+        self.wait_for_console("# ", 180);
+        // No echo, so that what comes back is what a command printed.
+        self.type_line(
+            "stty -echo 2>/dev/null; PS1= PS2=; export PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        );
+        self.run("mount -t proc proc /proc 2>/dev/null; mount -t sysfs sys /sys 2>/dev/null; mount -t devtmpfs dev /dev 2>/dev/null; true");
     }
 
     /// Types a command at the console and returns what came of it.
