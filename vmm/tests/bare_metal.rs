@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use hearth_vmm_api::{Exit, Machine, Wall};
+use hearth_vmm_api::{Exit, Machine, Metrics, Wall};
+use serde::de::DeserializeOwned;
 
 /// `mov dx, port; mov al, value; out dx, al`, in long mode.
 fn out(port: u16, value: u8) -> Vec<u8> {
@@ -106,10 +107,18 @@ impl Bench {
         answer
     }
 
-    fn machine(&self) -> Machine {
-        let answer = self.ask("GET /v1/machine");
+    fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        let answer = self.ask(&format!("GET {path}"));
         let body = answer.split("\r\n\r\n").nth(1).expect("body");
         serde_json::from_str(body).expect("JSON")
+    }
+
+    fn machine(&self) -> Machine {
+        self.get("/v1/machine")
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.get("/v1/metrics")
     }
 }
 
@@ -298,12 +307,7 @@ fn a_paused_machine_stands_still() {
         .spawn()
         .expect("runs");
     until("listens", || bench.path("socket").exists());
-    let exits = || {
-        let answer = bench.ask("GET /v1/metrics");
-        let body = answer.split("\r\n\r\n").nth(1).expect("body");
-        let metrics: hearth_vmm_api::Metrics = serde_json::from_str(body).expect("JSON");
-        metrics.vcpu_exits
-    };
+    let exits = || bench.metrics().vcpu_exits;
     until("runs", || exits() > 100);
     // Every thread of it is held.
     let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("tasks");
@@ -467,6 +471,10 @@ fn a_grown_disk_is_seen_and_a_balloon_asked() {
     assert!(answer.contains("\"size_bytes\":2097152"), "{answer}");
     assert_eq!(bench.machine().disks[0].size_bytes, 2 << 20);
     assert!(bench.ask("PATCH /v1/disks/b").contains(" 404 "));
+    let metrics = bench.metrics().devices;
+    let names: Vec<_> = metrics.keys().map(String::as_str).collect();
+    assert_eq!(names, ["a", "balloon", "rng", "vsock"]);
+    assert_eq!(metrics["a"]["interrupts"], 0);
     let state = bench.ask("GET /v1/balloon");
     assert!(state.contains("\"target_bytes\":0"), "{state}");
     assert!(bench.path("vsock").exists());

@@ -179,7 +179,17 @@ pub struct BalloonState {
     pub actual_bytes: u64,
 }
 
-/// Counters since the process began.
+/// Counters since the process began, or since the device was added: numbers that only
+/// grow, also through resets of the guest.
+///
+/// | of | names |
+/// |---|---|
+/// | every device | `notifications` (times that the driver's doorbell woke the device), `interrupts`, `failures` (times that the driver broke the rules, or the host failed, and the device gave up until its reset) |
+/// | a disk | `reads`, `read_bytes`, `writes`, `written_bytes`, `flushes`, `discards` (also write-zeroes), `errors` |
+/// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it |
+/// | `rng` | `requests`, `bytes` |
+/// | `balloon` | `requests`, `inflated_bytes`, `reported_bytes` |
+/// | `vsock` | `connections`, `refused`, `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, as the guest sees it |
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Exits from the guest to the VMM, all vCPUs.

@@ -166,6 +166,8 @@ pub struct Completion {
 pub struct Wake {
     /// The stop event was written.
     pub stop: bool,
+    /// The doorbell was rung. Only to be counted: it may go unseen for a while.
+    pub rung: bool,
 }
 
 /// Carries out requests for one queue. Used by one thread, which makes it.

@@ -112,8 +112,10 @@ impl Pool {
         let mut events = [EpollEvent::default(); 3];
         let count = self.epoll.wait(&mut events, !block)?;
         done.append(&mut self.shared.lock().done);
+        let has = |token| events[..count].iter().any(|event| event.data() == token);
         Ok(Wake {
-            stop: events[..count].iter().any(|event| event.data() == STOP),
+            stop: has(STOP),
+            rung: has(DOORBELL),
         })
     }
 }

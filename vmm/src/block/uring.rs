@@ -231,10 +231,11 @@ impl Uring {
         self.unwatched = 0;
         let mut events = [EpollEvent::default(); 2];
         let count = self.epoll.wait(&mut events, !block)?;
-        let stop = events[..count]
-            .iter()
-            .any(|event| event.data() == worker::STOP);
-        Ok(Wake { stop })
+        let has = |token| events[..count].iter().any(|event| event.data() == token);
+        Ok(Wake {
+            stop: has(worker::STOP),
+            rung: has(worker::DOORBELL),
+        })
     }
 
     /// Collects completions.
@@ -242,7 +243,10 @@ impl Uring {
         let mut wake = Wake::default();
         for entry in self.ring.completion() {
             match entry.user_data() {
-                DOORBELL => self.doorbell_armed = cqueue::more(entry.flags()),
+                DOORBELL => {
+                    self.doorbell_armed = cqueue::more(entry.flags());
+                    wake.rung = true;
+                }
                 STOP => wake.stop = true,
                 token => {
                     let slot = usize::try_from(token)

@@ -202,7 +202,13 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
 }
 
+/// Names that devices have of which there is one at most.
+const TAKEN_IDS: [&str; 3] = ["rng", "balloon", "vsock"];
+
 fn check_device_id(id: &str) -> Result<(), String> {
+    if TAKEN_IDS.contains(&id) {
+        return Err(format!("id {id:?} is the name of another device"));
+    }
     if id.is_empty() || id.len() > MAX_STRING || !id.bytes().all(is_name_byte) {
         return Err(format!(
             "id {id:?}: 1 to {MAX_STRING} letters, digits, '-', '_' or '.' are allowed"
@@ -300,6 +306,7 @@ mod tests {
                 "--console-socket",
             ),
             (&["--id", "a/b"], "--id"),
+            (&["--nic", "tap=t,id=rng"], "\"rng\""),
         ] {
             let line = mistake(arguments);
             assert!(line.contains(names), "{arguments:?}: {line}");

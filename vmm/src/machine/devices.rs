@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hearth_vmm_api as api;
 use vm_memory::GuestMemoryMmap;
 
+use super::bus::Bus;
 use super::{Error, Taps};
 use crate::block::Backend;
 use crate::config;
@@ -21,6 +22,7 @@ use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{self, Balloon};
 use crate::virtio::blk::{self, Block, Options};
+use crate::virtio::counters::Counters;
 use crate::virtio::net::{Net, Options as NetOptions};
 use crate::virtio::pci::VirtioPciDevice;
 use crate::virtio::rng::Rng;
@@ -37,37 +39,47 @@ pub(super) struct Devices {
     pub(super) handles: BTreeMap<String, blk::Handle>,
     /// The way to the balloon, if there is one.
     pub(super) balloon: Option<balloon::Handle>,
+    /// What every device counts, by its name.
+    counters: BTreeMap<String, Plugged>,
+}
+
+/// A device in its slot.
+struct Plugged {
+    slot: u8,
+    counters: Arc<dyn Counters>,
 }
 
 /// What a device needs of the machine.
-pub(super) struct Socket<'a> {
-    pub(super) pci: &'a PciRoot,
-    pub(super) memory: &'a Arc<GuestMemoryMmap>,
-    pub(super) interrupts: &'a Arc<KvmInterrupts>,
+pub(super) struct Socket {
+    pub(super) bus: Arc<Bus>,
+    pub(super) memory: Arc<GuestMemoryMmap>,
+    pub(super) interrupts: Arc<KvmInterrupts>,
     pub(super) vcpus: u8,
 }
 
-impl Socket<'_> {
-    fn plug(&self, what: &str, device: Box<dyn VirtioDevice>) -> Result<u8, Error> {
+impl Socket {
+    fn plug(&self, what: &str, device: Box<dyn VirtioDevice>) -> Result<Plugged, Error> {
         let function = VirtioPciDevice::new(
             device,
-            Arc::clone(self.memory),
-            Arc::clone(self.interrupts) as Arc<dyn Interrupts>,
+            Arc::clone(&self.memory),
+            Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
         )
         .map_err(|error| Error::Device(format!("{what}: {error}")))?;
-        self.pci
+        let counters = function.counters();
+        let slot = self
+            .bus
+            .pci
             .add(None, Box::new(function))
-            .map_err(|error| Error::Device(format!("{what}: {error}")))
+            .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+        Ok(Plugged { slot, counters })
     }
-}
 
-impl Socket<'_> {
     /// Makes and plugs a disk, from its file where that is open already.
-    pub(super) fn disk(
+    fn disk(
         &self,
         disk: &config::Disk,
         file: Option<OwnedFd>,
-    ) -> Result<(api::Disk, blk::Handle), Error> {
+    ) -> Result<(api::Disk, blk::Handle, Plugged), Error> {
         let what = format!("--disk {}", disk.path.display());
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
         let backend = match file {
@@ -89,24 +101,25 @@ impl Socket<'_> {
         };
         let device = Block::new(backend, &options).map_err(fail)?;
         let handle = device.handle();
+        let plugged = self.plug(&what, Box::new(device))?;
         let description = api::Disk {
             id: disk.id.clone(),
-            slot: self.plug(&what, Box::new(device))?,
+            slot: plugged.slot,
             path: disk.path.clone(),
             size_bytes,
             read_only: disk.read_only,
             serial: disk.serial.clone(),
         };
-        Ok((description, handle))
+        Ok((description, handle, plugged))
     }
 
     /// Makes and plugs a network interface, on its tap where that is open already.
-    pub(super) fn nic(
+    fn nic(
         &self,
         nic: &config::Nic,
         taps: &mut Taps,
         open: Option<OwnedFd>,
-    ) -> Result<api::Nic, Error> {
+    ) -> Result<(api::Nic, Plugged), Error> {
         let (name, tap) = match &nic.tap {
             config::Tap::Name(name) => (
                 name.clone(),
@@ -126,13 +139,15 @@ impl Socket<'_> {
             mtu: nic.mtu,
         };
         let device = Net::new(tap.map_err(fail)?, options).map_err(fail)?;
-        Ok(api::Nic {
+        let plugged = self.plug(&what, Box::new(device))?;
+        let description = api::Nic {
             id: nic.id.clone(),
-            slot: self.plug(&what, Box::new(device))?,
+            slot: plugged.slot,
             tap: name,
             mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
             mtu: nic.mtu,
-        })
+        };
+        Ok((description, plugged))
     }
 }
 
@@ -195,7 +210,7 @@ impl Devices {
     /// Makes and plugs all: disks first, so that the first is in the first slot,
     /// then network interfaces, then the entropy source.
     pub(super) fn plug(
-        socket: &Socket<'_>,
+        socket: &Socket,
         disks: &[config::Disk],
         nics: &[config::Nic],
         mut taps: Taps,
@@ -203,26 +218,67 @@ impl Devices {
     ) -> Result<Self, Error> {
         let mut devices = Self::default();
         for disk in disks {
-            let (disk, handle) = socket.disk(disk, None)?;
-            devices.handles.insert(disk.id.clone(), handle);
-            devices.disks.push(disk);
+            devices.add_disk(socket, disk, None)?;
         }
         for nic in nics {
-            devices.nics.push(socket.nic(nic, &mut taps, None)?);
+            devices.add_nic(socket, nic, &mut taps, None)?;
         }
-        socket.plug("entropy source", Box::new(Rng::new()))?;
+        let plugged = socket.plug("entropy source", Box::new(Rng::new()))?;
+        devices.counters.insert("rng".to_owned(), plugged);
         if extras.balloon {
             let balloon = Balloon::new();
             devices.balloon = Some(balloon.handle());
-            socket.plug("--balloon", Box::new(balloon))?;
+            let plugged = socket.plug("--balloon", Box::new(balloon))?;
+            devices.counters.insert("balloon".to_owned(), plugged);
         }
         if let Some(options) = &extras.vsock {
             let what = format!("--vsock {}", options.path.display());
             let device = Vsock::new(options.clone())
                 .map_err(|error| Error::Device(format!("{what}: {error}")))?;
-            socket.plug(&what, Box::new(device))?;
+            let plugged = socket.plug(&what, Box::new(device))?;
+            devices.counters.insert("vsock".to_owned(), plugged);
         }
         Ok(devices)
+    }
+
+    /// Makes and plugs a disk, from its file where that is open already.
+    pub(super) fn add_disk(
+        &mut self,
+        socket: &Socket,
+        disk: &config::Disk,
+        file: Option<OwnedFd>,
+    ) -> Result<api::Disk, Error> {
+        let (disk, handle, plugged) = socket.disk(disk, file)?;
+        self.handles.insert(disk.id.clone(), handle);
+        self.counters.insert(disk.id.clone(), plugged);
+        self.disks.push(disk.clone());
+        Ok(disk)
+    }
+
+    /// Makes and plugs a network interface, on its tap where that is open already.
+    pub(super) fn add_nic(
+        &mut self,
+        socket: &Socket,
+        nic: &config::Nic,
+        taps: &mut Taps,
+        tap: Option<OwnedFd>,
+    ) -> Result<api::Nic, Error> {
+        let (nic, plugged) = socket.nic(nic, taps, tap)?;
+        self.counters.insert(nic.id.clone(), plugged);
+        self.nics.push(nic.clone());
+        Ok(nic)
+    }
+
+    /// What all devices count, by their names.
+    pub(super) fn metrics(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let list = |plugged: &Plugged| {
+            let list = plugged.counters.list().into_iter();
+            list.map(|(name, value)| (name.to_owned(), value)).collect()
+        };
+        self.counters
+            .iter()
+            .map(|(id, plugged)| (id.clone(), list(plugged)))
+            .collect()
     }
 
     /// Whether a disk or network interface has this name.
@@ -240,6 +296,7 @@ impl Devices {
                 self.handles
                     .retain(|id, _| disks.iter().any(|disk| disk.id == *id));
                 self.nics.retain(|nic| nic.slot != slot);
+                self.counters.retain(|_, plugged| plugged.slot != slot);
             }
         }
     }

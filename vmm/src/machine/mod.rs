@@ -144,6 +144,7 @@ pub struct Machine {
     kvm: Kvm,
     bus: Arc<Bus>,
     devices: devices::Devices,
+    socket: devices::Socket,
     interrupts: Arc<KvmInterrupts>,
     memory: Arc<GuestMemoryMmap>,
     state: api::MachineState,
@@ -172,13 +173,14 @@ impl Machine {
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
+        let socket = devices::Socket {
+            bus: Arc::clone(&bus),
+            memory: Arc::clone(&memory),
+            interrupts: Arc::clone(&interrupts),
+            vcpus: parts.vcpus,
+        };
         let devices = devices::Devices::plug(
-            &devices::Socket {
-                pci: &bus.pci,
-                memory: &memory,
-                interrupts: &interrupts,
-                vcpus: parts.vcpus,
-            },
+            &socket,
             &parts.disks,
             &parts.nics,
             parts.taps,
@@ -199,6 +201,7 @@ impl Machine {
             kvm,
             bus,
             devices,
+            socket,
             interrupts,
             memory,
             vcpus: None,
@@ -334,9 +337,7 @@ impl Machine {
         file: Option<OwnedFd>,
     ) -> Result<api::Disk, Error> {
         self.check_free(&disk.id)?;
-        let (added, handle) = self.socket().disk(disk, file)?;
-        self.devices.handles.insert(added.id.clone(), handle);
-        self.devices.disks.push(added.clone());
+        let added = self.devices.add_disk(&self.socket, disk, file)?;
         self.tell(|registers| registers.slot_filled(added.slot))?;
         Ok(added)
     }
@@ -347,8 +348,9 @@ impl Machine {
     /// When the name is taken, or the tap can't be had.
     pub fn add_nic(&mut self, nic: &config::Nic, tap: Option<OwnedFd>) -> Result<api::Nic, Error> {
         self.check_free(&nic.id)?;
-        let added = self.socket().nic(nic, &mut Taps::new(), tap)?;
-        self.devices.nics.push(added.clone());
+        let added = self
+            .devices
+            .add_nic(&self.socket, nic, &mut Taps::new(), tap)?;
         self.tell(|registers| registers.slot_filled(added.slot))?;
         Ok(added)
     }
@@ -435,15 +437,6 @@ impl Machine {
         }
     }
 
-    fn socket(&self) -> devices::Socket<'_> {
-        devices::Socket {
-            pci: &self.bus.pci,
-            memory: &self.memory,
-            interrupts: &self.interrupts,
-            vcpus: self.vcpu_count,
-        }
-    }
-
     /// The machine's name.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -489,7 +482,7 @@ impl Machine {
     pub fn metrics(&self) -> api::Metrics {
         api::Metrics {
             vcpu_exits: self.exits.load(Ordering::Relaxed),
-            devices: BTreeMap::new(),
+            devices: self.devices.metrics(),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
+use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
 use super::worker::{Worker, serve_all};
 use super::{
@@ -47,9 +48,24 @@ const ACTUAL: u64 = 4;
 /// The most requests of one queue before the next has its turn.
 const BATCH: usize = 64;
 
+counters! {
+    /// What a balloon counts.
+    struct BalloonCounters {
+        /// Times that the driver rang.
+        notifications,
+        /// Requests of all queues.
+        requests,
+        /// Bytes given to the host on demand.
+        inflated_bytes,
+        /// Bytes given to the host because the guest had them to spare.
+        reported_bytes,
+    }
+}
+
 /// What the device and its handles share.
 #[derive(Default)]
 struct Shared {
+    counters: Arc<BalloonCounters>,
     /// Pages that the host wants.
     target: AtomicU32,
     /// Pages that the guest says it gave.
@@ -126,6 +142,10 @@ impl VirtioDevice for Balloon {
         F_DEFLATE_ON_OOM | F_REPORTING | F_EVENT_IDX | F_INDIRECT_DESC
     }
 
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.shared.counters) as Arc<dyn Counters>
+    }
+
     fn queue_sizes(&self) -> Vec<u16> {
         vec![QUEUE_SIZE; 3]
     }
@@ -167,12 +187,16 @@ impl VirtioDevice for Balloon {
             lanes.push(Lane { index, ring });
             doorbells.push(doorbell);
         }
+        let counters = Arc::clone(&self.shared.counters);
         self.worker = Some(Worker::start("balloon", move |stop| {
-            let served = serve_all(&stop, &doorbells, |place| match lanes.get_mut(place) {
-                Some(lane) => lane
-                    .serve(&memory, interrupt.as_ref())
-                    .map_err(io::Error::other),
-                None => Ok(false),
+            let rung = &counters.notifications;
+            let served = serve_all(&stop, &doorbells, rung, |place| {
+                match lanes.get_mut(place) {
+                    Some(lane) => lane
+                        .serve(&memory, interrupt.as_ref(), &counters)
+                        .map_err(io::Error::other),
+                    None => Ok(false),
+                }
             });
             if served.is_err() {
                 interrupt.needs_reset();
@@ -197,18 +221,26 @@ struct Lane {
 
 impl Lane {
     /// Serves up to [`BATCH`] requests. Returns whether there may be more.
-    fn serve(&mut self, memory: &Memory, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
+    fn serve(
+        &mut self,
+        memory: &Memory,
+        interrupt: &dyn Interrupt,
+        counters: &BalloonCounters,
+    ) -> Result<bool, Broken> {
         let mut buffers = Buffers::default();
         for _ in 0..BATCH {
             let Some(head) = self.ring.pop(&mut buffers)? else {
                 return Ok(self.ring.listen());
             };
             match self.index {
-                INFLATE => inflate(&mut buffers, memory)?,
-                REPORTING => report(&buffers)?,
+                INFLATE => counters
+                    .inflated_bytes
+                    .add_length(inflate(&mut buffers, memory)?),
+                REPORTING => counters.reported_bytes.add_length(report(&buffers)?),
                 // DEFLATE: pages come back by being used.
                 DEFLATE.. => {}
             }
+            counters.requests.add(1);
             self.ring.push_used(head, 0);
             if self.ring.wants_interrupt() {
                 interrupt.queue(self.index);
@@ -219,13 +251,15 @@ impl Lane {
 }
 
 /// Gives pages back to the host: a list of 32-bit page numbers. Pages that the
-/// guest has not are its own mistake (section 5.5.6.1) and break the queue.
-fn inflate(buffers: &mut Buffers, memory: &Memory) -> Result<(), Broken> {
+/// guest has not are its own mistake (section 5.5.6.1) and break the queue. Returns the
+/// bytes given.
+fn inflate(buffers: &mut Buffers, memory: &Memory) -> Result<usize, Broken> {
     let list = &mut buffers.readable;
     if !list.length().is_multiple_of(4) || list.length() / 4 > MAX_PAGES {
         return Err(Broken::Request);
     }
     let mut run = Run::default();
+    let mut bytes_given = 0;
     while list.length() > 0 {
         let mut bytes = [0; CHUNK * 4];
         let count = list.copy_out(0, &mut bytes);
@@ -235,10 +269,10 @@ fn inflate(buffers: &mut Buffers, memory: &Memory) -> Result<(), Broken> {
                 .iter()
                 .rev()
                 .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-            run.add(number, memory)?;
+            bytes_given += run.add(number, memory)?;
         }
     }
-    run.release(memory)
+    Ok(bytes_given + run.release(memory)?)
 }
 
 /// Pages next to each other are given back together.
@@ -251,7 +285,8 @@ struct Run {
 }
 
 impl Run {
-    fn add(&mut self, page: u64, memory: &Memory) -> Result<(), Broken> {
+    /// Adds a page. Returns the bytes that were given for that.
+    fn add(&mut self, page: u64, memory: &Memory) -> Result<usize, Broken> {
         if self.count > 0 && !self.down && page == self.first + self.count {
             self.count += 1;
         } else if self.count > 0 && (self.down || self.count == 1) && page + 1 == self.first {
@@ -259,44 +294,45 @@ impl Run {
             self.first = page;
             self.count += 1;
         } else {
-            self.release(memory)?;
+            let bytes = self.release(memory)?;
             *self = Self {
                 first: page,
                 count: 1,
                 down: false,
             };
+            return Ok(bytes);
         }
-        Ok(())
+        Ok(0)
     }
 
-    fn release(&self, memory: &Memory) -> Result<(), Broken> {
+    fn release(&self, memory: &Memory) -> Result<usize, Broken> {
         let length = usize::try_from(self.count << PAGE_SHIFT).map_err(|_| Broken::Address)?;
         if length == 0 {
-            return Ok(());
+            return Ok(0);
         }
         let start = GuestAddress(self.first << PAGE_SHIFT);
         for slice in GuestMemoryBackend::get_slices(memory.as_ref(), start, length) {
             let slice = slice.map_err(|_| Broken::Address)?;
             release(slice.ptr_guard_mut().as_ptr(), slice.len());
         }
-        Ok(())
+        Ok(length)
     }
 }
 
 /// Gives reported ranges back to the host: the buffers themselves are the memory
-/// (section 5.5.6.7).
-fn report(buffers: &Buffers) -> Result<(), Broken> {
+/// (section 5.5.6.7). Returns the bytes given.
+fn report(buffers: &Buffers) -> Result<usize, Broken> {
     if buffers.readable.length() > 0 {
         return Err(Broken::Request);
     }
-    for segment in buffers.writable.as_slice() {
-        release(segment.iov_base.cast(), segment.iov_len);
-    }
-    Ok(())
+    let segments = buffers.writable.as_slice().iter();
+    let given = segments.map(|segment| release(segment.iov_base.cast(), segment.iov_len));
+    Ok(given.sum())
 }
 
 /// Drops the whole pages of a host range; they read as zeroes when next touched.
-fn release(host: *mut u8, length: usize) {
+/// Returns their bytes.
+fn release(host: *mut u8, length: usize) -> usize {
     let skip = host.align_offset(PAGE_SIZE);
     let whole = length.saturating_sub(skip) / PAGE_SIZE * PAGE_SIZE;
     if whole > 0 {
@@ -305,6 +341,7 @@ fn release(host: *mut u8, length: usize) {
         // failure leaves the pages where they are, which the host can bear.
         unsafe { libc::madvise(host.add(skip).cast(), whole, libc::MADV_DONTNEED) };
     }
+    whole
 }
 
 #[cfg(test)]
@@ -334,7 +371,7 @@ mod tests {
     fn inflated_pages_are_given_back() {
         let guest = Guest::new(3);
         guest.write(PAGES, &[0x77; 8 * PAGE_SIZE]);
-        let (_balloon, interrupt) = start(&guest);
+        let (mut balloon, interrupt) = start(&guest);
         let length = list(&guest, &[0x400, 0x401, 0x405, 0x404, 0x407]);
         guest.offer(INFLATE, &[(LIST, length, READ)]);
         interrupt.wait(|said| said.queues == [INFLATE]);
@@ -346,6 +383,12 @@ mod tests {
         }
         guest.offer(DEFLATE, &[(LIST, length, READ)]);
         interrupt.wait(|said| said.queues == [INFLATE, DEFLATE]);
+        balloon.reset();
+        let counted = balloon.counters().list();
+        assert_eq!(
+            counted[1..3],
+            [("requests", 2), ("inflated_bytes", 5 << 12)]
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod counters;
 pub mod net;
 pub mod pci;
 pub mod queue;
@@ -33,6 +34,8 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+
+use self::counters::Counters;
 
 /// The guest's memory, as devices share it.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
@@ -114,6 +117,9 @@ pub trait VirtioDevice: Send {
 
     /// The features it offers; the transport adds [`F_VERSION_1`].
     fn features(&self) -> u64;
+
+    /// What it counts.
+    fn counters(&self) -> Arc<dyn Counters>;
 
     /// The largest size of each queue, powers of two.
     fn queue_sizes(&self) -> Vec<u16>;

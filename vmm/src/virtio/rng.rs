@@ -3,7 +3,9 @@
 //! Virtio 1.2, section 5.4.
 
 use std::io;
+use std::sync::Arc;
 
+use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
 use super::worker::Worker;
 use super::{
@@ -20,9 +22,22 @@ const MAX_BYTES: usize = 64 * 1024;
 /// The most requests served before the thread looks whether it must stop.
 const BATCH: usize = 64;
 
+counters! {
+    /// What an entropy source counts.
+    struct RngCounters {
+        /// Times that the driver rang.
+        notifications,
+        /// Requests filled.
+        requests,
+        /// Random bytes given.
+        bytes,
+    }
+}
+
 /// An entropy source fed by `getrandom(2)`.
 #[derive(Default)]
 pub struct Rng {
+    counters: Arc<RngCounters>,
     worker: Option<Worker>,
 }
 
@@ -41,6 +56,10 @@ impl VirtioDevice for Rng {
 
     fn features(&self) -> u64 {
         F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as Arc<dyn Counters>
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -66,9 +85,11 @@ impl VirtioDevice for Rng {
             .ok_or_else(|| io::Error::other("the entropy queue is not enabled"))?;
         let mut ring = Ring::new(&active.queue, memory).map_err(io::Error::other)?;
         let index = active.index;
+        let counters = Arc::clone(&self.counters);
         self.worker = Some(Worker::start("rng", move |stop| {
-            let served = worker::serve(&stop, &active.doorbell, || {
-                serve(&mut ring, index, interrupt.as_ref())
+            let rung = &counters.notifications;
+            let served = worker::serve(&stop, &active.doorbell, rung, || {
+                serve(&mut ring, index, interrupt.as_ref(), &counters)
             });
             if served.is_err() {
                 interrupt.needs_reset();
@@ -83,7 +104,12 @@ impl VirtioDevice for Rng {
 }
 
 /// Serves up to [`BATCH`] requests. Returns whether there may be more.
-fn serve(ring: &mut Ring, index: u16, interrupt: &dyn Interrupt) -> io::Result<bool> {
+fn serve(
+    ring: &mut Ring,
+    index: u16,
+    interrupt: &dyn Interrupt,
+    counters: &RngCounters,
+) -> io::Result<bool> {
     let mut buffers = Buffers::default();
     for _ in 0..BATCH {
         let Some(head) = ring.pop(&mut buffers).map_err(io::Error::other)? else {
@@ -91,6 +117,8 @@ fn serve(ring: &mut Ring, index: u16, interrupt: &dyn Interrupt) -> io::Result<b
         };
         let written = fill(&buffers).map_err(io::Error::other)?;
         ring.push_used(head, written);
+        counters.requests.add(1);
+        counters.bytes.add(written.into());
         if ring.wants_interrupt() {
             interrupt.queue(index);
         }
@@ -124,7 +152,6 @@ fn fill(buffers: &Buffers) -> Result<u32, Broken> {
 mod tests {
     use super::*;
     use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE};
-    use std::sync::Arc;
 
     fn start(guest: &Guest) -> (Rng, Arc<FakeInterrupt>) {
         let interrupt = Arc::new(FakeInterrupt::default());
@@ -140,6 +167,8 @@ mod tests {
         guest.offer(0, &[(0x10_0000, 4096, WRITE), (0x20_0000, 100_000, WRITE)]);
         interrupt.wait(|said| !said.queues.is_empty());
         assert_eq!(guest.used(0), vec![(0, 65536)]);
+        let counted = rng.counters().list();
+        assert_eq!(counted[1..], [("requests", 1), ("bytes", 65536)]);
         assert!(guest.read(0x10_0000, 4096).iter().any(|byte| *byte != 0));
         let beyond = guest.read(0x20_0000 + 65536 - 4096, 1000);
         assert!(beyond.iter().all(|byte| *byte == 0));

@@ -8,6 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::Counter;
 use crate::jail::{Role, confine_thread};
 
 /// Bytes of a device thread's stack: nothing of the guest's size lies on it.
@@ -69,16 +70,17 @@ impl Drop for Worker {
 /// start, as what was rung before is not told again.
 ///
 /// The doorbell is watched edge-triggered and never read: each ring wakes, and no
-/// system call is spent on clearing it.
+/// system call is spent on clearing it. `rung` counts.
 ///
 /// # Errors
 /// What `work` returns, or when the events can't be watched.
 pub fn serve(
     stop: &EventFd,
     doorbell: &Arc<EventFd>,
+    rung: &Counter,
     mut work: impl FnMut() -> io::Result<bool>,
 ) -> io::Result<()> {
-    serve_all(stop, std::slice::from_ref(doorbell), |_| work())
+    serve_all(stop, std::slice::from_ref(doorbell), rung, |_| work())
 }
 
 /// The same for several doorbells, 62 at most; `work` gets the place of the one
@@ -89,6 +91,7 @@ pub fn serve(
 pub fn serve_all(
     stop: &EventFd,
     doorbells: &[Arc<EventFd>],
+    rung: &Counter,
     mut work: impl FnMut(usize) -> io::Result<bool>,
 ) -> io::Result<()> {
     let epoll = Epoll::new()?;
@@ -110,6 +113,7 @@ pub fn serve_all(
             match event.data() {
                 STOP => return Ok(()),
                 token => {
+                    rung.add(1);
                     let place = usize::try_from(token - DOORBELL).ok();
                     if let Some(due) = place.and_then(|place| due.get_mut(place)) {
                         *due = true;

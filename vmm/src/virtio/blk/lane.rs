@@ -101,8 +101,12 @@ impl Running {
             self.ring.quiet();
             let more = self.take()?;
             self.tell();
-            if self.engine.wait(!more, &mut done)?.stop {
+            let wake = self.engine.wait(!more, &mut done)?;
+            if wake.stop {
                 return Ok(());
+            }
+            if wake.rung {
+                self.shared.counters.notifications.add(1);
             }
             for completion in done.drain(..) {
                 self.finish(completion)?;
@@ -198,13 +202,35 @@ impl Running {
             Op::Read { .. } => u32::try_from(moved).unwrap_or(u32::MAX - 1),
             _ => 0,
         };
+        if status == Status::Ok {
+            self.count(&op, moved);
+        }
         self.free.push(token);
         self.spare.push(reuse(op, rest));
         self.give_back(head, &at, status, written);
         Ok(())
     }
 
+    fn count(&self, op: &Op, moved: usize) {
+        let counters = &self.shared.counters;
+        match op {
+            Op::Read { .. } => {
+                counters.reads.add(1);
+                counters.read_bytes.add_length(moved);
+            }
+            Op::Write { .. } => {
+                counters.writes.add(1);
+                counters.written_bytes.add_length(moved);
+            }
+            Op::Flush => counters.flushes.add(1),
+            Op::Discard { .. } | Op::Zero { .. } => counters.discards.add(1),
+        }
+    }
+
     fn give_back(&mut self, head: u16, at: &HostByte, status: Status, written: u32) {
+        if status != Status::Ok {
+            self.shared.counters.errors.add(1);
+        }
         at.write(status as u8);
         // The status byte counts too.
         self.ring.push_used(head, written.saturating_add(1));

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use self::lane::Lane;
 use self::request::ID_SIZE;
+use super::counters::{Counters, counters};
 use super::worker::Worker;
 use super::{Activation, DeviceType, F_EVENT_IDX, Interrupt, VirtioDevice, read_config};
 use crate::block::{Backend, EngineKind};
@@ -64,8 +65,31 @@ pub struct Options {
     pub engine: EngineKind,
 }
 
+counters! {
+    /// What a block device counts.
+    pub(super) struct BlockCounters {
+        /// Times that the driver rang.
+        notifications,
+        /// Reads done.
+        reads,
+        /// Bytes read.
+        read_bytes,
+        /// Writes done.
+        writes,
+        /// Bytes written.
+        written_bytes,
+        /// Flushes done.
+        flushes,
+        /// Discards and write-zeroes done.
+        discards,
+        /// Requests that failed or were refused.
+        errors,
+    }
+}
+
 /// What the device, its threads and its handles share.
 struct Shared {
+    counters: Arc<BlockCounters>,
     backend: Arc<Backend>,
     id: [u8; ID_SIZE],
     sectors: AtomicU64,
@@ -136,6 +160,7 @@ impl Block {
         let sectors = backend.size()? >> SECTOR_SHIFT;
         Ok(Self {
             shared: Arc::new(Shared {
+                counters: Arc::default(),
                 backend: Arc::new(backend),
                 id,
                 sectors: AtomicU64::new(sectors),
@@ -188,6 +213,10 @@ impl VirtioDevice for Block {
         } else {
             common | F_DISCARD | F_WRITE_ZEROES
         }
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.shared.counters) as Arc<dyn Counters>
     }
 
     fn queue_sizes(&self) -> Vec<u16> {

@@ -106,6 +106,19 @@ fn what_is_written_is_read_back() {
         bench.file.seek(SeekFrom::Start(7 * 512)).unwrap();
         bench.file.read_exact(&mut on_disk).unwrap();
         assert_eq!(on_disk, data);
+        bench.block.reset();
+        let counted = bench.block.counters().list();
+        assert!(counted[0].1 > 0, "{counted:?}");
+        let expected = [
+            ("reads", 1),
+            ("read_bytes", 8192),
+            ("writes", 1),
+            ("written_bytes", 8192),
+            ("flushes", 1),
+            ("discards", 0),
+            ("errors", 0),
+        ];
+        assert_eq!(counted[1..], expected);
     });
 }
 
@@ -138,6 +151,9 @@ fn out_of_range_and_odd_transfers_fail() {
             assert_eq!(bench.request(kind, last - 1, &[(DATA, 512, flags)]).0, 0);
         }
         assert_eq!(bench.request(99, 0, &[]).0, 2);
+        bench.block.reset();
+        let counted = bench.block.counters().list();
+        assert_eq!(counted.last(), Some(&("errors", 7)));
     });
 }
 

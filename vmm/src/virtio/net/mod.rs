@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use self::control::{Control, Pairs};
 use self::pump::Pump;
+use super::counters::{Counters, counters};
 use super::queue::Ring;
 use super::worker::{self, Worker};
 use super::{
@@ -82,8 +83,28 @@ pub struct Options {
     pub mtu: u16,
 }
 
+counters! {
+    /// What a network device counts, as the guest sees it. Bytes are those of packets
+    /// without virtio's header.
+    pub(super) struct NetCounters {
+        /// Times that the driver rang.
+        notifications,
+        /// Packets to the guest.
+        received_packets,
+        /// Their bytes.
+        received_bytes,
+        /// Packets from the guest.
+        transmitted_packets,
+        /// Their bytes.
+        transmitted_bytes,
+        /// Packets from the guest that the link refused.
+        transmit_errors,
+    }
+}
+
 /// A network device.
 pub struct Net {
+    counters: Arc<NetCounters>,
     pairs: Arc<Pairs>,
     options: Options,
     workers: Vec<Worker>,
@@ -120,6 +141,7 @@ impl Net {
             .into_iter()
             .map(|link| Arc::new(link) as Arc<dyn Link>);
         Ok(Self {
+            counters: Arc::default(),
             pairs: Arc::new(Pairs::new(links.collect())),
             options,
             workers: Vec::new(),
@@ -141,7 +163,9 @@ impl Net {
             match (find(receive), find(receive + 1)) {
                 (Some(receive), Some(transmit)) => {
                     let link = Arc::clone(link);
-                    pumps.push(Pump::new(link, activation, [receive, transmit], needed)?);
+                    let counters = Arc::clone(&self.counters);
+                    let queues = [receive, transmit];
+                    pumps.push(Pump::new(link, activation, queues, needed, counters)?);
                 }
                 // A driver may leave out pairs that it doesn't use, but the first.
                 _ if pair > 0 => break,
@@ -171,8 +195,9 @@ impl Net {
             interrupt: Arc::clone(&interrupt),
         };
         let doorbell = Arc::clone(&active.doorbell);
+        let counters = Arc::clone(&self.counters);
         Worker::start("net-control", move |stop| {
-            let served = worker::serve(&stop, &doorbell, || {
+            let served = worker::serve(&stop, &doorbell, &counters.notifications, || {
                 control.serve().map_err(io::Error::other)
             });
             if served.is_err() {
@@ -219,6 +244,10 @@ impl VirtioDevice for Net {
             0
         };
         guest | host | rest | several | F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as Arc<dyn Counters>
     }
 
     fn queue_sizes(&self) -> Vec<u16> {

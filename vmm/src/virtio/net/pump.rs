@@ -11,7 +11,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS};
+use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, NetCounters};
 use crate::net::Link;
 use crate::virtio::queue::{Broken, Buffers, MAX_SEGMENTS, Ring, Segments};
 use crate::virtio::worker::{DOORBELL, Epoll, STOP};
@@ -60,6 +60,7 @@ struct Transmitter {
 pub(super) struct Pump {
     link: Arc<dyn Link>,
     interrupt: Arc<dyn Interrupt>,
+    counters: Arc<NetCounters>,
     receiver: Receiver,
     transmitter: Transmitter,
     epoll: Epoll,
@@ -75,6 +76,7 @@ impl Pump {
         activation: &Activation,
         [receive, transmit]: [&ActiveQueue; 2],
         needed: usize,
+        counters: Arc<NetCounters>,
     ) -> io::Result<Self> {
         let mergeable = activation.has(F_MRG_RXBUF);
         let epoll = Epoll::new()?;
@@ -88,6 +90,7 @@ impl Pump {
         Ok(Self {
             link,
             interrupt: Arc::clone(&activation.interrupt),
+            counters,
             receiver: Receiver {
                 ring: ring(receive)?,
                 index: receive.index,
@@ -120,25 +123,30 @@ impl Pump {
         let mut events = [EpollEvent::default(); 4];
         let (mut receive, mut transmit) = (true, true);
         let fd = self.link.as_raw_fd();
+        let counters = Arc::clone(&self.counters);
         loop {
             if transmit {
                 transmit = self
                     .transmitter
-                    .transmit(fd, self.interrupt.as_ref())
+                    .transmit(fd, self.interrupt.as_ref(), &counters)
                     .map_err(io::Error::other)?;
             }
             if receive {
                 receive = self
                     .receiver
-                    .receive(fd, self.interrupt.as_ref())
+                    .receive(fd, self.interrupt.as_ref(), &counters)
                     .map_err(io::Error::other)?;
             }
             let count = self.epoll.wait(&mut events, receive || transmit)?;
             for event in &events[..count] {
                 match event.data() {
                     STOP => return Ok(()),
-                    TRANSMIT_BELL => transmit = true,
-                    _ => receive = true,
+                    LINK => receive = true,
+                    bell => {
+                        counters.notifications.add(1);
+                        receive |= bell == RECEIVE_BELL;
+                        transmit |= bell == TRANSMIT_BELL;
+                    }
                 }
             }
         }
@@ -147,7 +155,12 @@ impl Pump {
 
 impl Transmitter {
     /// Sends what is available. Returns whether there is more.
-    fn transmit(&mut self, link: RawFd, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
+    fn transmit(
+        &mut self,
+        link: RawFd,
+        interrupt: &dyn Interrupt,
+        counters: &NetCounters,
+    ) -> Result<bool, Broken> {
         self.ring.quiet();
         let mut more = true;
         for done in 0..BATCH {
@@ -164,10 +177,18 @@ impl Transmitter {
             }
             // What the link refuses (full, down, a header that makes no sense) is
             // lost, as on a wire.
-            let _ = transfer(|| {
+            let sent = transfer(|| {
                 // SAFETY: the segments are valid guest memory (see `Segments`).
                 unsafe { libc::writev(link, packet.as_slice().as_ptr(), length(packet.as_slice())) }
             });
+            match sent {
+                Ok(_) => {
+                    counters.transmitted_packets.add(1);
+                    let bytes = packet.length() - HEADER_SIZE;
+                    counters.transmitted_bytes.add_length(bytes);
+                }
+                Err(_) => counters.transmit_errors.add(1),
+            }
             self.ring.push_used(head, 0);
         }
         if self.ring.wants_interrupt() {
@@ -179,7 +200,12 @@ impl Transmitter {
 
 impl Receiver {
     /// Receives what has come. Returns whether there may be more, and room for it.
-    fn receive(&mut self, link: RawFd, interrupt: &dyn Interrupt) -> Result<bool, Broken> {
+    fn receive(
+        &mut self,
+        link: RawFd,
+        interrupt: &dyn Interrupt,
+        counters: &NetCounters,
+    ) -> Result<bool, Broken> {
         let mut more = true;
         for done in 0..BATCH {
             if done % TELL == 0 && self.ring.wants_interrupt() {
@@ -198,6 +224,8 @@ impl Receiver {
             match got {
                 Ok(got) if got >= HEADER_SIZE => {
                     self.deliver(got)?;
+                    counters.received_packets.add(1);
+                    counters.received_bytes.add_length(got - HEADER_SIZE);
                 }
                 // No packet at all: the next is read into the same room.
                 Ok(got) if got > 0 => {}

@@ -153,6 +153,16 @@ fn many_packets_each_way() {
     }
     bench.net.reset();
     bench.net.reset();
+    let counted = bench.net.counters().list();
+    assert!(counted[0].1 > 0, "{counted:?}");
+    let expected = [
+        ("received_packets", 40),
+        ("received_bytes", 40 * 688),
+        ("transmitted_packets", 40),
+        ("transmitted_bytes", 40 * 688),
+        ("transmit_errors", 0),
+    ];
+    assert_eq!(counted[1..], expected);
 }
 
 #[test]

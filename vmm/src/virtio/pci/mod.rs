@@ -25,7 +25,8 @@ use self::layout::{
     ACCESS_DATA, BAR, COMMON, DEVICE, DOORBELL_STRIDE, ISR, MAX_QUEUES, MSIX_PENDING, MSIX_TABLE,
     NOTIFY, Offsets,
 };
-use self::shared::Shared;
+use self::shared::{AllCounters, Shared};
+use super::counters::Counters;
 use super::{Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};
 use crate::irq::Interrupts;
 use crate::pci::PciDevice;
@@ -92,6 +93,15 @@ impl VirtioPciDevice {
             interrupts,
             memory,
             device,
+        })
+    }
+
+    /// What is counted of the device.
+    #[must_use]
+    pub fn counters(&self) -> Arc<dyn Counters> {
+        Arc::new(AllCounters {
+            shared: Arc::clone(&self.shared),
+            device: self.device.counters(),
         })
     }
 

@@ -1,10 +1,12 @@
 //! What the registers (vCPUs) and the device threads share: status, vectors, ISR.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use super::common::Status;
 use crate::pci::msix::Msix;
 use crate::virtio::Interrupt;
+use crate::virtio::counters::{Counters, counters};
 
 /// "No vector". Section 4.1.5.1.2.
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -14,9 +16,33 @@ const ISR_QUEUE: u8 = 1;
 /// ISR bit 1: the configuration changed.
 const ISR_CONFIG: u8 = 2;
 
+counters! {
+    /// What is counted of every device.
+    pub(super) struct TransportCounters {
+        /// Interrupts sent.
+        interrupts,
+        /// Times that the driver broke the rules, or the host failed, and the device
+        /// gave up until its reset.
+        failures,
+    }
+}
+
+/// The counters of a device behind this transport.
+pub(super) struct AllCounters {
+    pub(super) shared: Arc<Shared>,
+    pub(super) device: Arc<dyn Counters>,
+}
+
+impl Counters for AllCounters {
+    fn list(&self) -> Vec<(&'static str, u64)> {
+        [self.device.list(), self.shared.counters.list()].concat()
+    }
+}
+
 /// The state both sides see.
 pub(super) struct Shared {
     pub(super) msix: Msix,
+    counters: TransportCounters,
     status: AtomicU8,
     isr: AtomicU8,
     generation: AtomicU8,
@@ -28,6 +54,7 @@ impl Shared {
     pub(super) fn new(msix: Msix, queues: usize) -> Self {
         Self {
             msix,
+            counters: TransportCounters::default(),
             status: AtomicU8::new(0),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
@@ -98,6 +125,7 @@ impl Shared {
 
     fn signal_config(&self) {
         self.isr.fetch_or(ISR_CONFIG, Ordering::SeqCst);
+        self.counters.interrupts.add(1);
         self.msix.signal(self.config_vector());
     }
 }
@@ -109,6 +137,7 @@ impl Interrupt for Shared {
         if !self.msix.is_enabled() {
             self.isr.fetch_or(ISR_QUEUE, Ordering::SeqCst);
         }
+        self.counters.interrupts.add(1);
         self.msix.signal(self.queue_vector(index));
     }
 
@@ -121,6 +150,7 @@ impl Interrupt for Shared {
 
     fn needs_reset(&self) {
         self.add_status(Status::NEEDS_RESET);
+        self.counters.failures.add(1);
         // Section 2.1.2: notified only once the driver has set DRIVER_OK.
         if self.status().contains(Status::DRIVER_OK) {
             self.signal_config();

@@ -6,8 +6,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pci::config::register;
+use crate::virtio::counters::counters;
 use crate::virtio::testing::{FakeInterrupts, Guest};
 use crate::virtio::{DeviceType, F_EVENT_IDX, F_VERSION_1};
+
+counters! {
+    struct ProbeCounters {
+        pokes,
+    }
+}
 
 /// A device that tells what is done to it, and keeps what it is given.
 #[derive(Default, Clone)]
@@ -28,6 +35,9 @@ impl VirtioDevice for Probe {
     }
     fn features(&self) -> u64 {
         F_EVENT_IDX | 0x3
+    }
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::<ProbeCounters>::default()
     }
     fn queue_sizes(&self) -> Vec<u16> {
         vec![16, 64]
@@ -195,6 +205,8 @@ fn a_driver_brings_the_device_up() {
     given.interrupt.needs_reset();
     assert_eq!(bench.status(), 0x4f);
     assert_eq!(bench.interrupts.signals(0), 2);
+    let counted = [("pokes", 0), ("interrupts", 3), ("failures", 1)];
+    assert_eq!(bench.function.counters().list(), counted);
     // Doorbells that come as exits ring.
     bench.put(0x3004, 2, 1);
     assert_eq!(given.queues[1].doorbell.read().unwrap(), 1);

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::connection::{Connection, Key, Phase};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
-use super::{RECEIVE, TRANSMIT};
+use super::{RECEIVE, TRANSMIT, VsockCounters};
 use crate::virtio::queue::{Broken, Buffers, Ring, Segments};
 use crate::virtio::worker::{DOORBELL, Epoll, STOP};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
@@ -42,6 +42,7 @@ pub(super) struct Hub {
     cid: u64,
     path: PathBuf,
     listener: Arc<UnixListener>,
+    counters: Arc<VsockCounters>,
     interrupt: Arc<dyn Interrupt>,
     receive: Ring,
     transmit: Ring,
@@ -63,6 +64,7 @@ impl Hub {
         cid: u64,
         path: PathBuf,
         listener: Arc<UnixListener>,
+        counters: Arc<VsockCounters>,
         activation: Activation,
     ) -> io::Result<Self> {
         let Activation {
@@ -82,6 +84,7 @@ impl Hub {
             cid,
             path,
             listener,
+            counters,
             interrupt,
             receive: ring(&receive)?,
             transmit: ring(&transmit)?,
@@ -126,6 +129,9 @@ impl Hub {
             let at_once = receive || (transmit && !stuck);
             let count = self.epoll.wait(&mut events, at_once)?;
             for event in &events[..count] {
+                if matches!(event.data(), RECEIVE_BELL | TRANSMIT_BELL) {
+                    self.counters.notifications.add(1);
+                }
                 match event.data() {
                     STOP => return Ok(()),
                     RECEIVE_BELL => receive = true,
@@ -162,6 +168,8 @@ impl Hub {
                 return Err(Broken::Request);
             }
             packet.truncate(length);
+            self.counters.transmitted_packets.add(1);
+            self.counters.transmitted_bytes.add_length(length);
             self.dispatch(&header, packet);
             self.transmit.push_used(head, 0);
         }
@@ -191,7 +199,10 @@ impl Hub {
             // A reset of nothing needs no answer, and gets none.
             (None, Some(Op::Reset)) => {}
             (None, Some(Op::Request)) if addressed && self.connect(key, header).is_ok() => {}
-            (None, _) => self.answers.push_back(header.reset_for()),
+            (None, _) => {
+                self.counters.refused.add(1);
+                self.answers.push_back(header.reset_for());
+            }
         }
     }
 
@@ -251,6 +262,7 @@ impl Hub {
             self.by_key.insert(connection.key, place);
         }
         self.connections[place] = Some(connection);
+        self.counters.connections.add(1);
         self.settle(place);
         Ok(())
     }
@@ -324,6 +336,8 @@ impl Hub {
                 break;
             };
             front.copy_in(0, &header.to_bytes());
+            self.counters.received_packets.add(1);
+            self.counters.received_bytes.add(header.len.into());
             // The payload is no longer than a packet's.
             let header_size = u32::try_from(HEADER_SIZE).unwrap_or(0);
             self.receive.push_used(head, header_size + header.len);

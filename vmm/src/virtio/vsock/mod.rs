@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use self::hub::Hub;
+use super::counters::{Counters, counters};
 use super::worker::Worker;
 use super::{Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config};
 
@@ -50,8 +51,29 @@ pub struct Options {
     pub path: PathBuf,
 }
 
+counters! {
+    /// What a socket device counts, as the guest sees it.
+    struct VsockCounters {
+        /// Times that the driver rang.
+        notifications,
+        /// Connections made, from either side.
+        connections,
+        /// Packets for connections that there are none of, or can't be.
+        refused,
+        /// Packets to the guest.
+        received_packets,
+        /// Bytes of streams in them.
+        received_bytes,
+        /// Packets from the guest.
+        transmitted_packets,
+        /// Bytes of streams in them.
+        transmitted_bytes,
+    }
+}
+
 /// A socket device.
 pub struct Vsock {
+    counters: Arc<VsockCounters>,
     cid: u32,
     path: PathBuf,
     listener: Arc<UnixListener>,
@@ -76,6 +98,7 @@ impl Vsock {
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
         Ok(Self {
+            counters: Arc::default(),
             cid,
             path,
             listener: Arc::new(listener),
@@ -100,6 +123,10 @@ impl VirtioDevice for Vsock {
         F_STREAM | F_EVENT_IDX | F_INDIRECT_DESC
     }
 
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as Arc<dyn Counters>
+    }
+
     fn queue_sizes(&self) -> Vec<u16> {
         // Receive, transmit, events.
         vec![QUEUE_SIZE; 3]
@@ -116,7 +143,14 @@ impl VirtioDevice for Vsock {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.worker = None;
         let listener = Arc::clone(&self.listener);
-        let hub = Hub::new(self.cid.into(), self.path.clone(), listener, activation)?;
+        let counters = Arc::clone(&self.counters);
+        let hub = Hub::new(
+            self.cid.into(),
+            self.path.clone(),
+            listener,
+            counters,
+            activation,
+        )?;
         self.worker = Some(Worker::start("vsock", move |stop| hub.run(&stop))?);
         Ok(())
     }

@@ -197,6 +197,12 @@ fn a_program_in_the_guest_reaches_the_host() {
     bench.send(header(Op::Reset, 5000, 80), &[]);
     // And the same ports can be used again.
     bench.connect(&listener, 80);
+    bench.vsock.reset();
+    let counted = bench.vsock.counters().list();
+    let expected = [("connections", 2), ("refused", 0)];
+    assert_eq!(counted[1..3], expected);
+    assert_eq!(counted[4], ("received_bytes", 5));
+    assert_eq!(counted[6], ("transmitted_bytes", 5 + 4 + 4));
 }
 
 #[test]
