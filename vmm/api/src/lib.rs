@@ -22,9 +22,9 @@
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
 //!
-//! With a new disk or interface may come one open file in the same message
+//! With a new disk or interface may come an open file in the same message
 //! (SCM_RIGHTS, unix(7)): the disk, or a tap opened with `IFF_TAP`, `IFF_NO_PI` and
-//! `IFF_VNET_HDR`. The path or tap in the body is then only its name. In the jail
+//! `IFF_VNET_HDR`; for several queues, one for each, with `IFF_MULTI_QUEUE` too. The path or tap in the body is then only its name. In the jail
 //! this is the way: there, only files in the folders of the process's own files (and
 //! those given with `--allow`) can be opened by path, and no tap by name.
 //!
@@ -128,6 +128,13 @@ pub struct Nic {
     pub mac: String,
     /// Its MTU in bytes.
     pub mtu: u16,
+    /// Pairs of queues.
+    #[serde(default = "one")]
+    pub queues: u16,
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// A disk to add while the guest runs.
@@ -160,6 +167,9 @@ pub struct NewNic {
     /// Its MTU in bytes; 1500 where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Pairs of queues, 1 to 16; one where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
 }
 
 /// What the balloon shall hold.

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::check_device_id;
 use super::options::Options;
+use super::{check_device_id, parse_queues};
 use crate::block::EngineKind;
+use crate::virtio::blk::MAX_QUEUES;
 
 /// Virtio's limit for a disk's serial: `VIRTIO_BLK_ID_BYTES`.
 const MAX_SERIAL: usize = 20;
@@ -22,6 +23,8 @@ pub struct Disk {
     pub read_only: bool,
     /// Who carries out its requests.
     pub engine: EngineKind,
+    /// Queues, each on a thread of its own: 1 to 16. None: one for each vCPU.
+    pub queues: Option<u16>,
 }
 
 /// Reads the flag's text; `index` is the disk's place.
@@ -43,10 +46,22 @@ pub(super) fn parse(text: &str, index: usize) -> Result<Disk, String> {
             ));
         }
     };
+    let queues = parse_queues(&mut options)?;
+    if let Some(queues) = queues
+        && !(1..=MAX_QUEUES).contains(&queues)
+    {
+        return Err(format!(
+            "--disk: queues {queues}: 1 to {MAX_QUEUES} are allowed"
+        ));
+    }
     options.finish()?;
     let id = id.map_or_else(|| format!("disk{index}"), str::to_owned);
     Disk::new(id, path.into(), serial.map(str::to_owned), read_only)
-        .map(|disk| Disk { engine, ..disk })
+        .map(|disk| Disk {
+            engine,
+            queues,
+            ..disk
+        })
         .map_err(|mistake| format!("--disk: {mistake}"))
 }
 
@@ -77,6 +92,7 @@ impl Disk {
             serial,
             read_only,
             engine: EngineKind::Auto,
+            queues: None,
         })
     }
 }

@@ -32,10 +32,11 @@ pub(super) struct Flags {
     #[arg(long, value_name = "MIB", default_value = "512")]
     pub(super) memory: u64,
     /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]
-    /// [,engine=auto|io_uring|threads] (repeatable)
+    /// [,engine=auto|io_uring|threads][,queues=N] (repeatable)
     #[arg(long, value_name = "DISK")]
     pub(super) disk: Vec<String>,
-    /// A network interface: tap=NAME or tap-fd=N[,id=NAME][,mac=MAC][,mtu=BYTES] (repeatable)
+    /// A network interface: tap=NAME or tap-fd=N[:N...][,id=NAME][,mac=MAC][,mtu=BYTES]
+    /// [,queues=N] (repeatable)
     #[arg(long, value_name = "NIC")]
     pub(super) nic: Vec<String>,
     /// Short for --nic tap=NAME (repeatable)

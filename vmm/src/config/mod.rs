@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use self::flags::{Flags, one_line};
+use self::options::Options;
 use crate::arch::x86_64::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
 use crate::smbios::{Identity, MAX_STRING};
 
@@ -159,7 +160,7 @@ fn check(flags: Flags) -> Result<Description, String> {
     if let Some(twice) = nics.iter().enumerate().find_map(|(index, nic)| {
         nics[..index]
             .iter()
-            .any(|n| n.tap == nic.tap)
+            .any(|other| other.tap.is_shared_with(&nic.tap))
             .then_some(nic)
     }) {
         return Err(format!(
@@ -200,6 +201,17 @@ fn check(flags: Flags) -> Result<Description, String> {
 
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
+/// How many queues a device shall have, if that is said.
+fn parse_queues(options: &mut Options<'_>) -> Result<Option<u16>, String> {
+    let Some(text) = options.value("queues")? else {
+        return Ok(None);
+    };
+    let queues = text.parse();
+    queues
+        .map(Some)
+        .map_err(|_| format!("{}: queues {text:?} is no number", options.flag()))
 }
 
 /// Names that devices have of which there is one at most.
@@ -246,9 +258,11 @@ mod tests {
             "--disk",
             "path=/x/root.raw,id=root,serial=vol0123456789abcdef0",
             "--disk",
-            "path=/x/data.raw,readonly",
+            "path=/x/data.raw,readonly,queues=3",
             "--nic",
-            "id=eth0,mac=02:00:00:00:00:07,mtu=9001,tap-fd=5",
+            "id=eth0,mac=02:00:00:00:00:07,mtu=9001,tap-fd=5:7",
+            "--nic",
+            "tap=tap2,queues=4",
             "--tap",
             "tap1",
             "--socket",
@@ -261,10 +275,14 @@ mod tests {
         assert_eq!(description.memory_bytes, 1 << 30);
         assert_eq!(description.disks[1].id, "disk1");
         assert!(description.disks[1].read_only);
-        assert_eq!(description.nics[0].tap, Tap::Fd(5));
+        assert_eq!(description.disks[0].queues, None);
+        assert_eq!(description.disks[1].queues, Some(3));
+        assert_eq!(description.nics[0].tap, Tap::Fds(vec![5, 7]));
         assert_eq!(description.nics[0].mtu, 9001);
-        assert_eq!(description.nics[1].tap, Tap::Name("tap1".into()));
-        assert_eq!(description.nics[1].mac[0], 2);
+        let queues: Vec<_> = description.nics.iter().map(|nic| nic.queues).collect();
+        assert_eq!(queues, [2, 4, 1]);
+        assert_eq!(description.nics[2].tap, Tap::Name("tap1".into()));
+        assert_eq!(description.nics[2].mac[0], 2);
         assert_eq!(description.identity.manufacturer, "Amazon EC2");
     }
 
@@ -295,7 +313,12 @@ mod tests {
             (&["--nic", "id=eth0"], "tap=NAME"),
             (&["--nic", "tap=a,tap-fd=4"], "exclude"),
             (&["--nic", "tap-fd=1"], "tap-fd"),
-            (&["--nic", "tap-fd=5", "--nic", "tap-fd=5"], "same tap"),
+            (&["--nic", "tap-fd=5", "--nic", "tap-fd=4:5"], "same tap"),
+            (&["--nic", "tap-fd=5:5"], "twice"),
+            (&["--nic", "tap-fd=5:6,queues=3"], "3 queues"),
+            (&["--nic", "tap=t,queues=17"], "queues 17"),
+            (&["--nic", "tap=t,queues=many"], "queues"),
+            (&["--disk", "path=/x,queues=0"], "queues 0"),
             (&["--nic", "tap=t,mac=01:00:00:00:00:00"], "mac"),
             (&["--nic", "tap=t,mtu=67"], "mtu"),
             (&["--smbios", "uuid=ec2"], "uuid"),

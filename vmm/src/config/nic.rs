@@ -1,8 +1,9 @@
 //! `--nic` and `--tap`.
 
-use super::check_device_id;
 use super::identity::hash;
 use super::options::Options;
+use super::{check_device_id, parse_queues};
+use crate::virtio::net::MAX_PAIRS;
 
 /// `IFNAMSIZ` without the final zero.
 const MAX_TAP_NAME: usize = 15;
@@ -21,6 +22,8 @@ pub struct Nic {
     pub mtu: u16,
     /// The tap behind it.
     pub tap: Tap,
+    /// Pairs of queues, each on a thread of its own: 1 to 16.
+    pub queues: u16,
 }
 
 /// Which tap.
@@ -28,8 +31,19 @@ pub struct Nic {
 pub enum Tap {
     /// One to open by its name.
     Name(String),
-    /// One that this process inherited open.
-    Fd(i32),
+    /// One that this process inherited open, once for each pair of queues.
+    Fds(Vec<i32>),
+}
+
+impl Tap {
+    /// Whether both are, or may be, one and the same.
+    pub(super) fn is_shared_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Name(one), Self::Name(other)) => one == other,
+            (Self::Fds(some), Self::Fds(others)) => some.iter().any(|fd| others.contains(fd)),
+            _ => false,
+        }
+    }
 }
 
 /// Reads the flag's text; `index` is the interface's place in `machine`.
@@ -46,18 +60,19 @@ pub(super) fn parse(text: &str, index: usize, machine: &str) -> Result<Nic, Stri
     };
     let tap = match (options.value("tap")?, options.value("tap-fd")?) {
         (Some(name), None) => Tap::Name(name.to_owned()),
-        (None, Some(fd)) => Tap::Fd(
-            fd.parse()
-                .ok()
-                .filter(|fd| *fd > 2)
-                .ok_or(format!("--nic: tap-fd {fd:?} is no inherited descriptor"))?,
+        (None, Some(fds)) => Tap::Fds(
+            fds.split(':')
+                .map(|fd| fd.parse().ok().filter(|fd| *fd > 2))
+                .collect::<Option<_>>()
+                .ok_or(format!("--nic: tap-fd {fds:?} is no inherited descriptor"))?,
         ),
         (Some(_), Some(_)) => return Err("--nic: tap and tap-fd exclude each other".to_owned()),
         (None, None) => return Err("--nic: tap=NAME or tap-fd=N is missing".to_owned()),
     };
+    let queues = parse_queues(&mut options)?;
     options.finish()?;
     let id = id.map_or_else(|| format!("eth{index}"), str::to_owned);
-    Nic::new(machine, id, tap, mac, mtu).map_err(|mistake| format!("--nic: {mistake}"))
+    Nic::new(machine, id, tap, mac, mtu, queues).map_err(|mistake| format!("--nic: {mistake}"))
 }
 
 impl Nic {
@@ -71,8 +86,30 @@ impl Nic {
         tap: Tap,
         mac: Option<&str>,
         mtu: Option<u16>,
+        queues: Option<u16>,
     ) -> Result<Self, String> {
         check_device_id(&id)?;
+        if let Tap::Fds(fds) = &tap
+            && let Some(twice) = fds
+                .iter()
+                .enumerate()
+                .find_map(|(index, fd)| fds[..index].contains(fd).then_some(fd))
+        {
+            return Err(format!("tap-fd {twice} is given twice"));
+        }
+        let queues = match (&tap, queues) {
+            (Tap::Name(_), queues) => usize::from(queues.unwrap_or(1)),
+            (Tap::Fds(fds), Some(queues)) if fds.len() != usize::from(queues) => {
+                return Err(format!(
+                    "{queues} queues need as many descriptors in tap-fd"
+                ));
+            }
+            (Tap::Fds(fds), _) => fds.len(),
+        };
+        let queues = u16::try_from(queues)
+            .ok()
+            .filter(|queues| (1..=MAX_PAIRS).contains(&usize::from(*queues)))
+            .ok_or(format!("queues {queues}: 1 to {MAX_PAIRS} are allowed"))?;
         if let Tap::Name(name) = &tap
             && (name.is_empty()
                 || name.len() > MAX_TAP_NAME
@@ -94,7 +131,13 @@ impl Nic {
             Some(text) => parse_mac(text)?,
             None => derived_mac(machine, &id),
         };
-        Ok(Self { id, mac, mtu, tap })
+        Ok(Self {
+            id,
+            mac,
+            mtu,
+            tap,
+            queues,
+        })
     }
 }
 

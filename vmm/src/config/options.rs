@@ -24,6 +24,11 @@ impl<'a> Options<'a> {
         Ok(Self { flag, pairs })
     }
 
+    /// The flag.
+    pub(super) fn flag(&self) -> &'a str {
+        self.flag
+    }
+
     /// Of a flag that was not given.
     pub(super) fn none(flag: &'a str) -> Self {
         Self {

@@ -16,6 +16,7 @@ use std::path::Path;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::listener::Listener;
+use crate::virtio::net::MAX_PAIRS;
 
 pub use routes::{Answer, Command, route};
 
@@ -23,8 +24,9 @@ pub use routes::{Answer, Command, route};
 const MAX_CONNECTIONS: usize = 16;
 /// The largest request, head and body, in bytes. The bodies are small JSON objects.
 const MAX_REQUEST: usize = 64 << 10;
-/// As many descriptors are taken with one request; the kernel drops the rest.
-const MAX_DESCRIPTORS: usize = 2;
+/// As many descriptors are taken with one request, one more than any may have; the
+/// kernel drops the rest.
+const MAX_DESCRIPTORS: usize = MAX_PAIRS + 1;
 
 /// The listening socket and who is connected.
 #[derive(Debug)]
@@ -73,8 +75,8 @@ impl Server {
     }
 
     /// Does what can be done without waiting. `handle` answers one request, which
-    /// may have come with an open file.
-    pub fn progress(&mut self, mut handle: impl FnMut(Command, Option<OwnedFd>) -> Answer) {
+    /// may have come with open files.
+    pub fn progress(&mut self, mut handle: impl FnMut(Command, Vec<OwnedFd>) -> Answer) {
         while let Some(stream) = self.listener.accept() {
             if self.connections.len() == MAX_CONNECTIONS {
                 self.connections.remove(0);
@@ -93,7 +95,7 @@ impl Server {
 
 impl Connection {
     /// False: done with it.
-    fn progress(&mut self, handle: &mut impl FnMut(Command, Option<OwnedFd>) -> Answer) -> bool {
+    fn progress(&mut self, handle: &mut impl FnMut(Command, Vec<OwnedFd>) -> Answer) -> bool {
         if self.answer.is_none() {
             match self.receive() {
                 Receive::Wait => return true,
@@ -101,14 +103,15 @@ impl Connection {
                 Receive::Answer(answer) => self.answer = Some((answer, 0)),
                 Receive::Request(request) => {
                     let answer = match route(&request) {
-                        Ok(command) if self.descriptors.is_empty() => handle(command, None),
-                        Ok(command) if !command.takes_descriptor() => {
-                            Answer::error(400, "this request takes no descriptor")
-                        }
-                        Ok(_) if self.descriptors.len() > 1 => {
-                            Answer::error(400, "one descriptor is enough")
-                        }
-                        Ok(command) => handle(command, self.descriptors.pop()),
+                        Ok(command) => match command.takes_descriptors() {
+                            most if self.descriptors.len() <= most => {
+                                handle(command, std::mem::take(&mut self.descriptors))
+                            }
+                            0 => Answer::error(400, "this request takes no descriptor"),
+                            most => {
+                                Answer::error(400, &format!("at most {most} descriptors, please"))
+                            }
+                        },
                         Err(answer) => answer,
                     };
                     self.answer = Some((http::render(&answer), 0));
@@ -158,7 +161,7 @@ impl Connection {
         for one in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = one {
                 self.descriptors.extend(descriptors);
-                // What is too much is closed; more than one is an error anyway.
+                // What is too much is closed, and so many are an error anyway.
                 self.descriptors.truncate(MAX_DESCRIPTORS);
             }
         }
@@ -287,6 +290,7 @@ mod tests {
         for (count, target, status) in [
             (1, "POST /v1/disks", "204"),
             (2, "POST /v1/disks", "400"),
+            (2, "POST /v1/nics", "204"),
             (1, "PUT /v1/pause", "400"),
         ] {
             let mut client = UnixStream::connect(&path).expect("connects");
@@ -294,7 +298,10 @@ mod tests {
             let body = if target.starts_with("PUT") {
                 ""
             } else {
-                r#"{"id":"a","path":"b"}"#
+                match target.ends_with("disks") {
+                    true => r#"{"id":"a","path":"b"}"#,
+                    false => r#"{"id":"a","tap":"b","queues":2}"#,
+                }
             };
             let request = format!(
                 "{target} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
@@ -306,8 +313,8 @@ mod tests {
             assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
             let bytes = [IoSlice::new(request.as_bytes())];
             sendmsg(&client, &bytes, &mut ancillary, SendFlags::empty()).expect("sends");
-            server.progress(|_, descriptor| {
-                assert!(descriptor.is_some());
+            server.progress(|_, descriptors| {
+                assert_eq!(descriptors.len(), count);
                 Answer::done()
             });
             let mut answer = String::new();

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::http::Request;
+use crate::virtio::net::MAX_PAIRS;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +43,14 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether an open file may come with it.
+    /// How many open files may come with it.
     #[must_use]
-    pub fn takes_descriptor(&self) -> bool {
-        matches!(self, Self::AddDisk(_) | Self::AddNic(_))
+    pub fn takes_descriptors(&self) -> usize {
+        match self {
+            Self::AddDisk(_) => 1,
+            Self::AddNic(_) => MAX_PAIRS,
+            _ => 0,
+        }
     }
 }
 

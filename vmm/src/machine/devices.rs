@@ -96,7 +96,7 @@ impl Socket {
         }
         let options = Options {
             serial: disk.serial.clone(),
-            queues: self.vcpus.into(),
+            queues: disk.queues.unwrap_or(self.vcpus.into()),
             engine: disk.engine,
         };
         let device = Block::new(backend, &options).map_err(fail)?;
@@ -113,32 +113,38 @@ impl Socket {
         Ok((description, handle, plugged))
     }
 
-    /// Makes and plugs a network interface, on its tap where that is open already.
+    /// Makes and plugs a network interface, on its tap where that is open already, once
+    /// for each pair of queues.
     fn nic(
         &self,
         nic: &config::Nic,
         taps: &mut Taps,
-        open: Option<OwnedFd>,
+        open: Vec<OwnedFd>,
     ) -> Result<(api::Nic, Plugged), Error> {
-        let (name, tap) = match &nic.tap {
-            config::Tap::Name(name) => (
-                name.clone(),
-                open.map_or_else(|| Tap::open(name), Tap::from_fd),
-            ),
-            config::Tap::Fd(fd) => (
-                format!("descriptor {fd}"),
-                taps.remove(fd)
-                    .ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
-                    .and_then(Tap::from_fd),
-            ),
+        let (name, open) = match &nic.tap {
+            config::Tap::Name(name) => (name.clone(), open),
+            config::Tap::Fds(fds) => {
+                let numbers: Vec<_> = fds.iter().map(i32::to_string).collect();
+                let name = format!("descriptor {}", numbers.join(":"));
+                (name, fds.iter().filter_map(|fd| taps.remove(fd)).collect())
+            }
         };
         let what = format!("--nic {name}");
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
+        let queues = usize::from(nic.queues);
+        let links = if open.is_empty() {
+            Tap::open_queues(&name, queues)
+        } else if open.len() == queues {
+            Tap::from_fds(open)
+        } else {
+            let wrong = format!("{queues} queues need as many descriptors of the tap");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, wrong))
+        };
         let options = NetOptions {
             mac: nic.mac,
             mtu: nic.mtu,
         };
-        let device = Net::new(tap.map_err(fail)?, options).map_err(fail)?;
+        let device = Net::with_pairs(links.map_err(fail)?, options).map_err(fail)?;
         let plugged = self.plug(&what, Box::new(device))?;
         let description = api::Nic {
             id: nic.id.clone(),
@@ -146,6 +152,7 @@ impl Socket {
             tap: name,
             mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
             mtu: nic.mtu,
+            queues: nic.queues,
         };
         Ok((description, plugged))
     }
@@ -221,7 +228,7 @@ impl Devices {
             devices.add_disk(socket, disk, None)?;
         }
         for nic in nics {
-            devices.add_nic(socket, nic, &mut taps, None)?;
+            devices.add_nic(socket, nic, &mut taps, Vec::new())?;
         }
         let plugged = socket.plug("entropy source", Box::new(Rng::new()))?;
         devices.counters.insert("rng".to_owned(), plugged);
@@ -261,9 +268,9 @@ impl Devices {
         socket: &Socket,
         nic: &config::Nic,
         taps: &mut Taps,
-        tap: Option<OwnedFd>,
+        open: Vec<OwnedFd>,
     ) -> Result<api::Nic, Error> {
-        let (nic, plugged) = socket.nic(nic, taps, tap)?;
+        let (nic, plugged) = socket.nic(nic, taps, open)?;
         self.counters.insert(nic.id.clone(), plugged);
         self.nics.push(nic.clone());
         Ok(nic)

@@ -346,7 +346,7 @@ impl Machine {
     ///
     /// # Errors
     /// When the name is taken, or the tap can't be had.
-    pub fn add_nic(&mut self, nic: &config::Nic, tap: Option<OwnedFd>) -> Result<api::Nic, Error> {
+    pub fn add_nic(&mut self, nic: &config::Nic, tap: Vec<OwnedFd>) -> Result<api::Nic, Error> {
         self.check_free(&nic.id)?;
         let added = self
             .devices

@@ -39,10 +39,7 @@ impl Tap {
         let mut request = empty_request();
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.len() >= request.ifr_name.len() || bytes.contains(&0) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "an interface name has 1 to 15 bytes",
-            ));
+            return wrong("an interface name has 1 to 15 bytes");
         }
         for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
             *to = libc::c_char::from_ne_bytes([*from]);
@@ -79,22 +76,41 @@ impl Tap {
     /// `IFF_VNET_HDR`.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let file = File::from(fd);
-        let mut request = empty_request();
-        // SAFETY: TUNGETIFF writes one `ifreq`, which outlives it.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
-        // SAFETY: TUNGETIFF has set the flags of the union.
-        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-        if flags & FLAGS != FLAGS {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the tap must be opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR",
-            ));
+        if Identity::of(&file)?.flags & FLAGS != FLAGS {
+            return wrong("the tap must be opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR");
         }
         // SAFETY: no memory is involved.
         let old = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
         // SAFETY: as above.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, old | libc::O_NONBLOCK) })?;
         Self::prepare(file)
+    }
+
+    /// Takes several queues of a tap that are open already.
+    ///
+    /// # Errors
+    /// As [`Self::from_fd`], and when they are not queues of one tap.
+    pub fn from_fds(fds: Vec<OwnedFd>) -> io::Result<Vec<Self>> {
+        let several = fds.len() > 1;
+        let taps: Vec<_> = fds
+            .into_iter()
+            .map(Self::from_fd)
+            .collect::<io::Result<_>>()?;
+        let identities: Vec<_> = taps
+            .iter()
+            .map(|tap| Identity::of(&tap.0))
+            .collect::<io::Result<_>>()?;
+        if several
+            && identities
+                .iter()
+                .any(|one| one.flags & libc::IFF_MULTI_QUEUE == 0)
+        {
+            return wrong("a tap for several queues must be opened with IFF_MULTI_QUEUE");
+        }
+        if identities.iter().any(|one| one.name != identities[0].name) {
+            return wrong("the descriptors are of different taps");
+        }
+        Ok(taps)
     }
 
     /// Another handle on the same queue of the same tap.
@@ -152,6 +168,29 @@ impl Link for Tap {
     }
 }
 
+/// What the kernel says of an open tap.
+struct Identity {
+    name: [libc::c_char; libc::IFNAMSIZ],
+    flags: libc::c_int,
+}
+
+impl Identity {
+    fn of(file: &File) -> io::Result<Self> {
+        let mut request = empty_request();
+        // SAFETY: TUNGETIFF writes one `ifreq`, which outlives it.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        Ok(Self {
+            name: request.ifr_name,
+            // SAFETY: TUNGETIFF has set the flags of the union.
+            flags: libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }),
+        })
+    }
+}
+
+fn wrong<T>(what: &str) -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+}
+
 fn empty_request() -> libc::ifreq {
     // SAFETY: an `ifreq` of zeroes is a valid one: no name, no flags.
     unsafe { std::mem::zeroed() }
@@ -177,6 +216,22 @@ mod tests {
         }
         let null = File::open("/dev/null").unwrap();
         assert!(Tap::from_fd(null.into()).is_err());
+    }
+
+    /// Needs a network namespace of its own: `unshare -n cargo test -- --ignored tap`.
+    #[test]
+    #[ignore = "makes a tap: needs root and a network namespace of its own"]
+    fn descriptors_are_queues_of_one_tap() {
+        let taps = |name, count| Tap::open_queues(name, count).unwrap();
+        let fds = |taps: Vec<Tap>| taps.into_iter().map(|tap| OwnedFd::from(tap.0)).collect();
+        assert_eq!(Tap::from_fds(fds(taps("hearth-a", 3))).unwrap().len(), 3);
+        assert_eq!(Tap::from_fds(fds(taps("hearth-b", 1))).unwrap().len(), 1);
+        let mut mixed = taps("hearth-c", 2);
+        mixed.extend(taps("hearth-d", 2));
+        assert!(Tap::from_fds(fds(mixed)).is_err());
+        let mut single = taps("hearth-e", 1);
+        single.extend(taps("hearth-f", 1));
+        assert!(Tap::from_fds(fds(single)).is_err());
     }
 
     /// Needs a network namespace of its own: `unshare -n cargo test -- --ignored tap`.

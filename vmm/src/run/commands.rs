@@ -15,7 +15,7 @@ pub(super) fn perform(
     machine: &mut Machine,
     ending: &mut Option<Exit>,
     command: Command,
-    descriptor: Option<OwnedFd>,
+    mut descriptors: Vec<OwnedFd>,
 ) -> Answer {
     match command {
         Command::Describe => Answer::value(&machine.describe()),
@@ -48,12 +48,13 @@ pub(super) fn perform(
         },
         Command::AddDisk(new) => {
             let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
-            added(disk, |disk| machine.add_disk(&disk, descriptor))
+            added(disk, |disk| machine.add_disk(&disk, descriptors.pop()))
         }
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
-            let nic = config::Nic::new(machine.id(), new.id, tap, new.mac.as_deref(), new.mtu);
-            added(nic, |nic| machine.add_nic(&nic, descriptor))
+            let mac = new.mac.as_deref();
+            let nic = config::Nic::new(machine.id(), new.id, tap, mac, new.mtu, new.queues);
+            added(nic, |nic| machine.add_nic(&nic, descriptors))
         }
         Command::ResizeDisk(id) => match machine.resize_disk(&id) {
             Ok(Some(disk)) => Answer::value(&disk),

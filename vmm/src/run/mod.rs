@@ -82,7 +82,10 @@ pub fn main() -> ExitCode {
 fn inherited_taps(description: &Description) -> Result<Taps, String> {
     let mut taps = Taps::new();
     for nic in &description.nics {
-        if let config::Tap::Fd(fd) = nic.tap {
+        let config::Tap::Fds(fds) = &nic.tap else {
+            continue;
+        };
+        for &fd in fds {
             // SAFETY: takes plain numbers, and fails for what is not open.
             if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
                 return Err(format!("--nic: tap-fd {fd} was not handed down open"));
@@ -263,8 +266,9 @@ impl Process {
             more_output = self.serve_console();
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
-                server
-                    .progress(|command, descriptor| perform(machine, ending, command, descriptor));
+                server.progress(|command, descriptors| {
+                    perform(machine, ending, command, descriptors)
+                });
             }
         }
     }

@@ -44,7 +44,7 @@ const DEPTH: u16 = 256;
 const SEG_MAX: u32 = 254;
 
 /// The most queues: more than that many vCPUs share them.
-const MAX_QUEUES: u16 = 16;
+pub const MAX_QUEUES: u16 = 16;
 
 /// The most sectors of one discard or write-zeroes: 1 GiB, so that none keeps the
 /// disk busy for long.
