@@ -1,10 +1,10 @@
-//! Where the guest's output goes: in chunks to the log or to standard output, and
-//! from there to nobody's cost.
+//! Where the guest's output goes: line by line to the log or to standard output.
 //!
-//! A byte that a vCPU writes is put into memory. The main loop carries it on: at once
-//! when the line was idle, then every [`TICK`] for as long as more comes. So a line of
-//! output costs the guest no system call for each byte, and a reader sees it no later
-//! than a blink. Only when a chunk is full does the vCPU write it out itself.
+//! A byte that a vCPU writes is put into memory, and the end of a line (or a full
+//! chunk) writes out what is there. What is no whole line, as a prompt, the main loop
+//! carries on: at once when there was no output for a while, then every [`TICK`] for as
+//! long as more comes. So output costs the guest one system call for a line, not for a
+//! byte, and a reader sees it no later than a blink.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -107,6 +107,8 @@ pub(super) struct Outlet {
     /// What is not in the output yet.
     waiting: Vec<u8>,
     recent: Option<Recent>,
+    /// There was output since the main loop came by.
+    active: bool,
     /// The main loop will come by without being called.
     attended: bool,
     bell: Arc<EventFd>,
@@ -119,6 +121,7 @@ impl Outlet {
             output,
             waiting: Vec::with_capacity(CHUNK),
             recent: None,
+            active: false,
             attended: false,
             bell,
         }
@@ -149,6 +152,10 @@ impl Outlet {
             }
             self.waiting.extend_from_slice(chunk);
         }
+        if bytes.contains(&b'\n') {
+            self.flush();
+        }
+        self.active = true;
         if !self.attended {
             self.attended = true;
             // Only a full counter makes this fail, and then it has rung.
@@ -159,7 +166,7 @@ impl Outlet {
     /// Carries on what waits. Returns whether to come by again after a [`TICK`]; if
     /// not, the bell calls.
     pub(super) fn progress(&mut self) -> bool {
-        self.attended = !self.waiting.is_empty();
+        self.attended = std::mem::take(&mut self.active);
         self.flush();
         self.attended
     }
@@ -238,6 +245,18 @@ mod tests {
         let mut all = [0; 4];
         view.read_exact_at(&mut all, 0).expect("read");
         assert_eq!(&all, b"abcd");
+    }
+
+    #[test]
+    fn a_whole_line_does_not_wait() {
+        let (mut outlet, view) = outlet();
+        outlet.push(b"li");
+        outlet.push(b"ne");
+        assert_eq!(length(&view), 0);
+        outlet.push(b"\n");
+        assert_eq!(length(&view), 5);
+        assert!(outlet.progress(), "who is attached has not seen it");
+        assert!(!outlet.progress());
     }
 
     #[test]
