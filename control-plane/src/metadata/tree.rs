@@ -339,7 +339,7 @@ mod tests {
         let document = text(&root, "dynamic/instance-identity/document").unwrap();
         let document: serde_json::Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["region"], "us-east-1");
-        assert_eq!(document["pendingTime"], "1970-01-01T00:00:00Z");
+        assert_eq!(document["pendingTime"], "2027-01-15T08:00:00Z");
     }
 
     #[test]

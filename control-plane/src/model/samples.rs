@@ -146,3 +146,13 @@ pub fn subnet() -> Subnet {
         map_public_ip: true,
     }
 }
+
+/// A host.
+pub fn host(id: &str, vcpus: u32) -> Host {
+    Host {
+        id: HostId(id.into()),
+        zone: "us-east-1a".into(),
+        vcpus,
+        memory_mib: 1024,
+    }
+}

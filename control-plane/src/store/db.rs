@@ -164,16 +164,7 @@ async fn feed(store: Arc<dyn Store>, mut watch: Watch, sender: watch::Sender<Arc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Host, HostId};
-
-    fn host(id: &str, vcpus: u32) -> Host {
-        Host {
-            id: HostId(id.into()),
-            zone: "z".into(),
-            vcpus,
-            memory_mib: 1,
-        }
-    }
+    use crate::model::{Host, samples::host};
 
     #[tokio::test]
     async fn a_transaction_reads_its_own_write() {

@@ -193,16 +193,7 @@ fn split(key: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Host, HostId};
-
-    fn host(id: &str, vcpus: u32) -> Host {
-        Host {
-            id: HostId(id.into()),
-            zone: "z".into(),
-            vcpus,
-            memory_mib: 1,
-        }
-    }
+    use crate::model::{Host, samples::host};
 
     #[test]
     fn kinds_are_told_apart() {
