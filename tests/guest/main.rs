@@ -2,6 +2,7 @@
 //! images in target/images.
 
 mod boot;
+mod console;
 mod disks;
 mod hotplug;
 mod identity;

@@ -1,0 +1,48 @@
+//! The serial console from outside: who attaches to its socket.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use hearth_tests::Vm;
+
+/// Reads until `text` has come; returns all up to there.
+fn read_until(client: &mut UnixStream, text: &str) -> String {
+    let mut all = Vec::new();
+    let mut chunk = [0; 4096];
+    while !all.windows(text.len()).any(|part| part == text.as_bytes()) {
+        let count = client.read(&mut chunk).unwrap_or_else(|error| {
+            panic!("no {text:?}: {error}: {}", String::from_utf8_lossy(&all))
+        });
+        assert!(count > 0, "the console ended before {text:?}");
+        all.extend_from_slice(&chunk[..count]);
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[test]
+#[ignore = "written, not yet seen to pass in the lab"]
+fn a_second_pair_of_hands_at_the_console() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("console");
+    let socket = path.display().to_string();
+    let mut vm = Vm::of("micro").args(&["--console-socket", &socket]).boot();
+    vm.run("echo first");
+    let mut client = UnixStream::connect(&path).expect("attaches");
+    client
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a deadline");
+    let seen = read_until(&mut client, "@end 0@");
+    assert!(seen.contains("first"), "{seen}");
+    client
+        .write_all(b"echo se\"\"cond; echo do\"\"ne\n")
+        .expect("types");
+    read_until(&mut client, "second");
+    read_until(&mut client, "done");
+    // Both saw it; a client that stops reading holds up nobody.
+    vm.wait_for_console("done", 10);
+    let idle = UnixStream::connect(&path).expect("attaches");
+    vm.run("head -c 300000 /dev/zero | tr '\\0' '.' | fold -w 100");
+    drop(idle);
+    vm.run("true");
+}
