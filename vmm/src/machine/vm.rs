@@ -60,8 +60,6 @@ pub(super) fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<Arc<VmFd>, E
     #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits here")]
     vm.set_tss_address(KVM_TSS as usize)
         .map_err(kvm_error("set the TSS address"))?;
-    vm.create_irq_chip()
-        .map_err(kvm_error("create the interrupt controllers"))?;
     for (slot, region) in (0u32..).zip(memory.iter()) {
         let description = kvm_userspace_memory_region {
             slot,
@@ -75,6 +73,10 @@ pub(super) fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<Arc<VmFd>, E
         unsafe { vm.set_user_memory_region(description) }
             .map_err(kvm_error("give the VM its memory"))?;
     }
+    // After the memory: it leaves grace periods behind that a change of the memory map
+    // would wait for, milliseconds at a machine's start.
+    vm.create_irq_chip()
+        .map_err(kvm_error("create the interrupt controllers"))?;
     Ok(Arc::new(vm))
 }
 
