@@ -1,6 +1,9 @@
-//! What an instance may take of its host: cgroup v2 holds its VMM to its type.
+//! What an instance may take of its host, and what a guest that broke out of its
+//! VMM would find: cgroup v2 holds the VMM to the instance's type, and the jail
+//! holds it to its own files.
 
 use hearth_tests::Cloud;
+use serde_json::{Value, json};
 
 /// What the VMM may have beside its guest's memory: a share of that, for page
 /// tables, and a fixed part.
@@ -8,28 +11,41 @@ fn memory_max(guest: u64) -> u64 {
     guest + guest / 64 + (192 << 20)
 }
 
-#[test]
-fn an_instance_is_held_to_its_type() {
-    let cloud = Cloud::running();
+/// The instance that `scripts/up` left running.
+fn first(cloud: &Cloud) -> Value {
     let running = "Name=instance-state-name,Values=running";
     let found = cloud
         .aws
         .call(&["ec2", "describe-instances", "--filters", running]);
-    let first = &found["Reservations"][0]["Instances"][0];
-    let text = |name: &str| {
-        let value = first[name].as_str();
-        value.unwrap_or_else(|| panic!("nothing runs after scripts/up: {found}"))
-    };
-    let (id, kind) = (text("InstanceId"), text("InstanceType"));
+    let first = found["Reservations"][0]["Instances"][0].clone();
+    assert!(first.is_object(), "nothing runs after scripts/up: {found}");
+    first
+}
+
+fn text<'v>(instance: &'v Value, name: &str) -> &'v str {
+    let value = instance[name].as_str();
+    value.unwrap_or_else(|| panic!("no {name}: {instance}"))
+}
+
+/// The instance's control group.
+fn group(instance: &Value) -> String {
+    format!("/sys/fs/cgroup/hearth/{}", text(instance, "InstanceId"))
+}
+
+#[test]
+fn an_instance_is_held_to_its_type() {
+    let cloud = Cloud::running();
+    let first = first(&cloud);
+    let kind = text(&first, "InstanceType");
     let kinds = cloud
         .aws
         .call(&["ec2", "describe-instance-types", "--instance-types", kind]);
     let kind = &kinds["InstanceTypes"][0];
-    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    let number = |value: &Value| value.as_u64().expect("a number");
     let vcpus = number(&kind["VCpuInfo"]["DefaultVCpus"]);
     let guest = number(&kind["MemoryInfo"]["SizeInMiB"]) << 20;
 
-    let group = format!("/sys/fs/cgroup/hearth/{id}");
+    let group = group(&first);
     let file = |name: &str| cloud.host.run(&format!("cat {group}/{name}"));
     assert_eq!(file("cpu.max"), format!("{} 100000", vcpus * 100_000));
     assert_eq!(file("memory.max"), memory_max(guest).to_string());
@@ -41,6 +57,38 @@ fn an_instance_is_held_to_its_type() {
         "for pid in $(cat {group}/cgroup.procs); do cat /proc/$pid/comm; done"
     ));
     assert_eq!(programs, "hearth-vmm");
-    let used: u64 = file("memory.current").parse().expect("bytes");
-    assert!(used < memory_max(guest), "{used}");
+}
+
+#[test]
+fn its_vmm_is_in_the_jail() {
+    let cloud = Cloud::running();
+    let group = group(&first(&cloud));
+    let machine = cloud.host.run(&format!(
+        "pid=$(cat {group}/cgroup.procs)
+         socket=$(tr '\\0' '\\n' < /proc/$pid/cmdline | grep -x -A 1 -e --socket | tail -n 1)
+         curl -sS --max-time 30 --unix-socket $socket http://vmm/v1/machine"
+    ));
+    let machine: Value = serde_json::from_str(&machine).expect("JSON");
+    let walls = [
+        "namespaces",
+        "root",
+        "user",
+        "capabilities",
+        "landlock",
+        "system-calls",
+    ];
+    assert_eq!(machine["jail"], json!(walls));
+    // As its host sees it: no user that anybody is, and no way to any privilege.
+    let status = cloud
+        .host
+        .run(&format!("cat /proc/$(cat {group}/cgroup.procs)/status"));
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "{line} in\n{status}");
+    }
+    assert!(!status.contains("Uid:\t0\t"), "{status}");
 }

@@ -12,7 +12,7 @@ use crate::nics::Net;
 const ROUNDS: usize = 50;
 
 /// Waits in the guest until a shell condition holds.
-fn until(vm: &mut Vm, condition: &str) {
+pub(crate) fn until(vm: &mut Vm, condition: &str) {
     vm.run(&format!(
         "n=0; until {condition}; do n=$((n+1)); [ $n -lt 600 ] || exit 1; sleep 0.05; done"
     ));
@@ -83,7 +83,7 @@ fn an_interface_comes_and_goes_fifty_times() {
     wait_held(&vm, before);
 }
 
-fn wait_gone(vm: &Vm, what: &str, left: usize) {
+pub(crate) fn wait_gone(vm: &Vm, what: &str, left: usize) {
     wait::until(&format!("{what} are {left}"), 30, || {
         let there = vm.api("GET", "/v1/machine", None)[what].take();
         match there.as_array().map(Vec::len) {
@@ -101,7 +101,7 @@ fn wait_held(vm: &Vm, before: (usize, usize)) {
 }
 
 /// Opens a tap of another namespace, in a thread that moves there.
-fn open_tap(netns: &str, name: &str) -> OwnedFd {
+pub(crate) fn open_tap(netns: &str, name: &str) -> OwnedFd {
     let (netns, name) = (format!("/run/netns/{netns}"), name.to_owned());
     std::thread::spawn(move || {
         let namespace = File::open(netns).expect("a namespace");

@@ -6,5 +6,6 @@ mod console;
 mod disks;
 mod hotplug;
 mod identity;
+mod jail;
 mod nics;
 mod power;

@@ -24,6 +24,7 @@ pub struct Builder {
     args: Vec<String>,
     append: String,
     netns: Option<String>,
+    user: Option<u32>,
 }
 
 /// A running machine, with a root shell on its serial console.
@@ -81,6 +82,7 @@ impl Builder {
             args: Vec::new(),
             append: String::new(),
             netns: None,
+            user: None,
         }
     }
 
@@ -127,6 +129,13 @@ impl Builder {
         self
     }
 
+    /// Puts it in the jail, as this user and group.
+    #[must_use]
+    pub fn jailed(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
     /// Starts it; returns at once.
     ///
     /// # Panics
@@ -159,6 +168,13 @@ impl Builder {
             source.display()
         );
         let (kernel, initrd) = boot_files(&disk, dir.path());
+        let mut args = self.args;
+        if let Some(user) = self.user {
+            // Its folder is its own; the disk stays ours, it is handed in open.
+            std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("root");
+            let user = user.to_string();
+            args.extend(["--jail", "--uid", &user, "--gid", &user].map(str::to_owned));
+        }
 
         let mut cmdline = manifest["boot"]["cmdline"]
             .as_str()
@@ -201,7 +217,7 @@ impl Builder {
             .arg(dir.path().join("vmm.sock"))
             .arg("--exit-file")
             .arg(dir.path().join("exit.json"))
-            .args(&self.args)
+            .args(&args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -130,6 +130,7 @@ pub fn render(
         flag("--uid", uid.to_string().into());
         flag("--gid", gid.to_string().into());
     }
+    argv.push("--jail".into());
     argv.push("--daemonize".into());
     Ok(argv)
 }
@@ -221,6 +222,7 @@ mod tests {
             "5",
             "--gid",
             "6",
+            "--jail",
             "--daemonize",
         ];
         assert_eq!(argv, expected.map(OsString::from));
