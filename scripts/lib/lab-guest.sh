@@ -31,6 +31,8 @@ sed 's/\(^\| \)/ +/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.s
 # The live root's home is read-only: cover it, as virtme-ng covers /etc.
 mkdir -p /run/tmp/root-upper /run/tmp/root-work
 mount -t overlay -o lowerdir=/root,upperdir=/run/tmp/root-upper,workdir=/run/tmp/root-work lab-root /root
+# bash reads it for each command that comes by ssh; a developer's takes seconds.
+: >/root/.bashrc
 mkdir -p /root/.ssh
 mount -t tmpfs -o mode=700 lab-ssh /root/.ssh
 printf '%s\n' "$key" >/root/.ssh/authorized_keys
