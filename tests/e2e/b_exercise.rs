@@ -247,7 +247,7 @@ fn exercise(image: &Image) {
     wait::until("nothing left on the host", 90, || {
         let left = host.run(&format!(
             "pgrep -af 'hearth-vmm.*{id}'
-             find /var/lib/hearth /run /tmp /sys/fs/cgroup/hearth -xdev \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
+             find /var/lib/hearth /run /tmp /sys/fs/cgroup/hearth -xdev -maxdepth 3 \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
              true"
         ));
         if left.is_empty() { Ok(()) } else { Err(left) }
