@@ -7,6 +7,9 @@ use hearth_tests::{Cloud, Outside, Tcp, outside, wait};
 struct Image {
     name: &'static str,
     user: &'static str,
+    /// The instance type. A lab has one processor: two vCPUs take twice as long
+    /// there to boot what is large.
+    kind: &'static str,
     /// How the user data starts a web server on port 80, and another on 8080.
     serve: &'static str,
     /// What the console says of a finished boot.
@@ -18,6 +21,7 @@ struct Image {
 const MICRO: Image = Image {
     name: "micro",
     user: "ec2-user",
+    kind: "t3.micro",
     serve: "busybox httpd -p 80 -h /srv; busybox httpd -p 8080 -h /srv",
     console: "micro ready",
     boot: 120,
@@ -26,6 +30,7 @@ const MICRO: Image = Image {
 const DEBIAN: Image = Image {
     name: "debian-12",
     user: "admin",
+    kind: "t2.micro",
     serve: "cd /srv; for p in 80 8080; do systemd-run --collect python3 -m http.server $p --directory /srv; done",
     console: "Reached target",
     boot: 420,
@@ -108,7 +113,7 @@ fn exercise(image: &Image) {
         "--image-id",
         &cloud.image(image.name),
         "--instance-type",
-        "t3.micro",
+        image.kind,
         "--key-name",
         &name,
         "--security-group-ids",
