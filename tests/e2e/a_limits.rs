@@ -32,6 +32,17 @@ fn group(instance: &Value) -> String {
     format!("/sys/fs/cgroup/hearth/{}", text(instance, "InstanceId"))
 }
 
+/// The one process in a control group. KVM puts a thread of the kernel's beside
+/// it, which is no program.
+fn process(cloud: &Cloud, group: &str) -> u32 {
+    let found = cloud.host.run(&format!(
+        "for pid in $(cat {group}/cgroup.procs); do
+            ! readlink /proc/$pid/exe > /dev/null || echo $pid
+         done"
+    ));
+    found.parse().unwrap_or_else(|_| panic!("{group}: {found}"))
+}
+
 #[test]
 fn an_instance_is_held_to_its_type() {
     let cloud = Cloud::running();
@@ -52,23 +63,20 @@ fn an_instance_is_held_to_its_type() {
     assert_eq!(file("memory.oom.group"), "1");
     assert_eq!(file("pids.max"), (vcpus + 512).to_string());
 
-    // It is the VMM that they hold, all of it and nothing else but the threads
-    // that KVM makes for it, which have no command line.
-    let programs = cloud.host.run(&format!(
-        "for pid in $(cat {group}/cgroup.procs); do
-             [ -z \"$(tr -d '\\0' < /proc/$pid/cmdline)\" ] || cat /proc/$pid/comm
-         done"
-    ));
-    assert_eq!(programs, "hearth-vmm");
+    // It is the VMM that they hold, all of it and nothing else.
+    let vmm = process(&cloud, &group);
+    assert_eq!(
+        cloud.host.run(&format!("cat /proc/{vmm}/comm")),
+        "hearth-vmm"
+    );
 }
 
 #[test]
 fn its_vmm_is_in_the_jail() {
     let cloud = Cloud::running();
-    let group = group(&first(&cloud));
+    let vmm = process(&cloud, &group(&first(&cloud)));
     let machine = cloud.host.run(&format!(
-        "pid=$(cat {group}/cgroup.procs)
-         socket=$(tr '\\0' '\\n' < /proc/$pid/cmdline | grep -x -A 1 -e --socket | tail -n 1)
+        "socket=$(tr '\\0' '\\n' < /proc/{vmm}/cmdline | grep -x -A 1 -e --socket | tail -n 1)
          curl -sS --max-time 30 --unix-socket $socket http://vmm/v1/machine"
     ));
     let machine: Value = serde_json::from_str(&machine).expect("JSON");
@@ -82,9 +90,7 @@ fn its_vmm_is_in_the_jail() {
     ];
     assert_eq!(machine["jail"], json!(walls));
     // As its host sees it: no user that anybody is, and no way to any privilege.
-    let status = cloud
-        .host
-        .run(&format!("cat /proc/$(cat {group}/cgroup.procs)/status"));
+    let status = cloud.host.run(&format!("cat /proc/{vmm}/status"));
     for line in [
         "CapEff:\t0000000000000000",
         "CapBnd:\t0000000000000000",
