@@ -17,6 +17,7 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::image::Image;
 use super::layout::{
     ACPI, CMDLINE, CMDLINE_CAPACITY, HIGH_RAM, MIB, PORT_RESET, PVH_MEMMAP, PVH_MODULES,
     PVH_START_INFO, RESET_VALUE, ZERO_PAGE,
@@ -135,26 +136,27 @@ pub fn load(
     size: u64,
     payload: &mut Payload,
 ) -> Result<Entry, BootError> {
+    let mut kernel = Image::map(&payload.kernel)?;
     let mut magic = [0u8; 4];
-    payload.kernel.seek(SeekFrom::Start(0))?;
-    payload.kernel.read_exact(&mut magic)?;
-    payload.kernel.seek(SeekFrom::Start(0))?;
+    kernel.read_exact(&mut magic)?;
+    kernel.rewind()?;
     if magic == *b"\x7fELF" {
-        load_elf(memory, size, payload)
+        load_elf(memory, size, &mut kernel, payload)
     } else {
-        load_bzimage(memory, size, payload)
+        load_bzimage(memory, size, &mut kernel, payload)
     }
 }
 
 fn load_bzimage(
     memory: &GuestMemoryMmap,
     size: u64,
+    kernel: &mut Image,
     payload: &mut Payload,
 ) -> Result<Entry, BootError> {
     let loaded = BzImage::load(
         memory,
         Some(GuestAddress(HIGH_RAM)),
-        &mut payload.kernel,
+        kernel,
         Some(GuestAddress(HIGH_RAM)),
     )
     .map_err(|error| match error {
@@ -222,15 +224,11 @@ fn load_bzimage(
 fn load_elf(
     memory: &GuestMemoryMmap,
     size: u64,
+    kernel: &mut Image,
     payload: &mut Payload,
 ) -> Result<Entry, BootError> {
-    let loaded = Elf::load(
-        memory,
-        None,
-        &mut payload.kernel,
-        Some(GuestAddress(HIGH_RAM)),
-    )
-    .map_err(|error| BootError::Kernel(error.to_string()))?;
+    let loaded = Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_RAM)))
+        .map_err(|error| BootError::Kernel(error.to_string()))?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoPvhEntry);
     };

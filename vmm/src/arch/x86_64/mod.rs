@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod cpuid;
+mod image;
 pub mod layout;
 pub mod memory;
 pub mod msrs;
