@@ -91,6 +91,12 @@ impl Bench {
         serde_json::from_slice(&std::fs::read(self.path("exit")).expect("exit file")).expect("JSON")
     }
 
+    /// Waits until one of its sockets takes connections: there is a moment when its
+    /// file is there and they are still refused.
+    fn listens(&self, name: &str) {
+        until("listens", || UnixStream::connect(self.path(name)).is_ok());
+    }
+
     /// Asks the control socket.
     fn ask(&self, request: &str) -> String {
         self.tell(request, "")
@@ -172,7 +178,7 @@ fn a_reset_keeps_the_process() {
             return;
         };
         let mut child = bench.command().spawn().expect("runs");
-        until("listens", || bench.path("socket").exists());
+        bench.listens("socket");
         until("third reset", || bench.machine().resets >= 3);
         assert_eq!(bench.machine().pid, child.id());
         assert!(bench.ask("PUT /v1/stop").starts_with("HTTP/1.1 204"));
@@ -231,7 +237,7 @@ fn clients_sit_at_the_console_also_of_a_jailed_machine() {
         .arg(bench.path("console"))
         .spawn()
         .expect("runs");
-    until("listens", || bench.path("console").exists());
+    bench.listens("console");
     let attach = || UnixStream::connect(bench.path("console")).expect("connects");
     let receive = |client: &mut UnixStream, wanted: &[u8]| {
         let mut got = vec![0; wanted.len()];
@@ -262,7 +268,7 @@ fn a_reboot_is_a_power_off_that_comes_back() {
         return;
     };
     let mut child = bench.command().spawn().expect("runs");
-    until("listens", || bench.path("socket").exists());
+    bench.listens("socket");
     for resets in 0..2 {
         let body = format!(r#"{{"resets":{resets}}}"#);
         let answer = bench.tell("PUT /v1/reboot", &body);
@@ -284,7 +290,7 @@ fn a_stop_takes_a_reboot_back() {
         return;
     };
     let mut child = bench.command().spawn().expect("runs");
-    until("listens", || bench.path("socket").exists());
+    bench.listens("socket");
     // Held, so that it can't answer the first before the second is there.
     bench.ask("PUT /v1/pause");
     bench.tell("PUT /v1/reboot", r#"{"resets":0}"#);
@@ -306,7 +312,7 @@ fn a_paused_machine_stands_still() {
         .args(["--vcpus", "2"])
         .spawn()
         .expect("runs");
-    until("listens", || bench.path("socket").exists());
+    bench.listens("socket");
     let exits = || bench.metrics().vcpu_exits;
     until("runs", || exits() > 100);
     // Every thread of it is held.
@@ -340,7 +346,7 @@ fn the_jail_has_nothing_but_its_own_folder() {
         command.args(["--uid", "64000", "--gid", "64000"]);
     }
     let mut child = command.spawn().expect("runs");
-    until("listens", || bench.path("socket").exists());
+    bench.listens("socket");
     let walls = bench.machine().jail;
     assert!(walls.contains(&Wall::Capabilities) && walls.contains(&Wall::SystemCalls));
     if is_root && walls.contains(&Wall::Root) {
@@ -431,7 +437,7 @@ fn two_machines_never_write_to_one_disk() {
         .args(["--disk", &flag])
         .spawn()
         .expect("runs");
-    until("listens", || bench.path("socket").exists());
+    bench.listens("socket");
     // It listens before it has its disk, and answers once it has.
     bench.machine();
     for also in ["", ",readonly"] {
@@ -465,7 +471,7 @@ fn a_grown_disk_is_seen_and_a_balloon_asked() {
         .arg(format!("cid=3,path={}", bench.path("vsock").display()))
         .spawn()
         .expect("runs");
-    until("listens", || bench.path("socket").exists());
+    bench.listens("socket");
     disk.set_len(2 << 20).expect("2 MiB");
     let answer = bench.ask("PATCH /v1/disks/a");
     assert!(answer.contains("\"size_bytes\":2097152"), "{answer}");
