@@ -44,7 +44,7 @@ pub(super) fn isolated(test: &str, body: impl AsyncFnOnce()) {
     // Marked, for it ends with a count of its own, and whoever counts tests
     // would count this one twice.
     for line in String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).lines() {
-        println!("inside| {line}");
+        eprintln!("inside| {line}");
     }
     assert!(done.status.success(), "{test} failed inside; is this root?");
 }
