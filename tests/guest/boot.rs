@@ -4,7 +4,7 @@ use hearth_tests::Vm;
 
 #[test]
 fn sees_the_vcpus_it_was_given() {
-    for vcpus in [1, 2, 4] {
+    for vcpus in [1, 2, 4, 32] {
         let mut vm = Vm::of("micro").vcpus(vcpus).boot();
         assert_eq!(
             vm.run("grep -c ^processor /proc/cpuinfo"),

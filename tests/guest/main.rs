@@ -1,6 +1,7 @@
 //! `hearth-vmm` with real kernels. Needs a KVM that runs them, root, and the
 //! images in target/images.
 
+mod balloon;
 mod boot;
 mod console;
 mod disks;
@@ -9,3 +10,4 @@ mod identity;
 mod jail;
 mod nics;
 mod power;
+mod vsock;
