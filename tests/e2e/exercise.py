@@ -83,7 +83,7 @@ def main(image, user):
 
     ssh = (
         "umask 077; k=$(mktemp); cat > $k <<'KEY'\n" + key.strip() + "\nKEY\n"
-        "ssh -i $k -o BatchMode=yes -o ConnectTimeout=8 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "
+        "ssh -i $k -o BatchMode=yes -o ConnectTimeout=8 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "
         f"-o LogLevel=ERROR {user}@{ip} id -un; s=$?; rm -f $k; exit $s"
     )
     assert eventually("ssh", 120, lambda: on_host(ssh)[1]) == user

@@ -92,7 +92,8 @@ impl Drop for Outside {
 }
 
 /// A script that runs `command` on `user@address`. The key is written anew each
-/// time, so that the script carries all it needs.
+/// time, so that the script carries all it needs. A connection to an instance that
+/// goes down meanwhile ends too.
 fn ssh(key: &str, user: &str, address: &str, command: &str) -> String {
     let key = key.trim();
     format!(
@@ -103,7 +104,7 @@ KEY
 cat > $k.cmd <<'CMD'
 {command}
 CMD
-ssh -i $k -o BatchMode=yes -o ConnectTimeout=8 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR {user}@{address} sh -s < $k.cmd
+ssh -i $k -o BatchMode=yes -o ConnectTimeout=8 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR {user}@{address} sh -s < $k.cmd
 s=$?; rm -f $k.cmd; exit $s"
     )
 }
