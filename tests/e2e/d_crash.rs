@@ -41,7 +41,14 @@ fn instances_outlive_the_control_plane() {
             .sum()
     });
     assert_eq!(running, before.lines().count(), "{found}");
-    let ip = found["Reservations"][0]["Instances"][0]["PublicIpAddress"]
+    let first = cloud.aws.call(&[
+        "ec2",
+        "describe-instances",
+        "--filters",
+        "Name=tag:Name,Values=first",
+        "Name=instance-state-name,Values=running",
+    ]);
+    let ip = first["Reservations"][0]["Instances"][0]["PublicIpAddress"]
         .as_str()
         .expect("a public address");
     wait::until("its page, still", 60, || {
