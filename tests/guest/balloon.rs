@@ -5,6 +5,16 @@ use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 
+/// A guest with so many MiB and its balloon's driver.
+fn with_balloon(mib: u64) -> Vm {
+    let mut vm = Vm::of("debian-12")
+        .memory_mib(mib)
+        .args(&["--balloon"])
+        .boot();
+    vm.run("modprobe virtio_balloon");
+    vm
+}
+
 /// What of the VMM is in memory, guest memory included, in bytes.
 fn resident(vm: &Vm) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", vm.pid())).expect("it runs");
@@ -42,11 +52,7 @@ fn blow_to(vm: &Vm, bytes: u64) {
 
 #[test]
 fn memory_is_taken_and_given_back() {
-    let mut vm = Vm::of("debian-12")
-        .memory_mib(512)
-        .args(&["--balloon"])
-        .boot();
-    vm.run("modprobe virtio_balloon");
+    let mut vm = with_balloon(512);
     let before = free(&mut vm);
     blow_to(&vm, 128 * MIB);
     let taken = free(&mut vm);
@@ -64,11 +70,8 @@ fn memory_is_taken_and_given_back() {
 
 #[test]
 fn what_the_guest_frees_is_free_on_the_host() {
-    let mut vm = Vm::of("debian-12")
-        .memory_mib(512)
-        .args(&["--balloon"])
-        .boot();
-    vm.run("modprobe virtio_balloon; mount -t tmpfs -o size=90% tmp /tmp");
+    let mut vm = with_balloon(512);
+    vm.run("mount -t tmpfs -o size=90% tmp /tmp");
     vm.run("dd if=/dev/zero of=/tmp/large bs=1M count=192");
     let full = resident(&vm);
     vm.run("rm /tmp/large");
@@ -85,11 +88,8 @@ fn what_the_guest_frees_is_free_on_the_host() {
 
 #[test]
 fn a_guest_out_of_memory_gets_the_balloons() {
-    let mut vm = Vm::of("debian-12")
-        .memory_mib(384)
-        .args(&["--balloon"])
-        .boot();
-    vm.run("modprobe virtio_balloon; mount -t tmpfs -o size=90% tmp /tmp");
+    let mut vm = with_balloon(384);
+    vm.run("mount -t tmpfs -o size=90% tmp /tmp");
     let most = free(&mut vm) - 64 * MIB;
     blow_to(&vm, most / MIB * MIB);
     // More than the balloon left; without deflation the shell would be killed.
