@@ -22,11 +22,13 @@
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
 //!
-//! With a new disk or interface may come an open file in the same message
+//! With a new disk or interface may come open files in the same message
 //! (SCM_RIGHTS, unix(7)): the disk, or a tap opened with `IFF_TAP`, `IFF_NO_PI` and
-//! `IFF_VNET_HDR`; for several queues, one for each, with `IFF_MULTI_QUEUE` too. The path or tap in the body is then only its name. In the jail
-//! this is the way: there, only files in the folders of the process's own files (and
-//! those given with `--allow`) can be opened by path, and no tap by name.
+//! `IFF_VNET_HDR`; for several queues, one for each, with `IFF_MULTI_QUEUE` too; and
+//! behind the taps, as many of `/dev/vhost-net`, or none. The path or tap in the body is
+//! then only its name. In the jail this is the way: there, only files in the folders of
+//! the process's own files (and those given with `--allow`) can be opened by path, no tap
+//! by name, and no `/dev/vhost-net`.
 //!
 //! A disk or interface that was asked for back is gone from [`Machine`] once the
 //! guest has let go of it. A guest that does not answer can be asked again.
@@ -131,6 +133,9 @@ pub struct Nic {
     /// Pairs of queues.
     #[serde(default = "one")]
     pub queues: u16,
+    /// Whether the kernel moves its packets (vhost-net).
+    #[serde(default)]
+    pub vhost: bool,
 }
 
 fn one() -> u16 {
@@ -170,6 +175,10 @@ pub struct NewNic {
     /// Pairs of queues, 1 to 16; one where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
+    /// Whether the kernel shall move its packets (vhost-net); where it is missing, it
+    /// does if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost: Option<bool>,
 }
 
 /// What the balloon shall hold.
@@ -196,7 +205,7 @@ pub struct BalloonState {
 /// |---|---|
 /// | every device | `notifications` (times that the driver's doorbell woke the device), `interrupts`, `failures` (times that the driver broke the rules, or the host failed, and the device gave up until its reset) |
 /// | a disk | `reads`, `read_bytes`, `writes`, `written_bytes`, `flushes`, `discards` (also write-zeroes), `errors` |
-/// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it |
+/// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it; with vhost, none of these and no `notifications`: the kernel counts at the tap (`ip -s link`), and its interrupts nowhere |
 /// | `rng` | `requests`, `bytes` |
 /// | `balloon` | `requests`, `inflated_bytes`, `reported_bytes` |
 /// | `vsock` | `connections`, `refused`, `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, as the guest sees it |

@@ -36,7 +36,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "DISK")]
     pub(super) disk: Vec<String>,
     /// A network interface: tap=NAME or tap-fd=N[:N...][,id=NAME][,mac=MAC][,mtu=BYTES]
-    /// [,queues=N] (repeatable)
+    /// [,queues=N][,vhost=on|off] (repeatable)
     #[arg(long, value_name = "NIC")]
     pub(super) nic: Vec<String>,
     /// Short for --nic tap=NAME (repeatable)

@@ -321,6 +321,7 @@ mod tests {
             (&["--disk", "path=/x,queues=0"], "queues 0"),
             (&["--nic", "tap=t,mac=01:00:00:00:00:00"], "mac"),
             (&["--nic", "tap=t,mtu=67"], "mtu"),
+            (&["--nic", "tap=t,vhost=yes"], "vhost"),
             (&["--smbios", "uuid=ec2"], "uuid"),
             (&["--smbios", "vendor=me"], "vendor"),
             (&["--daemonize"], "--socket"),

@@ -24,6 +24,8 @@ pub struct Nic {
     pub tap: Tap,
     /// Pairs of queues, each on a thread of its own: 1 to 16.
     pub queues: u16,
+    /// Whether the kernel moves the packets (vhost-net); none: where it can.
+    pub vhost: Option<bool>,
 }
 
 /// Which tap.
@@ -70,13 +72,22 @@ pub(super) fn parse(text: &str, index: usize, machine: &str) -> Result<Nic, Stri
         (None, None) => return Err("--nic: tap=NAME or tap-fd=N is missing".to_owned()),
     };
     let queues = parse_queues(&mut options)?;
+    let vhost = match options.value("vhost")? {
+        None => None,
+        Some("on") => Some(true),
+        Some("off") => Some(false),
+        Some(other) => return Err(format!("--nic: vhost {other:?} is neither on nor off")),
+    };
     options.finish()?;
     let id = id.map_or_else(|| format!("eth{index}"), str::to_owned);
-    Nic::new(machine, id, tap, mac, mtu, queues).map_err(|mistake| format!("--nic: {mistake}"))
+    Nic::new(machine, id, tap, mac, mtu, queues)
+        .map(|nic| Nic { vhost, ..nic })
+        .map_err(|mistake| format!("--nic: {mistake}"))
 }
 
 impl Nic {
-    /// A network interface of `machine`, each value checked.
+    /// A network interface of `machine`, each value checked; with vhost-net where the
+    /// kernel has it.
     ///
     /// # Errors
     /// One line that says what was wrong.
@@ -137,6 +148,7 @@ impl Nic {
             mtu,
             tap,
             queues,
+            vhost: None,
         })
     }
 }

@@ -26,7 +26,7 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_REQUEST: usize = 64 << 10;
 /// As many descriptors are taken with one request, one more than any may have; the
 /// kernel drops the rest.
-const MAX_DESCRIPTORS: usize = MAX_PAIRS + 1;
+const MAX_DESCRIPTORS: usize = 2 * MAX_PAIRS + 1;
 
 /// The listening socket and who is connected.
 #[derive(Debug)]

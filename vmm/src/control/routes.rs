@@ -48,7 +48,8 @@ impl Command {
     pub fn takes_descriptors(&self) -> usize {
         match self {
             Self::AddDisk(_) => 1,
-            Self::AddNic(_) => MAX_PAIRS,
+            // A tap's queue and a vhost-net for each pair.
+            Self::AddNic(_) => 2 * MAX_PAIRS,
             _ => 0,
         }
     }

@@ -152,6 +152,8 @@ const MAIN: [libc::c_long; 14] = [
 /// The ioctls of KVM are those of type 0xae (Documentation/virt/kvm/api.rst).
 const IOCTL_TYPE: u64 = 0xff00;
 const IOCTL_KVM: u64 = 0xae00;
+/// Those of the kernel's virtio back ends are of type 0xaf (`linux/vhost.h`).
+const IOCTL_VHOST: u64 = 0xaf00;
 /// What taps, sockets and the terminal are asked.
 const IOCTLS: [u64; 9] = [
     libc::TUNSETOFFLOAD,
@@ -164,6 +166,9 @@ const IOCTLS: [u64; 9] = [
     libc::TCGETS,
     libc::TCSETS,
 ];
+
+/// `VHOST_NET_SET_BACKEND`: `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
+const VHOST_NET_SET_BACKEND: u64 = 0x4008_af30;
 
 /// `PR_SET_VMA`: the C library names its arenas.
 const PR_SET_VMA: u64 = 0x5356_4d41;
@@ -222,13 +227,20 @@ fn rules(role: Role, process: u32) -> Result<Rules, Error> {
         rules.insert(libc::SYS_ioctl, vec![rule(1, Eq, libc::FIONBIO)?]);
     }
     if role.has(Role::Network) {
-        rules.insert(libc::SYS_ioctl, vec![rule(1, Eq, libc::TUNSETQUEUE)?]);
+        // How many pairs of queues take part.
+        let both = [libc::TUNSETQUEUE, VHOST_NET_SET_BACKEND];
+        rules.insert(
+            libc::SYS_ioctl,
+            both.into_iter()
+                .map(|number| rule(1, Eq, number))
+                .collect::<Result<_, _>>()?,
+        );
     }
     if role.has(Role::Vcpu) {
         // KVM_RUN is by far the most frequent of all: first.
-        let kvm = rule(1, MaskedEq(IOCTL_TYPE), IOCTL_KVM)?;
+        let types = [IOCTL_KVM, IOCTL_VHOST].map(|number| rule(1, MaskedEq(IOCTL_TYPE), number));
         let others = IOCTLS.into_iter().map(|number| rule(1, Eq, number));
-        let all = std::iter::once(Ok(kvm)).chain(others);
+        let all = types.into_iter().chain(others);
         rules.insert(libc::SYS_ioctl, all.collect::<Result<_, _>>()?);
     }
     Ok(rules)

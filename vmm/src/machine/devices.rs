@@ -17,13 +17,13 @@ use crate::block::Backend;
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
-use crate::net::Tap;
+use crate::net::{Tap, Vhost};
 use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{self, Balloon};
 use crate::virtio::blk::{self, Block, Options};
 use crate::virtio::counters::Counters;
-use crate::virtio::net::{Net, Options as NetOptions};
+use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
 use crate::virtio::pci::VirtioPciDevice;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
@@ -114,13 +114,18 @@ impl Socket {
     }
 
     /// Makes and plugs a network interface, on its tap where that is open already, once
-    /// for each pair of queues.
+    /// for each pair of queues; as many of vhost-net may come behind them.
     fn nic(
         &self,
         nic: &config::Nic,
         taps: &mut Taps,
-        open: Vec<OwnedFd>,
+        mut open: Vec<OwnedFd>,
     ) -> Result<(api::Nic, Plugged), Error> {
+        let queues = usize::from(nic.queues);
+        let vhosts = match open.len() == 2 * queues {
+            true => open.split_off(queues),
+            false => Vec::new(),
+        };
         let (name, open) = match &nic.tap {
             config::Tap::Name(name) => (name.clone(), open),
             config::Tap::Fds(fds) => {
@@ -131,7 +136,6 @@ impl Socket {
         };
         let what = format!("--nic {name}");
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
-        let queues = usize::from(nic.queues);
         let links = if open.is_empty() {
             Tap::open_queues(&name, queues)
         } else if open.len() == queues {
@@ -144,7 +148,12 @@ impl Socket {
             mac: nic.mac,
             mtu: nic.mtu,
         };
-        let device = Net::with_pairs(links.map_err(fail)?, options).map_err(fail)?;
+        let mut device = Net::with_pairs(links.map_err(fail)?, options).map_err(fail)?;
+        let vhosts = self.vhosts(nic, vhosts).map_err(fail)?;
+        let vhost = !vhosts.is_empty();
+        if vhost {
+            device = device.in_kernel(vhosts).map_err(fail)?;
+        }
         let plugged = self.plug(&what, Box::new(device))?;
         let description = api::Nic {
             id: nic.id.clone(),
@@ -153,8 +162,31 @@ impl Socket {
             mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
             mtu: nic.mtu,
             queues: nic.queues,
+            vhost,
         };
         Ok((description, plugged))
+    }
+
+    /// The kernel's half of each pair of queues, from its file where that is open
+    /// already; nothing where it is not wanted, or not asked for and not to be had.
+    fn vhosts(&self, nic: &config::Nic, open: Vec<OwnedFd>) -> io::Result<Vec<Vhost>> {
+        let memory = || Arc::clone(&self.memory);
+        let result: io::Result<_> = match (nic.vhost, open.is_empty()) {
+            (Some(false), _) => return Ok(Vec::new()),
+            (_, true) => (0..nic.queues)
+                .map(|_| Vhost::open(memory(), KERNEL_FEATURES))
+                .collect(),
+            (_, false) => open
+                .into_iter()
+                .map(|fd| Vhost::from_fd(fd, memory(), KERNEL_FEATURES))
+                .collect(),
+        };
+        match (result, nic.vhost) {
+            (Err(_), None) => Ok(Vec::new()),
+            (result, _) => {
+                result.map_err(|error| io::Error::new(error.kind(), format!("vhost-net: {error}")))
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Host side of network cards: what packets go through.
 
 mod tap;
+mod vhost;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -8,6 +9,7 @@ use std::os::fd::AsRawFd;
 use bitflags::bitflags;
 
 pub use tap::Tap;
+pub use vhost::{Vhost, Vring};
 
 bitflags! {
     /// What a link may leave to the guest instead of doing it before it hands over

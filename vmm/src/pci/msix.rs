@@ -6,8 +6,11 @@
 //! the same lock that unmasks it, and no interrupt is lost between.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
 
@@ -48,6 +51,26 @@ struct State {
 struct Vector {
     state: Mutex<State>,
     way: Arc<dyn MsiVector>,
+}
+
+impl Vector {
+    /// Whether an interrupt waits for the mask to fall: one of ours, or one of a back end
+    /// in the kernel.
+    fn is_pending(&self) -> bool {
+        let state = lock(&self.state);
+        state.pending || (state.routed.is_none() && is_written(self.way.eventfd()))
+    }
+}
+
+/// Whether an event was written and not yet read.
+fn is_written(event: &EventFd) -> bool {
+    let mut interest = libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: the pointer is to one live `pollfd`.
+    unsafe { libc::poll(&raw mut interest, 1, 0) == 1 }
 }
 
 /// The vectors of one function.
@@ -163,7 +186,7 @@ impl Msix {
                 let vector = usize::try_from(at.saturating_mul(8).saturating_add(bit))
                     .ok()
                     .and_then(|index| self.vectors.get(index));
-                let pending = vector.is_some_and(|vector| lock(&vector.state).pending);
+                let pending = vector.is_some_and(Vector::is_pending);
                 bits | u8::from(pending) << bit
             });
         }
@@ -185,12 +208,12 @@ impl Msix {
         }
     }
 
-    /// The way of a vector, for a back end in the kernel to signal by itself.
+    /// What sends a vector's interrupt, for a back end in the kernel. What it says while
+    /// the vector is masked stays in the event, where KVM finds it (`KVM_IRQFD`).
     #[must_use]
-    pub fn vector(&self, index: u16) -> Option<Arc<dyn MsiVector>> {
-        self.vectors
-            .get(usize::from(index))
-            .map(|vector| Arc::clone(&vector.way))
+    pub fn event(&self, index: u16) -> Option<EventFd> {
+        let vector = self.vectors.get(usize::from(index))?;
+        vector.way.eventfd().try_clone().ok()
     }
 
     /// Masks everything and forgets what is pending.
@@ -202,6 +225,9 @@ impl Msix {
             state.entry = masked_entry();
             state.pending = false;
             self.update(vector, &mut state);
+            // What a back end in the kernel said to the driver that was. Nonblocking: an
+            // error says that it was nothing.
+            let _ = vector.way.eventfd().read();
         }
     }
 
@@ -311,6 +337,24 @@ mod tests {
         msix.signal(0);
         msix.set_control(0x8000);
         assert_eq!(fake.signals(0), 1, "disabled MSI-X doesn't pend");
+    }
+
+    #[test]
+    fn what_a_kernel_back_end_says_while_masked_pends_in_the_event() {
+        let fake = FakeInterrupts::default();
+        let msix = Msix::new(1, &fake).unwrap();
+        let event = msix.event(0).unwrap();
+        assert!(msix.event(1).is_none());
+        let pending = || {
+            let mut bits = [0];
+            msix.pending_read(0, &mut bits);
+            bits[0]
+        };
+        assert_eq!(pending(), 0);
+        event.write(1).unwrap();
+        assert_eq!(pending(), 1);
+        msix.reset();
+        assert_eq!(pending(), 0, "another driver's interrupt");
     }
 
     #[test]

@@ -53,7 +53,9 @@ pub(super) fn perform(
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
             let mac = new.mac.as_deref();
-            let nic = config::Nic::new(machine.id(), new.id, tap, mac, new.mtu, new.queues);
+            let vhost = new.vhost;
+            let nic = config::Nic::new(machine.id(), new.id, tap, mac, new.mtu, new.queues)
+                .map(|nic| config::Nic { vhost, ..nic });
             added(nic, |nic| machine.add_nic(&nic, descriptors))
         }
         Command::ResizeDisk(id) => match machine.resize_disk(&id) {

@@ -69,6 +69,12 @@ pub trait Interrupt: Send + Sync {
     /// has asked the ring whether the driver wants to know.
     fn queue(&self, index: u16);
 
+    /// The event that [`Self::queue`] signals, for a back end in the kernel: none while
+    /// the driver wants no interrupts of this queue. It stays the same as long as the
+    /// driver doesn't give the queue another vector, which drivers do only before they
+    /// are ready.
+    fn event(&self, index: u16) -> Option<EventFd>;
+
     /// Tells the driver that the device's configuration changed. Section 2.5.
     fn config_changed(&self);
 

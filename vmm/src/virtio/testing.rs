@@ -122,6 +122,9 @@ impl Interrupt for FakeInterrupt {
     fn queue(&self, index: u16) {
         self.tell(|said| said.queues.push(index));
     }
+    fn event(&self, _: u16) -> Option<EventFd> {
+        None
+    }
     fn config_changed(&self) {
         self.tell(|said| said.config += 1);
     }

@@ -4,9 +4,10 @@
 //! number of queue pairs needs.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CONTROL_BATCH;
+use super::kernel::KernelPair;
 use crate::net::Link;
 use crate::virtio::Interrupt;
 use crate::virtio::queue::{Broken, Buffers, Ring};
@@ -26,39 +27,76 @@ const ERROR: u8 = 1;
 /// to one whose queue nobody serves.
 pub(super) struct Pairs {
     links: Vec<Arc<dyn Link>>,
-    /// How many are enabled.
-    enabled: Mutex<usize>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// How many links are enabled.
+    enabled: usize,
+    /// The pairs that the kernel serves: all of the driver's, or none. They run while
+    /// their link is enabled, as the kernel gives up a tap's queue that isn't.
+    in_kernel: Vec<KernelPair>,
 }
 
 impl Pairs {
     /// Links that are all enabled, as they are when opened.
     pub(super) fn new(links: Vec<Arc<dyn Link>>) -> Self {
-        let enabled = Mutex::new(links.len());
-        Self { links, enabled }
+        let state = Mutex::new(State {
+            enabled: links.len(),
+            in_kernel: Vec::new(),
+        });
+        Self { links, state }
     }
 
     pub(super) fn links(&self) -> &[Arc<dyn Link>] {
         &self.links
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Enables the first `wanted` links and no others.
     pub(super) fn enable(&self, wanted: usize) -> io::Result<()> {
-        let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
-        while *enabled < wanted {
-            let Some(link) = self.links.get(*enabled) else {
+        let mut state = self.lock();
+        while state.enabled < wanted {
+            let Some(link) = self.links.get(state.enabled) else {
                 return Err(io::ErrorKind::InvalidInput.into());
             };
             link.set_enabled(true)?;
-            *enabled += 1;
+            if let Some(pair) = state.in_kernel.get(state.enabled) {
+                pair.start()?;
+            }
+            state.enabled += 1;
         }
-        while *enabled > wanted {
-            let Some(link) = self.links.get(*enabled - 1) else {
+        while state.enabled > wanted {
+            let last = state.enabled - 1;
+            let Some(link) = self.links.get(last) else {
                 return Err(io::ErrorKind::InvalidInput.into());
             };
+            if let Some(pair) = state.in_kernel.get(last) {
+                pair.stop();
+            }
             link.set_enabled(false)?;
-            *enabled -= 1;
+            state.enabled = last;
         }
         Ok(())
+    }
+
+    /// Leaves the packets to the kernel from here on.
+    pub(super) fn hand_over(&self, pairs: Vec<KernelPair>) -> io::Result<()> {
+        let mut state = self.lock();
+        for pair in pairs.iter().take(state.enabled) {
+            // On failure, those begun are stopped as they are dropped.
+            pair.start()?;
+        }
+        state.in_kernel = pairs;
+        Ok(())
+    }
+
+    /// Takes the queues back from the kernel.
+    pub(super) fn take_back(&self) {
+        self.lock().in_kernel.clear();
     }
 }
 

@@ -1,15 +1,18 @@
-//! The network device: pairs of queues, each on a thread of its own, straight
-//! between a [`Link`] and guest memory.
+//! The network device: pairs of queues, each between a [`Link`] and guest memory.
 //!
 //! ```text
-//!  receive, transmit ─ pump ─ link 0      control queue: how many pairs
-//!  receive, transmit ─ pump ─ link 1 ...  the driver uses now
+//!  receive, transmit ─ pump or kernel ─ link 0      control queue: how many
+//!  receive, transmit ─ pump or kernel ─ link 1 ...  pairs the driver uses now
 //! ```
+//!
+//! The packets are moved by the kernel ([`Vhost`]) where the device was given that, or
+//! else by a thread for each pair, straight from the link into guest memory.
 //!
 //! Virtio 1.2, section 5.1. A card with one link has neither the control queue nor
 //! its thread.
 
 mod control;
+mod kernel;
 mod pump;
 #[cfg(test)]
 mod tests;
@@ -17,7 +20,10 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
 use self::control::{Control, Pairs};
+use self::kernel::KernelPair;
 use self::pump::Pump;
 use super::counters::{Counters, counters};
 use super::queue::Ring;
@@ -25,7 +31,9 @@ use super::worker::{self, Worker};
 use super::{
     Activation, ActiveQueue, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config,
 };
-use crate::net::{Link, Offload};
+use crate::net::{Link, Offload, Vhost};
+
+pub use self::kernel::KERNEL_FEATURES;
 
 /// Feature bits. Section 5.1.3.
 const F_CSUM: u64 = 1 << 0;
@@ -102,10 +110,24 @@ counters! {
     }
 }
 
+/// What a device counts whose packets the kernel moves: they don't come by here.
+struct Uncounted;
+
+impl Counters for Uncounted {
+    fn list(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// The queues of one pair.
+type ReceiveTransmit<'a> = [&'a ActiveQueue; 2];
+
 /// A network device.
 pub struct Net {
     counters: Arc<NetCounters>,
     pairs: Arc<Pairs>,
+    /// The kernel's half of each pair, or nothing.
+    kernel: Vec<Arc<Vhost>>,
     options: Options,
     workers: Vec<Worker>,
 }
@@ -143,9 +165,23 @@ impl Net {
         Ok(Self {
             counters: Arc::default(),
             pairs: Arc::new(Pairs::new(links.collect())),
+            kernel: Vec::new(),
             options,
             workers: Vec::new(),
         })
+    }
+
+    /// Leaves the packets to the kernel, wherever the driver takes what that needs.
+    ///
+    /// # Errors
+    /// When there is not one for each pair.
+    pub fn in_kernel(mut self, vhosts: Vec<Vhost>) -> io::Result<Self> {
+        if vhosts.len() != self.pairs.links().len() {
+            let wrong = "each pair of queues needs a vhost-net of its own";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+        }
+        self.kernel = vhosts.into_iter().map(Arc::new).collect();
+        Ok(self)
     }
 
     fn pair_count(&self) -> u16 {
@@ -153,26 +189,60 @@ impl Net {
         u16::try_from(self.pairs.links().len()).unwrap_or(1)
     }
 
-    fn pumps(&self, activation: &Activation, needed: usize) -> io::Result<Vec<Pump>> {
+    /// The pairs that the driver has set up.
+    fn live<'a>(&self, activation: &'a Activation) -> io::Result<Vec<ReceiveTransmit<'a>>> {
         let multiqueue = activation.has(F_MQ);
         let pairs = if multiqueue { self.pair_count() } else { 1 };
         let find = |index| find(&activation.queues, index);
-        let mut pumps = Vec::new();
-        for (pair, link) in (0..pairs).zip(self.pairs.links()) {
-            let receive = RECEIVE + 2 * pair;
-            match (find(receive), find(receive + 1)) {
-                (Some(receive), Some(transmit)) => {
-                    let link = Arc::clone(link);
-                    let counters = Arc::clone(&self.counters);
-                    let queues = [receive, transmit];
-                    pumps.push(Pump::new(link, activation, queues, needed, counters)?);
-                }
-                // A driver may leave out pairs that it doesn't use, but the first.
-                _ if pair > 0 => break,
-                _ => return Err(io::Error::other("a network queue is not enabled")),
-            }
+        // A driver may leave out pairs that it doesn't use, but the first.
+        let live: Vec<_> = (0..pairs)
+            .map(|pair| RECEIVE + 2 * pair)
+            .map_while(|receive| Some([find(receive)?, find(receive + 1)?]))
+            .collect();
+        if live.is_empty() {
+            return Err(io::Error::other("a network queue is not enabled"));
         }
-        Ok(pumps)
+        Ok(live)
+    }
+
+    fn pumps(
+        &self,
+        activation: &Activation,
+        live: &[ReceiveTransmit<'_>],
+    ) -> io::Result<Vec<Pump>> {
+        let offload = offload(activation.features);
+        let needed = if offload.intersects(Offload::TSO4 | Offload::TSO6) {
+            LARGEST
+        } else {
+            // Ethernet header, VLAN tag, and a tap that is larger than we were told.
+            HEADER_SIZE + 18 + usize::from(self.options.mtu).max(1500)
+        };
+        live.iter()
+            .zip(self.pairs.links())
+            .map(|(queues, link)| {
+                let (link, counters) = (Arc::clone(link), Arc::clone(&self.counters));
+                Pump::new(link, activation, *queues, needed, counters)
+            })
+            .collect()
+    }
+
+    /// All pairs as the kernel shall serve them, or none where it can't.
+    fn kernel_pairs(
+        &self,
+        activation: &Activation,
+        live: &[ReceiveTransmit<'_>],
+        broken: &EventFd,
+    ) -> io::Result<Vec<KernelPair>> {
+        let halves = self.kernel.iter().zip(self.pairs.links());
+        let pairs: Vec<_> = live
+            .iter()
+            .zip(halves)
+            .map(|(queues, (vhost, link))| {
+                KernelPair::new(vhost, link, activation, *queues, broken)
+            })
+            .collect::<io::Result<_>>()?;
+        let all: Option<Vec<_>> = pairs.into_iter().collect();
+        Ok(all.unwrap_or_default())
     }
 
     /// The control queue, if the driver has it. `live` pairs can be used.
@@ -247,6 +317,9 @@ impl VirtioDevice for Net {
     }
 
     fn counters(&self) -> Arc<dyn Counters> {
+        if !self.kernel.is_empty() {
+            return Arc::new(Uncounted);
+        }
         Arc::clone(&self.counters) as Arc<dyn Counters>
     }
 
@@ -275,21 +348,25 @@ impl VirtioDevice for Net {
         for link in self.pairs.links() {
             link.set_offload(offload)?;
         }
-        let needed = if offload.intersects(Offload::TSO4 | Offload::TSO6) {
-            LARGEST
-        } else {
-            // Ethernet header, VLAN tag, and a tap that is larger than we were told.
-            HEADER_SIZE + 18 + usize::from(self.options.mtu).max(1500)
+        let live = self.live(&activation)?;
+        let broken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let in_kernel = self.kernel_pairs(&activation, &live, &broken)?;
+        let pumps = match in_kernel.is_empty() {
+            true => self.pumps(&activation, &live)?,
+            false => Vec::new(),
         };
-        let pumps = self.pumps(&activation, needed)?;
         self.pairs.enable(1)?;
-        let live = pumps.len();
+        // On failure, what has begun is stopped by the reset to come.
+        if !in_kernel.is_empty() {
+            self.pairs.hand_over(in_kernel)?;
+            let interrupt = Arc::clone(&activation.interrupt);
+            self.workers.push(kernel::watch(broken, interrupt)?);
+        }
         for pump in pumps {
-            // On failure those begun are stopped by the reset to come.
             let worker = Worker::start("net", move |stop| pump.run(&stop))?;
             self.workers.push(worker);
         }
-        self.workers.extend(self.control(&activation, live)?);
+        self.workers.extend(self.control(&activation, live.len())?);
         Ok(())
     }
 
@@ -299,6 +376,7 @@ impl VirtioDevice for Net {
             worker.tell();
         }
         self.workers.clear();
+        self.pairs.take_back();
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::common::Status;
 use crate::pci::msix::Msix;
 use crate::virtio::Interrupt;
@@ -139,6 +141,13 @@ impl Interrupt for Shared {
         }
         self.counters.interrupts.add(1);
         self.msix.signal(self.queue_vector(index));
+    }
+
+    fn event(&self, index: u16) -> Option<EventFd> {
+        if !self.msix.is_enabled() {
+            return None;
+        }
+        self.msix.event(self.queue_vector(index))
     }
 
     fn config_changed(&self) {

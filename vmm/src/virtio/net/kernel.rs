@@ -1,0 +1,96 @@
+//! A pair of queues whose packets the kernel moves, and the eye on whether its driver
+//! keeps the rules.
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{F_MRG_RXBUF, ReceiveTransmit};
+use crate::net::{Link, Vhost, Vring};
+use crate::virtio::queue::Ring;
+use crate::virtio::worker::{DOORBELL, Epoll, STOP, Worker};
+use crate::virtio::{Activation, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt};
+
+/// The features that concern queues, and thus the kernel; the others are the tap's, or
+/// the control queue's.
+pub const KERNEL_FEATURES: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MRG_RXBUF;
+
+/// A pair of queues in the kernel's hands. Dropping it takes them back.
+pub(super) struct KernelPair {
+    vhost: Arc<Vhost>,
+    link: Arc<dyn Link>,
+}
+
+impl KernelPair {
+    /// Hands over queues that nothing else serves. `broken` is signalled when the
+    /// driver breaks their rules.
+    ///
+    /// Returns none where the driver asks for what only a pump does: no mergeable
+    /// buffers (the kernel before 6.14 leaves `num_buffers` unset without them), or no
+    /// interrupts.
+    ///
+    /// # Errors
+    /// When a ring is not in memory, or the kernel refuses.
+    pub(super) fn new(
+        vhost: &Arc<Vhost>,
+        link: &Arc<dyn Link>,
+        activation: &Activation,
+        queues: ReceiveTransmit<'_>,
+        broken: &EventFd,
+    ) -> io::Result<Option<Self>> {
+        let events = queues.map(|active| activation.interrupt.event(active.index));
+        let ([Some(received), Some(sent)], true) = (&events, activation.has(F_MRG_RXBUF)) else {
+            return Ok(None);
+        };
+        for active in queues {
+            // The same look at the rings that every other device has.
+            Ring::new(&active.queue, Arc::clone(&activation.memory)).map_err(io::Error::other)?;
+        }
+        let [receive, transmit] = queues;
+        let vrings = [(receive, received), (transmit, sent)].map(|(active, call)| Vring {
+            queue: &active.queue,
+            kick: &active.doorbell,
+            call,
+            error: broken,
+        });
+        vhost.set_up(activation.features & KERNEL_FEATURES, vrings)?;
+        let vhost = Arc::clone(vhost);
+        let link = Arc::clone(link);
+        Ok(Some(Self { vhost, link }))
+    }
+
+    /// Packets move from here on. The link must be enabled.
+    pub(super) fn start(&self) -> io::Result<()> {
+        self.vhost.start(self.link.as_raw_fd())
+    }
+
+    /// Nothing moves any more when this returns.
+    pub(super) fn stop(&self) {
+        self.vhost.stop();
+    }
+}
+
+impl Drop for KernelPair {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Tells the driver once the kernel says that a queue is broken.
+pub(super) fn watch(broken: EventFd, interrupt: Arc<dyn Interrupt>) -> io::Result<Worker> {
+    Worker::start("net-broken", move |stop| {
+        let wait = || {
+            let epoll = Epoll::new()?;
+            epoll.watch(stop.as_ref(), STOP, EventSet::IN)?;
+            epoll.watch(&broken, DOORBELL, EventSet::IN)?;
+            let mut events = [EpollEvent::default(); 2];
+            let count = epoll.wait(&mut events, false)?;
+            Ok::<_, io::Error>(events[..count].iter().any(|event| event.data() == STOP))
+        };
+        if !matches!(wait(), Ok(true)) {
+            interrupt.needs_reset();
+        }
+    })
+}
