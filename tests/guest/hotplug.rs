@@ -47,7 +47,7 @@ fn a_disk_comes_and_goes_fifty_times() {
                 .write(true)
                 .open(&path)
                 .expect("opens");
-            vm.api_with("POST", "/v1/disks", &body, file.as_fd());
+            vm.api_with("POST", "/v1/disks", &body, &[file.into()]);
         }
         until(&mut vm, "[ -e /sys/block/vdb/serial ]");
         assert_eq!(vm.run("cat /sys/block/vdb/serial"), format!("round{round}"));
@@ -69,9 +69,9 @@ fn an_interface_comes_and_goes_fifty_times() {
     let before = held(&vm);
     net.tap("hot0", "10.9.1.1/24");
     for round in 0..ROUNDS {
-        let tap = open_tap(&net.name, "hot0");
+        let tap = open_tap(&net.name, "hot0", 1);
         let body = json!({"id": "hot", "tap": "hot0", "mac": "02:00:00:00:09:03"});
-        vm.api_with("POST", "/v1/nics", &body, tap.as_fd());
+        vm.api_with("POST", "/v1/nics", &body, &tap);
         drop(tap);
         until(&mut vm, "[ -e /sys/class/net/eth0 ]");
         vm.run("ip addr add 10.9.1.2/24 dev eth0; ip link set eth0 up; ping -c 1 10.9.1.1");
@@ -100,31 +100,39 @@ fn wait_held(vm: &Vm, before: (usize, usize)) {
     });
 }
 
-/// Opens a tap of another namespace, in a thread that moves there.
-pub(crate) fn open_tap(netns: &str, name: &str) -> OwnedFd {
+/// Opens a tap of another namespace, once for each queue, in a thread that moves there.
+pub(crate) fn open_tap(netns: &str, name: &str, queues: usize) -> Vec<OwnedFd> {
     let (netns, name) = (format!("/run/netns/{netns}"), name.to_owned());
     std::thread::spawn(move || {
         let namespace = File::open(netns).expect("a namespace");
         nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
-        let tun = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .expect("the tun driver");
-        attach(tun.as_fd(), &name);
-        OwnedFd::from(tun)
+        let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        (0..queues)
+            .map(|_| {
+                let tun = open("/dev/net/tun");
+                attach(tun.as_fd(), &name, several);
+                tun
+            })
+            .collect()
     })
     .join()
     .expect("a tap")
 }
 
-fn attach(tun: BorrowedFd<'_>, name: &str) {
+/// Opens a device.
+pub(crate) fn open(path: &str) -> OwnedFd {
+    let file = File::options().read(true).write(true).open(path);
+    file.unwrap_or_else(|error| panic!("{path}: {error}"))
+        .into()
+}
+
+fn attach(tun: BorrowedFd<'_>, name: &str, several: libc::c_int) {
     // SAFETY: an ifreq of zeroes is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("16 bits");
     // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives it.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };

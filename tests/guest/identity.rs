@@ -1,5 +1,7 @@
 //! What the machine says it is, to those who ask in a stock Debian.
 
+use std::process::Command;
+
 use hearth_tests::Vm;
 
 const UUID: &str = "ec2a1b2c-3d4e-4f50-8182-93a4b5c6d7e8";
@@ -38,4 +40,30 @@ fn the_kernel_finds_the_generation_id() {
         vm.run("cat /sys/bus/acpi/devices/HRTH0001:00/modalias"),
         "acpi:HRTH0001:VM_GEN_COUNTER:"
     );
+}
+
+#[test]
+fn a_kernel_with_the_driver_takes_the_generation_id() {
+    // This host's own kernel, with nothing but busybox; Debian's has CONFIG_VMGENID=y.
+    let release = nix::sys::utsname::uname().expect("uname");
+    let kernel = format!("/boot/vmlinuz-{}", release.release().display());
+    let dir = tempfile::tempdir().expect("a folder");
+    let initrd = dir.path().join("initrd");
+    let made = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "set -e; cd {}; mkdir -p t/bin t/proc t/sys t/dev; cp $(command -v busybox) t/bin/; \
+             cd t; for i in sh ls mount stty cat; do ln -s busybox bin/$i; done; \
+             find . | busybox cpio -o -H newc > {}",
+            dir.path().display(),
+            initrd.display()
+        ))
+        .status();
+    assert!(made.is_ok_and(|status| status.success()), "no initrd");
+    let mut vm = Vm::of("micro")
+        .kernel(kernel.as_ref(), &initrd)
+        .append("rdinit=/bin/sh")
+        .boot();
+    let bound = vm.run("ls /sys/bus/acpi/drivers/vmgenid");
+    assert!(bound.contains("HRTH0001:00"), "{bound}");
 }

@@ -2,13 +2,12 @@
 //! and there is nothing else to reach.
 
 use std::fs::File;
-use std::os::fd::AsFd as _;
 
 use hearth_tests::{Vm, wait};
 use hearth_vmm_api::Exit;
 use serde_json::json;
 
-use crate::hotplug::{open_tap, until, wait_gone};
+use crate::hotplug::{open, open_tap, until, wait_gone};
 use crate::nics::Net;
 
 /// A user that nobody is.
@@ -41,8 +40,9 @@ fn a_machine_lives_its_whole_life_in_the_jail() {
         .open(&path)
         .expect("a disk");
     disk.set_len(8 << 20).expect("grows");
+    let handed = disk.try_clone().expect("a descriptor");
     let body = json!({"id": "hot", "path": path, "serial": "hot"});
-    vm.api_with("POST", "/v1/disks", &body, disk.as_fd());
+    vm.api_with("POST", "/v1/disks", &body, &[handed.into()]);
     until(&mut vm, "[ -e /sys/block/vdb/serial ]");
     vm.run("echo jailed | dd of=/dev/vdb conv=fsync");
     let written = std::fs::read(&path).expect("the disk");
@@ -54,18 +54,23 @@ fn a_machine_lives_its_whole_life_in_the_jail() {
     until(&mut vm, "[ ! -e /sys/block/vdb ]");
     wait_gone(&vm, "disks", 1);
 
-    // So does an interface, whose tap is in another namespace.
-    net.tap("hot0", "10.9.2.1/24");
-    let tap = open_tap(&net.name, "hot0");
-    let body = json!({"id": "hot", "tap": "hot0", "mac": "02:00:00:00:09:04"});
-    vm.api_with("POST", "/v1/nics", &body, tap.as_fd());
-    drop(tap);
+    // So does an interface, whose tap is in another namespace; its packets are moved by
+    // the process, or by the kernel where that is handed in too.
     vm.run("modprobe virtio_net");
-    until(&mut vm, "[ -e /sys/class/net/eth0 ]");
-    vm.run("ip addr add 10.9.2.2/24 dev eth0; ip link set eth0 up; ping -c 1 10.9.2.1");
-    vm.api("DELETE", "/v1/nics/hot", None);
-    until(&mut vm, "[ ! -e /sys/class/net/eth0 ]");
-    wait_gone(&vm, "nics", 0);
+    net.tap("hot0", "10.9.2.1/24");
+    for by_kernel in [false, true] {
+        let mut files = open_tap(&net.name, "hot0", 1);
+        files.extend(by_kernel.then(|| open("/dev/vhost-net")));
+        let body = json!({"id": "hot", "tap": "hot0", "mac": "02:00:00:00:09:04"});
+        let nic = vm.api_with("POST", "/v1/nics", &body, &files);
+        drop(files);
+        assert_eq!(nic["vhost"], by_kernel, "{nic}");
+        until(&mut vm, "[ -e /sys/class/net/eth0 ]");
+        vm.run("ip addr add 10.9.2.2/24 dev eth0; ip link set eth0 up; ping -c 1 10.9.2.1");
+        vm.api("DELETE", "/v1/nics/hot", None);
+        until(&mut vm, "[ ! -e /sys/class/net/eth0 ]");
+        wait_gone(&vm, "nics", 0);
+    }
 
     // What isn't handed in can't be had: no file, no tap.
     for (what, body) in [

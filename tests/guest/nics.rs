@@ -1,8 +1,13 @@
 //! Network interfaces: a guest and the host behind one tap, in a namespace.
 
+use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
 use hearth_tests::Vm;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use serde_json::json;
+
+use crate::hotplug::{open, open_tap, until, wait_gone};
 
 /// A network namespace with a tap, gone when dropped.
 pub(crate) struct Net {
@@ -60,13 +65,30 @@ fn sh(script: &str) -> String {
     String::from_utf8_lossy(&done.stdout).trim().to_owned()
 }
 
+/// The kernel moves the packets (vhost-net).
+const BY_KERNEL: &str = "vhost=on";
+/// The VMM does.
+const BY_PROCESS: &str = "vhost=off";
+
 #[test]
-fn pings_and_bulk_data_go_both_ways() {
+fn the_process_moves_pings_and_bulk_data_both_ways() {
+    pings_and_bulk_data_go_both_ways(BY_PROCESS);
+}
+
+#[test]
+fn the_kernel_moves_pings_and_bulk_data_both_ways() {
+    pings_and_bulk_data_go_both_ways(BY_KERNEL);
+}
+
+fn pings_and_bulk_data_go_both_ways(by: &str) {
     let net = Net::new("bulk");
     net.tap("t0", "10.9.0.1/24");
     let mut vm = Vm::of("micro")
         .netns(&net.name)
-        .args(&["--nic", "id=eth0,mac=02:00:00:00:09:02,tap=t0"])
+        .args(&[
+            "--nic",
+            &format!("id=eth0,mac=02:00:00:00:09:02,tap=t0,{by}"),
+        ])
         .boot();
     vm.run("modprobe virtio_net; ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up");
     assert_eq!(
@@ -111,33 +133,94 @@ fn pings_and_bulk_data_go_both_ways() {
     ));
     vm.wait_for_console("received", 120);
     assert_eq!(vm.run("md5sum < /tmp/back"), sum);
+
+    // A reset takes the queues back, and another driver gets them.
+    vm.api("PUT", "/v1/reset", None);
+    vm.wait_for_shell();
+    vm.run("modprobe virtio_net; ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up");
+    vm.run("ping -c 3 10.9.0.1");
 }
 
-#[test]
-fn several_queues_carry_data_both_ways() {
-    let net = Net::new("queues");
+/// A tap for two queues, with 10.9.0.1 on our side.
+fn tap_of_two(net: &Net) {
     sh(&format!(
         "set -e; ip -n {0} tuntap add t0 mode tap multi_queue vnet_hdr; \
          ip -n {0} addr add 10.9.0.1/24 dev t0; ip -n {0} link set t0 up",
         net.name
     ));
-    let mut vm = Vm::of("micro")
-        .vcpus(2)
-        .netns(&net.name)
-        .args(&["--nic", "id=eth0,tap=t0,queues=2"])
-        .boot();
-    vm.run("modprobe virtio_net; ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up");
+}
+
+/// Two queue pairs in a guest with two CPUs: each CPU has its transmit queue.
+fn pings_go_through_two_pairs(vm: &mut Vm, net: &Net) {
+    vm.run("modprobe virtio_net");
+    until(vm, "[ -e /sys/class/net/eth0 ]");
+    vm.run("ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up");
     assert_eq!(vm.run("ls -d /sys/class/net/eth0/queues/tx-* | wc -l"), "2");
-    assert_eq!(vm.run("ls -d /sys/block/vda/mq/* | wc -l"), "2");
     net.sh("ping -c 3 10.9.0.2");
-    // Each CPU has its transmit queue.
     for cpu in ["1", "2"] {
         vm.run(&format!("taskset {cpu} ping -c 3 10.9.0.1"));
     }
-    let counted = &vm.api("GET", "/v1/metrics", None)["devices"]["eth0"];
-    for name in ["received_packets", "transmitted_packets"] {
-        assert!(counted[name].as_u64() >= Some(9), "{counted}");
+}
+
+#[test]
+fn several_queues_carry_data_both_ways() {
+    let net = Net::new("queues");
+    tap_of_two(&net);
+    for by in [BY_PROCESS, BY_KERNEL] {
+        let mut vm = Vm::of("micro")
+            .vcpus(2)
+            .netns(&net.name)
+            .args(&["--nic", &format!("id=eth0,tap=t0,queues=2,{by}")])
+            .boot();
+        assert_eq!(vm.run("ls -d /sys/block/vda/mq/* | wc -l"), "2");
+        pings_go_through_two_pairs(&mut vm, &net);
+        let counted = &vm.api("GET", "/v1/metrics", None)["devices"]["eth0"];
+        assert_eq!(counted["failures"], 0, "{counted}");
+        if by == BY_KERNEL {
+            // What isn't counted isn't shown as none.
+            assert_eq!(counted.get("received_packets"), None, "{counted}");
+            continue;
+        }
+        for name in ["received_packets", "transmitted_packets"] {
+            assert!(counted[name].as_u64() >= Some(9), "{counted}");
+        }
+        assert_eq!(counted["transmit_errors"], 0, "{counted}");
     }
-    assert_eq!(counted["transmit_errors"], 0, "{counted}");
-    assert_eq!(counted["failures"], 0, "{counted}");
+}
+
+#[test]
+fn several_queues_come_as_open_files() {
+    let net = Net::new("files");
+    tap_of_two(&net);
+    // Handed down open: as they are numbered here.
+    let files = open_tap(&net.name, "t0", 2);
+    for file in &files {
+        fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).expect("a descriptor");
+    }
+    let [one, other] = [files[0].as_raw_fd(), files[1].as_raw_fd()];
+    let mut vm = Vm::of("micro")
+        .vcpus(2)
+        .args(&["--nic", &format!("id=eth0,tap-fd={one}:{other}")])
+        .boot();
+    drop(files);
+    pings_go_through_two_pairs(&mut vm, &net);
+    vm.api("DELETE", "/v1/nics/eth0", None);
+    until(&mut vm, "[ ! -e /sys/class/net/eth0 ]");
+    wait_gone(&vm, "nics", 0);
+
+    // Handed over while the guest runs, with the kernel's half of each.
+    for by_kernel in [true, false] {
+        let mut files = open_tap(&net.name, "t0", 2);
+        if by_kernel {
+            files.extend([(); 2].map(|()| open("/dev/vhost-net")));
+        }
+        let body = json!({"id": "hot", "tap": "t0", "queues": 2, "vhost": by_kernel});
+        let nic = vm.api_with("POST", "/v1/nics", &body, &files);
+        drop(files);
+        assert_eq!(nic["vhost"], by_kernel, "{nic}");
+        pings_go_through_two_pairs(&mut vm, &net);
+        vm.api("DELETE", "/v1/nics/hot", None);
+        until(&mut vm, "[ ! -e /sys/class/net/eth0 ]");
+        wait_gone(&vm, "nics", 0);
+    }
 }

@@ -2,7 +2,7 @@
 //! what a person would type at its console.
 
 use std::io::{IoSlice, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -25,6 +25,7 @@ pub struct Builder {
     append: String,
     netns: Option<String>,
     user: Option<u32>,
+    kernel: Option<(PathBuf, PathBuf)>,
 }
 
 /// A running machine, with a root shell on its serial console.
@@ -83,6 +84,7 @@ impl Builder {
             append: String::new(),
             netns: None,
             user: None,
+            kernel: None,
         }
     }
 
@@ -129,6 +131,13 @@ impl Builder {
         self
     }
 
+    /// Boots this kernel and initrd, instead of those of the image.
+    #[must_use]
+    pub fn kernel(mut self, kernel: &Path, initrd: &Path) -> Self {
+        self.kernel = Some((kernel.to_owned(), initrd.to_owned()));
+        self
+    }
+
     /// Puts it in the jail, as this user and group.
     #[must_use]
     pub fn jailed(mut self, user: u32) -> Self {
@@ -167,7 +176,7 @@ impl Builder {
             "can't copy {}",
             source.display()
         );
-        let (kernel, initrd) = boot_files(&disk, dir.path());
+        let (kernel, initrd) = self.kernel.unwrap_or_else(|| boot_files(&disk, dir.path()));
         let mut args = self.args;
         if let Some(user) = self.user {
             // Its folder is its own; the disk stays ours, it is handed in open.
@@ -205,11 +214,8 @@ impl Builder {
             ])
             .arg("--kernel")
             .arg(kernel)
-            .args(
-                initrd
-                    .iter()
-                    .flat_map(|i| [Path::new("--initrd"), i.as_path()]),
-            )
+            .arg("--initrd")
+            .arg(initrd)
             .args(["--cmdline", &cmdline])
             .arg("--disk")
             .arg(format!("path={},id=root,serial=vol0root", disk.display()))
@@ -380,18 +386,18 @@ impl Vm {
         Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
-    /// Asks the control socket and hands it an open file (SCM_RIGHTS).
+    /// Asks the control socket and hands it open files (SCM_RIGHTS).
     ///
     /// # Panics
     /// When it doesn't answer with success.
-    pub fn api_with(&self, method: &str, path: &str, body: &Value, file: BorrowedFd) -> Value {
+    pub fn api_with(&self, method: &str, path: &str, body: &Value, files: &[OwnedFd]) -> Value {
         let mut stream = UnixStream::connect(self.dir.path().join("vmm.sock")).expect("connects");
         let body = body.to_string();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let files = [file.as_raw_fd()];
+        let files: Vec<_> = files.iter().map(OwnedFd::as_raw_fd).collect();
         sendmsg::<()>(
             stream.as_raw_fd(),
             &[IoSlice::new(request.as_bytes())],
@@ -461,7 +467,7 @@ impl Drop for Vm {
 }
 
 /// The kernel and initrd of a root disk, read out as the cloud does it.
-fn boot_files(disk: &Path, into: &Path) -> (PathBuf, Option<PathBuf>) {
+fn boot_files(disk: &Path, into: &Path) -> (PathBuf, PathBuf) {
     let (kernel, initrd) = (into.join("kernel"), into.join("initrd"));
     // e2fsprogs' own tool, so that a test does not stand or fall with our reader.
     // The first partition starts at 1 MiB in our images.
@@ -486,5 +492,5 @@ fn boot_files(disk: &Path, into: &Path) -> (PathBuf, Option<PathBuf>) {
     };
     read("/vmlinuz", &kernel);
     read("/initrd.img", &initrd);
-    (kernel, Some(initrd))
+    (kernel, initrd)
 }
