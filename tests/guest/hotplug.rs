@@ -62,6 +62,37 @@ fn a_disk_comes_and_goes_fifty_times() {
 }
 
 #[test]
+fn a_guest_that_does_not_answer_is_asked_again() {
+    let mut vm = Vm::of("micro").boot();
+    let path = vm.dir.path().join("hot.raw");
+    File::create(&path)
+        .and_then(|file| file.set_len(8 << 20))
+        .expect("a disk");
+    let body = json!({"id": "hot", "path": path});
+    for answers in [true, false] {
+        vm.api("POST", "/v1/disks", Some(&body));
+        until(&mut vm, "[ -e /sys/block/vdb/serial ]");
+        vm.api("PUT", "/v1/pause", None);
+        for _ in 0..2 {
+            vm.api("DELETE", "/v1/disks/hot", None);
+        }
+        let disks = vm.api("GET", "/v1/machine", None)["disks"].take();
+        assert_eq!(disks[0]["asked_back"], false, "{disks}");
+        assert_eq!(disks[1]["asked_back"], true, "{disks}");
+        if answers {
+            vm.api("PUT", "/v1/resume", None);
+            until(&mut vm, "[ ! -e /sys/block/vdb ]");
+        } else {
+            // The next kernel never sees it.
+            vm.api("PUT", "/v1/reset", None);
+            vm.wait_for_shell();
+            assert_eq!(vm.run("ls /sys/block | grep vd"), "vda");
+        }
+        wait_gone(&vm, "disks", 1);
+    }
+}
+
+#[test]
 fn an_interface_comes_and_goes_fifty_times() {
     let net = Net::new("hot");
     let mut vm = Vm::of("micro").boot();

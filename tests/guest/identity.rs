@@ -9,9 +9,21 @@ const UUID: &str = "ec2a1b2c-3d4e-4f50-8182-93a4b5c6d7e8";
 #[test]
 fn a_stock_debian_takes_it_for_ec2() {
     let smbios = format!("product=t3.micro,uuid={UUID},asset-tag=i-0123456789abcdef0");
+    let dir = tempfile::tempdir().expect("a folder");
+    let tar = dir.path().join("dmidecode.tar");
+    let made = Command::new("sh")
+        .args([
+            "-c",
+            "exec tar -chf $1 -C $(dirname $(command -v dmidecode)) dmidecode",
+        ])
+        .arg("sh")
+        .arg(&tar)
+        .status();
+    assert!(made.is_ok_and(|status| status.success()), "no dmidecode");
     let mut vm = Vm::of("debian-12")
         .memory_mib(512)
         .args(&["--smbios", &smbios])
+        .args(&["--disk", &format!("path={},readonly", tar.display())])
         .boot();
     for (file, wanted) in [
         ("sys_vendor", "Amazon EC2"),
@@ -26,6 +38,14 @@ fn a_stock_debian_takes_it_for_ec2() {
             "{file}"
         );
     }
+    // A disk with our own dmidecode, which is Debian's as well.
+    vm.run("mount -t tmpfs tmp /tmp; tar -C /tmp -xf /dev/vdb");
+    let text = vm.run("/tmp/dmidecode");
+    for complaint in ["BAD INDEX", "OUT OF SPEC", "TRUNCATED", "nvalid", "rong"] {
+        assert!(!text.contains(complaint), "{complaint}: {text}");
+    }
+    assert!(text.contains("Product Name: t3.micro"), "{text}");
+
     vm.run("mount -t tmpfs run /run; mkdir -p /run/cloud-init");
     vm.run("/usr/lib/cloud-init/ds-identify --force; true");
     let found = vm.run("cat /run/cloud-init/cloud.cfg");

@@ -31,7 +31,8 @@
 //! by name, and no `/dev/vhost-net`.
 //!
 //! A disk or interface that was asked for back is gone from [`Machine`] once the
-//! guest has let go of it. A guest that does not answer can be asked again.
+//! guest has let go of it, and `asked_back` there until then. A guest that does not answer
+//! can be asked again.
 //!
 //! An error is a 4xx or 5xx with an [`ApiError`].
 
@@ -115,6 +116,10 @@ pub struct Disk {
     pub read_only: bool,
     /// What `/dev/disk/by-id` shows: at most 20 bytes.
     pub serial: String,
+    /// Whether it was asked for back and the guest has not let go of it yet: it may be
+    /// about to, or never answer. It can be asked again.
+    #[serde(default)]
+    pub asked_back: bool,
 }
 
 /// A network interface.
@@ -136,6 +141,10 @@ pub struct Nic {
     /// Whether the kernel moves its packets (vhost-net).
     #[serde(default)]
     pub vhost: bool,
+    /// Whether it was asked for back and the guest has not let go of it yet: it may be
+    /// about to, or never answer. It can be asked again.
+    #[serde(default)]
+    pub asked_back: bool,
 }
 
 fn one() -> u16 {

@@ -109,6 +109,7 @@ impl Socket {
             size_bytes,
             read_only: disk.read_only,
             serial: disk.serial.clone(),
+            asked_back: false,
         };
         Ok((description, handle, plugged))
     }
@@ -163,6 +164,7 @@ impl Socket {
             mtu: nic.mtu,
             queues: nic.queues,
             vhost,
+            asked_back: false,
         };
         Ok((description, plugged))
     }
@@ -323,6 +325,16 @@ impl Devices {
     /// Whether a disk or network interface has this name.
     pub(super) fn has(&self, id: &str) -> bool {
         self.disks.iter().any(|disk| disk.id == id) || self.nics.iter().any(|nic| nic.id == id)
+    }
+
+    /// The slots of what the guest was asked to let go of, one bit for each.
+    pub(super) fn asked_back(&self) -> u32 {
+        let disks = self.disks.iter().map(|disk| (disk.asked_back, disk.slot));
+        let nics = self.nics.iter().map(|nic| (nic.asked_back, nic.slot));
+        disks
+            .chain(nics)
+            .filter(|(asked_back, _)| *asked_back)
+            .fold(0, |slots, (_, slot)| slots | 1 << slot)
     }
 
     /// Takes out what the guest has let go of.

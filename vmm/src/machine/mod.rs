@@ -281,6 +281,9 @@ impl Machine {
         self.rebooting = false;
         self.bus.reset();
         while self.reports.try_recv().is_ok() {}
+        // Nobody holds on to what was asked back.
+        let slots = self.devices.asked_back();
+        self.devices.eject(&self.bus.pci, slots);
         memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
         let vm = vm::create(&self.kvm, &self.memory)?;
         self.interrupts
@@ -402,9 +405,14 @@ impl Machine {
     ///
     /// # Errors
     /// When the interrupt can't be raised.
-    pub fn ask_back_disk(&self, id: &str) -> Result<bool, Error> {
-        let disk = self.devices.disks.iter().find(|disk| disk.id == id);
-        self.ask_back(disk.map(|disk| disk.slot))
+    pub fn ask_back_disk(&mut self, id: &str) -> Result<bool, Error> {
+        let mut disks = self.devices.disks.iter_mut();
+        let disk = disks.find(|disk| disk.id == id);
+        let slot = disk.map(|disk| {
+            disk.asked_back = true;
+            disk.slot
+        });
+        self.ask_back(slot)
     }
 
     /// Asks the guest for a network interface back; false: there is none of this
@@ -412,9 +420,14 @@ impl Machine {
     ///
     /// # Errors
     /// When the interrupt can't be raised.
-    pub fn ask_back_nic(&self, id: &str) -> Result<bool, Error> {
-        let nic = self.devices.nics.iter().find(|nic| nic.id == id);
-        self.ask_back(nic.map(|nic| nic.slot))
+    pub fn ask_back_nic(&mut self, id: &str) -> Result<bool, Error> {
+        let mut nics = self.devices.nics.iter_mut();
+        let nic = nics.find(|nic| nic.id == id);
+        let slot = nic.map(|nic| {
+            nic.asked_back = true;
+            nic.slot
+        });
+        self.ask_back(slot)
     }
 
     fn ask_back(&self, slot: Option<u8>) -> Result<bool, Error> {
