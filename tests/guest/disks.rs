@@ -77,6 +77,31 @@ fn a_gibibyte_comes_back_as_written_by_both_engines() {
 }
 
 #[test]
+fn a_request_is_no_exit() {
+    let disk = Blank::new(16);
+    let mut vm = disk.boot("");
+    vm.run("echo 0 > /sys/block/vdb/queue/read_ahead_kb");
+    let count = |vm: &Vm| {
+        let metrics = vm.api("GET", "/v1/metrics", None);
+        let notifications = &metrics["devices"]["data"]["notifications"];
+        [&metrics["vcpu_exits"], notifications].map(|count| count.as_u64().expect("a number"))
+    };
+    let [exits, notifications] = count(&vm);
+    vm.run("dd if=/dev/vdb of=/dev/null bs=4k");
+    let after = count(&vm);
+    let [exits, notifications] = [after[0] - exits, after[1] - notifications];
+    // 4096 requests, each with its doorbell, and some words to the console.
+    assert!(notifications > 2048, "{notifications}");
+    assert!(exits < 2048, "{exits}");
+    // The driver has chosen the port of each of its devices.
+    let claimed = vm.run("grep -c virtio-pci-modern /proc/ioports");
+    assert_eq!(
+        claimed,
+        vm.run("ls -d /sys/bus/pci/drivers/virtio-pci/0* | wc -l")
+    );
+}
+
+#[test]
 fn discard_frees_blocks() {
     let disk = Blank::new(128);
     let mut vm = disk.boot("");

@@ -47,16 +47,17 @@ pub trait Interrupts: Send + Sync {
     /// When no route is left.
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>>;
 
-    /// Has a 16-bit write of `value` to guest-physical `address` signal `event`
-    /// without leaving the kernel.
+    /// Has a 16-bit write of `value` to an I/O port signal `event` without leaving
+    /// the kernel. Ports, for KVM knows width, port and value of an `out` from the
+    /// exit itself, where a store to memory must be decoded and emulated first.
     ///
     /// # Errors
-    /// When the address is taken.
-    fn bind_doorbell(&self, address: u64, value: u16, event: &EventFd) -> io::Result<()>;
+    /// When port and value are taken.
+    fn bind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()>;
 
     /// Undoes [`Self::bind_doorbell`].
     ///
     /// # Errors
     /// When there is no such doorbell.
-    fn unbind_doorbell(&self, address: u64, value: u16, event: &EventFd) -> io::Result<()>;
+    fn unbind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()>;
 }

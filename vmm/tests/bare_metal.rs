@@ -332,6 +332,44 @@ fn a_paused_machine_stands_still() {
     assert_eq!(child.wait().expect("ends").code(), Some(0));
 }
 
+/// `mov dx, port; mov eax, value; out dx, eax`.
+fn out32(port: u16, value: u32) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb8, a, b, c, d, 0xef]
+}
+
+/// Rings 65,536 times at a port: `mov dx, port; mov ax, queue; mov ecx, 65536; out dx,
+/// ax; loop` to the `out`.
+fn ring(port: u16, queue: u16) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    let mut code = vec![0x66, 0xba, low, high];
+    let [low, high] = queue.to_le_bytes();
+    code.extend([0x66, 0xb8, low, high, 0xb9, 0, 0, 1, 0]);
+    code.extend([0x66, 0xef, 0xe2, 0xfc]);
+    code
+}
+
+#[test]
+fn a_doorbell_is_no_exit() {
+    // Slot 1, the command register: I/O space on. Then its BAR moves.
+    let enable = [out32(0xcf8, 0x8000_0804), out32(0xcfc, 1)];
+    let home = [enable.concat(), ring(0x1000, 0)];
+    let moved = [out32(0xcf8, 0x8000_0818), out32(0xcfc, 0x1ffc)];
+    let moved = [moved.concat(), ring(0x1ffc, 0), out(0x3f8, b'.')];
+    let Some(bench) = Bench::new(&[home.concat(), moved.concat()].concat()) else {
+        return;
+    };
+    let mut child = bench.command().spawn().expect("runs");
+    bench.listens("socket");
+    let log = || std::fs::read(bench.path("serial")).unwrap_or_default();
+    until("rung", || log() == b".");
+    let exits = bench.metrics().vcpu_exits;
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert!(exits < 100, "{exits}");
+}
+
 #[test]
 fn the_jail_has_nothing_but_its_own_folder() {
     let Some(bench) = Bench::new(&HALT) else {

@@ -16,11 +16,13 @@ use libfuzzer_sys::fuzz_target;
 
 const LOW: u64 = 0xc000_0000;
 const BAR_SIZE: u64 = 0x8000;
+const IO: u64 = 0x1000;
 
 fn drive(mut u: Unstructured) -> Result<()> {
     let root = PciRoot::new(Windows {
         low: LOW..LOW + 0x10_0000,
         high: None,
+        io: IO..IO + 0x1000,
     });
     let devices: [Box<dyn VirtioDevice>; 2] = [Box::new(Rng::new()), Box::new(Balloon::new())];
     for device in devices {
@@ -28,9 +30,9 @@ fn drive(mut u: Unstructured) -> Result<()> {
         let function = Box::new(function.expect("a function"));
         root.add(None, function).expect("a free slot");
     }
-    // Memory decode on, so that inputs reach the BARs at once.
+    // Decoding on, so that inputs reach the BARs at once.
     for slot in 0..4u64 {
-        root.ecam_write((slot << 15) + 4, &[6, 0]);
+        root.ecam_write((slot << 15) + 4, &[7, 0]);
     }
     while !u.is_empty() {
         let width = *u.choose(&[1usize, 2, 4, 8])?;
@@ -46,7 +48,7 @@ fn drive(mut u: Unstructured) -> Result<()> {
                 data.copy_from_slice(&(address & mask & !0xf).to_le_bytes());
             }
         }
-        match u.int_in_range(0..=5u8)? {
+        match u.int_in_range(0..=6u8)? {
             0 => {
                 let offset = u64::from(u.arbitrary::<u32>()?) & 0x1f_ffff;
                 if write {
@@ -64,6 +66,15 @@ fn drive(mut u: Unstructured) -> Result<()> {
                 }
             }
             2 if u.ratio(1, 16)? => root.reset(),
+            // The doorbells, which have four ports each.
+            3 => {
+                let port = 0x1000 + u16::from(u.arbitrary::<u8>()? & 0xf);
+                if write {
+                    root.io_write(port, data);
+                } else {
+                    root.io_read(port, data);
+                }
+            }
             // Mostly into the first pages of a BAR: common, device, MSI-X.
             _ => {
                 let slot = u64::from(u.arbitrary::<u8>()? & 1);

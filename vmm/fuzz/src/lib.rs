@@ -210,10 +210,10 @@ impl Interrupts for NoInterrupts {
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
         Ok(Arc::new(Vector(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
     }
-    fn bind_doorbell(&self, _: u64, _: u16, _: &EventFd) -> io::Result<()> {
+    fn bind_doorbell(&self, _: u16, _: u16, _: &EventFd) -> io::Result<()> {
         Ok(())
     }
-    fn unbind_doorbell(&self, _: u64, _: u16, _: &EventFd) -> io::Result<()> {
+    fn unbind_doorbell(&self, _: u16, _: u16, _: &EventFd) -> io::Result<()> {
         Ok(())
     }
 }

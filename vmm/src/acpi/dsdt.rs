@@ -20,7 +20,8 @@ use super::registers::Event;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::x86_64::layout::{
     ECAM, ECAM_SIZE, GENERATION, GSI_EVENTS, GSI_SERIAL, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_EVENTS,
-    PORT_HOTPLUG_UP, PORT_PCI_ADDRESS, PORT_SERIAL, PORT_SLEEP_CONTROL,
+    PORT_HOTPLUG_UP, PORT_PCI_ADDRESS, PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
+    PORT_SLEEP_CONTROL,
 };
 
 /// The slots of a bus. Slot 0 is the host bridge and never goes.
@@ -139,6 +140,11 @@ impl Aml for PciRoot {
             &ResourceTemplate::new(vec![
                 &AddressSpace::new_bus_number(0u16, 0u16),
                 &IO::new(PORT_PCI_ADDRESS, PORT_PCI_ADDRESS, 1, 8),
+                &AddressSpace::new_io(
+                    PORT_PCI_WINDOW,
+                    PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1),
+                    None,
+                ),
                 &AddressSpace::new_memory(
                     AddressSpaceCacheable::NotCacheable,
                     true,

@@ -141,17 +141,17 @@ impl Interrupts for KvmInterrupts {
         }))
     }
 
-    fn bind_doorbell(&self, address: u64, value: u16, event: &EventFd) -> io::Result<()> {
+    fn bind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
         self.lock()
             .vm
-            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .register_ioevent(event, &IoEventAddress::Pio(port.into()), value)
             .map_err(io::Error::from)
     }
 
-    fn unbind_doorbell(&self, address: u64, value: u16, event: &EventFd) -> io::Result<()> {
+    fn unbind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
         self.lock()
             .vm
-            .unregister_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .unregister_ioevent(event, &IoEventAddress::Pio(port.into()), value)
             .map_err(io::Error::from)
     }
 }

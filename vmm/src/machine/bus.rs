@@ -9,7 +9,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::acpi::registers::Registers;
 pub use crate::acpi::registers::Request;
 use crate::arch::x86_64::layout::{
-    ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_SERIAL,
+    ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_PCI_WINDOW,
+    PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
 };
 use crate::pci::{PciRoot, Windows};
 use crate::serial::Serial;
@@ -18,6 +19,7 @@ use crate::serial::Serial;
 const I8042_RESET: u8 = 0xfe;
 const PORT_SERIAL_LAST: u16 = PORT_SERIAL + 7;
 const PORT_PCI_LAST: u16 = PORT_PCI_ADDRESS + 7;
+const PORT_PCI_WINDOW_LAST: u16 = PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1);
 
 /// Everything that vCPUs reach by exits.
 pub struct Bus {
@@ -40,6 +42,8 @@ impl Bus {
             pci: PciRoot::new(Windows {
                 low: PCI_WINDOW..PCI_WINDOW + PCI_WINDOW_SIZE,
                 high: None,
+                io: PORT_PCI_WINDOW.into()
+                    ..u64::from(PORT_PCI_WINDOW) + u64::from(PORT_PCI_WINDOW_SIZE),
             }),
             registers: Mutex::new(Registers::default()),
             events: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -66,6 +70,10 @@ impl Bus {
         match port {
             PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.read(register(port), data),
             PORT_PCI_ADDRESS..=PORT_PCI_LAST => self.pci.port_read(port, data),
+            // What no BAR decodes is filled there too.
+            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => {
+                self.pci.io_read(port, data);
+            }
             // No key waits, and the controller takes commands.
             PORT_I8042 => data.fill(0),
             port if Registers::has(port) => self.registers().read(port, data),
@@ -79,6 +87,9 @@ impl Bus {
         match port {
             PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.write(register(port), data),
             PORT_PCI_ADDRESS..=PORT_PCI_LAST => self.pci.port_write(port, data),
+            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => {
+                self.pci.io_write(port, data);
+            }
             PORT_I8042 if data == [I8042_RESET] => return Some(Request::Reset),
             port if Registers::has(port) => return self.registers().write(port, data),
             _ => {}
@@ -149,6 +160,9 @@ mod tests {
         bus().port_read(0x80, &mut data);
         assert_eq!(data, [0xff; 4]);
         bus().memory_read(0xd000_0000, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        data.fill(0);
+        bus().port_read(PORT_PCI_WINDOW, &mut data);
         assert_eq!(data, [0xff; 4]);
     }
 

@@ -39,6 +39,8 @@ bitflags! {
     /// Command register. Section 6.2.2.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Command: u16 {
+        /// I/O BARs decode.
+        const IO_SPACE = 1 << 0;
         /// Memory BARs decode.
         const MEMORY_SPACE = 1 << 1;
         /// The function may issue memory writes, MSI-X messages among them.
@@ -71,21 +73,62 @@ pub struct Identity {
     pub subsystem: u16,
 }
 
-/// How a memory BAR decodes. Section 6.2.5.1.
+/// What a BAR's addresses are addresses of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// Guest-physical memory.
+    Memory,
+    /// I/O ports.
+    Io,
+}
+
+/// How a BAR decodes. Section 6.2.5.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
     /// Anywhere below 4 GiB; one register.
     Memory32,
     /// Anywhere; two registers.
     Memory64,
+    /// Ports; one register, whose upper half is hardwired to zero, as a PC has no
+    /// ports above 64 Ki.
+    Io,
 }
 
-/// One memory BAR.
+impl BarKind {
+    /// Which space it decodes in.
+    #[must_use]
+    pub const fn space(self) -> Space {
+        match self {
+            Self::Memory32 | Self::Memory64 => Space::Memory,
+            Self::Io => Space::Io,
+        }
+    }
+
+    /// How many registers it takes.
+    const fn width(self) -> u8 {
+        match self {
+            Self::Memory32 | Self::Io => 1,
+            Self::Memory64 => 2,
+        }
+    }
+
+    /// The low bits of its register, which say what it is and are no address: their
+    /// value and their mask.
+    const fn low_bits(self) -> (u8, u8) {
+        match self {
+            Self::Memory32 => (0b0000, 0b1111),
+            Self::Memory64 => (0b0100, 0b1111),
+            Self::Io => (0b01, 0b11),
+        }
+    }
+}
+
+/// One BAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bar {
-    /// 32 or 64 bits.
+    /// The space it decodes in, and its registers.
     pub kind: BarKind,
-    /// Bytes: a power of two, at least 16.
+    /// Bytes: a power of two, at least 16 of memory, 4 to 256 ports.
     pub size: u64,
 }
 
@@ -141,31 +184,30 @@ impl ConfigSpace {
     /// Declares a BAR; it decodes nowhere until it is placed and enabled.
     ///
     /// # Errors
-    /// When the size is not a power of two of at least 16 bytes, doesn't fit the
-    /// kind, or the register is taken.
+    /// When the size is not a power of two, doesn't fit the kind, or the register is
+    /// taken.
     pub fn add_bar(&mut self, index: u8, bar: Bar) -> Result<(), LayoutError> {
-        let width = match bar.kind {
-            BarKind::Memory32 => 1,
-            BarKind::Memory64 => 2,
+        let width = bar.kind.width();
+        let sizes = match bar.kind {
+            BarKind::Memory32 => 16..=1 << 31,
+            BarKind::Memory64 => 16..=1 << 63,
+            BarKind::Io => 4..=256,
         };
-        let fits = bar.size.is_power_of_two()
-            && bar.size >= 16
-            && (bar.kind == BarKind::Memory64 || u32::try_from(bar.size).is_ok());
-        if !fits
+        if !(bar.size.is_power_of_two() && sizes.contains(&bar.size))
             || index + width > BAR_COUNT
             || (0..index + width).any(|taken| self.covers(taken, index, width))
         {
             return Err(LayoutError::Bar(index));
         }
         self.bars[usize::from(index)] = Some(bar);
-        let kind_bits: u8 = match bar.kind {
-            BarKind::Memory32 => 0b000,
-            BarKind::Memory64 => 0b100,
-        };
         let mask = (!(bar.size - 1)).to_le_bytes();
-        let bytes = usize::from(width) * 4;
+        let bytes = match bar.kind {
+            BarKind::Memory32 => 4,
+            BarKind::Memory64 => 8,
+            BarKind::Io => 2,
+        };
         let at = bar_register(index);
-        self.put(at, &[kind_bits]);
+        self.put(at, &[bar.kind.low_bits().0]);
         self.allow(at, &mask[..bytes]);
         Ok(())
     }
@@ -174,7 +216,7 @@ impl ConfigSpace {
     /// `index` on.
     fn covers(&self, declared: u8, index: u8, width: u8) -> bool {
         self.bars[usize::from(declared)].is_some_and(|bar| {
-            let end = declared + if bar.kind == BarKind::Memory64 { 2 } else { 1 };
+            let end = declared + bar.kind.width();
             declared < index + width && index < end
         })
     }
@@ -263,9 +305,9 @@ impl ConfigSpace {
     #[must_use]
     pub fn bar_address(&self, index: u8) -> Option<u64> {
         let bar = self.bar(index)?;
-        let low = self.read_u32(bar_register(index)) & !0xf;
+        let low = self.read_u32(bar_register(index)) & !u32::from(bar.kind.low_bits().1);
         let high = match bar.kind {
-            BarKind::Memory32 => 0,
+            BarKind::Memory32 | BarKind::Io => 0,
             BarKind::Memory64 => self.read_u32(bar_register(index + 1)),
         };
         Some(u64::from(high) << 32 | u64::from(low))
@@ -275,18 +317,19 @@ impl ConfigSpace {
     pub fn set_bar_address(&mut self, index: u8, address: u64) {
         let Some(bar) = self.bar(index) else { return };
         let bytes = address.to_le_bytes();
-        let width = match bar.kind {
-            BarKind::Memory32 => 4,
-            BarKind::Memory64 => 8,
-        };
+        let width = 4 * usize::from(bar.kind.width());
         self.write(bar_register(index), &bytes[..width]);
     }
 
-    /// Where a BAR decodes now: its address if memory space is enabled.
+    /// Where a BAR decodes now: its address if its space is enabled.
     #[must_use]
     pub fn decoded(&self, index: u8) -> Option<u64> {
+        let enable = match self.bar(index)?.kind.space() {
+            Space::Memory => Command::MEMORY_SPACE,
+            Space::Io => Command::IO_SPACE,
+        };
         self.command()
-            .contains(Command::MEMORY_SPACE)
+            .contains(enable)
             .then(|| self.bar_address(index))
             .flatten()
     }
@@ -366,12 +409,34 @@ mod tests {
     }
 
     #[test]
+    fn an_io_bar_sizes() {
+        let mut space = space();
+        let kind = BarKind::Io;
+        space.add_bar(5, Bar { kind, size: 8 }).unwrap();
+        let at = register::BAR0 + 20;
+        space.write(at, &[0xff; 4]);
+        assert_eq!(space.read_u32(at), 0xfff9);
+        space.set_bar_address(5, 0x1238);
+        assert_eq!(space.read_u32(at), 0x1239);
+        assert_eq!(space.bar_address(5), Some(0x1238));
+        space.write(register::COMMAND, &[0x02, 0]);
+        assert_eq!(space.decoded(5), None, "memory is another space");
+        space.write(register::COMMAND, &[0x01, 0]);
+        assert_eq!(space.decoded(5), Some(0x1238));
+        space.reset();
+        assert_eq!(space.read_u32(at), 1);
+    }
+
+    #[test]
     fn impossible_bars_are_refused() {
         let mut space = space();
         let bar = |kind, size| Bar { kind, size };
         assert!(space.add_bar(0, bar(BarKind::Memory32, 24)).is_err());
         assert!(space.add_bar(0, bar(BarKind::Memory32, 1 << 32)).is_err());
         assert!(space.add_bar(5, bar(BarKind::Memory64, 4096)).is_err());
+        assert!(space.add_bar(5, bar(BarKind::Io, 2)).is_err());
+        assert!(space.add_bar(5, bar(BarKind::Io, 512)).is_err());
+        assert!(space.add_bar(BAR_COUNT, bar(BarKind::Io, 4)).is_err());
         space.add_bar(2, bar(BarKind::Memory64, 4096)).unwrap();
         assert!(space.add_bar(3, bar(BarKind::Memory32, 4096)).is_err());
         assert!(space.add_bar(1, bar(BarKind::Memory64, 4096)).is_err());

@@ -35,8 +35,8 @@ impl MsiVector for FakeVector {
     }
 }
 
-/// A doorbell as bound: address, value and file descriptor.
-pub(crate) type Doorbell = (u64, u16, i32);
+/// A doorbell as bound: port, value and file descriptor.
+pub(crate) type Doorbell = (u16, u16, i32);
 
 /// Remembers vectors and doorbells.
 #[derive(Default, Clone)]
@@ -69,15 +69,15 @@ impl Interrupts for FakeInterrupts {
         self.vectors.lock().unwrap().push(Arc::clone(&vector));
         Ok(vector)
     }
-    fn bind_doorbell(&self, address: u64, value: u16, event: &EventFd) -> io::Result<()> {
+    fn bind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
         use std::os::fd::AsRawFd;
-        let bell = (address, value, event.as_raw_fd());
+        let bell = (port, value, event.as_raw_fd());
         self.doorbells.lock().unwrap().push(bell);
         Ok(())
     }
-    fn unbind_doorbell(&self, address: u64, value: u16, event: &EventFd) -> io::Result<()> {
+    fn unbind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
         use std::os::fd::AsRawFd;
-        let bell = (address, value, event.as_raw_fd());
+        let bell = (port, value, event.as_raw_fd());
         let mut bells = self.doorbells.lock().unwrap();
         let at = bells.iter().position(|bound| *bound == bell);
         bells.remove(at.ok_or(io::ErrorKind::NotFound)?);

@@ -35,6 +35,7 @@
 //!  0x600-0x603  ACPI sleep control, sleep status, reset
 //!  0x610-0x61f  events: GED status; PCI hotplug
 //!  0xcf8-0xcff  PCI configuration mechanism #1
+//!  0x1000-0x1fff  PCI I/O window: virtio doorbells
 //! ```
 
 /// One kibibyte.
@@ -135,6 +136,12 @@ pub const PORT_HOTPLUG_EJECT: u16 = 0x61c;
 pub const PORT_PCI_ADDRESS: u16 = 0xcf8;
 /// PCI configuration data: four ports.
 pub const PORT_PCI_DATA: u16 = 0xcfc;
+/// The window out of which I/O BARs are given. Linux assigns no port below 0x1000 to
+/// a PCI device (`PCIBIOS_MIN_IO`).
+pub const PORT_PCI_WINDOW: u16 = 0x1000;
+/// Its size in ports. Where Linux places a BAR by itself it keeps to the 256 ports of
+/// each KiB that no ISA card aliases: these hold every device of the bus four times.
+pub const PORT_PCI_WINDOW_SIZE: u16 = 0x1000;
 
 /// The UART's interrupt: an IOAPIC pin.
 pub const GSI_SERIAL: u32 = 4;
@@ -182,6 +189,23 @@ mod tests {
             (KVM_TSS, 0x3000),
         ];
         for pair in regions.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
+        }
+        let ports = [
+            (PORT_I8042, 1),
+            (PORT_SERIAL, 8),
+            (PORT_SLEEP_CONTROL, 1),
+            (PORT_SLEEP_STATUS, 1),
+            (PORT_RESET, 1),
+            (PORT_EVENTS, 1),
+            (PORT_HOTPLUG_UP, 4),
+            (PORT_HOTPLUG_DOWN, 4),
+            (PORT_HOTPLUG_EJECT, 4),
+            (PORT_PCI_ADDRESS, 4),
+            (PORT_PCI_DATA, 4),
+            (PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE),
+        ];
+        for pair in ports.windows(2) {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
         }
     }

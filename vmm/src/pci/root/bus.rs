@@ -1,9 +1,11 @@
 //! The bus itself: 32 slots of one function each, the host bridge in slot 0.
 
+use std::ops::Range;
+
 use super::{CONFIG_ADDRESS, CONFIG_DATA, Error, SLOT_COUNT, Windows};
 use crate::pci::PciDevice;
 use crate::pci::bridge::HostBridge;
-use crate::pci::config::{BAR_COUNT, BarKind, CONFIG_SPACE_SIZE, ConfigSpace};
+use crate::pci::config::{BAR_COUNT, BarKind, CONFIG_SPACE_SIZE, ConfigSpace, Space};
 use crate::pci::window::Window;
 
 /// Bit 31 of the address register: accesses of the data register are for the bus.
@@ -31,14 +33,17 @@ pub(super) struct Bus {
     slots: [Option<Function>; SLOT_COUNT as usize],
     low: Window,
     high: Option<Window>,
+    io: Window,
     address: u32,
 }
 
 impl Function {
-    /// Tells the device where its BARs decode now, if that changed.
-    fn update_bars(&mut self) {
+    /// Tells the device where its BARs decode now, if that changed. Of all ports, the
+    /// bridge forwards `io`.
+    fn update_bars(&mut self, io: &Range<u64>) {
         for bar in &mut self.bars {
-            let decoded = self.device.config().decoded(bar.index);
+            let forwarded = |at: &u64| bar.kind.space() == Space::Memory || io.contains(at);
+            let decoded = self.device.config().decoded(bar.index).filter(forwarded);
             if decoded != bar.decoded {
                 bar.decoded = decoded;
                 self.device.bar_moved(bar.index, decoded);
@@ -73,6 +78,7 @@ impl Bus {
             slots,
             low: Window::new(windows.low),
             high: windows.high.map(Window::new),
+            io: Window::new(windows.io),
             address: 0,
         }
     }
@@ -155,11 +161,7 @@ impl Bus {
             let Some(bar) = config.bar(index) else {
                 continue;
             };
-            let address = match (&mut self.high, bar.kind) {
-                (Some(high), BarKind::Memory64) => high.allocate(bar.size),
-                _ => self.low.allocate(bar.size),
-            };
-            let Some(home) = address else {
+            let Some(home) = self.window(bar.kind).allocate(bar.size) else {
                 for bar in &placed {
                     self.give_back(bar);
                 }
@@ -178,9 +180,15 @@ impl Bus {
     }
 
     fn give_back(&mut self, bar: &Placed) {
-        match (&mut self.high, bar.kind) {
-            (Some(high), BarKind::Memory64) => high.free(bar.home),
-            _ => self.low.free(bar.home),
+        self.window(bar.kind).free(bar.home);
+    }
+
+    /// Where BARs of a kind are placed.
+    fn window(&mut self, kind: BarKind) -> &mut Window {
+        match (kind, &mut self.high) {
+            (BarKind::Io, _) => &mut self.io,
+            (BarKind::Memory64, Some(high)) => high,
+            (BarKind::Memory32 | BarKind::Memory64, _) => &mut self.low,
         }
     }
 
@@ -213,16 +221,22 @@ impl Bus {
         };
         if let Some(offset) = conventional(register, data.len()) {
             function.device.config_write(offset, data);
-            function.update_bars();
+            function.update_bars(&self.io.range());
         }
     }
 
     /// The function whose BAR decodes all of an access. A guest that lets BARs
     /// overlap gets the lower slot.
-    pub(super) fn find(&mut self, address: u64, length: usize) -> Option<(&mut Function, u8, u64)> {
+    pub(super) fn find(
+        &mut self,
+        space: Space,
+        address: u64,
+        length: usize,
+    ) -> Option<(&mut Function, u8, u64)> {
         let length = length as u64;
         self.slots.iter_mut().flatten().find_map(|function| {
-            let (bar, offset) = function.bars.iter().find_map(|bar| {
+            let mut bars = function.bars.iter().filter(|bar| bar.kind.space() == space);
+            let (bar, offset) = bars.find_map(|bar| {
                 let offset = address.checked_sub(bar.decoded?)?;
                 let inside = offset.checked_add(length)? <= bar.size;
                 inside.then_some((bar.index, offset))

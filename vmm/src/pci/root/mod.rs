@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::bus::Bus;
 use super::PciDevice;
+use super::config::Space;
 
 /// Slots of the bus.
 pub const SLOT_COUNT: u8 = 32;
@@ -32,6 +33,9 @@ pub struct Windows {
     pub low: Range<u64>,
     /// Above 4 GiB, for 64-bit BARs.
     pub high: Option<Range<u64>>,
+    /// Ports, for I/O BARs, aligned to 256. The bridge forwards no others: an I/O BAR
+    /// that the guest moves elsewhere decodes nowhere, and shadows nothing.
+    pub io: Range<u64>,
 }
 
 /// Why a device can't be added or removed.
@@ -122,11 +126,31 @@ impl PciRoot {
         self.lock().port_write(port, data);
     }
 
-    /// Reads from whichever BAR decodes `address`. Returns whether one did; if
-    /// none, `data` reads all ones.
+    /// Reads from whichever I/O BAR decodes `port`; if none, `data` reads all ones.
+    /// Returns whether one did.
+    pub fn io_read(&self, port: u16, data: &mut [u8]) -> bool {
+        self.read(Space::Io, port.into(), data)
+    }
+
+    /// Writes to whichever I/O BAR decodes `port`. Returns whether one did.
+    pub fn io_write(&self, port: u16, data: &[u8]) -> bool {
+        self.write(Space::Io, port.into(), data)
+    }
+
+    /// Reads from whichever memory BAR decodes `address`; if none, `data` reads all
+    /// ones. Returns whether one did.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
+        self.read(Space::Memory, address, data)
+    }
+
+    /// Writes to whichever memory BAR decodes `address`. Returns whether one did.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
+        self.write(Space::Memory, address, data)
+    }
+
+    fn read(&self, space: Space, address: u64, data: &mut [u8]) -> bool {
         let mut bus = self.lock();
-        match bus.find(address, data.len()) {
+        match bus.find(space, address, data.len()) {
             Some((function, bar, offset)) => {
                 function.device.bar_read(bar, offset, data);
                 true
@@ -138,10 +162,9 @@ impl PciRoot {
         }
     }
 
-    /// Writes to whichever BAR decodes `address`. Returns whether one did.
-    pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
+    fn write(&self, space: Space, address: u64, data: &[u8]) -> bool {
         let mut bus = self.lock();
-        match bus.find(address, data.len()) {
+        match bus.find(space, address, data.len()) {
             Some((function, bar, offset)) => {
                 function.device.bar_write(bar, offset, data);
                 true

@@ -17,9 +17,10 @@ impl Probe {
             device: 0x5678,
             ..Identity::default()
         });
-        let bar = |kind| Bar { kind, size: 0x1000 };
-        config.add_bar(0, bar(BarKind::Memory64)).unwrap();
-        config.add_bar(2, bar(BarKind::Memory32)).unwrap();
+        let mut add = |index, kind, size| config.add_bar(index, Bar { kind, size }).unwrap();
+        add(0, BarKind::Memory64, 0x1000);
+        add(2, BarKind::Memory32, 0x1000);
+        add(3, BarKind::Io, 4);
         Box::new(Self {
             config,
             log: Arc::clone(log),
@@ -57,6 +58,7 @@ fn root() -> (PciRoot, Log) {
     let root = PciRoot::new(Windows {
         low: 0xc000_0000..0xc000_8000,
         high: Some(0x10_0000_0000..0x10_0000_8000),
+        io: 0x1000..0x1100,
     });
     (root, Log::default())
 }
@@ -119,15 +121,49 @@ fn bars_are_placed_and_follow_the_guest() {
 }
 
 #[test]
+fn ports_follow_the_guest_inside_the_window() {
+    let (root, log) = root();
+    root.add(Some(1), Probe::boxed(&log)).unwrap();
+    root.add(Some(2), Probe::boxed(&log)).unwrap();
+    let bar = register::BAR0 + 12;
+    assert_eq!(read32(&root, ecam(2, bar)), 0x1005);
+    let mut data = [0; 2];
+    root.ecam_write(ecam(2, register::COMMAND), &[2, 0]);
+    assert!(!root.io_read(0x1004, &mut data), "not enabled yet");
+    assert_eq!(data, [0xff; 2]);
+    root.ecam_write(ecam(2, register::COMMAND), &[1, 0]);
+    assert!(root.io_read(0x1006, &mut data));
+    assert_eq!(data, [4; 2]);
+    assert!(!root.io_read(0x1007, &mut data), "past the end");
+    assert!(!root.mmio_read(0x1004, &mut data), "another space");
+    root.ecam_write(ecam(2, bar), &0x10fcu32.to_le_bytes());
+    assert!(!root.io_write(0x1004, &[0; 2]));
+    assert!(root.io_write(0x10fc, &[0; 2]));
+    // What the bridge doesn't forward: fixed ports, and the last of all.
+    log.lock().unwrap().clear();
+    for elsewhere in [0u32, 0x3f8, 0xcf8, 0xffc, 0x1100, 0xffff_ffff] {
+        root.ecam_write(ecam(2, bar), &elsewhere.to_le_bytes());
+        assert_eq!(read32(&root, ecam(2, bar)), elsewhere & 0xfffc | 1);
+        let port = u16::try_from(elsewhere & 0xfffc).unwrap();
+        assert!(!root.io_write(port, &[0; 2]));
+    }
+    assert_eq!(log.lock().unwrap().as_slice(), ["moved 3 None"]);
+    root.reset();
+    assert_eq!(read32(&root, ecam(2, bar)), 0x1005);
+}
+
+#[test]
 fn removal_unbinds_and_frees() {
     let (root, log) = root();
     for _ in 0..50 {
         let slot = root.add(None, Probe::boxed(&log)).unwrap();
         assert_eq!(slot, 1);
-        root.ecam_write(ecam(1, register::COMMAND), &[2, 0]);
+        root.ecam_write(ecam(1, register::COMMAND), &[3, 0]);
         drop(root.remove(slot).unwrap());
         let said: Vec<_> = log.lock().unwrap().drain(..).collect();
-        assert_eq!(said[2..], ["moved 0 None", "moved 2 None", "reset"]);
+        let gone = ["moved 0 None", "moved 2 None", "moved 3 None", "reset"];
+        assert_eq!(said[2], "moved 3 Some(1000)");
+        assert_eq!(said[3..], gone);
         assert_eq!(read32(&root, ecam(1, 0)), u32::MAX);
     }
     assert_eq!(root.remove(1).err(), Some(Error::SlotEmpty(1)));
@@ -157,7 +193,7 @@ fn a_full_window_refuses_and_leaks_nothing() {
 proptest! {
     #[test]
     fn no_access_breaks_the_bus(
-        accesses in prop::collection::vec((0u8..5, any::<u64>(), prop::collection::vec(any::<u8>(), 0..9)), 0..128)
+        accesses in prop::collection::vec((0u8..6, any::<u64>(), prop::collection::vec(any::<u8>(), 0..9)), 0..128)
     ) {
         let (root, log) = root();
         root.add(None, Probe::boxed(&log)).unwrap();
@@ -169,11 +205,13 @@ proptest! {
                 1 => root.ecam_write(ecam(1, low), &bytes),
                 2 => root.port_write(0xcf8 + u16::from(high & 7), &bytes),
                 3 => { root.mmio_write(at, &bytes); }
-                _ => { root.port_read(0xcf8 + u16::from(high & 7), &mut data); root.mmio_read(at, &mut data); }
+                4 => { root.io_write(u16::from_le_bytes([low, high]), &bytes); }
+                _ => { root.io_read(u16::from_le_bytes([low, high]), &mut data); root.port_read(0xcf8 + u16::from(high & 7), &mut data); root.mmio_read(at, &mut data); }
             }
         }
         prop_assert_eq!(read32(&root, ecam(1, 0)), 0x5678_1234);
         root.reset();
         prop_assert_eq!(read32(&root, ecam(1, register::BAR0 + 4)), 0x10);
+        prop_assert_eq!(read32(&root, ecam(1, register::BAR0 + 12)), 0x1001);
     }
 }

@@ -1,7 +1,10 @@
-//! What a virtio function shows in configuration space, and where its one BAR
-//! keeps what.
+//! What a virtio function shows in configuration space, and where its BARs keep
+//! what: one of memory with everything, and one of ports with the doorbell alone.
 //!
-//! Virtio 1.2, section 4.1.4: each structure has its vendor capability.
+//! Virtio 1.2, section 4.1.4: each structure has its vendor capability. There are two
+//! of doorbells. A driver takes the first that it can use (4.1.4.1), and the better one
+//! comes first (4.1.4.2): the port, since an `out` costs a hypervisor less than a store
+//! to memory, which must be decoded. Drivers without port I/O have the other.
 
 use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity, LayoutError};
 use crate::pci::msix;
@@ -19,7 +22,10 @@ const VENDOR_CAPABILITY: u8 = 0x09;
 /// The BAR that holds everything.
 pub(super) const BAR: u8 = 0;
 
-/// Bytes between the doorbells of two queues, `notify_off_multiplier`.
+/// The BAR that holds the doorbell.
+pub(super) const DOORBELL_BAR: u8 = 2;
+
+/// Bytes between the doorbells of two queues in memory, `notify_off_multiplier`.
 pub(super) const DOORBELL_STRIDE: u64 = 4;
 
 /// The most queues a device may have: their doorbells fit one page.
@@ -38,8 +44,11 @@ pub(super) const COMMON: Region = Region::page(0, 0x40);
 pub(super) const ISR: Region = Region::page(1, 1);
 /// Device configuration, section 4.1.4.6.
 pub(super) const DEVICE: Region = Region::page(2, 0x1000);
-/// Doorbells, section 4.1.4.4.
+/// Doorbells in memory, section 4.1.4.4: one for each queue.
 pub(super) const NOTIFY: Region = Region::page(3, 0x1000);
+/// The doorbell of all queues in [`DOORBELL_BAR`]: what is written says which one. As
+/// long as the smallest I/O BAR, and as the longest access.
+pub(super) const DOORBELL: Region = Region::page(0, 4);
 /// MSI-X table.
 pub(super) const MSIX_TABLE: Region = Region::page(4, 0x1000);
 /// MSI-X pending bits.
@@ -86,12 +95,12 @@ pub(super) struct Offsets {
 pub(super) const ACCESS_DATA: u8 = 16;
 
 /// The body of `struct virtio_pci_cap` behind ID and next pointer.
-fn capability(kind: CfgType, region: Region, extra: usize) -> Vec<u8> {
+fn capability(kind: CfgType, bar: u8, region: Region, extra: usize) -> Vec<u8> {
     let mut body = vec![0; 14 + extra];
     // cap_len counts ID and next pointer too; 14 + 4 + 2 is the longest.
     body[0] = if extra == 0 { 16 } else { 20 };
     body[1] = kind as u8;
-    body[2] = BAR;
+    body[2] = bar;
     body[6..10].copy_from_slice(&region.start.to_le_bytes());
     body[10..14].copy_from_slice(&region.size.to_le_bytes());
     body
@@ -124,12 +133,22 @@ pub(super) fn config_space(
             size: BAR_SIZE,
         },
     )?;
+    config.add_bar(
+        DOORBELL_BAR,
+        Bar {
+            kind: BarKind::Io,
+            size: DOORBELL.size.into(),
+        },
+    )?;
     let mut add =
         |body: &[u8], writable: &[u8]| config.add_capability(VENDOR_CAPABILITY, body, writable);
-    add(&capability(CfgType::Common, COMMON, 0), &[])?;
-    add(&capability(CfgType::Isr, ISR, 0), &[])?;
-    add(&capability(CfgType::Device, DEVICE, 0), &[])?;
-    let mut notify = capability(CfgType::Notify, NOTIFY, 4);
+    add(&capability(CfgType::Common, BAR, COMMON, 0), &[])?;
+    add(&capability(CfgType::Isr, BAR, ISR, 0), &[])?;
+    add(&capability(CfgType::Device, BAR, DEVICE, 0), &[])?;
+    // Its multiplier is 0: every queue's offset is that of the port.
+    let doorbell = capability(CfgType::Notify, DOORBELL_BAR, DOORBELL, 4);
+    add(&doorbell, &[])?;
+    let mut notify = capability(CfgType::Notify, BAR, NOTIFY, 4);
     notify[14] = 4;
     add(&notify, &[])?;
     // bar, offset, length and data are the driver's; section 4.1.4.9.
@@ -137,7 +156,7 @@ pub(super) fn config_space(
     writable[..2].fill(0);
     writable[3..6].fill(0);
     let nowhere = Region { start: 0, size: 0 };
-    let access = add(&capability(CfgType::PciAccess, nowhere, 4), &writable)?;
+    let access = add(&capability(CfgType::PciAccess, BAR, nowhere, 4), &writable)?;
     let (body, writable) = msix.capability(BAR, MSIX_TABLE.start, MSIX_PENDING.start);
     let msix = config.add_capability(msix::CAPABILITY_ID, &body, &writable)?;
     Ok((config, Offsets { access, msix }))

@@ -22,8 +22,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::common::{Common, Effect};
 use self::layout::{
-    ACCESS_DATA, BAR, COMMON, DEVICE, DOORBELL_STRIDE, ISR, MAX_QUEUES, MSIX_PENDING, MSIX_TABLE,
-    NOTIFY, Offsets,
+    ACCESS_DATA, COMMON, DEVICE, DOORBELL_BAR, DOORBELL_STRIDE, ISR, MAX_QUEUES, MSIX_PENDING,
+    MSIX_TABLE, NOTIFY, Offsets,
 };
 use self::shared::{AllCounters, Shared};
 use super::counters::Counters;
@@ -38,8 +38,8 @@ pub use self::common::Status;
 /// One queue's doorbell.
 struct Doorbell {
     event: Arc<EventFd>,
-    /// Where the kernel listens for it.
-    bound: Option<u64>,
+    /// The port at which the kernel listens for it.
+    bound: Option<u16>,
 }
 
 /// A virtio device as a PCI function.
@@ -139,13 +139,11 @@ impl VirtioPciDevice {
         }
     }
 
-    /// A doorbell that came as an exit: the kernel did not catch it, as the access
-    /// had another width, or binding failed.
-    fn ring(&self, offset: u64) {
-        let bell = usize::try_from(offset / DOORBELL_STRIDE)
-            .ok()
-            .and_then(|index| self.doorbells.get(index));
-        if let Some(bell) = bell {
+    /// A doorbell that came as an exit: it is one in memory, or the kernel did not
+    /// catch it, as the access had another width, or binding failed.
+    fn ring(&self, queue: u64) {
+        let index = usize::try_from(queue).ok();
+        if let Some(bell) = index.and_then(|index| self.doorbells.get(index)) {
             // Fails only when the counter is full, and then it is rung already.
             let _ = bell.event.write(1);
         }
@@ -153,16 +151,16 @@ impl VirtioPciDevice {
 
     fn unbind(&mut self) {
         for (index, bell) in (0..).zip(&mut self.doorbells) {
-            if let Some(address) = bell.bound.take() {
+            if let Some(port) = bell.bound.take() {
                 // Nothing is left to do for one that is gone.
-                let _ = self.interrupts.unbind_doorbell(address, index, &bell.event);
+                let _ = self.interrupts.unbind_doorbell(port, index, &bell.event);
             }
         }
     }
 
-    /// The window into the BAR that an access to `pci_cfg_data` is for; section
+    /// The BAR and the offset in it that an access to `pci_cfg_data` is for; section
     /// 4.1.4.9: the access has the width that the driver wrote to `length`.
-    fn window(&self, offset: u8, width: usize) -> Option<u64> {
+    fn window(&self, offset: u8, width: usize) -> Option<(u8, u64)> {
         let access = self.offsets.access;
         if offset != access + ACCESS_DATA {
             return None;
@@ -170,8 +168,8 @@ impl VirtioPciDevice {
         let [bar, ..] = self.config.read_u32(access + 4).to_le_bytes();
         let at = self.config.read_u32(access + 8);
         let length = self.config.read_u32(access + 12);
-        let matches = bar == BAR && usize::try_from(length) == Ok(width);
-        matches.then_some(at.into())
+        let matches = self.config.bar(bar).is_some() && usize::try_from(length) == Ok(width);
+        matches.then_some((bar, at.into()))
     }
 }
 
@@ -186,15 +184,15 @@ impl PciDevice for VirtioPciDevice {
 
     fn config_read(&mut self, offset: u8, data: &mut [u8]) {
         match self.window(offset, data.len()) {
-            Some(at) => self.bar_read(BAR, at, data),
+            Some((bar, at)) => self.bar_read(bar, at, data),
             None => self.config.read(offset, data),
         }
     }
 
     fn config_write(&mut self, offset: u8, data: &[u8]) {
         self.config.write(offset, data);
-        if let Some(at) = self.window(offset, data.len()) {
-            self.bar_write(BAR, at, data);
+        if let Some((bar, at)) = self.window(offset, data.len()) {
+            self.bar_write(bar, at, data);
         }
         let control = self.offsets.msix + 2;
         if (self.offsets.msix..=control + 1).contains(&offset) {
@@ -202,8 +200,12 @@ impl PciDevice for VirtioPciDevice {
         }
     }
 
-    fn bar_read(&mut self, _: u8, at: u64, data: &mut [u8]) {
+    fn bar_read(&mut self, bar: u8, at: u64, data: &mut [u8]) {
         data.fill(0);
+        // The port says nothing.
+        if bar == DOORBELL_BAR {
+            return;
+        }
         if let Some(offset) = COMMON.offset(at) {
             self.common.read(offset, data);
         } else if ISR.offset(at).is_some() {
@@ -219,9 +221,15 @@ impl PciDevice for VirtioPciDevice {
         }
     }
 
-    fn bar_write(&mut self, _: u8, at: u64, data: &[u8]) {
-        if let Some(offset) = NOTIFY.offset(at) {
-            self.ring(offset);
+    fn bar_write(&mut self, bar: u8, at: u64, data: &[u8]) {
+        if bar == DOORBELL_BAR {
+            // The queue's index, of 16 bits; a byte is one of the low ones.
+            if let (0, [low, rest @ ..]) = (at, data) {
+                let high = rest.first().copied().unwrap_or(0);
+                self.ring(u16::from_le_bytes([*low, high]).into());
+            }
+        } else if let Some(offset) = NOTIFY.offset(at) {
+            self.ring(offset / DOORBELL_STRIDE);
         } else if let Some(offset) = COMMON.offset(at) {
             match self.common.write(offset, data) {
                 Effect::None => {}
@@ -235,15 +243,17 @@ impl PciDevice for VirtioPciDevice {
         }
     }
 
-    fn bar_moved(&mut self, _: u8, address: Option<u64>) {
+    fn bar_moved(&mut self, bar: u8, address: Option<u64>) {
+        if bar != DOORBELL_BAR {
+            return;
+        }
         self.unbind();
-        let Some(base) = address else { return };
+        let port = address.and_then(|address| u16::try_from(address).ok());
         for (index, bell) in (0..).zip(&mut self.doorbells) {
-            let offset = u64::from(NOTIFY.start) + DOORBELL_STRIDE * u64::from(index);
-            bell.bound = base.checked_add(offset).filter(|address| {
+            bell.bound = port.filter(|port| {
                 // Where the kernel can't listen, the exit rings.
                 self.interrupts
-                    .bind_doorbell(*address, index, &bell.event)
+                    .bind_doorbell(*port, index, &bell.event)
                     .is_ok()
             });
         }

@@ -162,15 +162,30 @@ impl Bench {
 #[test]
 fn capabilities_say_where_things_are() {
     let bench = Bench::new();
-    for (kind, start, length) in [(1, 0, 0x38), (2, 0x3000, 8), (3, 0x1000, 1), (4, 0x2000, 4)] {
+    for (kind, start, length) in [(1, 0, 0x38), (3, 0x1000, 1), (4, 0x2000, 4)] {
         let at = bench.capability(0x09, Some(kind));
         assert_eq!(bench.function.config.read_u32(at + 8), start);
         assert!(bench.function.config.read_u32(at + 12) >= length);
     }
-    let notify = bench.capability(0x09, Some(2));
-    assert_eq!(bench.function.config.read_u32(notify + 16), 4);
     let msix = bench.capability(0x11, None);
     assert_eq!(bench.function.config.read_u16(msix + 2), 2);
+}
+
+#[test]
+fn the_port_is_the_first_doorbell_and_memory_the_second() {
+    let bench = Bench::new();
+    let config = &bench.function.config;
+    let port = bench.capability(0x09, Some(2));
+    let next = config.read_u16(port) >> 8;
+    let memory = u8::try_from(next).unwrap();
+    for (at, bar, start, multiplier) in [(port, 2, 0, 0), (memory, 0, 0x3000, 4)] {
+        assert_eq!(config.read_u16(at + 2), 0x0214, "its length and kind");
+        assert_eq!(config.read_u32(at + 4), bar);
+        assert_eq!(config.read_u32(at + 8), start);
+        assert_eq!(config.read_u32(at + 16), multiplier);
+        // Section 4.1.4.4.1, with the queue notification offset of the last queue.
+        assert!(config.read_u32(at + 12) >= multiplier + 2);
+    }
 }
 
 #[test]
@@ -207,9 +222,19 @@ fn a_driver_brings_the_device_up() {
     assert_eq!(bench.interrupts.signals(0), 2);
     let counted = [("pokes", 0), ("interrupts", 3), ("failures", 1)];
     assert_eq!(bench.function.counters().list(), counted);
-    // Doorbells that come as exits ring.
+    // Doorbells that come as exits ring, whatever their width.
     bench.put(0x3004, 2, 1);
-    assert_eq!(given.queues[1].doorbell.read().unwrap(), 1);
+    bench.function.bar_write(2, 0, &[1]);
+    bench.function.bar_write(2, 0, &[1, 0]);
+    bench.function.bar_write(2, 0, &[1, 0, 0xff, 0xff]);
+    // There is no queue 257, none at another port, and none behind an empty write.
+    bench.function.bar_write(2, 0, &[1, 1]);
+    bench.function.bar_write(2, 2, &[1, 0]);
+    bench.function.bar_write(2, 0, &[]);
+    assert_eq!(given.queues[1].doorbell.read().unwrap(), 4);
+    let mut data = [0xaa; 2];
+    bench.function.bar_read(2, 0, &mut data);
+    assert_eq!(data, [0; 2]);
     bench.put(0x14, 1, 0);
     assert_eq!(bench.status(), 0);
     assert_eq!(bench.get(0x1a, 2), 0xffff);
@@ -293,14 +318,21 @@ fn queues_are_fixed_once_enabled() {
 #[test]
 fn doorbells_follow_the_bar() {
     let mut bench = Bench::new();
-    bench.function.bar_moved(0, Some(0x10_0000));
-    let addresses = |bench: &Bench| -> Vec<_> {
+    bench.function.bar_moved(0, Some(0x1000));
+    assert!(bench.interrupts.doorbells().is_empty(), "not the port's");
+    let ports = |bench: &Bench| -> Vec<_> {
         let bells = bench.interrupts.doorbells();
         bells.iter().map(|bell| (bell.0, bell.1)).collect()
     };
-    assert_eq!(addresses(&bench), [(0x10_3000, 0), (0x10_3004, 1)]);
-    bench.function.bar_moved(0, Some(0x20_0000));
-    assert_eq!(addresses(&bench), [(0x20_3000, 0), (0x20_3004, 1)]);
+    bench.function.bar_moved(2, Some(0x1000));
+    assert_eq!(ports(&bench), [(0x1000, 0), (0x1000, 1)]);
+    bench.function.bar_moved(2, Some(0x1ffc));
+    assert_eq!(ports(&bench), [(0x1ffc, 0), (0x1ffc, 1)]);
+    bench.function.bar_moved(2, None);
+    assert!(bench.interrupts.doorbells().is_empty());
+    bench.function.bar_moved(2, Some(1 << 16));
+    assert!(bench.interrupts.doorbells().is_empty(), "no port");
+    bench.function.bar_moved(2, Some(0x1000));
     let Bench {
         interrupts,
         function,
@@ -325,7 +357,12 @@ fn configuration_space_reaches_the_bar() {
     assert_eq!(data, [1, 2, 3, 4]);
     write(&mut bench, access + 16, 0x0403_0201);
     assert_eq!(bench.probe.log(), ["config 0 [1, 2, 3, 4]"]);
-    // Another BAR, and another width, are nothing.
+    // The other BAR, whose reads say nothing.
+    bench.function.config_write(access + 4, &[2]);
+    write(&mut bench, access + 8, 0);
+    bench.function.config_read(access + 16, &mut data);
+    assert_eq!(data, [0; 4]);
+    // No BAR, and another width, are nothing.
     bench.function.config_write(access + 4, &[1]);
     write(&mut bench, access + 16, 7);
     assert!(bench.probe.log().is_empty());
@@ -353,9 +390,10 @@ proptest! {
         let mut bench = Bench::new();
         for (common, at, bytes) in accesses {
             let at = if common { at % 0x40 } else { at };
-            bench.function.bar_write(0, at, &bytes);
+            let bar = if common || at % 7 > 0 { 0 } else { 2 };
+            bench.function.bar_write(bar, at, &bytes);
             let mut data = vec![0xaa; bytes.len()];
-            bench.function.bar_read(0, at, &mut data);
+            bench.function.bar_read(bar, at, &mut data);
             let [offset, ..] = at.to_le_bytes();
             let width = [1, 2, 4][bytes.len() % 3].min(bytes.len());
             bench.function.config_write(offset, &bytes[..width]);
