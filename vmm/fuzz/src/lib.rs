@@ -130,6 +130,9 @@ struct Silence;
 
 impl Interrupt for Silence {
     fn queue(&self, _: u16) {}
+    fn event(&self, _: u16) -> Option<EventFd> {
+        None
+    }
     fn config_changed(&self) {}
     fn needs_reset(&self) {}
 }
