@@ -11,6 +11,20 @@ fn power_off_by_the_guest_ends_the_process() {
 }
 
 #[test]
+fn the_power_button_reaches_the_guest() {
+    let mut vm = Vm::of("micro").boot();
+    // The shell is init here, and hears of nothing: what the image's init would run does
+    // the rest by itself.
+    vm.run(
+        "mount -t tmpfs tmp /tmp; mkdir /tmp/PWRF; cd /tmp/PWRF; \
+         printf '#!/bin/sh\npoweroff -f\n' > 00000080; chmod +x 00000080; cd /; \
+         modprobe -a button evdev; acpid -c /tmp -l /dev/null",
+    );
+    vm.api("PUT", "/v1/power-button", None);
+    assert_eq!(vm.wait_exit(60), (0, Some(Exit::GuestPowerOff)));
+}
+
+#[test]
 fn reboots_five_times_in_the_same_process() {
     let mut vm = Vm::of("micro").boot();
     for n in 1..=5 {

@@ -28,7 +28,7 @@ impl KernelPair {
     /// driver breaks their rules.
     ///
     /// Returns none where the driver asks for what only a pump does: no mergeable
-    /// buffers (the kernel before 6.14 leaves `num_buffers` unset without them), or no
+    /// buffers (without them, older kernels leave `num_buffers` unset), or no
     /// interrupts.
     ///
     /// # Errors
