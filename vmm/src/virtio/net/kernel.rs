@@ -94,3 +94,28 @@ pub(super) fn watch(broken: EventFd, interrupt: Arc<dyn Interrupt>) -> io::Resul
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
+
+    use super::*;
+    use crate::virtio::testing::FakeInterrupt;
+
+    #[test]
+    fn a_broken_queue_is_told_and_an_end_is_not() {
+        for is_broken in [true, false] {
+            let broken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+            let said = Arc::new(FakeInterrupt::default());
+            let interrupt = Arc::clone(&said) as Arc<dyn Interrupt>;
+            let worker = watch(broken.try_clone().unwrap(), interrupt).unwrap();
+            if is_broken {
+                broken.write(1).unwrap();
+                said.wait(|said| said.needs_reset > 0);
+            }
+            drop(worker);
+            let times = said.wait(|_| true).needs_reset;
+            assert_eq!(times, usize::from(is_broken));
+        }
+    }
+}
