@@ -115,6 +115,43 @@ fn discard_frees_blocks() {
     );
 }
 
+/// A loop device over a blank disk, let go of when dropped.
+struct Loop(String);
+
+impl Loop {
+    fn over(disk: &Blank) -> Self {
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--direct-io=off"])
+            .arg(&disk.path)
+            .output()
+            .expect("losetup");
+        let name = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        assert!(name.starts_with("/dev/loop"), "{made:?}");
+        Self(name)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_serves_as_a_disk() {
+    let disk = Blank::new(64);
+    let device = Loop::over(&disk);
+    let flag = format!("path={},id=data", device.0);
+    let mut vm = Vm::of("micro").args(&["--disk", &flag]).boot();
+    assert_eq!(vm.run("cat /sys/block/vdb/size"), "131072");
+    vm.run("dd if=/dev/urandom of=/dev/vdb bs=1M count=32 conv=fsync");
+    let sum = vm.run("md5sum < /dev/vdb | cut -d ' ' -f 1");
+    assert_eq!(disk.checksum(), sum);
+    assert!(disk.allocated() >= 32 * MIB);
+    vm.run("blkdiscard -o 0 -l 33554432 /dev/vdb");
+    assert!(disk.allocated() < MIB, "{} are left", disk.allocated());
+}
+
 #[test]
 fn what_was_flushed_survives_the_end_of_the_process() {
     let disk = Blank::new(16);

@@ -186,7 +186,7 @@ impl Socket {
         match (result, nic.vhost) {
             (Err(_), None) => Ok(Vec::new()),
             (result, _) => {
-                result.map_err(|error| io::Error::new(error.kind(), format!("vhost-net: {error}")))
+                result.map_err(|error| io::Error::new(error.kind(), format!("vhost=on: {error}")))
             }
         }
     }

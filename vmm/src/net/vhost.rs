@@ -52,7 +52,14 @@ impl Vhost {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
-        Self::check(options.open(DEVICE)?, memory, needed)
+        let device = options.open(DEVICE).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => "; modprobe vhost_net makes it",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("{DEVICE}: {error}{hint}"))
+        })?;
+        Self::check(device, memory, needed)
     }
 
     /// Takes one that is open already.
