@@ -45,3 +45,14 @@ fn a_second_pair_of_hands_at_the_console() {
     drop(idle);
     vm.run("true");
 }
+
+#[test]
+fn long_input_arrives_whole() {
+    let mut vm = Vm::of("micro").boot();
+    // A driver leaves off after 256 bytes: what comes faster must not be forgotten.
+    let words = "0123456789abcde ".repeat(60);
+    for round in 0..100 {
+        let said = vm.run(&format!("echo {round} {words} | wc -c"));
+        assert_eq!(said, format!("{round} {words}").len().to_string());
+    }
+}

@@ -71,6 +71,36 @@ impl SerialEvents for InputRead {
     }
 }
 
+/// Registers, by their offset, and bits of them. National Semiconductor PC16550D,
+/// section 8.
+const INTERRUPT_ENABLE: u8 = 1;
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+const LINE_CONTROL: u8 = 3;
+const LINE_STATUS: u8 = 5;
+const RECEIVED: u8 = 1;
+const DIVISOR_LATCH: u8 = 1 << 7;
+const NO_INTERRUPT: u8 = 1;
+/// Received data, with the FIFOs in use.
+const DATA_AVAILABLE: u8 = 0xc4;
+
+/// Reads what the interrupt is for. Data that wait are a reason as long as one of them
+/// is there (section 8.6, table 4). The register machine forgets that with the first
+/// byte read; Linux leaves off after 256 bytes, looks here for more, and with
+/// nothing seen, the rest would wait for the next key.
+fn identify(uart: &mut Uart<Interrupt, InputRead, Sink>) -> u8 {
+    let reason = uart.read(INTERRUPT_IDENTIFICATION);
+    // With the divisor latch open, the enable register isn't there to be read.
+    let latched = uart.read(LINE_CONTROL) & DIVISOR_LATCH != 0;
+    let waits = !latched
+        && uart.read(LINE_STATUS) & RECEIVED != 0
+        && uart.read(INTERRUPT_ENABLE) & RECEIVED != 0;
+    if reason & NO_INTERRUPT != 0 && waits {
+        DATA_AVAILABLE
+    } else {
+        reason
+    }
+}
+
 /// COM1, on the bus and on the console.
 pub struct Serial {
     uart: Mutex<Uart<Interrupt, InputRead, Sink>>,
@@ -148,7 +178,10 @@ impl Serial {
     pub fn read(&self, register: u8, data: &mut [u8]) {
         data.fill(0xff);
         if let Some(first) = data.first_mut() {
-            *first = self.lock().read(register);
+            *first = match register {
+                INTERRUPT_IDENTIFICATION => identify(&mut self.lock()),
+                _ => self.lock().read(register),
+            };
         }
     }
 
@@ -249,6 +282,35 @@ mod tests {
         serial.read(0, &mut byte);
         assert_eq!(&byte, b"x");
         assert_eq!(serial.input_read().read().expect("signalled"), 1);
+    }
+
+    #[test]
+    fn input_that_waits_is_a_reason_until_the_last_byte() {
+        let serial = Serial::new(Output::log(tempfile::tempfile().expect("file")).expect("log"))
+            .expect("serial");
+        let read = |register| {
+            let mut byte = [0];
+            serial.read(register, &mut byte);
+            byte[0]
+        };
+        serial.write(INTERRUPT_ENABLE, &[RECEIVED]);
+        serial.input(b"abc");
+        for byte in b"abc" {
+            // Whether a byte was read since or only this register.
+            assert_eq!(read(INTERRUPT_IDENTIFICATION), DATA_AVAILABLE);
+            assert_eq!(read(INTERRUPT_IDENTIFICATION), DATA_AVAILABLE);
+            assert_eq!(read(0), *byte);
+        }
+        assert_eq!(read(INTERRUPT_IDENTIFICATION), 0xc1);
+        // Nobody asks, or the enable register is not there.
+        serial.input(b"d");
+        serial.write(LINE_CONTROL, &[DIVISOR_LATCH]);
+        read(INTERRUPT_IDENTIFICATION);
+        assert_eq!(read(INTERRUPT_IDENTIFICATION), 0xc1);
+        serial.write(LINE_CONTROL, &[0]);
+        serial.write(INTERRUPT_ENABLE, &[0]);
+        read(INTERRUPT_IDENTIFICATION);
+        assert_eq!(read(INTERRUPT_IDENTIFICATION), 0xc1);
     }
 
     #[test]
