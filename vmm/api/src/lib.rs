@@ -138,7 +138,8 @@ pub struct Nic {
     /// Pairs of queues.
     #[serde(default = "one")]
     pub queues: u16,
-    /// Whether the kernel moves its packets (vhost-net).
+    /// Whether the kernel has its packets to move (vhost-net). For a driver that takes no
+    /// mergeable buffers or no interrupts, the process moves them nevertheless.
     #[serde(default)]
     pub vhost: bool,
     /// Whether it was asked for back and the guest has not let go of it yet: it may be

@@ -80,14 +80,12 @@ pub(super) fn parse(text: &str, index: usize, machine: &str) -> Result<Nic, Stri
     };
     options.finish()?;
     let id = id.map_or_else(|| format!("eth{index}"), str::to_owned);
-    Nic::new(machine, id, tap, mac, mtu, queues)
-        .map(|nic| Nic { vhost, ..nic })
+    Nic::new(machine, id, tap, mac, mtu, queues, vhost)
         .map_err(|mistake| format!("--nic: {mistake}"))
 }
 
 impl Nic {
-    /// A network interface of `machine`, each value checked; with vhost-net where the
-    /// kernel has it.
+    /// A network interface of `machine`, each value checked.
     ///
     /// # Errors
     /// One line that says what was wrong.
@@ -98,6 +96,7 @@ impl Nic {
         mac: Option<&str>,
         mtu: Option<u16>,
         queues: Option<u16>,
+        vhost: Option<bool>,
     ) -> Result<Self, String> {
         check_device_id(&id)?;
         if let Tap::Fds(fds) = &tap
@@ -148,7 +147,7 @@ impl Nic {
             mtu,
             tap,
             queues,
-            vhost: None,
+            vhost,
         })
     }
 }

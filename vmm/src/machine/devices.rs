@@ -173,22 +173,27 @@ impl Socket {
     /// already; nothing where it is not wanted, or not asked for and not to be had.
     fn vhosts(&self, nic: &config::Nic, open: Vec<OwnedFd>) -> io::Result<Vec<Vhost>> {
         let memory = || Arc::clone(&self.memory);
-        let result: io::Result<_> = match (nic.vhost, open.is_empty()) {
-            (Some(false), _) => return Ok(Vec::new()),
-            (_, true) => (0..nic.queues)
-                .map(|_| Vhost::open(memory(), KERNEL_FEATURES))
-                .collect(),
+        let vhosts: io::Result<_> = match (nic.vhost, open.is_empty()) {
+            (Some(false), true) => return Ok(Vec::new()),
+            (Some(false), false) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is off, but descriptors of it came along",
+            )),
+            (wanted, true) => {
+                let opened = (0..nic.queues)
+                    .map(|_| Vhost::open(memory(), KERNEL_FEATURES))
+                    .collect();
+                match (opened, wanted) {
+                    (Err(_), None) => return Ok(Vec::new()),
+                    (opened, _) => opened,
+                }
+            }
             (_, false) => open
                 .into_iter()
                 .map(|fd| Vhost::from_fd(fd, memory(), KERNEL_FEATURES))
                 .collect(),
         };
-        match (result, nic.vhost) {
-            (Err(_), None) => Ok(Vec::new()),
-            (result, _) => {
-                result.map_err(|error| io::Error::new(error.kind(), format!("vhost=on: {error}")))
-            }
-        }
+        vhosts.map_err(|error| io::Error::new(error.kind(), format!("vhost-net: {error}")))
     }
 }
 

@@ -53,9 +53,8 @@ pub(super) fn perform(
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
             let mac = new.mac.as_deref();
-            let vhost = new.vhost;
-            let nic = config::Nic::new(machine.id(), new.id, tap, mac, new.mtu, new.queues)
-                .map(|nic| config::Nic { vhost, ..nic });
+            let (mtu, queues, vhost) = (new.mtu, new.queues, new.vhost);
+            let nic = config::Nic::new(machine.id(), new.id, tap, mac, mtu, queues, vhost);
             added(nic, |nic| machine.add_nic(&nic, descriptors))
         }
         Command::ResizeDisk(id) => match machine.resize_disk(&id) {

@@ -64,8 +64,13 @@ impl Pairs {
                 return Err(io::ErrorKind::InvalidInput.into());
             };
             link.set_enabled(true)?;
-            if let Some(pair) = state.in_kernel.get(state.enabled) {
-                pair.start()?;
+            if let Some(pair) = state.in_kernel.get(state.enabled)
+                && let Err(error) = pair.start()
+            {
+                // A packet must not go where nobody serves.
+                pair.stop();
+                let _ = link.set_enabled(false);
+                return Err(error);
             }
             state.enabled += 1;
         }
