@@ -10,8 +10,8 @@ use ipnet::Ipv4Net;
 use crate::{
     config::Config,
     model::{
-        DhcpOptionsId, Direction, GroupId, Host, Peer, Protocol, Rule, RuleId, SecurityGroup,
-        Subnet, SubnetId, Vpc, VpcId,
+        DhcpOptionsId, Direction, GroupId, GroupName, Host, Peer, Protocol, Rule, RuleId, Scope,
+        SecurityGroup, Subnet, SubnetId, Vpc, VpcId,
     },
     store::{Change, Db, TransactError, View},
 };
@@ -82,32 +82,32 @@ fn plan(
     random: &mut dyn FnMut() -> u128,
 ) {
     let host = host_of(config, machine);
-    if view.get::<Host>(&host.id.0) != Some(&host) {
+    if view.shared::<Host>(&host.id.0) != Some(&host) {
         change.put(&host);
     }
-    if view
-        .all::<Vpc>()
-        .any(|v| v.is_default && v.owner == config.account_id)
-    {
+    let scope = Scope::new(config.account_id.clone(), config.region.clone());
+    if view.all::<Vpc>().any(|v| v.is_default && v.scope == scope) {
         return;
     }
     let vpc = Vpc {
         id: VpcId::from_random(random()),
-        owner: config.account_id.clone(),
+        scope: scope.clone(),
         cidr: VPC,
         is_default: true,
         dhcp_options: DhcpOptionsId::from_random(random()),
     };
     change.put(&Subnet {
         id: SubnetId::from_random(random()),
-        owner: config.account_id.clone(),
+        scope: scope.clone(),
         vpc: vpc.id.clone(),
         cidr: SUBNET,
         zone: config.zone.clone(),
         is_default: true,
         map_public_ip: true,
     });
-    change.put(&default_group(&vpc, random));
+    let group = default_group(&vpc, random);
+    change.put(&GroupName::of(&group));
+    change.put(&group);
     change.put(&vpc);
 }
 
@@ -144,7 +144,7 @@ fn default_group(vpc: &Vpc, random: &mut dyn FnMut() -> u128) -> SecurityGroup {
         description: None,
     };
     SecurityGroup {
-        owner: vpc.owner.clone(),
+        scope: vpc.scope.clone(),
         vpc: vpc.id.clone(),
         name: "default".into(),
         description: "default VPC security group".into(),
@@ -152,6 +152,7 @@ fn default_group(vpc: &Vpc, random: &mut dyn FnMut() -> u128) -> SecurityGroup {
             rule(Direction::Ingress, Peer::Group(id.clone())),
             rule(Direction::Egress, Peer::Ipv4(ANYWHERE)),
         ],
+        deleting: false,
         id,
     }
 }
@@ -176,7 +177,7 @@ mod tests {
         assert_eq!((&subnet.vpc, subnet.zone.as_str()), (&vpc.id, "us-east-1a"));
         let group = view.all::<SecurityGroup>().next().unwrap();
         assert_eq!(group.rules.len(), 2);
-        let host = view.get::<Host>("test-host").unwrap();
+        let host = view.shared::<Host>("test-host").unwrap();
         assert_eq!((host.vcpus, host.memory_mib), (8, 3000));
 
         bootstrap(&db, &config, machine).await.unwrap();
@@ -186,7 +187,7 @@ mod tests {
         bootstrap(&db, &config, Machine { cpus: 4, ..machine })
             .await
             .unwrap();
-        assert_eq!(db.view().get::<Host>("test-host").unwrap().vcpus, 16);
+        assert_eq!(db.view().shared::<Host>("test-host").unwrap().vcpus, 16);
         assert_eq!(db.view().all::<Vpc>().count(), 1);
     }
 

@@ -17,6 +17,7 @@ pub mod metadata;
 pub mod model;
 pub mod network;
 pub mod reconcile;
+pub mod records;
 pub mod scheduler;
 pub mod storage;
 pub mod store;

@@ -13,6 +13,7 @@ use hearth::{
     compute::bootfiles,
     config::{Config, ServeArgs},
     doctor, images,
+    model::Scope,
 };
 
 /// EC2 on this machine.
@@ -101,7 +102,7 @@ fn list_images(folder: &Path) -> ExitCode {
     let mut listed = Vec::new();
     let mut out = io::stdout();
     loop {
-        let scan = match images::scan(folder, "", &mut known) {
+        let scan = match images::scan(folder, &Scope::new("", ""), &mut known) {
             Ok(scan) => scan,
             Err(error) => {
                 let error = anyhow::Error::from(error).context(folder.display().to_string());

@@ -17,7 +17,7 @@ use hearth::{
     bootstrap::{Machine, bootstrap},
     compute::{ComputeHost, host::HostCompute},
     config::Config,
-    model::{HostId, InstanceId},
+    model::{HostId, InstanceId, Scope},
     network::{NetworkHost, host::LinuxNetwork},
     reconcile::{
         Controller,
@@ -211,7 +211,7 @@ fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Cont
         Arc::new(ImageController::new(
             db.clone(),
             config.images_dir.clone(),
-            config.account_id.clone(),
+            Scope::new(config.account_id.clone(), config.region.clone()),
         )),
         Arc::new(PlacementController {
             db: db.clone(),

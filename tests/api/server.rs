@@ -154,7 +154,7 @@ fn controllers(config: &Arc<Config>, db: &Db) -> Vec<Arc<dyn Controller>> {
 fn image(account: &str) -> Image {
     Image {
         id: ImageId::from_random(1),
-        owner: account.to_owned(),
+        scope: hearth::model::Scope::new(account, "us-east-1"),
         manifest: Manifest {
             name: "micro".into(),
             description: "A small one".into(),

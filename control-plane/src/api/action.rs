@@ -9,7 +9,8 @@ use super::{ApiError, Console};
 use crate::{
     auth::{Authorized, Caller},
     config::Config,
-    store::Db,
+    model::Scope,
+    store::{Change, Db, Picture, Scoped, TransactError},
 };
 
 /// One action of the API, declared once, in one file of its own, and named in
@@ -103,8 +104,8 @@ pub struct Cloud {
 /// What a handler knows beside its request. Only the dispatch makes one, and
 /// only after the authorization.
 pub struct Ctx {
-    /// The desired state.
-    pub db: Db,
+    db: Db,
+    scope: Scope,
     /// How this Hearth is set up.
     pub config: Arc<Config>,
     /// The instances' consoles.
@@ -130,6 +131,7 @@ impl Ctx {
     ) -> Self {
         Self {
             db: cloud.db,
+            scope: Scope::new(caller.account.clone(), cloud.config.region.clone()),
             config: cloud.config,
             console: cloud.console,
             caller,
@@ -145,6 +147,31 @@ impl Ctx {
         self.now
     }
 
+    /// The caller's account, in the region that the request is for.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The newest picture of what is in that scope.
+    pub fn view(&self) -> Picture {
+        Picture::new(self.db.view(), self.scope.clone())
+    }
+
+    /// Decides on the view of the scope and carries the decision out, all or
+    /// nothing: see [`Db::transact_at`].
+    ///
+    /// # Errors
+    /// What the closure refuses with, or the store's failure.
+    pub async fn transact<T>(
+        &self,
+        decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        self.db
+            .transact_at(&self.scope, decide)
+            .await
+            .map_err(|error: TransactError<ApiError>| error.into())
+    }
+
     /// A new identifier: `ctx.fresh_id(InstanceId::from_random)`.
     pub fn fresh_id<T>(&self, make: impl FnOnce(u128) -> T) -> T {
         make(rand::random())
@@ -154,7 +181,7 @@ impl Ctx {
     pub fn arn(&self, resource: &str) -> String {
         format!(
             "arn:aws:ec2:{}:{}:{resource}",
-            self.config.region, self.caller.account
+            self.scope.region, self.scope.account
         )
     }
 

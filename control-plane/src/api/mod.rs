@@ -10,6 +10,7 @@ pub mod ec2;
 pub mod error;
 pub mod registry;
 pub mod server;
+pub mod shared;
 pub mod sts;
 pub mod wire;
 

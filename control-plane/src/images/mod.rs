@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use self::manifest::{describe, manifests};
 use self::verified::{Verified, read_cache, verify, write_cache};
-use crate::model::{Image, ImageId, Manifest};
+use crate::model::{Identifier, Image, ImageId, Manifest, Scope};
 
 /// What a scan found.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ pub struct Problem {
 ///
 /// # Errors
 /// When the folder can't be read. A folder that isn't there has no images.
-pub fn scan(dir: &Path, owner: &str, known: &mut Known) -> io::Result<Scan> {
+pub fn scan(dir: &Path, scope: &Scope, known: &mut Known) -> io::Result<Scan> {
     let mut found = Scan::default();
     let before = known.disks.get_or_insert_with(|| read_cache(dir));
     let mut described = Vec::new();
@@ -97,7 +97,7 @@ pub fn scan(dir: &Path, owner: &str, known: &mut Known) -> io::Result<Scan> {
             }
         };
         after.insert(manifest.disk.clone(), verified.clone());
-        let named = image(manifest, &verified, owner).and_then(|image| {
+        let named = image(manifest, &verified, scope).and_then(|image| {
             match found.images.iter().find(|i| i.id == image.id) {
                 None => Ok(image),
                 Some(first) => Err(format!(
@@ -140,13 +140,13 @@ pub fn image_id(sha256: &str) -> Option<ImageId> {
         && sha256
             .bytes()
             .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    hex.then(|| format!("{}-{}", ImageId::PREFIX, &sha256[..17]))?
+    hex.then(|| format!("{}-{}", <ImageId as Identifier>::PREFIX, &sha256[..17]))?
         .parse()
         .ok()
 }
 
 /// The image that a manifest describes, if its disk is what it says.
-fn image(manifest: Manifest, verified: &Verified, owner: &str) -> Result<Image, String> {
+fn image(manifest: Manifest, verified: &Verified, scope: &Scope) -> Result<Image, String> {
     let id = image_id(&manifest.sha256)
         .ok_or("\"sha256\" is not 64 lower-case hexadecimal digits".to_owned())?;
     if verified.size != manifest.disk_size {
@@ -163,7 +163,7 @@ fn image(manifest: Manifest, verified: &Verified, owner: &str) -> Result<Image, 
     }
     Ok(Image {
         id,
-        owner: owner.to_owned(),
+        scope: scope.clone(),
         manifest,
     })
 }
@@ -205,9 +205,10 @@ mod tests {
 
     /// Scans until all is verified.
     fn scan(dir: &Path, owner: &str) -> io::Result<Scan> {
+        let scope = Scope::new(owner, "us-east-1");
         let mut known = Known::default();
         loop {
-            let found = super::scan(dir, owner, &mut known)?;
+            let found = super::scan(dir, &scope, &mut known)?;
             if !found.more {
                 return Ok(found);
             }
@@ -229,7 +230,7 @@ mod tests {
         };
         let sha = manifest["sha256"].as_str().unwrap();
         assert_eq!(image.id.as_str(), format!("ami-{}", &sha[..17]));
-        assert_eq!(image.owner, "000000000000");
+        assert_eq!(image.scope.account, "000000000000");
         assert_eq!(disk_path(dir.path(), image), dir.path().join("one.raw"));
     }
 
@@ -342,9 +343,9 @@ mod tests {
                 .map(|i| i.manifest.name.clone())
                 .collect()
         };
-        let first = super::scan(dir.path(), "0", &mut known).unwrap();
+        let first = super::scan(dir.path(), &Scope::new("0", "r"), &mut known).unwrap();
         assert_eq!((names(&first), first.more), (vec!["two".to_owned()], true));
-        let second = super::scan(dir.path(), "0", &mut known).unwrap();
+        let second = super::scan(dir.path(), &Scope::new("0", "r"), &mut known).unwrap();
         assert_eq!(names(&second), ["one", "two"]);
         assert!(!second.more);
     }
@@ -357,7 +358,7 @@ mod tests {
         fs::create_dir_all(dir.path().join(CACHE_NAME).join("x")).unwrap();
         let mut known = Known::default();
         assert_eq!(
-            super::scan(dir.path(), "0", &mut known)
+            super::scan(dir.path(), &Scope::new("0", "r"), &mut known)
                 .unwrap()
                 .images
                 .len(),
@@ -365,7 +366,7 @@ mod tests {
         );
         let disks = known.disks.as_mut().unwrap();
         disks.get_mut("one.raw").unwrap().sha256 = "11".repeat(32);
-        let found = super::scan(dir.path(), "0", &mut known).unwrap();
+        let found = super::scan(dir.path(), &Scope::new("0", "r"), &mut known).unwrap();
         assert!(
             found.problems[0].what.contains(&"11".repeat(32)),
             "hashed again"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 
-use crate::model::{Eni, Instance, InstanceId, SecurityGroup, Subnet, Tags, Volume, Vpc};
+use crate::model::{Eni, Instance, InstanceId, SecurityGroup, Subnet, Volume, Vpc};
 use crate::store::View;
 
 /// One interface with its surroundings.
@@ -40,7 +40,8 @@ pub struct Facts {
 impl Facts {
     /// Reads them from the view; `None` for an instance that isn't there.
     pub fn read(view: &View, id: &InstanceId, region: &str) -> Option<Self> {
-        let instance = view.get::<Instance>(id)?.clone();
+        let instance = view.find::<Instance>(id)?.clone();
+        let view = view.at(&instance.scope);
         let nics = instance.enis.iter().filter_map(|eni| {
             let eni = view.get::<Eni>(eni)?.clone();
             let names = eni.groups.iter();
@@ -54,19 +55,16 @@ impl Facts {
         });
         let nics = nics.collect();
         let disks = view
-            .all::<Volume>()
+            .by(Volume::BY_INSTANCE, id.as_str())
             .filter_map(|v| Some((v, v.attachment.as_ref()?)))
-            .filter(|(v, a)| a.instance == *id && v.id != instance.root_volume)
+            .filter(|(v, _)| v.id != instance.root_volume)
             .map(|(v, a)| (v.id.to_string(), a.device.clone()))
             .collect();
         let engine = base64::engine::general_purpose::STANDARD;
         Some(Self {
             nics,
             disks,
-            tags: view
-                .get::<Tags>(id)
-                .map(|t| t.tags.clone())
-                .unwrap_or_default(),
+            tags: view.tags(id).clone(),
             // The handler checked it; what doesn't decode was never user data.
             user_data: instance
                 .user_data

@@ -190,7 +190,7 @@ fn interface(folder: &mut Folder, nic: &Nic, region: &str) {
     folder.put("device-number", eni.device_index.to_string());
     folder.put("interface-id", eni.id.as_str());
     folder.put("local-ipv4s", eni.private_ip.to_string());
-    folder.put("owner-id", eni.owner.as_str());
+    folder.put("owner-id", eni.scope.account.as_str());
     folder.put("security-group-ids", groups.join("\n"));
     folder.put("security-groups", nic.group_names.join("\n"));
     folder.put("subnet-id", eni.subnet.as_str());
@@ -209,7 +209,7 @@ fn identity_document(facts: &Facts) -> String {
         .strftime("%Y-%m-%dT%H:%M:%SZ")
         .to_string();
     let document = json!({
-        "accountId": instance.owner,
+        "accountId": instance.scope.account,
         "architecture": "x86_64",
         "availabilityZone": instance.zone,
         "billingProducts": null,
@@ -246,6 +246,7 @@ mod tests {
             .with(testing::group(1, vec![]))
             .with(testing::group(2, vec![]))
             .with(Tags {
+                scope: instance.scope.clone(),
                 resource: instance.id.to_string(),
                 tags: [("Name".to_owned(), "web".to_owned())].into(),
             })

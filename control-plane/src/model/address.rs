@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EniId, Resource, SubnetId};
+use super::{
+    EniId, Scope, SubnetId,
+    resource::{regional, shared},
+};
 
 /// The name of a host: what the controllers that touch a host are keyed by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,32 +34,7 @@ pub struct Host {
     pub memory_mib: u64,
 }
 
-impl Resource for Host {
-    const KIND: &'static str = "hosts";
-    fn id(&self) -> &str {
-        &self.id.0
-    }
-}
-
-/// Where the pool of public addresses was last drawn from. The next one is
-/// looked for after it, so that an address that was given back is the last to
-/// be given out again: stop and start really change the address, and nobody
-/// meets a stranger at an address just left.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublicPool {
-    /// The pool, as `203.0.113.0/24`.
-    pub pool: String,
-    /// The address last given out.
-    pub last: Ipv4Addr,
-}
-
-impl Resource for PublicPool {
-    const KIND: &'static str = "public-pools";
-    // The network's slash is fine in a key: only the first two parts are told apart.
-    fn id(&self) -> &str {
-        &self.pool
-    }
-}
+shared! { Host { kind: "hosts", key: |this| &this.id.0 } }
 
 /// A public address in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,16 +45,13 @@ pub struct PublicAddress {
     pub eni: EniId,
 }
 
-impl Resource for PublicAddress {
-    const KIND: &'static str = "public-addresses";
-    fn id(&self) -> &str {
-        &self.address
-    }
-}
+shared! { PublicAddress { kind: "public-addresses", key: |this| &this.address } }
 
 /// A subnet's address in use; keyed `subnet-…:172.31.0.4`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrivateAddress {
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// The store's key.
     pub key: String,
     /// The interface that has it.
@@ -85,17 +60,13 @@ pub struct PrivateAddress {
 
 impl PrivateAddress {
     /// The record of `address` in `subnet`, taken by `eni`.
-    pub fn new(subnet: &SubnetId, address: Ipv4Addr, eni: EniId) -> Self {
+    pub fn new(scope: &Scope, subnet: &SubnetId, address: Ipv4Addr, eni: EniId) -> Self {
         Self {
+            scope: scope.clone(),
             key: format!("{subnet}:{address}"),
             eni,
         }
     }
 }
 
-impl Resource for PrivateAddress {
-    const KIND: &'static str = "private-addresses";
-    fn id(&self) -> &str {
-        &self.key
-    }
-}
+regional! { PrivateAddress { kind: "private-addresses", key: key, indexes: [] } }

@@ -4,15 +4,17 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EniAttachmentId, EniId, GroupId, InstanceId, Resource, SubnetId, VpcId};
+use super::{
+    EniAttachmentId, GroupId, Index, InstanceId, Scope, SubnetId, VpcId, resource::resource,
+};
 
 /// A network interface: the unit that addresses and security groups belong to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eni {
     /// Its id.
     pub id: EniId,
-    /// Its owner's account.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// Its VPC.
     pub vpc: VpcId,
     /// Its subnet.
@@ -25,6 +27,9 @@ pub struct Eni {
     pub private_ip: Ipv4Addr,
     /// Its public address, while its instance runs.
     pub public_ip: Option<Ipv4Addr>,
+    /// The public address that it had before: the next one is another.
+    #[serde(default)]
+    pub last_public_ip: Option<Ipv4Addr>,
     /// Whether a public address is wanted whenever its instance starts.
     pub auto_public_ip: bool,
     /// Its security groups.
@@ -39,14 +44,63 @@ pub struct Eni {
     pub attachment: Option<EniAttachmentId>,
 }
 
-impl Resource for Eni {
-    const KIND: &'static str = "network-interfaces";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    Eni {
+        /// A network interface's identifier.
+        id: EniId = "eni",
+        kind: "network-interfaces",
+        key: id,
+        arn: "network-interface",
+        malformed: "InvalidNetworkInterfaceId.Malformed",
+        not_found: "InvalidNetworkInterfaceID.NotFound",
+        noun: "networkInterface ID",
+        indexes: [BY_VPC, BY_ADDRESS, BY_PUBLIC_ADDRESS, BY_SUBNET, BY_GROUP],
     }
 }
 
 impl Eni {
+    /// By its VPC.
+    pub const BY_VPC: Index<Self> = Index {
+        name: "vpc",
+        keys: |this, key| key(this.vpc.as_str()),
+    };
+    /// By its VPC and private address: [`Eni::at_address`].
+    pub const BY_ADDRESS: Index<Self> = Index {
+        name: "address",
+        keys: |this, key| key(&Self::at_address(&this.vpc, this.private_ip)),
+    };
+    /// By its public address.
+    pub const BY_PUBLIC_ADDRESS: Index<Self> = Index {
+        name: "public-address",
+        keys: |this, key| {
+            if let Some(address) = this.public_ip {
+                key(&address.to_string());
+            }
+        },
+    };
+    /// By its subnet.
+    pub const BY_SUBNET: Index<Self> = Index {
+        name: "subnet",
+        keys: |this, key| key(this.subnet.as_str()),
+    };
+    /// By each of its security groups.
+    pub const BY_GROUP: Index<Self> = Index {
+        name: "group",
+        keys: |this, key| this.groups.iter().for_each(|group| key(group.as_str())),
+    };
+
+    /// The key of [`Eni::BY_ADDRESS`].
+    pub fn at_address(vpc: &VpcId, address: Ipv4Addr) -> String {
+        format!("{vpc} {address}")
+    }
+}
+
+impl Eni {
+    /// The region that it is in.
+    pub fn region(&self) -> &str {
+        &self.scope.region
+    }
+
     /// The MAC address in the usual colon form.
     pub fn mac_string(&self) -> String {
         let [a, b, c, d, e, f] = self.mac;

@@ -5,15 +5,18 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::{GroupId, Resource, RuleId, VpcId};
+use super::{
+    Index, Scope, VpcId,
+    resource::{regional, resource},
+};
 
 /// A security group with its rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecurityGroup {
     /// Its id.
     pub id: GroupId,
-    /// Its owner's account.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// Its VPC.
     pub vpc: VpcId,
     /// Its name, unique in the VPC.
@@ -22,12 +25,96 @@ pub struct SecurityGroup {
     pub description: String,
     /// Its rules, in the order they were made.
     pub rules: Vec<Rule>,
+    /// Whether it is about to be deleted: nothing new may refer to it.
+    #[serde(default)]
+    pub deleting: bool,
 }
 
-impl Resource for SecurityGroup {
-    const KIND: &'static str = "security-groups";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    SecurityGroup {
+        /// A security group's identifier.
+        id: GroupId = "sg",
+        kind: "security-groups",
+        key: id,
+        arn: "security-group",
+        malformed: "InvalidGroupId.Malformed",
+        not_found: "InvalidGroup.NotFound",
+        noun: "security group",
+        indexes: [BY_NAME, BY_RULE, BY_PEER, DELETING],
+    }
+}
+
+crate::model::ids::identifier! {
+    /// The identifier of one rule of a security group.
+    RuleId = "sgr",
+    "InvalidSecurityGroupRuleId.Malformed",
+    "InvalidSecurityGroupRuleId.NotFound",
+    "security group rule ID"
+}
+
+impl SecurityGroup {
+    /// By its VPC and name: [`SecurityGroup::named`].
+    pub const BY_NAME: Index<Self> = Index {
+        name: "name",
+        keys: |this, key| key(&Self::named(&this.vpc, &this.name)),
+    };
+    /// By the id of each of its rules.
+    pub const BY_RULE: Index<Self> = Index {
+        name: "rule",
+        keys: |this, key| this.rules.iter().for_each(|rule| key(rule.id.as_str())),
+    };
+    /// By each other group that its rules name.
+    pub const BY_PEER: Index<Self> = Index {
+        name: "peer",
+        keys: |this, key| {
+            for rule in &this.rules {
+                if let Peer::Group(id) = &rule.peer
+                    && *id != this.id
+                {
+                    key(id.as_str());
+                }
+            }
+        },
+    };
+
+    /// Those that are about to be deleted, under the empty key.
+    pub const DELETING: Index<Self> = Index {
+        name: "deleting",
+        keys: |this, key| {
+            if this.deleting {
+                key("");
+            }
+        },
+    };
+
+    /// The key of [`SecurityGroup::BY_NAME`].
+    pub fn named(vpc: &VpcId, name: &str) -> String {
+        format!("{vpc} {name}")
+    }
+}
+
+/// A group's name in its VPC, taken: a record of its own, so that of two calls
+/// that take the same name only one commits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupName {
+    /// [`SecurityGroup::named`].
+    pub name: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
+    /// The group that has it.
+    pub group: GroupId,
+}
+
+regional! { GroupName { kind: "group-names", key: name, indexes: [] } }
+
+impl GroupName {
+    /// The record of a group's name.
+    pub fn of(group: &SecurityGroup) -> Self {
+        Self {
+            name: SecurityGroup::named(&group.vpc, &group.name),
+            scope: group.scope.clone(),
+            group: group.id.clone(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ReservationId, Resource};
+use super::{ReservationId, Scope, resource::regional};
 
 /// A `ClientToken` that made something: asked again with the same parameters
 /// the answer is the same, with others it is an error.
@@ -11,6 +11,8 @@ use super::{ReservationId, Resource};
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html>
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientToken {
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// `Action:token`, the store's key.
     pub key: String,
     /// The SHA-256 of the request's parameters, hexadecimal.
@@ -21,9 +23,4 @@ pub struct ClientToken {
     pub created: Timestamp,
 }
 
-impl Resource for ClientToken {
-    const KIND: &'static str = "client-tokens";
-    fn id(&self) -> &str {
-        &self.key
-    }
-}
+regional! { ClientToken { kind: "client-tokens", key: key, indexes: [] } }

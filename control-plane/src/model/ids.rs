@@ -2,10 +2,6 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html>
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 /// Why a string is no identifier of the kind asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{given}\" is not of the form {prefix}- followed by 8 or 17 hexadecimal digits")]
@@ -16,17 +12,15 @@ pub struct MalformedId {
     pub prefix: &'static str,
 }
 
-macro_rules! ids {
-    ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
+/// A new identifier type: 17 digits after a prefix.
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident = $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
         impl $name {
-            /// The prefix, without its dash.
-            pub const PREFIX: &'static str = $prefix;
-
             /// Makes an identifier from random bits; the top 60 bits are dropped.
             pub fn from_random(bits: u128) -> Self {
                 Self(format!("{}-{:017x}", $prefix, bits & ((1 << 68) - 1)))
@@ -39,65 +33,64 @@ macro_rules! ids {
         }
 
         impl std::str::FromStr for $name {
-            type Err = MalformedId;
-            fn from_str(s: &str) -> Result<Self, MalformedId> {
+            type Err = $crate::model::MalformedId;
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
                 let ok = s
                     .strip_prefix(concat!($prefix, "-"))
                     .is_some_and(|d| matches!(d.len(), 8 | 17) && d.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
                 if ok { Ok(Self(s.to_owned())) } else {
-                    Err(MalformedId { given: s.chars().take(64).collect(), prefix: $prefix })
+                    Err($crate::model::MalformedId { given: s.chars().take(64).collect(), prefix: $prefix })
                 }
             }
         }
 
         impl TryFrom<String> for $name {
-            type Error = MalformedId;
-            fn try_from(s: String) -> Result<Self, MalformedId> { s.parse() }
+            type Error = $crate::model::MalformedId;
+            fn try_from(s: String) -> Result<Self, Self::Error> { s.parse() }
         }
         impl From<$name> for String { fn from(id: $name) -> String { id.0 } }
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(&self.0) }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) }
         }
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(&self.0) }
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(&self.0) }
         }
         impl AsRef<str> for $name { fn as_ref(&self) -> &str { &self.0 } }
         impl std::borrow::Borrow<str> for $name { fn borrow(&self) -> &str { &self.0 } }
-    )*};
+    };
 }
 
-ids! {
-    /// An instance.
-    InstanceId = "i";
+/// An identifier type that the API takes, with EC2's errors for it.
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident = $prefix:literal, $malformed:literal, $not_found:literal, $noun:literal) => {
+        $crate::model::ids::id_type! { $(#[$doc])* $name = $prefix }
+        impl $crate::model::Identifier for $name {
+            const PREFIX: &'static str = $prefix;
+            const MALFORMED: &'static str = $malformed;
+            const NOT_FOUND: &'static str = $not_found;
+            const NOUN: &'static str = $noun;
+        }
+    };
+}
+
+pub(crate) use {id_type, identifier};
+
+id_type! {
     /// The reservation that one RunInstances call made.
-    ReservationId = "r";
-    /// A machine image.
-    ImageId = "ami";
-    /// A key pair.
-    KeyPairId = "key";
-    /// A security group.
-    GroupId = "sg";
-    /// One rule of a security group.
-    RuleId = "sgr";
-    /// A VPC.
-    VpcId = "vpc";
-    /// A subnet.
-    SubnetId = "subnet";
-    /// An elastic network interface.
-    EniId = "eni";
+    ReservationId = "r"
+}
+id_type! {
     /// The attachment of an interface to an instance.
-    EniAttachmentId = "eni-attach";
-    /// An EBS volume.
-    VolumeId = "vol";
-    /// An EBS snapshot.
-    SnapshotId = "snap";
+    EniAttachmentId = "eni-attach"
+}
+id_type! {
     /// A set of DHCP options.
-    DhcpOptionsId = "dopt";
+    DhcpOptionsId = "dopt"
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::model::InstanceId;
 
     #[test]
     fn ids_have_17_digits_and_parse_back() {

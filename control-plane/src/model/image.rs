@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, Resource};
+use super::{Scope, Visible, resource::resource};
 
 /// How an image's kernel is found and started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,15 +57,29 @@ pub struct Manifest {
 pub struct Image {
     /// Its id.
     pub id: ImageId,
-    /// Its owner's account.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// What came with it.
     pub manifest: Manifest,
 }
 
-impl Resource for Image {
-    const KIND: &'static str = "images";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    Image {
+        /// A machine image's identifier.
+        id: ImageId = "ami",
+        kind: "images",
+        key: id,
+        arn: "image",
+        malformed: "InvalidAMIID.Malformed",
+        not_found: "InvalidAMIID.NotFound",
+        noun: "image id",
+        indexes: [],
+    }
+}
+
+impl Visible for Image {
+    /// Every image is public in its region.
+    fn visible_from(&self, scope: &Scope) -> bool {
+        self.scope.region == scope.region
     }
 }

@@ -21,7 +21,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EniId, HostId, ImageId, InstanceId, ReservationId, Resource, SubnetId, VolumeId, VpcId,
+    EniId, HostId, ImageId, Index, ReservationId, Scope, SubnetId, VolumeId, VpcId,
+    resource::resource,
 };
 
 /// What EC2 reports of an instance's life.
@@ -171,8 +172,8 @@ pub struct Instance {
     pub id: InstanceId,
     /// The call that made it.
     pub reservation: ReservationId,
-    /// The account that owns it.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// Its index among the instances of its reservation.
     pub launch_index: u32,
     /// The image its root volume came from.
@@ -231,9 +232,47 @@ pub struct Instance {
     pub boots: u64,
 }
 
-impl Resource for Instance {
-    const KIND: &'static str = "instances";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    Instance {
+        /// An instance's identifier.
+        id: InstanceId = "i",
+        kind: "instances",
+        key: id,
+        arn: "instance",
+        malformed: "InvalidInstanceID.Malformed",
+        not_found: "InvalidInstanceID.NotFound",
+        noun: "instance ID",
+        indexes: [BY_HOST, BY_RESERVATION, BY_STATE, UNPLACED],
     }
+}
+
+impl Instance {
+    /// By the host that it is on.
+    pub const BY_HOST: Index<Self> = Index {
+        name: "host",
+        keys: |this, key| {
+            if let Some(host) = &this.host {
+                key(&host.0);
+            }
+        },
+    };
+    /// By the call that made it.
+    pub const BY_RESERVATION: Index<Self> = Index {
+        name: "reservation",
+        keys: |this, key| key(this.reservation.as_str()),
+    };
+    /// By the name of its state.
+    pub const BY_STATE: Index<Self> = Index {
+        name: "state",
+        keys: |this, key| key(this.state.name()),
+    };
+    /// Those on no host that are not terminated, under the empty key.
+    pub const UNPLACED: Index<Self> = Index {
+        name: "unplaced",
+        keys: |this, key| {
+            if this.host.is_none() && this.state != InstanceState::Terminated {
+                key("");
+            }
+        },
+    };
 }

@@ -3,14 +3,16 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{KeyPairId, Resource};
+use super::{Scope, resource::resource};
 
 /// A key pair's public half; the private half is never kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPair {
     /// Its id.
     pub id: KeyPairId,
-    /// Its name, unique in the account; the store's key.
+    /// The account and region that it is in.
+    pub scope: Scope,
+    /// Its name, unique in its scope; the store's key.
     pub name: String,
     /// `rsa` or `ed25519`.
     pub key_type: String,
@@ -22,9 +24,16 @@ pub struct KeyPair {
     pub created: Timestamp,
 }
 
-impl Resource for KeyPair {
-    const KIND: &'static str = "key-pairs";
-    fn id(&self) -> &str {
-        &self.name
+resource! {
+    KeyPair {
+        /// A key pair's identifier.
+        id: KeyPairId = "key",
+        kind: "key-pairs",
+        key: name,
+        arn: "key-pair",
+        malformed: "InvalidParameterValue",
+        not_found: "InvalidKeyPair.NotFound",
+        noun: "key pair ID",
+        indexes: [],
     }
 }

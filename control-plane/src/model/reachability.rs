@@ -3,13 +3,15 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Instance, InstanceId, Resource};
+use super::{Instance, InstanceId, Scope, resource::regional};
 
 /// What was last seen of an instance from outside: kept apart from it, since it
 /// is no desired state and has another writer. There is none of an instance
 /// that has not been judged yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reachability {
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// The instance.
     pub instance: InstanceId,
     /// [`Instance::boots`] at the time: what is of another boot counts for nothing.
@@ -29,9 +31,4 @@ impl Reachability {
     }
 }
 
-impl Resource for Reachability {
-    const KIND: &'static str = "reachability";
-    fn id(&self) -> &str {
-        self.instance.as_str()
-    }
-}
+regional! { Reachability { kind: "reachability", key: instance, indexes: [] } }

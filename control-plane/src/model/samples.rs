@@ -17,12 +17,17 @@ pub fn time() -> Timestamp {
 /// The account.
 pub const ACCOUNT: &str = "000000000000";
 
+/// The account's part of the region.
+pub fn scope() -> Scope {
+    Scope::new(ACCOUNT, "us-east-1")
+}
+
 /// Instance `n`: pending, with everything allocated, not yet placed.
 pub fn instance(n: u8) -> Instance {
     Instance {
         id: InstanceId::from_random(n.into()),
         reservation: ReservationId::from_random(n.into()),
-        owner: ACCOUNT.into(),
+        scope: scope(),
         launch_index: 0,
         image: ImageId::from_random(1),
         instance_type: "t2.micro".into(),
@@ -62,13 +67,14 @@ pub fn instance(n: u8) -> Instance {
 pub fn eni(n: u8) -> Eni {
     Eni {
         id: EniId::from_random(n.into()),
-        owner: ACCOUNT.into(),
+        scope: scope(),
         vpc: VpcId::from_random(1),
         subnet: SubnetId::from_random(1),
         description: String::new(),
         mac: [2, 0, 0, 0, 0, n],
         private_ip: Ipv4Addr::new(172, 31, 0, n),
         public_ip: Some(Ipv4Addr::new(203, 0, 113, n)),
+        last_public_ip: None,
         auto_public_ip: true,
         groups: vec![GroupId::from_random(1)],
         source_dest_check: true,
@@ -82,7 +88,7 @@ pub fn eni(n: u8) -> Eni {
 pub fn volume(n: u8) -> Volume {
     Volume {
         id: VolumeId::from_random(n.into()),
-        owner: ACCOUNT.into(),
+        scope: scope(),
         zone: "us-east-1a".into(),
         size_gib: 8,
         volume_type: "gp3".into(),
@@ -102,7 +108,7 @@ pub fn volume(n: u8) -> Volume {
 pub fn image() -> Image {
     Image {
         id: ImageId::from_random(1),
-        owner: ACCOUNT.into(),
+        scope: scope(),
         manifest: Manifest {
             name: "micro".into(),
             description: "a small image".into(),
@@ -127,7 +133,7 @@ pub fn image() -> Image {
 pub fn vpc() -> Vpc {
     Vpc {
         id: VpcId::from_random(1),
-        owner: ACCOUNT.into(),
+        scope: scope(),
         cidr: "172.31.0.0/16".parse().unwrap(),
         is_default: true,
         dhcp_options: DhcpOptionsId::from_random(1),
@@ -138,7 +144,7 @@ pub fn vpc() -> Vpc {
 pub fn subnet() -> Subnet {
     Subnet {
         id: SubnetId::from_random(1),
-        owner: ACCOUNT.into(),
+        scope: scope(),
         vpc: VpcId::from_random(1),
         cidr: "172.31.0.0/20".parse().unwrap(),
         zone: "us-east-1a".into(),

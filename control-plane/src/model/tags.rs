@@ -5,20 +5,17 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Resource;
+use super::{Scope, resource::regional};
 
 /// All tags of one resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tags {
+    /// The account and region that they are in.
+    pub scope: Scope,
     /// The id of what they are on, as `i-…`.
     pub resource: String,
     /// Their keys and values.
     pub tags: BTreeMap<String, String>,
 }
 
-impl Resource for Tags {
-    const KIND: &'static str = "tags";
-    fn id(&self) -> &str {
-        &self.resource
-    }
-}
+regional! { Tags { kind: "tags", key: resource, indexes: [] } }

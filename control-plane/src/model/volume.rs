@@ -3,15 +3,15 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, InstanceId, Resource, VolumeId};
+use super::{ImageId, Index, InstanceId, Scope, resource::resource};
 
 /// A volume: a raw disk of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     /// Its id.
     pub id: VolumeId,
-    /// Its owner's account.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// Its availability zone.
     pub zone: String,
     /// Its size in GiB, never below the source's.
@@ -42,9 +42,42 @@ pub struct VolumeAttachment {
     pub delete_on_termination: bool,
 }
 
-impl Resource for Volume {
-    const KIND: &'static str = "volumes";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    Volume {
+        /// An EBS volume's identifier.
+        id: VolumeId = "vol",
+        kind: "volumes",
+        key: id,
+        arn: "volume",
+        malformed: "InvalidVolumeID.Malformed",
+        not_found: "InvalidVolume.NotFound",
+        noun: "volume",
+        indexes: [BY_INSTANCE, DELETING],
     }
+}
+
+impl Volume {
+    /// By the instance that it is attached to.
+    pub const BY_INSTANCE: Index<Self> = Index {
+        name: "instance",
+        keys: |this, key| {
+            if let Some(attachment) = &this.attachment {
+                key(attachment.instance.as_str());
+            }
+        },
+    };
+    /// Those that were deleted and are attached to nothing, under the empty key.
+    pub const DELETING: Index<Self> = Index {
+        name: "deleting",
+        keys: |this, key| {
+            if this.deleting && this.attachment.is_none() {
+                key("");
+            }
+        },
+    };
+}
+
+crate::model::ids::identifier! {
+    /// An EBS snapshot's identifier.
+    SnapshotId = "snap", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound", "snapshot"
 }

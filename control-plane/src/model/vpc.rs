@@ -5,15 +5,15 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{DhcpOptionsId, Resource, SubnetId, VpcId};
+use super::{DhcpOptionsId, Scope, resource::resource};
 
 /// A virtual private cloud: one network namespace on each host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vpc {
     /// Its id.
     pub id: VpcId,
-    /// Its owner's account.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// Its addresses.
     pub cidr: Ipv4Net,
     /// Whether it is the account's default VPC.
@@ -22,10 +22,17 @@ pub struct Vpc {
     pub dhcp_options: DhcpOptionsId,
 }
 
-impl Resource for Vpc {
-    const KIND: &'static str = "vpcs";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    Vpc {
+        /// A VPC's identifier.
+        id: VpcId = "vpc",
+        kind: "vpcs",
+        key: id,
+        arn: "vpc",
+        malformed: "InvalidVpcID.Malformed",
+        not_found: "InvalidVpcID.NotFound",
+        noun: "vpc ID",
+        indexes: [],
     }
 }
 
@@ -34,8 +41,8 @@ impl Resource for Vpc {
 pub struct Subnet {
     /// Its id.
     pub id: SubnetId,
-    /// Its owner's account.
-    pub owner: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
     /// Its VPC.
     pub vpc: VpcId,
     /// Its addresses. The first four and the last are EC2's own.
@@ -48,10 +55,17 @@ pub struct Subnet {
     pub map_public_ip: bool,
 }
 
-impl Resource for Subnet {
-    const KIND: &'static str = "subnets";
-    fn id(&self) -> &str {
-        self.id.as_str()
+resource! {
+    Subnet {
+        /// A subnet's identifier.
+        id: SubnetId = "subnet",
+        kind: "subnets",
+        key: id,
+        arn: "subnet",
+        malformed: "InvalidSubnetID.Malformed",
+        not_found: "InvalidSubnetID.NotFound",
+        noun: "subnet ID",
+        indexes: [],
     }
 }
 

@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::Ipv4Addr};
 
 use crate::{
     config::Config,
-    model::{Host, InstanceId, PrivateAddress, PublicAddress, Tags, samples},
+    model::{Host, InstanceId, PrivateAddress, PublicAddress, samples},
     store::Db,
 };
 
@@ -26,6 +26,7 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             instance.launch_index = n.into();
             let eni = samples::eni(n);
             change.put(&PrivateAddress::new(
+                &eni.scope,
                 &eni.subnet,
                 eni.private_ip,
                 eni.id.clone(),
@@ -40,7 +41,7 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
                 samples::volume(n).id.to_string(),
             ] {
                 let tags = [("Name".to_owned(), n.to_string())].into();
-                change.put(&Tags { resource: id, tags });
+                change.put_tags(&samples::scope(), id, tags);
             }
             change.put(&instance);
             change.put(&eni);

@@ -2,22 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use super::{Compare, Op, Txn, View};
-use crate::model::{Resource, Tags};
+use super::{Compare, Op, StoreError, Txn, View, record};
+use crate::model::{Regional, Resource, Scope, Tags};
 
 /// Collects the changes of one transaction. Each is guarded by the revision
 /// that the view has of its record, so that what was decided on is what is
 /// changed.
 pub struct Change<'v> {
     view: &'v View,
+    /// The one scope whose records may be changed, if not all may.
+    only: Option<&'v Scope>,
+    /// The key of a record outside of it that was changed all the same.
+    outside: Option<String>,
     compares: BTreeMap<String, Compare>,
     ops: BTreeMap<String, Op>,
 }
 
 impl<'v> Change<'v> {
-    pub(super) fn new(view: &'v View) -> Self {
+    pub(super) fn new(view: &'v View, only: Option<&'v Scope>) -> Self {
         Self {
             view,
+            only,
+            outside: None,
             compares: BTreeMap::new(),
             ops: BTreeMap::new(),
         }
@@ -31,83 +37,96 @@ impl<'v> Change<'v> {
             "{} is no kind of the view",
             T::KIND
         );
-        let key = resource.key();
-        self.guard::<T>(resource.id());
-        // Our own types have no maps with keys that JSON lacks, and no failing impl.
-        #[allow(clippy::expect_used)]
-        let value = serde_json::to_vec(resource).expect("a resource is JSON");
+        let key = self.guard(resource);
+        self.within(resource);
         self.ops.insert(
             key.clone(),
             Op::Put {
                 key,
-                value,
+                value: record::encode(resource),
                 lease: None,
             },
         );
     }
 
-    /// Deletes a record, if it is still as the view has it.
-    pub fn delete<T: Resource>(&mut self, id: impl AsRef<str>) {
-        let key = T::key_of(id.as_ref());
-        self.guard::<T>(id.as_ref());
+    /// Deletes the record with the path of this one, if it is still as the view
+    /// has it.
+    pub fn delete<T: Resource>(&mut self, resource: &T) {
+        let key = self.guard(resource);
+        self.within(resource);
         self.ops.insert(key.clone(), Op::Delete { key });
     }
 
-    /// Makes the transaction depend on a record that it only read, or on its absence.
-    pub fn expect_unchanged<T: Resource>(&mut self, id: impl AsRef<str>) {
-        self.guard::<T>(id.as_ref());
+    /// Makes the transaction depend on a record that it only read, or, if the
+    /// view has none with this path, on its absence.
+    pub fn expect_unchanged<T: Resource>(&mut self, resource: &T) {
+        self.guard(resource);
     }
 
-    /// Makes the transaction one that changes a record, although it stays as it
-    /// is: for a record that something new refers to. A deletion that saw
-    /// nothing refer to it conflicts with this, which
-    /// [`expect_unchanged`](Self::expect_unchanged) would not do when it commits
-    /// second.
-    pub fn refer_to<T: Resource>(&mut self, id: impl AsRef<str>) {
-        let id = id.as_ref();
-        match self.view.get::<T>(id) {
-            // What this transaction does to it anyway is a change, too.
-            Some(_) if self.ops.contains_key(&T::key_of(id)) => {}
-            Some(resource) => self.put(resource),
-            None => self.guard::<T>(id),
-        }
-    }
-
-    /// Whether this transaction already writes the record with this id: the
-    /// view doesn't show that yet.
-    pub fn puts<T: Resource>(&self, id: impl AsRef<str>) -> bool {
-        matches!(self.ops.get(&T::key_of(id.as_ref())), Some(Op::Put { .. }))
+    /// Whether this transaction already writes the record with the path of this
+    /// one: the view doesn't show that yet.
+    pub fn puts<T: Resource>(&self, resource: &T) -> bool {
+        matches!(self.ops.get(&resource.key()), Some(Op::Put { .. }))
     }
 
     /// Writes a resource's tags; none at all deletes their record.
-    pub fn put_tags(&mut self, resource: impl AsRef<str>, tags: BTreeMap<String, String>) {
-        if tags.is_empty() {
-            self.delete::<Tags>(resource);
+    pub fn put_tags(
+        &mut self,
+        scope: &Scope,
+        resource: impl AsRef<str>,
+        tags: BTreeMap<String, String>,
+    ) {
+        let tags = Tags {
+            scope: scope.clone(),
+            resource: resource.as_ref().to_owned(),
+            tags,
+        };
+        if tags.tags.is_empty() {
+            // Where there are none, this transaction depends on that: tags given
+            // to what is being deleted would stay.
+            self.delete(&tags);
         } else {
-            self.put(&Tags {
-                resource: resource.as_ref().to_owned(),
-                tags,
-            });
+            self.put(&tags);
         }
     }
 
-    fn guard<T: Resource>(&mut self, id: &str) {
-        let key = T::key_of(id);
-        let compare = match self.view.modified::<T>(id) {
+    /// Deletes a resource with its tags.
+    pub fn delete_tagged<T: Regional>(&mut self, resource: &T, id: impl AsRef<str>) {
+        self.delete(resource);
+        self.put_tags(resource.home(), id, BTreeMap::new());
+    }
+
+    fn guard<T: Resource>(&mut self, resource: &T) -> String {
+        let key = resource.key();
+        let compare = match self.view.modified(resource) {
             Some(revision) => Compare::Unchanged(key.clone(), revision),
             None => Compare::Absent(key.clone()),
         };
-        self.compares.insert(key, compare);
+        self.compares.insert(key.clone(), compare);
+        key
+    }
+
+    fn within<T: Resource>(&mut self, resource: &T) {
+        if let (Some(only), Some(scope)) = (self.only, resource.scope())
+            && only != scope
+        {
+            self.outside = Some(resource.key());
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
-    pub(super) fn into_txn(self) -> Txn {
-        Txn {
-            compares: self.compares.into_values().collect(),
-            ops: self.ops.into_values().collect(),
+    /// # Errors
+    /// `Invalid` when it changes a record that it may not.
+    pub(super) fn into_txn(self) -> Result<Txn, StoreError> {
+        match self.outside {
+            Some(key) => Err(StoreError::Invalid(format!("{key} is out of scope"))),
+            None => Ok(Txn {
+                compares: self.compares.into_values().collect(),
+                ops: self.ops.into_values().collect(),
+            }),
         }
     }
 }

@@ -1,13 +1,23 @@
 //! A store with its view: what the rest of the control plane holds.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{Change, MemoryStore, Outcome, Revision, Store, StoreError, View, Watch};
+use super::{
+    Batch, Change, MemoryStore, Outcome, Revision, Scoped, Store, StoreError, View, Watch,
+};
+use crate::model::Scope;
 
 /// How often a transaction is tried when others keep getting in first.
 const ATTEMPTS: u32 = 100;
+/// From this attempt on it waits before each, at random and longer each time:
+/// those who contend would meet again otherwise.
+const PATIENT: u32 = 3;
+/// The longest of these waits.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How many commits are taken into one new picture.
+const DRAINED: usize = 256;
 
 /// Why a transaction was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +45,7 @@ impl Db {
     /// with the last clone of the handle.
     ///
     /// # Errors
-    /// If the store fails or a record can't be read.
+    /// If the store fails. A record that can't be read is set aside.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let (view, watch) = load(&*store).await?;
         let (sender, receiver) = watch::channel(Arc::new(view));
@@ -81,18 +91,45 @@ impl Db {
     /// What the closure refuses with, or the store's failure.
     pub async fn transact<T, E>(
         &self,
+        decide: impl FnMut(&View, &mut Change<'_>) -> Result<T, E>,
+    ) -> Result<T, TransactError<E>> {
+        self.commit(None, decide).await
+    }
+
+    /// The same for a decision that sees one scope, and changes nothing beyond
+    /// it but what all accounts share.
+    ///
+    /// # Errors
+    /// As [`transact`](Self::transact), and the store's `Invalid` if the change
+    /// leaves the scope.
+    pub async fn transact_at<T, E>(
+        &self,
+        scope: &Scope,
+        mut decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, E>,
+    ) -> Result<T, TransactError<E>> {
+        self.commit(Some(scope), |view, change| decide(view.at(scope), change))
+            .await
+    }
+
+    async fn commit<T, E>(
+        &self,
+        only: Option<&Scope>,
         mut decide: impl FnMut(&View, &mut Change<'_>) -> Result<T, E>,
     ) -> Result<T, TransactError<E>> {
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if attempt >= PATIENT {
+                let most = PATIENCE.min(Duration::from_millis(1) * 2u32.pow(attempt.min(16)));
+                tokio::time::sleep(most.mul_f64(rand::random())).await;
+            }
             let view = self.view();
             // The change borrows the view, and neither may be held across an await.
             let (result, txn) = {
-                let mut change = Change::new(&view);
+                let mut change = Change::new(&view, only);
                 let result = decide(&view, &mut change).map_err(TransactError::Refused)?;
                 if change.is_empty() {
                     return Ok(result);
                 }
-                (result, change.into_txn())
+                (result, change.into_txn().map_err(TransactError::Store)?)
             };
             match self.store.commit(txn).await.map_err(TransactError::Store)? {
                 Outcome::Committed(revision) => {
@@ -121,7 +158,7 @@ async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
     loop {
         let range = store.range("").await?;
         let revision = range.revision;
-        let view = View::of(range)?;
+        let view = View::of(range);
         match store.watch(revision).await {
             // Much happened between the two calls: again.
             Err(StoreError::Compacted(_)) => {}
@@ -133,21 +170,22 @@ async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
 /// Keeps the view up to date until the last reader is gone or the store fails
 /// for good.
 async fn feed(store: Arc<dyn Store>, mut watch: Watch, sender: watch::Sender<Arc<View>>) {
+    let mut batches: Vec<Batch> = Vec::new();
     loop {
-        let batch = tokio::select! {
-            batch = watch.recv() => batch,
+        let received = tokio::select! {
+            received = watch.recv_many(&mut batches, DRAINED) => received,
             () = sender.closed() => return,
         };
-        let next = match batch {
-            Some(batch) => {
-                let mut view = View::clone(&sender.borrow());
-                view.apply(batch).map(|()| view)
-            }
+        let next = if received == 0 {
             // We fell behind, or the store ended.
-            None => load(&*store).await.map(|(view, again)| {
+            load(&*store).await.map(|(view, again)| {
                 watch = again;
                 view
-            }),
+            })
+        } else {
+            let mut view = View::clone(&sender.borrow());
+            batches.drain(..).for_each(|batch| view.apply(batch));
+            Ok(view)
         };
         match next {
             Ok(view) => {
@@ -175,7 +213,7 @@ mod tests {
         })
         .await
         .unwrap();
-        assert_eq!(db.view().get::<Host>("a"), Some(&host("a", 1)));
+        assert_eq!(db.view().shared::<Host>("a"), Some(&host("a", 1)));
     }
 
     #[tokio::test]
@@ -200,7 +238,7 @@ mod tests {
                 tokio::spawn(async move {
                     for _ in 0..10 {
                         db.transact(|view, change| {
-                            let n = view.get::<Host>("a").map_or(0, |h| h.vcpus);
+                            let n = view.shared::<Host>("a").map_or(0, |h| h.vcpus);
                             change.put(&host("a", n + 1));
                             Ok::<_, ()>(())
                         })
@@ -213,7 +251,7 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        assert_eq!(db.view().get::<Host>("a").unwrap().vcpus, 80);
+        assert_eq!(db.view().shared::<Host>("a").unwrap().vcpus, 80);
     }
 
     #[tokio::test]
@@ -232,7 +270,7 @@ mod tests {
                         compares: vec![],
                         ops: vec![super::super::Op::Put {
                             key: "/hosts/a".into(),
-                            value: serde_json::to_vec(&host("a", 1)).unwrap(),
+                            value: crate::store::record::encode(&host("a", 1)),
                             lease: None,
                         }],
                     }))
@@ -241,13 +279,13 @@ mod tests {
                 .unwrap()
                 .unwrap();
             }
-            change.expect_unchanged::<Host>("a");
-            change.put(&host("b", u32::from(view.get::<Host>("a").is_some())));
+            change.expect_unchanged(&host("a", 1));
+            change.put(&host("b", u32::from(view.shared::<Host>("a").is_some())));
             Ok::<_, ()>(())
         })
         .await
         .unwrap();
         assert_eq!(calls, 2);
-        assert_eq!(db.view().get::<Host>("b").unwrap().vcpus, 1);
+        assert_eq!(db.view().shared::<Host>("b").unwrap().vcpus, 1);
     }
 }

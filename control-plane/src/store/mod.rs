@@ -16,6 +16,8 @@ mod change;
 mod core;
 mod db;
 mod memory;
+mod record;
+mod scoped;
 mod sqlite;
 mod view;
 
@@ -25,6 +27,7 @@ mod conformance;
 pub use change::Change;
 pub use db::{Db, TransactError};
 pub use memory::MemoryStore;
+pub use scoped::{Picture, Scoped};
 pub use sqlite::SqliteStore;
 pub use view::View;
 
@@ -163,15 +166,6 @@ pub enum StoreError {
     /// The store has ended.
     #[error("the store is closed")]
     Closed,
-    /// A value is not what its key says.
-    #[error("the record {key} can't be read")]
-    Corrupt {
-        /// The key.
-        key: String,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
     /// This SQLite corrupts write-ahead logs.
     #[error("SQLite {0} has a bug that can corrupt the database; 3.51.3 or newer is needed")]
     OldSqlite(String),

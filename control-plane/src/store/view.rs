@@ -1,13 +1,18 @@
 //! The in-memory picture of the store: what Describe calls, reconcilers and the
 //! network's services read.
+//!
+//! Records and indexes are persistent trees: a commit copies the few nodes on
+//! the way to what it changed, whatever the number of records, and every older
+//! picture stays as it was for whoever holds it.
 
-use std::{any::Any, collections::BTreeMap, sync::Arc};
+use std::{any::Any, collections::BTreeMap, ops::Bound, sync::Arc};
 
-use super::{Batch, Entry, Event, Range, Revision, StoreError};
-use crate::model::{self, Resource, Tags};
+use imbl::{OrdMap, OrdSet};
+
+use super::{Batch, Entry, Event, Range, Revision, Scoped, record};
+use crate::model::{self, Described, Index, Resource, Scope, Shared, resource::each_kind};
 
 type Value = Arc<dyn Any + Send + Sync>;
-type Parse = fn(&[u8]) -> Result<Value, serde_json::Error>;
 
 #[derive(Clone)]
 struct Record {
@@ -15,61 +20,84 @@ struct Record {
     value: Value,
 }
 
-/// The records of one kind, by id. Copied when changed while somebody holds the
-/// picture before: at the sizes meant here (thousands) cheaper than a
-/// persistent tree is to read.
-type Kind = Arc<BTreeMap<String, Record>>;
+/// The number of an index among its kind's, a key in it, and a record's path.
+type IndexEntry = (u8, Arc<str>, Arc<str>);
 
-fn parse<T: Resource>(bytes: &[u8]) -> Result<Value, serde_json::Error> {
-    Ok(Arc::new(serde_json::from_slice::<T>(bytes)?))
+/// Calls back with each index and key that a record is found under.
+type Found = fn(&Value, &mut dyn FnMut(u8, &str));
+
+/// What the view must know of a kind, without its type.
+struct KindOf {
+    name: &'static str,
+    read: fn(&[u8]) -> Result<Value, String>,
+    index: Found,
+}
+
+const fn kind_of<T: Resource>() -> KindOf {
+    KindOf {
+        name: T::KIND,
+        read: |bytes| Ok(Arc::new(record::decode::<T>(bytes)?)),
+        index: |value, found| {
+            let Some(value) = value.downcast_ref::<T>() else {
+                return;
+            };
+            for (number, index) in (0..).zip(T::INDEXES) {
+                (index.keys)(value, &mut |key| found(number, key));
+            }
+        },
+    }
 }
 
 macro_rules! kinds {
-    ($($kind:ty),* $(,)?) => {
-        /// Every kind that the view knows; a new resource is one line here.
-        const KINDS: &[(&str, Parse)] = &[$((<$kind as Resource>::KIND, parse::<$kind>)),*];
+    (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
+        const KINDS: &[KindOf] = &[
+            $(kind_of::<model::$resource>(),)*
+            $(kind_of::<model::$other>(),)*
+        ];
     };
 }
 
-kinds![
-    model::ClientToken,
-    model::Eni,
-    model::Host,
-    model::Image,
-    model::Instance,
-    model::KeyPair,
-    model::PrivateAddress,
-    model::PublicAddress,
-    model::PublicPool,
-    model::Reachability,
-    model::SecurityGroup,
-    model::Subnet,
-    Tags,
-    model::Volume,
-    model::Vpc,
-];
+each_kind!(kinds);
 
-fn parser(kind: &str) -> Option<Parse> {
-    KINDS
-        .iter()
-        .find(|(name, _)| *name == kind)
-        .map(|(_, parse)| *parse)
+fn slot_of(kind: &str) -> Option<usize> {
+    KINDS.iter().position(|known| known.name == kind)
+}
+
+/// The records of one kind, by path, and its indexes.
+#[derive(Clone, Default)]
+struct Kind {
+    records: OrdMap<Arc<str>, Record>,
+    index: OrdSet<IndexEntry>,
 }
 
 /// An immutable, typed picture of the whole store at one revision. Cheap to
 /// clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct View {
     revision: Revision,
-    kinds: BTreeMap<&'static str, Kind>,
+    /// In the order of [`KINDS`].
+    kinds: Vec<Kind>,
+    /// Why a record could not be read, by its key.
+    unreadable: OrdMap<Arc<str>, Arc<str>>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            revision: Revision::default(),
+            kinds: KINDS.iter().map(|_| Kind::default()).collect(),
+            unreadable: OrdMap::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kinds: BTreeMap<_, _> = self.kinds.iter().map(|(k, v)| (k, v.len())).collect();
+        let counts = KINDS.iter().zip(&self.kinds);
+        let counts: BTreeMap<_, _> = counts.map(|(k, v)| (k.name, v.records.len())).collect();
         f.debug_struct("View")
             .field("revision", &self.revision)
-            .field("kinds", &kinds)
+            .field("kinds", &counts)
             .finish()
     }
 }
@@ -80,179 +108,384 @@ impl View {
         self.revision
     }
 
-    fn record<T: Resource>(&self, id: &str) -> Option<&Record> {
-        self.kinds.get(T::KIND)?.get(id)
+    /// What an account has in a region.
+    pub fn at<'v>(&'v self, scope: &'v Scope) -> Scoped<'v> {
+        Scoped::new(self, scope)
     }
 
-    /// The record with this id.
-    pub fn get<T: Resource>(&self, id: impl AsRef<str>) -> Option<&T> {
-        self.record::<T>(id.as_ref())?.value.downcast_ref()
+    fn kind<T: Resource>(&self) -> Option<&Kind> {
+        self.kinds.get(slot_of(T::KIND)?)
     }
 
-    /// The record with this id, to be kept beyond the view.
-    pub fn get_arc<T: Resource>(&self, id: impl AsRef<str>) -> Option<Arc<T>> {
-        Arc::clone(&self.record::<T>(id.as_ref())?.value)
-            .downcast()
-            .ok()
+    fn record<T: Resource>(&self, path: &str) -> Option<&Record> {
+        self.kind::<T>()?.records.get(path)
     }
 
-    /// All records of a kind, in the order of their ids.
+    /// The record with this path.
+    pub(super) fn get_at<T: Resource>(&self, path: &str) -> Option<&T> {
+        self.record::<T>(path)?.value.downcast_ref()
+    }
+
+    /// The record that all accounts share with this id.
+    pub fn shared<T: Shared>(&self, id: impl AsRef<str>) -> Option<&T> {
+        self.get_at(id.as_ref())
+    }
+
+    /// The resource with this identifier, in whichever scope it is. Ids are
+    /// random, so there is one; an image, whose id is its content's, has one a
+    /// region.
+    pub fn find<T: Described>(&self, id: &T::Id) -> Option<&T> {
+        self.by_number(0, id.as_ref(), "").next()
+    }
+
+    /// All records of a kind, in the order of their paths.
     pub fn all<T: Resource>(&self) -> impl Iterator<Item = &T> {
-        self.kinds
-            .get(T::KIND)
+        self.kind::<T>()
             .into_iter()
-            .flat_map(|kind| kind.values())
+            .flat_map(|kind| kind.records.values())
             .filter_map(|record| record.value.downcast_ref())
     }
 
-    /// The commit that last wrote the record with this id.
-    pub fn modified<T: Resource>(&self, id: impl AsRef<str>) -> Option<Revision> {
-        self.record::<T>(id.as_ref()).map(|record| record.modified)
+    /// How many records of a kind there are.
+    pub fn count<T: Resource>(&self) -> usize {
+        self.kind::<T>().map_or(0, |kind| kind.records.len())
     }
 
-    /// The tags of the resource with this id; empty when it has none.
-    pub fn tags(&self, id: impl AsRef<str>) -> &BTreeMap<String, String> {
-        static NONE: BTreeMap<String, String> = BTreeMap::new();
-        self.get::<Tags>(id).map_or(&NONE, |tags| &tags.tags)
+    /// The records that an index has under this key, in the order of their paths.
+    pub fn by<T: Resource>(&self, index: Index<T>, key: &str) -> impl Iterator<Item = &T> {
+        let number = number_of(index);
+        debug_assert!(number.is_some(), "{} has no index {}", T::KIND, index.name);
+        number
+            .into_iter()
+            .flat_map(move |number| self.by_number(number, key, ""))
+    }
+
+    /// The same of those whose path begins so.
+    pub(super) fn by_number<T: Resource>(
+        &self,
+        number: u8,
+        key: &str,
+        prefix: &str,
+    ) -> impl Iterator<Item = &T> + use<'_, T> {
+        let kind = self.kind::<T>();
+        let (key, prefix): (Arc<str>, Arc<str>) = (key.into(), prefix.into());
+        let first = (number, Arc::clone(&key), Arc::clone(&prefix));
+        kind.into_iter()
+            .flat_map(move |kind| kind.index.range(first.clone()..))
+            .take_while(move |(n, k, path)| *n == number && *k == key && path.starts_with(&*prefix))
+            .filter_map(move |(_, _, path)| kind?.records.get(&**path)?.value.downcast_ref())
+    }
+
+    /// The records whose paths begin with `prefix` and come after `after`, in
+    /// the order of their paths.
+    pub(super) fn after<T: Resource>(
+        &self,
+        prefix: &str,
+        after: &str,
+    ) -> impl Iterator<Item = &T> + use<'_, T> {
+        let prefix: Box<str> = prefix.into();
+        let first: Arc<str> = format!("{prefix}{after}").into();
+        let bound = if after.is_empty() {
+            Bound::Included(first)
+        } else {
+            Bound::Excluded(first)
+        };
+        self.kind::<T>()
+            .into_iter()
+            .flat_map(move |kind| {
+                kind.records
+                    .range::<_, Arc<str>>((bound.clone(), Bound::Unbounded))
+            })
+            .take_while(move |(path, _)| path.starts_with(&*prefix))
+            .filter_map(|(_, record)| record.value.downcast_ref())
+    }
+
+    /// The commit that last wrote the record with the path of this one.
+    pub fn modified<T: Resource>(&self, resource: &T) -> Option<Revision> {
+        self.modified_at::<T>(&resource.path())
+    }
+
+    pub(super) fn modified_at<T: Resource>(&self, path: &str) -> Option<Revision> {
+        self.record::<T>(path).map(|record| record.modified)
+    }
+
+    /// The records that could not be read, by their keys, and why.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.unreadable.iter().map(|(key, why)| (&**key, &**why))
+    }
+
+    /// Whether there are records of this kind that could not be read: what a
+    /// host has then and no record knows may well be one of those.
+    pub fn has_unreadable<T: Resource>(&self) -> bool {
+        let prefix = T::key_of("");
+        self.unreadable().any(|(key, _)| key.starts_with(&prefix))
     }
 
     /// This picture with one more record: for tests of pure functions.
     #[must_use]
     pub fn with<T: Resource>(mut self, resource: T) -> Self {
         self.revision.0 += 1;
-        let record = Record {
-            modified: self.revision,
-            value: Arc::new(resource.clone()),
-        };
-        Arc::make_mut(self.kinds.entry(T::KIND).or_default())
-            .insert(resource.id().to_owned(), record);
+        if let Some(slot) = slot_of(T::KIND) {
+            let record = Record {
+                modified: self.revision,
+                value: Arc::new(resource.clone()),
+            };
+            self.insert(slot, &resource.path(), record);
+        }
         self
     }
 
     /// The picture of everything in the store.
-    pub(super) fn of(range: Range) -> Result<Self, StoreError> {
+    pub(super) fn of(range: Range) -> Self {
         let mut view = Self {
             revision: range.revision,
-            kinds: BTreeMap::new(),
+            ..Self::default()
         };
         for entry in range.entries {
-            view.put(entry)?;
+            view.put(entry);
         }
-        Ok(view)
+        view
     }
 
     /// The picture after one more commit.
-    pub(super) fn apply(&mut self, batch: Batch) -> Result<(), StoreError> {
+    pub(super) fn apply(&mut self, batch: Batch) {
         for event in batch.events {
             match event {
-                Event::Put(entry) => self.put(entry)?,
+                Event::Put(entry) => self.put(entry),
                 Event::Delete { key } => {
-                    if let Some((kind, id)) = split(&key)
-                        && let Some(records) = self.kinds.get_mut(kind)
-                    {
-                        Arc::make_mut(records).remove(id);
+                    self.unreadable.remove(key.as_str());
+                    if let Some((slot, path)) = split(&key) {
+                        self.remove(slot, path);
                     }
                 }
             }
         }
         self.revision = batch.revision;
-        Ok(())
     }
 
-    fn put(&mut self, entry: Entry) -> Result<(), StoreError> {
-        let Some((kind, id)) = split(&entry.key) else {
-            return Ok(());
-        };
+    fn put(&mut self, entry: Entry) {
         // A kind that this version doesn't know is not ours to read.
-        let Some((kind, parse)) = KINDS.iter().find(|(name, _)| *name == kind) else {
-            return Ok(());
+        let Some((slot, path)) = split(&entry.key) else {
+            return;
         };
-        let value = parse(&entry.value).map_err(|source| StoreError::Corrupt {
-            key: entry.key.clone(),
-            source,
-        })?;
-        let record = Record {
-            modified: entry.modified,
-            value,
-        };
-        Arc::make_mut(self.kinds.entry(kind).or_default()).insert(id.to_owned(), record);
-        Ok(())
+        match (KINDS[slot].read)(&entry.value) {
+            Ok(value) => {
+                self.unreadable.remove(entry.key.as_str());
+                let record = Record {
+                    modified: entry.modified,
+                    value,
+                };
+                self.insert(slot, path, record);
+            }
+            Err(why) => {
+                tracing::error!(
+                    key = entry.key,
+                    why,
+                    "a record can't be read, it is set aside"
+                );
+                self.remove(slot, path);
+                self.unreadable
+                    .insert(entry.key.as_str().into(), why.as_str().into());
+            }
+        }
     }
+
+    fn insert(&mut self, slot: usize, path: &str, record: Record) {
+        let path: Arc<str> = path.into();
+        let kind = &mut self.kinds[slot];
+        let entries = entries_of(slot, &path, &record.value);
+        if let Some(before) = kind.records.insert(Arc::clone(&path), record) {
+            for entry in entries_of(slot, &path, &before.value) {
+                if !entries.contains(&entry) {
+                    kind.index.remove(&entry);
+                }
+            }
+        }
+        for entry in entries {
+            kind.index.insert(entry);
+        }
+    }
+
+    fn remove(&mut self, slot: usize, path: &str) {
+        let kind = &mut self.kinds[slot];
+        if let Some((path, before)) = kind.records.remove_with_key(path) {
+            for entry in entries_of(slot, &path, &before.value) {
+                kind.index.remove(&entry);
+            }
+        }
+    }
+}
+
+fn entries_of(slot: usize, path: &Arc<str>, value: &Value) -> Vec<IndexEntry> {
+    let mut entries = Vec::new();
+    (KINDS[slot].index)(value, &mut |number, key| {
+        entries.push((number, key.into(), Arc::clone(path)));
+    });
+    entries
+}
+
+pub(super) fn number_of<T: Resource>(index: Index<T>) -> Option<u8> {
+    let position = T::INDEXES.iter().position(|i| i.name == index.name)?;
+    u8::try_from(position).ok()
 }
 
 /// Whether the view would show records of this kind.
 pub(super) fn knows<T: Resource>() -> bool {
-    parser(T::KIND).is_some()
+    slot_of(T::KIND).is_some()
 }
 
-/// `/kind/id` in its two parts.
-fn split(key: &str) -> Option<(&str, &str)> {
-    key.strip_prefix('/')?.split_once('/')
+/// The kind of `/kind/path`, by its slot, and the path.
+fn split(key: &str) -> Option<(usize, &str)> {
+    let (kind, path) = key.strip_prefix('/')?.split_once('/')?;
+    Some((slot_of(kind)?, path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Host, samples::host};
+    use crate::model::{Eni, Host, HostId, Instance, InstanceId, Regional as _, samples};
 
     #[test]
-    fn kinds_are_told_apart() {
-        for (i, (name, _)) in KINDS.iter().enumerate() {
+    fn kinds_and_indexes_are_told_apart() {
+        for (i, kind) in KINDS.iter().enumerate() {
             assert!(
-                KINDS[..i].iter().all(|(other, _)| other != name),
-                "{name} twice"
+                KINDS[..i].iter().all(|other| other.name != kind.name),
+                "{} twice",
+                kind.name
             );
+        }
+        fn distinct<T: Resource>() {
+            for (i, index) in T::INDEXES.iter().enumerate() {
+                assert!(T::INDEXES[..i].iter().all(|other| other.name != index.name));
+            }
+        }
+        macro_rules! each {
+            (described: [$($resource:ident),*], others: [$($other:ident),* $(,)?] $(,)?) => {
+                $(distinct::<model::$resource>();
+                // `find` looks in the first.
+                assert_eq!(model::$resource::INDEXES[0].name, "id");)*
+                $(distinct::<model::$other>();)*
+            };
+        }
+        each_kind!(each);
+    }
+
+    fn put<T: Resource>(resource: &T, revision: u64) -> Batch {
+        let entry = Entry {
+            key: resource.key(),
+            value: record::encode(resource),
+            created: Revision(1),
+            modified: Revision(revision),
+        };
+        Batch {
+            revision: Revision(revision),
+            events: vec![Event::Put(entry)],
         }
     }
 
     #[test]
     fn an_older_picture_stays_as_it_was() {
-        let before = View::default().with(host("a", 1));
+        let before = View::default().with(samples::host("a", 1));
         let mut after = before.clone();
-        let entry = Entry {
-            key: "/hosts/a".into(),
-            value: serde_json::to_vec(&host("a", 2)).unwrap(),
-            created: Revision(1),
-            modified: Revision(2),
-        };
-        after
-            .apply(Batch {
-                revision: Revision(2),
-                events: vec![Event::Put(entry)],
-            })
-            .unwrap();
-        assert_eq!(before.get::<Host>("a").unwrap().vcpus, 1);
-        assert_eq!(after.get::<Host>("a").unwrap().vcpus, 2);
-        assert_eq!(after.modified::<Host>("a"), Some(Revision(2)));
+        after.apply(put(&samples::host("a", 2), 2));
+        assert_eq!(before.shared::<Host>("a").unwrap().vcpus, 1);
+        assert_eq!(after.shared::<Host>("a").unwrap().vcpus, 2);
+        assert_eq!(after.modified(&samples::host("a", 0)), Some(Revision(2)));
 
         let gone = Event::Delete {
             key: "/hosts/a".into(),
         };
-        after
-            .apply(Batch {
-                revision: Revision(3),
-                events: vec![gone],
-            })
-            .unwrap();
-        assert!(after.get::<Host>("a").is_none());
+        after.apply(Batch {
+            revision: Revision(3),
+            events: vec![gone],
+        });
+        assert!(after.shared::<Host>("a").is_none());
         assert_eq!(after.all::<Host>().count(), 0);
         assert_eq!(before.all::<Host>().count(), 1);
     }
 
     #[test]
-    fn a_record_that_is_no_such_resource_is_an_error() {
-        let entry = Entry {
-            key: "/hosts/a".into(),
-            value: b"{}".to_vec(),
-            created: Revision(1),
-            modified: Revision(1),
+    fn indexes_follow_the_records() {
+        let on = |host: Option<&str>| Instance {
+            host: host.map(|h| HostId(h.into())),
+            ..samples::instance(1)
         };
-        let range = Range {
-            revision: Revision(1),
-            entries: vec![entry],
+        let ids = |view: &View, index, key: &str| -> Vec<InstanceId> {
+            view.by(index, key)
+                .map(|i: &Instance| i.id.clone())
+                .collect()
         };
-        assert!(
-            matches!(View::of(range), Err(StoreError::Corrupt { key, .. }) if key == "/hosts/a")
+        let one = InstanceId::from_random(1);
+        let mut view = View::default().with(on(None)).with(samples::instance(2));
+        assert_eq!(ids(&view, Instance::UNPLACED, "").len(), 2);
+        view.apply(put(&on(Some("a")), 9));
+        assert_eq!(
+            ids(&view, Instance::BY_HOST, "a"),
+            std::slice::from_ref(&one)
         );
+        assert_eq!(ids(&view, Instance::UNPLACED, "").len(), 1);
+        view.apply(put(&on(Some("ab")), 10));
+        assert_eq!(ids(&view, Instance::BY_HOST, "a"), []);
+        assert_eq!(
+            ids(&view, Instance::BY_HOST, "ab"),
+            std::slice::from_ref(&one)
+        );
+        assert_eq!(view.find::<Instance>(&one).unwrap().id, one);
+        let key = on(None).key();
+        view.apply(Batch {
+            revision: Revision(11),
+            events: vec![Event::Delete { key }],
+        });
+        assert_eq!(ids(&view, Instance::BY_HOST, "ab"), []);
+        assert!(view.find::<Instance>(&one).is_none());
+        assert_eq!(view.kinds[slot_of("instances").unwrap()].index.len(), 4);
+    }
+
+    #[test]
+    fn an_account_sees_its_own() {
+        let theirs = Scope::new("111111111111", "us-east-1");
+        let elsewhere = Scope::new(samples::ACCOUNT, "eu-west-1");
+        let in_scope = |n, scope: &Scope| Eni {
+            scope: scope.clone(),
+            ..samples::eni(n)
+        };
+        let mine = samples::scope();
+        let view = View::default()
+            .with(in_scope(1, &mine))
+            .with(in_scope(2, &theirs))
+            .with(in_scope(3, &elsewhere));
+        for (scope, n) in [(&mine, 1), (&theirs, 2), (&elsewhere, 3)] {
+            let here = view.at(scope);
+            let own = samples::eni(n);
+            let seen: Vec<_> = here.all::<Eni>().map(|e| &e.id).collect();
+            assert_eq!(seen, [&own.id]);
+            assert_eq!(here.get::<Eni>(&own.id).unwrap().home(), scope);
+            let by_vpc: Vec<_> = here.by(Eni::BY_VPC, own.vpc.as_str()).collect();
+            assert_eq!(by_vpc.len(), 1);
+        }
+        assert!(view.at(&theirs).get::<Eni>(samples::eni(1).id).is_none());
+        assert_eq!(view.by(Eni::BY_VPC, samples::vpc().id.as_str()).count(), 3);
+    }
+
+    #[test]
+    fn a_record_that_cant_be_read_is_set_aside() {
+        let mut batch = put(&samples::host("a", 1), 1);
+        let Event::Put(entry) = &mut batch.events[0] else {
+            unreachable!()
+        };
+        entry.value = b"{}".to_vec();
+        let entries = vec![entry.clone()];
+        let mut view = View::of(Range {
+            revision: Revision(1),
+            entries,
+        });
+        assert!(view.shared::<Host>("a").is_none());
+        assert!(view.has_unreadable::<Host>() && !view.has_unreadable::<Eni>());
+        let (key, why) = view.unreadable().next().unwrap();
+        assert_eq!(key, "/hosts/a");
+        assert!(why.contains("version"), "{why}");
+        view.apply(put(&samples::host("a", 1), 2));
+        assert!(!view.has_unreadable::<Host>());
+        assert_eq!(view.shared::<Host>("a").unwrap().vcpus, 1);
     }
 }

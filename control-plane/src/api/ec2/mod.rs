@@ -8,7 +8,6 @@ pub mod instances;
 mod key_pairs;
 pub mod regions;
 mod security_groups;
-pub mod shared;
 mod tags;
 mod volumes;
 mod vpcs;

@@ -202,8 +202,8 @@ fn who_is(vpc: VpcId, shared: &Shared) -> WhoIs {
     Arc::new(move |address| {
         let view = Arc::clone(&views.borrow());
         let eni = view
-            .all::<Eni>()
-            .find(|eni| eni.vpc == vpc && eni.private_ip == address && eni.instance.is_some())?;
+            .by(Eni::BY_ADDRESS, &Eni::at_address(&vpc, address))
+            .find(|eni| eni.instance.is_some())?;
         Facts::read(&view, eni.instance.as_ref()?, &region)
     })
 }
@@ -219,8 +219,8 @@ impl Resolver {
     fn decide(&self, question: &[u8]) -> Verdict {
         let view = Arc::clone(&self.views.borrow());
         dns::decide(question, &self.zone, |public| {
-            view.all::<Eni>()
-                .find(|eni| eni.vpc == self.vpc && eni.public_ip == Some(public))
+            view.by(Eni::BY_PUBLIC_ADDRESS, &public.to_string())
+                .find(|eni| eni.vpc == self.vpc)
                 .map(|eni| eni.private_ip)
         })
     }

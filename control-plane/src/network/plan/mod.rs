@@ -105,38 +105,35 @@ fn has_taps(state: InstanceState) -> bool {
 /// The network that `host` should have: the taps of every instance placed there
 /// that may have a VMM, with what those need.
 pub fn topology(view: &View, host: &HostId) -> Topology {
-    let enis: Vec<&Eni> = view.all().collect();
     let mut vpcs: BTreeMap<VpcId, VpcNet> = BTreeMap::new();
-    for eni in enis.iter().copied() {
-        let Some(interface) = interface(view, host, eni) else {
-            continue;
-        };
-        let Some(vpc) = view.get::<Vpc>(&eni.vpc) else {
-            continue;
-        };
-        vpcs.entry(vpc.id.clone())
-            .or_insert_with(|| VpcNet {
-                id: vpc.id.clone(),
-                cidr: vpc.cidr,
-                interfaces: BTreeMap::new(),
-                groups: BTreeMap::new(),
-            })
-            .interfaces
-            .insert(eni.id.clone(), interface);
+    let here = view.by(Instance::BY_HOST, &host.0);
+    for instance in here.filter(|i| has_taps(i.state)) {
+        let own = view.at(&instance.scope);
+        for eni in instance.enis.iter().filter_map(|id| own.get::<Eni>(id)) {
+            let (Some(vpc), Some(subnet)) =
+                (own.get::<Vpc>(&eni.vpc), own.get::<Subnet>(&eni.subnet))
+            else {
+                continue;
+            };
+            vpcs.entry(vpc.id.clone())
+                .or_insert_with(|| VpcNet {
+                    id: vpc.id.clone(),
+                    cidr: vpc.cidr,
+                    interfaces: BTreeMap::new(),
+                    groups: BTreeMap::new(),
+                })
+                .interfaces
+                .insert(eni.id.clone(), interface(instance, eni, subnet));
+        }
     }
     for vpc in vpcs.values_mut() {
-        vpc.groups = groups_of(vpc, view, &enis);
+        vpc.groups = groups_of(vpc, view);
     }
     Topology { vpcs }
 }
 
-fn interface(view: &View, host: &HostId, eni: &Eni) -> Option<Interface> {
-    let instance = view.get::<Instance>(eni.instance.as_ref()?)?;
-    if instance.host.as_ref() != Some(host) || !has_taps(instance.state) {
-        return None;
-    }
-    let subnet = view.get::<Subnet>(&eni.subnet)?;
-    Some(Interface {
+fn interface(instance: &Instance, eni: &Eni, subnet: &Subnet) -> Interface {
+    Interface {
         id: eni.id.clone(),
         instance: instance.id.clone(),
         mac: eni.mac,
@@ -146,15 +143,18 @@ fn interface(view: &View, host: &HostId, eni: &Eni) -> Option<Interface> {
         public_ip: eni.public_ip,
         groups: eni.groups.iter().cloned().collect(),
         source_dest_check: eni.source_dest_check,
-    })
+    }
 }
 
 /// The groups that a VPC's rules need here, with members where a rule names them.
-fn groups_of(vpc: &VpcNet, view: &View, enis: &[&Eni]) -> BTreeMap<GroupId, Group> {
+fn groups_of(vpc: &VpcNet, view: &View) -> BTreeMap<GroupId, Group> {
     let used: BTreeSet<&GroupId> = vpc.interfaces.values().flat_map(|i| &i.groups).collect();
     let mut groups: BTreeMap<GroupId, Group> = BTreeMap::new();
-    for group in view.all::<SecurityGroup>() {
-        if group.vpc == vpc.id && used.contains(&group.id) {
+    for group in used
+        .into_iter()
+        .filter_map(|id| view.find::<SecurityGroup>(id))
+    {
+        if group.vpc == vpc.id {
             groups.entry(group.id.clone()).or_default().rules = group.rules.clone();
         }
     }
@@ -167,9 +167,9 @@ fn groups_of(vpc: &VpcNet, view: &View, enis: &[&Eni]) -> BTreeMap<GroupId, Grou
         })
         .collect();
     for id in peers {
-        let members = enis
-            .iter()
-            .filter(|eni| eni.vpc == vpc.id && eni.groups.contains(&id))
+        let members = view
+            .by(Eni::BY_GROUP, id.as_str())
+            .filter(|eni| eni.vpc == vpc.id)
             .map(|eni| eni.private_ip)
             .collect();
         groups.entry(id).or_default().members = members;

@@ -1,6 +1,6 @@
 //! Records to test with: VPC 172.31.0.0/16 with subnet 172.31.0.0/20.
 
-use crate::model::*;
+use crate::model::{samples, *};
 use crate::store::View;
 
 pub(crate) const HOST: &str = "here";
@@ -30,11 +30,12 @@ pub(crate) fn anywhere() -> Peer {
 pub(crate) fn group(n: u128, rules: Vec<Rule>) -> SecurityGroup {
     SecurityGroup {
         id: group_id(n),
-        owner: "000000000000".into(),
+        scope: samples::scope(),
         vpc: vpc_id(),
         name: format!("group-{n}"),
         description: String::new(),
         rules,
+        deleting: false,
     }
 }
 

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 
 use super::transact;
 use crate::{
-    model::{ClientToken, Instance, InstanceId, InstanceState, Resource as _},
+    model::{ClientToken, Instance, InstanceId, InstanceState, SecurityGroup},
     reconcile::{Again, Clock, Controller},
+    records::security_group::finish_deletion,
     store::{Db, View},
 };
 
@@ -32,16 +33,16 @@ fn over(since: Timestamp, time: Duration, now: Timestamp) -> bool {
 }
 
 /// The records whose time is over.
-fn plan(view: &View, now: Timestamp) -> (Vec<InstanceId>, Vec<String>) {
+fn plan(view: &View, now: Timestamp) -> (Vec<InstanceId>, Vec<ClientToken>) {
     let instances = view
-        .all::<Instance>()
-        .filter(|i| i.state == InstanceState::Terminated && over(i.state_since, TERMINATED, now))
+        .by(Instance::BY_STATE, InstanceState::Terminated.name())
+        .filter(|i| over(i.state_since, TERMINATED, now))
         .map(|i| i.id.clone())
         .collect();
     let tokens = view
         .all::<ClientToken>()
         .filter(|t| over(t.created, TOKEN, now))
-        .map(|t| t.id().to_owned())
+        .cloned()
         .collect();
     (instances, tokens)
 }
@@ -57,11 +58,16 @@ impl Controller for GarbageController {
         transact(&self.db, |view, change| {
             let (instances, tokens) = plan(view, now);
             for id in instances {
-                change.delete::<Instance>(&id);
-                change.put_tags(&id, Default::default());
+                if let Some(instance) = view.find::<Instance>(&id) {
+                    change.delete_tagged(instance, &id);
+                }
             }
             for token in tokens {
-                change.delete::<ClientToken>(token);
+                change.delete(&token);
+            }
+            // Those whose deletion a crash has cut short.
+            for group in view.by(SecurityGroup::DELETING, "") {
+                finish_deletion(view.at(&group.scope), change, group);
             }
         })
         .await?;
@@ -83,6 +89,7 @@ mod tests {
             ..samples::instance(n)
         };
         let token = |key: &str, created| ClientToken {
+            scope: samples::scope(),
             key: key.into(),
             digest: String::new(),
             reservation: ReservationId::from_random(1),
@@ -94,7 +101,10 @@ mod tests {
             .with(instance(3, InstanceState::Stopped, 0))
             .with(token("old", 3600 - 86400))
             .with(token("new", 0));
-        let expected = (vec![InstanceId::from_random(1)], vec!["old".to_owned()]);
+        let expected = (
+            vec![InstanceId::from_random(1)],
+            vec![token("old", 3600 - 86400)],
+        );
         assert_eq!(plan(&view, at(3600)), expected);
     }
 }

@@ -41,8 +41,7 @@ impl Controller for PlacementController {
 
 /// The instances that are on no host and not yet terminated.
 fn unplaced(view: &View) -> impl Iterator<Item = &Instance> {
-    view.all::<Instance>()
-        .filter(|i| i.host.is_none() && i.state != InstanceState::Terminated)
+    view.by(Instance::UNPLACED, "")
 }
 
 /// What becomes of each instance without a host: a host, or none. First come,
@@ -61,10 +60,10 @@ fn plan(view: &View) -> Vec<(InstanceId, Option<HostId>)> {
 
 fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
     for (id, host) in plan(view) {
-        let Some(instance) = view.get::<Instance>(&id) else {
+        let Some(instance) = view.find::<Instance>(&id) else {
             continue;
         };
-        match host.and_then(|id| view.get::<Host>(&id.0)) {
+        match host.and_then(|id| view.shared::<Host>(&id.0)) {
             Some(host) => {
                 // Written as it is: two placements on one host can't both commit.
                 change.put(host);
@@ -108,7 +107,7 @@ mod tests {
         while controller.pass().await.unwrap() == Again::Now {}
         let view = db.view();
         let placed = |n| {
-            let i = view.get::<Instance>(InstanceId::from_random(n)).unwrap();
+            let i = view.find::<Instance>(&InstanceId::from_random(n)).unwrap();
             (i.host.clone().map(|h| h.0), i.state)
         };
         let host = Some("test-host".to_owned());
@@ -124,7 +123,7 @@ mod tests {
             view.all::<Tags>()
                 .all(|t| !t.resource.ends_with('3') || t.resource.starts_with("i-"))
         );
-        let third = view.get::<Instance>(InstanceId::from_random(3)).unwrap();
+        let third = view.find::<Instance>(&InstanceId::from_random(3)).unwrap();
         let reason = third.state_reason.as_ref().unwrap();
         assert_eq!(reason.code, "Server.InsufficientInstanceCapacity");
     }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::{
     images,
-    model::{Image, ImageId, Instance, InstanceState},
+    model::{Image, ImageId, Instance, InstanceState, Scope},
     reconcile::{Again, Controller},
     store::{Db, TransactError},
 };
@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_secs(10);
 pub struct ImageController {
     db: Db,
     folder: PathBuf,
-    owner: String,
+    scope: Scope,
     /// What was verified: a folder that can't be written keeps no record.
     known: Arc<Mutex<images::Known>>,
     /// The problems already told, so that the log has each once.
@@ -32,12 +32,12 @@ pub struct ImageController {
 }
 
 impl ImageController {
-    /// A controller of the images in this folder, for this account.
-    pub fn new(db: Db, folder: PathBuf, owner: String) -> Self {
+    /// A controller of the images in this folder, in this scope.
+    pub fn new(db: Db, folder: PathBuf, scope: Scope) -> Self {
         Self {
             db,
             folder,
-            owner,
+            scope,
             known: Arc::default(),
             told: Mutex::default(),
         }
@@ -63,12 +63,12 @@ impl Controller for ImageController {
     }
 
     async fn pass(&self) -> anyhow::Result<Again> {
-        let (folder, owner) = (self.folder.clone(), self.owner.clone());
+        let (folder, scope) = (self.folder.clone(), self.scope.clone());
         // It reads whole disks when they are new.
         let known = Arc::clone(&self.known);
         let scan = tokio::task::spawn_blocking(move || {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-            images::scan(&folder, &owner, &mut known)
+            images::scan(&folder, &scope, &mut known)
         })
         .await
         .context("the scan of the images panicked")?
@@ -77,7 +77,7 @@ impl Controller for ImageController {
         self.db
             .transact(|view, change| {
                 for image in &scan.images {
-                    if view.get::<Image>(&image.id) != Some(image) {
+                    if view.at(&image.scope).get::<Image>(&image.id) != Some(image) {
                         change.put(image);
                     }
                 }
@@ -92,9 +92,10 @@ impl Controller for ImageController {
                     .map(|i| &i.image)
                     .collect();
                 // An instance still boots by its image's manifest.
-                for image in view.all::<Image>().map(|i| &i.id) {
-                    if !there.contains(image) && !needed.contains(image) {
-                        change.delete::<Image>(image);
+                let own = view.at(&self.scope).all::<Image>();
+                for image in own {
+                    if !there.contains(&image.id) && !needed.contains(&image.id) {
+                        change.delete(image);
                     }
                 }
                 Ok::<_, std::convert::Infallible>(())

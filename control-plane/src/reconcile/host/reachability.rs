@@ -65,8 +65,8 @@ impl ReachabilityController {
 
     /// The instances whose guests should answer.
     fn targets<'v>(&self, view: &'v View) -> Vec<&'v Instance> {
-        view.all::<Instance>()
-            .filter(|i| i.state == InstanceState::Running && i.host.as_ref() == Some(&self.host))
+        view.by(Instance::BY_HOST, &self.host.0)
+            .filter(|i| i.state == InstanceState::Running)
             .collect()
     }
 
@@ -98,7 +98,8 @@ impl ReachabilityController {
                     }
                     Some(began.2)
                 };
-                change(instance, view.get(&instance.id), silence, now)
+                let known = view.at(&instance.scope).get(&instance.id);
+                change(instance, known, silence, now)
             })
             .collect()
     }
@@ -108,11 +109,11 @@ impl ReachabilityController {
         let id = &seen.instance;
         self.db
             .transact(|view, change| {
-                if let Some(instance) = view.get::<Instance>(id)
+                if let Some(instance) = view.find::<Instance>(id)
                     && instance.state == InstanceState::Running
                     && seen.is_of(instance)
                 {
-                    change.expect_unchanged::<Instance>(id);
+                    change.expect_unchanged(instance);
                     change.put(seen);
                 }
                 Ok::<_, Infallible>(())
@@ -145,6 +146,7 @@ fn change(
         return None;
     }
     Some(Reachability {
+        scope: instance.scope.clone(),
         instance: instance.id.clone(),
         boot: instance.boots,
         reboots: instance.reboots_done,
@@ -170,7 +172,8 @@ impl Controller for ReachabilityController {
             return Ok(Again::Idle);
         }
         let calm = self.targets(&view).iter().all(|instance| {
-            view.get::<Reachability>(&instance.id)
+            view.at(&instance.scope)
+                .get::<Reachability>(&instance.id)
                 .is_some_and(|known| known.answers && known.is_of(instance))
         });
         let pause = if calm { LATER } else { SOON };
@@ -214,6 +217,7 @@ mod tests {
             ..samples::instance(1)
         };
         let seen = |answers, since| Reachability {
+            scope: samples::scope(),
             instance: instance.id.clone(),
             boot: 1,
             reboots: 0,
@@ -251,7 +255,7 @@ mod tests {
         let host = HostId("test-host".into());
         let edit = async |edit: &dyn Fn(&mut Instance)| {
             db.transact(|view, change| {
-                let mut instance = view.get::<Instance>(&id).unwrap().clone();
+                let mut instance = view.find::<Instance>(&id).unwrap().clone();
                 edit(&mut instance);
                 change.put(&instance);
                 Ok::<_, ()>(())
@@ -278,8 +282,9 @@ mod tests {
         };
         let known = || {
             let view = db.view();
-            let instance = view.get::<Instance>(&id).unwrap();
-            view.get::<Reachability>(&id)
+            let instance = view.find::<Instance>(&id).unwrap();
+            view.at(&instance.scope)
+                .get::<Reachability>(&id)
                 .filter(|known| known.is_of(instance))
                 .map(|known| (known.answers, known.since))
         };

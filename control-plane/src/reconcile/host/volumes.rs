@@ -31,17 +31,15 @@ impl Controller for VolumeController {
     async fn pass(&self) -> anyhow::Result<Again> {
         let view = self.db.view();
         let going: Vec<&VolumeId> = view
-            .all::<Volume>()
-            .filter(|volume| volume.deleting && volume.attachment.is_none())
+            .by(Volume::DELETING, "")
             .map(|volume| &volume.id)
             .collect();
         for id in going {
             let removed = self.storage.remove_volume(id).await;
             removed.with_context(|| format!("removing {id}"))?;
             transact(&self.db, |view, change| {
-                if view.get::<Volume>(id).is_some() {
-                    change.delete::<Volume>(id);
-                    change.put_tags(id, Default::default());
+                if let Some(volume) = view.find::<Volume>(id) {
+                    change.delete_tagged(volume, id);
                 }
             })
             .await?;
@@ -76,7 +74,7 @@ mod tests {
             storage.ensure_volume(&spec).await.unwrap();
             db.transact(|_, change| {
                 change.put(&volume);
-                change.put_tags(&volume.id, [("a".into(), "b".into())].into());
+                change.put_tags(&volume.scope, &volume.id, [("a".into(), "b".into())].into());
                 Ok::<_, ()>(())
             })
             .await

@@ -243,7 +243,7 @@ impl Cloud {
     fn instance(&self) -> Instance {
         self.db
             .view()
-            .get::<Instance>(InstanceId::from_random(1))
+            .find::<Instance>(&InstanceId::from_random(1))
             .unwrap()
             .clone()
     }
@@ -253,7 +253,7 @@ impl Cloud {
         self.db
             .transact(|view, change| {
                 let mut instance = view
-                    .get::<Instance>(InstanceId::from_random(1))
+                    .find::<Instance>(&InstanceId::from_random(1))
                     .unwrap()
                     .clone();
                 change_it(&mut instance);

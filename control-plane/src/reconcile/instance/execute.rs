@@ -109,12 +109,9 @@ impl Controller for InstanceController {
         // After looking: what the view says is then at least as new, and no VMM
         // of a younger record can be taken for a stray.
         let view = self.db.view();
-        let mine: Vec<&Instance> = view
-            .all::<Instance>()
-            .filter(|i| i.host.as_ref() == Some(&self.config.host_id))
-            .collect();
+        let mine: Vec<&Instance> = view.by(Instance::BY_HOST, &self.config.host_id.0).collect();
         self.memory()
-            .retain(|id, _| view.get::<Instance>(id).is_some());
+            .retain(|id, _| view.find::<Instance>(id).is_some());
 
         let steps: Vec<BoxFuture<'_, Again>> = mine
             .iter()
@@ -183,7 +180,7 @@ impl InstanceController {
         volumes: &BTreeSet<VolumeId>,
     ) -> Again {
         let now = (self.clock)();
-        let revision = view.modified::<Instance>(&instance.id).unwrap_or_default();
+        let revision = view.modified(instance).unwrap_or_default();
         let memory = {
             let mut all = self.memory();
             let memory = all.entry(instance.id.clone()).or_default();
@@ -352,8 +349,8 @@ impl InstanceController {
     ) -> anyhow::Result<()> {
         self.db
             .transact(|view, change| {
-                if let Some(current) = view.get::<Instance>(&instance.id)
-                    && view.modified::<Instance>(&instance.id) == Some(planned)
+                if let Some(current) = view.find::<Instance>(&instance.id)
+                    && view.modified(current) == Some(planned)
                 {
                     change_it(view, change, current);
                 }
@@ -370,7 +367,8 @@ impl InstanceController {
     async fn launch(&self, view: &View, instance: &Instance) -> Result<(), LaunchError> {
         let lost = |what: &str| LaunchError::Final(StateReason::internal_error(what));
         let image = view
-            .get::<Image>(&instance.image)
+            .at(&instance.scope)
+            .visible::<Image>(&instance.image)
             .ok_or_else(|| lost("Its image is gone"))?;
         let kind = InstanceType::find(&instance.instance_type)
             .ok_or_else(|| lost("Its instance type is gone"))?;

@@ -1,6 +1,8 @@
 //! What becomes of the records when a step of an instance's life is done. Each
 //! of these is one transaction's worth, and pure.
 
+use std::net::Ipv4Addr;
+
 use jiff::Timestamp;
 
 use super::plan::Transition;
@@ -76,9 +78,10 @@ fn stopped(
     change.put(&after);
     for eni in interfaces(view, instance) {
         if let Some(address) = eni.public_ip {
-            change.delete::<PublicAddress>(address.to_string());
+            release(view, change, address);
             change.put(&Eni {
                 public_ip: None,
+                last_public_ip: Some(address),
                 ..eni.clone()
             });
         }
@@ -99,27 +102,36 @@ pub fn shutting_down(
     change.put(&after);
 }
 
+/// Gives a public address back to the pool.
+fn release(view: &View, change: &mut Change<'_>, address: Ipv4Addr) {
+    if let Some(taken) = view.shared::<PublicAddress>(address.to_string()) {
+        change.delete(taken);
+    }
+}
+
 /// Everything that the instance had is free again; only its own record and tags
 /// stay for a while.
 pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
     let mut after = enter(instance, InstanceState::Terminated, now);
     for eni in interfaces(view, instance) {
         if let Some(address) = eni.public_ip {
-            change.delete::<PublicAddress>(address.to_string());
+            release(view, change, address);
         }
-        let private = PrivateAddress::new(&eni.subnet, eni.private_ip, eni.id.clone());
-        change.delete::<PrivateAddress>(&private.key);
-        change.delete::<Eni>(&eni.id);
-        change.put_tags(&eni.id, Default::default());
+        change.delete(&PrivateAddress::new(
+            &eni.scope,
+            &eni.subnet,
+            eni.private_ip,
+            eni.id.clone(),
+        ));
+        change.delete_tagged(eni, &eni.id);
     }
     after.enis.clear();
-    if view.get::<Reachability>(&instance.id).is_some() {
-        change.delete::<Reachability>(&instance.id);
+    if let Some(seen) = view.at(&instance.scope).get::<Reachability>(&instance.id) {
+        change.delete(seen);
     }
     for volume in volumes(view, instance) {
         if goes_with(volume) {
-            change.delete::<Volume>(&volume.id);
-            change.put_tags(&volume.id, Default::default());
+            change.delete_tagged(volume, &volume.id);
         } else {
             change.put(&Volume {
                 attachment: None,
@@ -131,15 +143,15 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
 }
 
 /// The instance's interfaces, the primary first.
-pub fn interfaces<'v>(view: &'v View, instance: &Instance) -> impl Iterator<Item = &'v Eni> {
-    instance.enis.iter().filter_map(|id| view.get::<Eni>(id))
+pub fn interfaces<'v>(view: &'v View, instance: &'v Instance) -> impl Iterator<Item = &'v Eni> {
+    let scope = &instance.scope;
+    let own = instance.enis.iter();
+    own.filter_map(move |id| view.find::<Eni>(id).filter(|eni| eni.scope == *scope))
 }
 
 /// The volumes at the instance.
 pub fn volumes<'v>(view: &'v View, instance: &Instance) -> impl Iterator<Item = &'v Volume> {
-    let id = instance.id.clone();
-    view.all::<Volume>()
-        .filter(move |v| v.attachment.as_ref().is_some_and(|a| a.instance == id))
+    view.by(Volume::BY_INSTANCE, instance.id.as_str())
 }
 
 /// Whether the volume goes with its instance.

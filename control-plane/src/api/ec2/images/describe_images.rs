@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Listing, Tag, Tagged, named_or_all},
+        shared::{Filter, Filterable, Listing, Row, Table, Tag, found_visible},
         wire::Time,
     },
     model::{Image, ImageId},
@@ -90,58 +90,40 @@ fn size(image: &Image) -> u64 {
 }
 
 fn location(image: &Image) -> String {
-    format!("{}/{}", image.owner, image.manifest.name)
+    format!("{}/{}", image.scope.account, image.manifest.name)
 }
 
-impl Filterable for Tagged<'_, Image> {
-    const FILTERS: &'static [&'static str] = &[
-        "architecture",
-        "block-device-mapping.delete-on-termination",
-        "block-device-mapping.device-name",
-        "block-device-mapping.encrypted",
-        "block-device-mapping.volume-size",
-        "block-device-mapping.volume-type",
-        "creation-date",
-        "description",
-        "image-id",
-        "image-type",
-        "is-public",
-        "manifest-location",
-        "name",
-        "owner-id",
-        "root-device-name",
-        "root-device-type",
-        "state",
-        "virtualization-type",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        let image = self.resource;
-        let manifest = &image.manifest;
-        vec![match filter {
-            "architecture" => manifest.architecture.clone(),
-            "block-device-mapping.delete-on-termination" | "is-public" => "true".into(),
-            "block-device-mapping.device-name" | "root-device-name" => {
-                manifest.root_device_name.clone()
-            }
-            "block-device-mapping.encrypted" => "false".into(),
-            "block-device-mapping.volume-size" => size(image).to_string(),
-            "block-device-mapping.volume-type" => "gp3".into(),
-            "creation-date" => Time(manifest.created).to_string(),
-            "description" => manifest.description.clone(),
-            "image-type" => "machine".into(),
-            "manifest-location" => location(image),
-            "name" => manifest.name.clone(),
-            "owner-id" => image.owner.clone(),
-            "root-device-type" => "ebs".into(),
-            "state" => "available".into(),
-            "virtualization-type" => "hvm".into(),
-            _ => image.id.to_string(),
-        }]
+impl Filterable for Row<'_, Image> {
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("architecture", |i, out| out.add(&i.manifest.architecture))
+            .on("block-device-mapping.delete-on-termination", |_, out| {
+                out.add(true);
+            })
+            .on_each(
+                ["block-device-mapping.device-name", "root-device-name"],
+                |i, out| out.add(&i.manifest.root_device_name),
+            )
+            .on("block-device-mapping.encrypted", |_, out| out.add(false))
+            .on("block-device-mapping.volume-size", |i, out| {
+                out.add(size(i));
+            })
+            .on("block-device-mapping.volume-type", |_, out| out.add("gp3"))
+            .on("creation-date", |i, out| out.add(Time(i.manifest.created)))
+            .on("description", |i, out| out.add(&i.manifest.description))
+            .on("image-id", |i, out| out.add(&i.id))
+            .on("image-type", |_, out| out.add("machine"))
+            .on("is-public", |_, out| out.add(true))
+            .on("manifest-location", |i, out| out.add(location(i)))
+            .on("name", |i, out| out.add(&i.manifest.name))
+            .on("owner-id", |i, out| out.add(&i.scope.account))
+            .on("root-device-type", |_, out| out.add("ebs"))
+            .on("state", |_, out| out.add("available"))
+            .on("virtualization-type", |_, out| out.add("hvm"))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
+        Some(self.tags())
     }
 }
 
@@ -152,7 +134,7 @@ impl Action for DescribeImages {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
+        let view = ctx.view();
         let account = &ctx.caller.account;
         // `self` as a launcher asks for images shared with this account by name,
         // and public ones are not.
@@ -161,17 +143,30 @@ impl Action for DescribeImages {
         let owned = |image: &Image| {
             request.owners.is_empty()
                 || request.owners.iter().any(|owner| {
-                    *owner == image.owner || (owner == "self" && image.owner == *account)
+                    *owner == image.scope.account
+                        || (owner == "self" && image.scope.account == *account)
                 })
         };
-        let images = named_or_all::<ImageId, Image>(&view, &request.ids)?.into_iter();
-        let images = images.filter(|image| launchable && owned(image));
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                images.map(|image| Tagged::new(&view, image)),
-                |tagged| tagged.resource.id.to_string(),
-                (1, 1000),
-            )?;
+        // Images of other accounts are seen, too, so they come in no order.
+        let view = view.view();
+        let seen: Vec<&Image> = match request.ids.as_slice() {
+            [] => view.all_visible().collect(),
+            ids => {
+                let named = ids.iter().map(|id| found_visible(view, id));
+                named.collect::<Result<_, _>>()?
+            }
+        };
+        let rows: BTreeMap<&ImageId, Row<'_, Image>> = seen
+            .into_iter()
+            .filter(|image| launchable && owned(image))
+            .map(|image| (&image.id, Row::new(view, image)))
+            .collect();
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .page_of(rows.into_values(), |row| row.id.to_string(), (1, 1000))?;
         Ok(Response {
             images_set: found.iter().map(item).collect(),
             next_token,
@@ -179,13 +174,13 @@ impl Action for DescribeImages {
     }
 }
 
-fn item(Tagged { resource, tags }: &Tagged<'_, Image>) -> Item {
-    let manifest = &resource.manifest;
+fn item(row: &Row<'_, Image>) -> Item {
+    let manifest = &row.manifest;
     Item {
-        image_id: resource.id.to_string(),
-        image_location: location(resource),
+        image_id: row.id.to_string(),
+        image_location: location(row),
         image_state: "available".into(),
-        image_owner_id: resource.owner.clone(),
+        image_owner_id: row.scope.account.clone(),
         is_public: true,
         architecture: manifest.architecture.clone(),
         image_type: "machine".into(),
@@ -196,7 +191,7 @@ fn item(Tagged { resource, tags }: &Tagged<'_, Image>) -> Item {
         block_device_mapping: vec![Mapping {
             device_name: manifest.root_device_name.clone(),
             ebs: Ebs {
-                volume_size: size(resource),
+                volume_size: size(row),
                 volume_type: "gp3".into(),
                 delete_on_termination: true,
                 encrypted: false,
@@ -205,6 +200,6 @@ fn item(Tagged { resource, tags }: &Tagged<'_, Image>) -> Item {
         virtualization_type: "hvm".into(),
         creation_date: manifest.created.into(),
         platform_details: "Linux/UNIX".into(),
-        tag_set: Tag::set(tags),
+        tag_set: Tag::set(row.tags()),
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Listing},
+        shared::{Filter, Filterable, Listing, Table},
         wire::quoted,
     },
     model::{INSTANCE_TYPES, InstanceType},
@@ -77,39 +77,35 @@ struct Memory {
 /// Every type here counts as of the current generation.
 impl Filterable for &InstanceType {
     const TAGGED: bool = false;
-    const FILTERS: &'static [&'static str] = &[
-        "auto-recovery-supported",
-        "bare-metal",
-        "burstable-performance-supported",
-        "current-generation",
-        "dedicated-hosts-supported",
-        "hibernation-supported",
-        "instance-storage-supported",
-        "instance-type",
-        "memory-info.size-in-mib",
-        "processor-info.supported-architecture",
-        "supported-root-device-type",
-        "supported-usage-class",
-        "supported-virtualization-type",
-        "vcpu-info.default-cores",
-        "vcpu-info.default-threads-per-core",
-        "vcpu-info.default-vcpus",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        vec![match filter {
-            "burstable-performance-supported" => self.burstable.to_string(),
-            "current-generation" => "true".into(),
-            "instance-type" => self.name.into(),
-            "memory-info.size-in-mib" => self.memory_mib.to_string(),
-            "processor-info.supported-architecture" => "x86_64".into(),
-            "supported-root-device-type" => "ebs".into(),
-            "supported-usage-class" => "on-demand".into(),
-            "supported-virtualization-type" => "hvm".into(),
-            "vcpu-info.default-cores" | "vcpu-info.default-vcpus" => self.vcpus.to_string(),
-            "vcpu-info.default-threads-per-core" => "1".into(),
-            _ => "false".into(),
-        }]
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on_each(
+                [
+                    "auto-recovery-supported",
+                    "bare-metal",
+                    "dedicated-hosts-supported",
+                    "hibernation-supported",
+                    "instance-storage-supported",
+                ],
+                |_, out| out.add(false),
+            )
+            .on("burstable-performance-supported", |t, out| {
+                out.add(t.burstable);
+            })
+            .on("current-generation", |_, out| out.add(true))
+            .on("instance-type", |t, out| out.add(t.name))
+            .on("memory-info.size-in-mib", |t, out| out.add(t.memory_mib))
+            .on("processor-info.supported-architecture", |_, out| {
+                out.add("x86_64");
+            })
+            .on("supported-root-device-type", |_, out| out.add("ebs"))
+            .on("supported-usage-class", |_, out| out.add("on-demand"))
+            .on("supported-virtualization-type", |_, out| out.add("hvm"))
+            .on_each(
+                ["vcpu-info.default-cores", "vcpu-info.default-vcpus"],
+                |t, out| out.add(t.vcpus),
+            )
+            .on("vcpu-info.default-threads-per-core", |_, out| out.add(1))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Takes addresses, each a record of its own, in the transaction of whoever
 //! needs them.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use crate::{
     api::ApiError,
     config::Config,
-    model::{EniId, PrivateAddress, PublicAddress, PublicPool, Resource as _, Subnet},
-    store::{Change, View},
+    model::{EniId, PrivateAddress, PublicAddress, Resource as _, Subnet},
+    store::{Change, Scoped},
 };
 
 /// Takes a free address of the subnet. The search begins at a place of
@@ -16,7 +16,7 @@ use crate::{
 /// # Errors
 /// `InsufficientFreeAddressesInSubnet`.
 pub fn private_address(
-    view: &View,
+    view: Scoped<'_>,
     change: &mut Change<'_>,
     subnet: &Subnet,
     eni: &EniId,
@@ -25,9 +25,8 @@ pub fn private_address(
     let all: Vec<Ipv4Addr> = subnet.usable().collect();
     let start = usize::try_from(random % all.len().max(1) as u64).unwrap_or_default();
     for address in all[start..].iter().chain(&all[..start]) {
-        let record = PrivateAddress::new(&subnet.id, *address, eni.clone());
-        let free = view.get::<PrivateAddress>(record.id()).is_none()
-            && !change.puts::<PrivateAddress>(record.id());
+        let record = PrivateAddress::new(&subnet.scope, &subnet.id, *address, eni.clone());
+        let free = view.get::<PrivateAddress>(record.id()).is_none() && !change.puts(&record);
         if free {
             change.put(&record);
             return Ok(*address);
@@ -42,60 +41,52 @@ pub fn private_address(
     ))
 }
 
-/// Draws addresses from the public pool, for one transaction.
-pub struct PublicAddresses {
-    last: Option<Ipv4Addr>,
-    taken: BTreeSet<String>,
-    pool: String,
+/// Draws addresses from the public pool, for one transaction. From a place of
+/// chance on, so that two calls at once rarely draw the same, and neither has to
+/// write down where the other should go on.
+pub struct PublicAddresses<'v> {
+    view: Scoped<'v>,
+    pool: Vec<Ipv4Addr>,
 }
 
-impl PublicAddresses {
+impl<'v> PublicAddresses<'v> {
     /// The pool as it is.
-    pub fn new(view: &View, config: &Config) -> Self {
-        let pool = config.public_pool.to_string();
-        Self {
-            last: view.get::<PublicPool>(&pool).map(|p| p.last),
-            taken: view
-                .all::<PublicAddress>()
-                .map(|a| a.address.clone())
-                .collect(),
-            pool,
-        }
+    pub fn new(view: Scoped<'v>, config: &Config) -> Self {
+        let pool = config.public_addresses().collect();
+        Self { view, pool }
     }
 
-    /// Takes the address that was given back longest ago, which is near enough
-    /// the next free one after the last that was given out.
+    /// Takes a free address; the one that the interface had before only if no
+    /// other is free, so that stop and start really change it.
     ///
     /// # Errors
     /// `InsufficientAddressCapacity`.
     pub fn take(
-        &mut self,
+        &self,
         change: &mut Change<'_>,
-        config: &Config,
         eni: &EniId,
+        before: Option<Ipv4Addr>,
     ) -> Result<Ipv4Addr, ApiError> {
-        let last = self.last.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let after = config.public_addresses().filter(|a| *a > last);
-        let before = config.public_addresses().filter(|a| *a <= last);
-        let next = after
-            .chain(before)
-            .find(|a| !self.taken.contains(&a.to_string()))
-            .ok_or_else(|| {
-                ApiError::new(
-                    "InsufficientAddressCapacity",
-                    "There are no free addresses in the pool of public addresses.",
-                )
-            })?;
-        self.last = Some(next);
-        self.taken.insert(next.to_string());
-        change.put(&PublicAddress {
-            address: next.to_string(),
+        let record = |address: &Ipv4Addr| PublicAddress {
+            address: address.to_string(),
             eni: eni.clone(),
-        });
-        change.put(&PublicPool {
-            pool: self.pool.clone(),
-            last: next,
-        });
-        Ok(next)
+        };
+        let start = rand::random_range(0..self.pool.len().max(1));
+        let (behind, ahead) = self.pool.split_at(start.min(self.pool.len()));
+        let other = ahead.iter().chain(behind).filter(|a| Some(**a) != before);
+        let free = other
+            .chain(before.iter())
+            .map(|a| (*a, record(a)))
+            .find(|(_, record)| {
+                self.view.shared::<PublicAddress>(&record.address).is_none() && !change.puts(record)
+            });
+        let (address, record) = free.ok_or_else(|| {
+            ApiError::new(
+                "InsufficientAddressCapacity",
+                "There are no free addresses in the pool of public addresses.",
+            )
+        })?;
+        change.put(&record);
+        Ok(address)
     }
 }

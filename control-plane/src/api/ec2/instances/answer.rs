@@ -2,17 +2,23 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Instance.html>
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::State;
 use crate::{
     api::{
-        ec2::{regions::zone_id, shared::Tag},
+        ec2::regions::zone_id,
+        shared::{Row, Tag},
         wire::Time,
     },
-    model::{Eni, GroupId, Image, Instance, InstanceState, InstanceType, SecurityGroup, Volume},
+    model::{
+        Eni, GroupId, Image, Instance, InstanceState, InstanceType, ReservationId, SecurityGroup,
+        Volume, VolumeAttachment,
+    },
     network::names,
-    store::View,
+    store::Scoped,
 };
 
 macro_rules! shapes {
@@ -159,7 +165,59 @@ shapes! {
     }
 }
 
-fn groups(view: &View, ids: &[GroupId]) -> Vec<Group> {
+/// EC2's name for whatever is no Nitro metal; it has no word for KVM.
+pub(super) const HYPERVISOR: &str = "xen";
+pub(super) const TENANCY: &str = "default";
+pub(super) const VIRTUALIZATION: &str = "hvm";
+
+/// The interfaces of an instance, the primary first.
+pub(super) fn interfaces<'v>(row: &Row<'v, Instance>) -> impl Iterator<Item = &'v Eni> {
+    let (view, instance) = (row.view, row.resource);
+    instance.enis.iter().filter_map(move |id| view.get(id))
+}
+
+/// Its primary interface; a terminated instance has none.
+pub(super) fn primary<'v>(row: &Row<'v, Instance>) -> Option<&'v Eni> {
+    interfaces(row).next()
+}
+
+/// The volumes that are attached to it.
+pub(super) fn volumes<'v>(
+    row: &Row<'v, Instance>,
+) -> impl Iterator<Item = (&'v Volume, &'v VolumeAttachment)> {
+    let volumes = row.view.by(Volume::BY_INSTANCE, row.id.as_str());
+    volumes.filter_map(|volume| Some((volume, volume.attachment.as_ref()?)))
+}
+
+/// How far its volumes' attachments are.
+pub(super) fn attachment_status(instance: &Instance) -> &'static str {
+    if instance.boots <= 1 && instance.state == InstanceState::Pending {
+        "attaching"
+    } else {
+        "attached"
+    }
+}
+
+/// The architecture of its image.
+pub(super) fn architecture<'v>(row: &Row<'v, Instance>) -> &'v str {
+    row.view
+        .visible::<Image>(&row.resource.image)
+        .map_or("x86_64", |image| &image.manifest.architecture)
+}
+
+pub(super) fn metadata_endpoint(instance: &Instance) -> &'static str {
+    enabled(instance.metadata.enabled)
+}
+
+pub(super) fn metadata_tokens(instance: &Instance) -> &'static str {
+    if instance.metadata.tokens_required {
+        "required"
+    } else {
+        "optional"
+    }
+}
+
+fn groups(view: Scoped<'_>, ids: &[GroupId]) -> Vec<Group> {
     ids.iter()
         .map(|id| Group {
             group_id: id.to_string(),
@@ -170,14 +228,15 @@ fn groups(view: &View, ids: &[GroupId]) -> Vec<Group> {
         .collect()
 }
 
-fn enabled(yes: bool) -> String {
-    if yes { "enabled" } else { "disabled" }.to_owned()
+fn enabled(yes: bool) -> &'static str {
+    if yes { "enabled" } else { "disabled" }
 }
 
-fn interface(view: &View, region: &str, instance: &Instance, eni: &Eni) -> Interface {
+fn interface(view: Scoped<'_>, instance: &Instance, eni: &Eni) -> Interface {
+    let private_name = names::private_name(eni.region(), eni.private_ip);
     let association = eni.public_ip.map(|ip| Association {
         public_ip: ip.to_string(),
-        public_dns_name: names::public_name(region, ip),
+        public_dns_name: names::public_name(eni.region(), ip),
         // A pool's address, and not one that the account holds on to.
         ip_owner_id: "amazon".into(),
     });
@@ -186,11 +245,11 @@ fn interface(view: &View, region: &str, instance: &Instance, eni: &Eni) -> Inter
         subnet_id: eni.subnet.to_string(),
         vpc_id: eni.vpc.to_string(),
         description: eni.description.clone(),
-        owner_id: eni.owner.clone(),
+        owner_id: eni.scope.account.clone(),
         status: "in-use".into(),
         mac_address: eni.mac_string(),
         private_ip_address: eni.private_ip.to_string(),
-        private_dns_name: names::private_name(region, eni.private_ip),
+        private_dns_name: private_name.clone(),
         source_dest_check: eni.source_dest_check,
         group_set: groups(view, &eni.groups),
         attachment: Attachment {
@@ -208,7 +267,7 @@ fn interface(view: &View, region: &str, instance: &Instance, eni: &Eni) -> Inter
         association: association.clone(),
         private_ip_addresses_set: vec![Address {
             private_ip_address: eni.private_ip.to_string(),
-            private_dns_name: names::private_name(region, eni.private_ip),
+            private_dns_name: private_name,
             primary: true,
             association,
         }],
@@ -216,19 +275,13 @@ fn interface(view: &View, region: &str, instance: &Instance, eni: &Eni) -> Inter
     }
 }
 
-fn block_devices(view: &View, instance: &Instance) -> Vec<BlockDevice> {
-    view.all::<Volume>()
-        .filter_map(|v| Some((v, v.attachment.as_ref()?)))
-        .filter(|(_, a)| a.instance == instance.id)
+fn block_devices(row: &Row<'_, Instance>) -> Vec<BlockDevice> {
+    volumes(row)
         .map(|(volume, attachment)| BlockDevice {
             device_name: attachment.device.clone(),
             ebs: Ebs {
                 volume_id: volume.id.to_string(),
-                status: if instance.boots <= 1 && instance.state == InstanceState::Pending {
-                    "attaching".into()
-                } else {
-                    "attached".into()
-                },
+                status: attachment_status(row).into(),
                 attach_time: attachment.attached.into(),
                 delete_on_termination: attachment.delete_on_termination,
             },
@@ -237,14 +290,10 @@ fn block_devices(view: &View, instance: &Instance) -> Vec<BlockDevice> {
 }
 
 /// The instance as the view has it.
-pub fn instance(view: &View, region: &str, instance: &Instance) -> InstanceItem {
-    let enis: Vec<&Eni> = instance
-        .enis
-        .iter()
-        .filter_map(|id| view.get::<Eni>(id))
-        .collect();
-    let primary = enis.first().copied();
-    let public = primary.and_then(|e| e.public_ip);
+pub fn instance(row: &Row<'_, Instance>) -> InstanceItem {
+    let (view, instance) = (row.view, row.resource);
+    let primary = primary(row);
+    let public = primary.and_then(|e| Some((e, e.public_ip?)));
     let kind = InstanceType::find(&instance.instance_type);
     InstanceItem {
         instance_id: instance.id.to_string(),
@@ -252,10 +301,10 @@ pub fn instance(view: &View, region: &str, instance: &Instance) -> InstanceItem 
         instance_state: instance.state.into(),
         // Both names go with their addresses; a terminated instance has none.
         private_dns_name: primary
-            .map(|e| names::private_name(region, e.private_ip))
+            .map(|e| names::private_name(e.region(), e.private_ip))
             .unwrap_or_default(),
         dns_name: public
-            .map(|ip| names::public_name(region, ip))
+            .map(|(e, ip)| names::public_name(e.region(), ip))
             .unwrap_or_default(),
         reason: instance.transition_reason.clone(),
         key_name: instance.key_name.clone(),
@@ -266,7 +315,7 @@ pub fn instance(view: &View, region: &str, instance: &Instance) -> InstanceItem 
             availability_zone: instance.zone.clone(),
             availability_zone_id: zone_id(&instance.zone),
             group_name: String::new(),
-            tenancy: "default".into(),
+            tenancy: TENANCY.into(),
         },
         monitoring: Monitoring {
             state: "disabled".into(),
@@ -274,27 +323,23 @@ pub fn instance(view: &View, region: &str, instance: &Instance) -> InstanceItem 
         subnet_id: primary.map(|e| e.subnet.to_string()),
         vpc_id: primary.map(|e| e.vpc.to_string()),
         private_ip_address: primary.map(|e| e.private_ip.to_string()),
-        ip_address: public.map(|ip| ip.to_string()),
+        ip_address: public.map(|(_, ip)| ip.to_string()),
         source_dest_check: primary.map(|e| e.source_dest_check),
         group_set: primary.map(|e| groups(view, &e.groups)).unwrap_or_default(),
         state_reason: instance.state_reason.as_ref().map(|r| Reason {
             code: r.code.clone(),
             message: r.message.clone(),
         }),
-        architecture: view
-            .get::<Image>(&instance.image)
-            .map_or_else(|| "x86_64".into(), |i| i.manifest.architecture.clone()),
+        architecture: architecture(row).to_owned(),
         root_device_type: "ebs".into(),
         root_device_name: instance.root_device_name.clone(),
-        block_device_mapping: block_devices(view, instance),
-        virtualization_type: "hvm".into(),
+        block_device_mapping: block_devices(row),
+        virtualization_type: VIRTUALIZATION.into(),
         client_token: instance.client_token.clone().unwrap_or_default(),
-        tag_set: Tag::set(view.tags(&instance.id)),
-        // EC2's name for whatever is no Nitro metal; it has no word for KVM.
-        hypervisor: "xen".into(),
-        network_interface_set: enis
-            .iter()
-            .map(|eni| interface(view, region, instance, eni))
+        tag_set: Tag::set(row.tags()),
+        hypervisor: HYPERVISOR.into(),
+        network_interface_set: interfaces(row)
+            .map(|eni| interface(view, instance, eni))
             .collect(),
         ebs_optimized: false,
         // The interface is virtio, not ENA.
@@ -305,38 +350,31 @@ pub fn instance(view: &View, region: &str, instance: &Instance) -> InstanceItem 
         },
         metadata_options: Metadata {
             state: "applied".into(),
-            http_tokens: if instance.metadata.tokens_required {
-                "required"
-            } else {
-                "optional"
-            }
-            .into(),
+            http_tokens: metadata_tokens(instance).into(),
             http_put_response_hop_limit: instance.metadata.hop_limit,
-            http_endpoint: enabled(instance.metadata.enabled),
+            http_endpoint: metadata_endpoint(instance).into(),
             http_protocol_ipv6: "disabled".into(),
-            instance_metadata_tags: enabled(instance.metadata.tags_enabled),
+            instance_metadata_tags: enabled(instance.metadata.tags_enabled).into(),
         },
         platform_details: "Linux/UNIX".into(),
     }
 }
 
 /// Instances by the calls that made them, in the order they come.
-pub fn reservations(view: &View, region: &str, instances: &[&Instance]) -> Vec<Reservation> {
+pub fn reservations(rows: &[Row<'_, Instance>]) -> Vec<Reservation> {
     let mut out: Vec<Reservation> = Vec::new();
-    for i in instances {
-        let item = instance(view, region, i);
-        match out
-            .iter_mut()
-            .find(|r| r.reservation_id == i.reservation.as_str())
-        {
-            Some(reservation) => reservation.instances_set.push(item),
-            None => out.push(Reservation {
-                reservation_id: i.reservation.to_string(),
-                owner_id: i.owner.clone(),
+    let mut places: BTreeMap<&ReservationId, usize> = BTreeMap::new();
+    for row in rows {
+        let place = *places.entry(&row.resource.reservation).or_insert_with(|| {
+            out.push(Reservation {
+                reservation_id: row.reservation.to_string(),
+                owner_id: row.scope.account.clone(),
                 group_set: Vec::new(),
-                instances_set: vec![item],
-            }),
-        }
+                instances_set: Vec::new(),
+            });
+            out.len() - 1
+        });
+        out[place].instances_set.push(instance(row));
     }
     for reservation in &mut out {
         reservation

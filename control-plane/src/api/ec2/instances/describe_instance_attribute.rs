@@ -6,8 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{self, BlockDevice, Group};
 use crate::{
-    api::{Action, ApiError, Ctx, ec2::shared::found, wire::quoted},
-    model::{Instance, InstanceId, ShutdownBehavior},
+    api::{
+        Action, ApiError, Ctx,
+        shared::{Row, found},
+        wire::quoted,
+    },
+    model::{Instance, ShutdownBehavior},
 };
 
 /// The action.
@@ -73,9 +77,10 @@ impl Action for DescribeInstanceAttribute {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
-        let instance = found::<InstanceId, Instance>(&view, &request.instance_id)?;
-        let shown = answer::instance(&view, &ctx.config.region, instance);
+        let view = ctx.view();
+        let view = view.view();
+        let instance = found::<Instance>(view, &request.instance_id)?;
+        let shown = answer::instance(&Row::new(view, instance));
         let mut response = Response {
             instance_id: instance.id.to_string(),
             ..Response::default()

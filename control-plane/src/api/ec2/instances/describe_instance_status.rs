@@ -5,20 +5,20 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceStatus.html>
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::{State, filters::Candidate};
+use super::{State, named};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::{
-            regions::zone_id,
-            shared::{Filter, Filterable, Listing, named_or_all},
-        },
+        ec2::regions::zone_id,
+        shared::{Filter, Filterable, Listing, Table},
         wire::Time,
     },
-    model::{Instance, InstanceId, InstanceState, Reachability},
-    store::View,
+    model::{Instance, InstanceState, Reachability},
+    store::Scoped,
 };
 
 /// The action.
@@ -144,49 +144,48 @@ impl Status {
 }
 
 /// What this action's filters look at.
-struct StatusCandidate<'v> {
-    instance: Candidate<'v>,
+struct Seen {
+    zone: String,
+    state: InstanceState,
     status: Status,
 }
 
-impl<'v> StatusCandidate<'v> {
-    fn new(view: &'v View, region: &str, instance: &'v Instance) -> Self {
-        let status = Status::of(instance, view.get(&instance.id));
+impl Seen {
+    fn new(view: Scoped<'_>, instance: &Instance) -> Self {
         Self {
-            instance: Candidate::new(view, region, instance),
-            status,
+            zone: instance.zone.clone(),
+            state: instance.state,
+            status: Status::of(instance, view.get(&instance.id)),
         }
     }
 }
 
-impl Filterable for StatusCandidate<'_> {
-    const TAGGED: bool = false;
-    const FILTERS: &'static [&'static str] = &[
-        "availability-zone",
-        "instance-state-code",
-        "instance-state-name",
-        "instance-status.reachability",
-        "instance-status.status",
-        "system-status.reachability",
-        "system-status.status",
-    ];
+impl Summary {
+    fn checks(&self) -> impl Iterator<Item = &String> {
+        self.details.iter().flatten().map(|detail| &detail.status)
+    }
+}
 
-    fn values(&self, filter: &str) -> Vec<String> {
-        let details = |summary: &Summary| {
-            summary
-                .details
-                .iter()
-                .flatten()
-                .map(|d| d.status.clone())
-                .collect::<Vec<_>>()
-        };
-        match filter {
-            "instance-status.reachability" => details(&self.status.instance_status),
-            "instance-status.status" => vec![self.status.instance_status.status.clone()],
-            "system-status.reachability" => details(&self.status.system_status),
-            "system-status.status" => vec![self.status.system_status.status.clone()],
-            other => self.instance.values(other),
-        }
+impl Filterable for Seen {
+    const TAGGED: bool = false;
+
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("availability-zone", |s, out| out.add(&s.zone))
+            .on("instance-state-code", |s, out| out.add(s.state.code()))
+            .on("instance-state-name", |s, out| out.add(s.state.name()))
+            .on("instance-status.reachability", |s, out| {
+                out.extend(s.status.instance_status.checks());
+            })
+            .on("instance-status.status", |s, out| {
+                out.add(&s.status.instance_status.status);
+            })
+            .on("system-status.reachability", |s, out| {
+                out.extend(s.status.system_status.checks());
+            })
+            .on("system-status.status", |s, out| {
+                out.add(&s.status.system_status.status);
+            })
     }
 }
 
@@ -203,19 +202,28 @@ impl Action for DescribeInstanceStatus {
                 "The parameter instancesSet cannot be used with the parameter maxResults",
             ));
         }
-        let view = ctx.db.view();
-        let region = &ctx.config.region;
+        let view = ctx.view();
+        let view = view.view();
         let all = request.include_all_instances.unwrap_or(false);
-        let instances = named_or_all::<InstanceId, Instance>(&view, &request.ids)?.into_iter();
-        let instances = instances.filter(|i| all || i.state == InstanceState::Running);
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                instances.map(|instance| StatusCandidate::new(&view, region, instance)),
-                |candidate| candidate.status.instance_id.clone(),
-                (5, 1000),
-            )?;
+        let asked = |i: &Instance| all || i.state == InstanceState::Running;
+        let listing = Listing::new(request.filters, request.max_results, request.next_token);
+        let key = |seen: &Seen| seen.status.instance_id.clone();
+        let range = (5, 1000);
+        let seen = |instance| Seen::new(view, instance);
+        let (found, next_token) = if request.ids.is_empty() {
+            let after = listing.after()?.unwrap_or_default();
+            let instances = view.after(&after);
+            listing.page_of(instances.filter(|i| asked(i)).map(seen), key, range)?
+        } else {
+            let named: BTreeMap<_, _> = named(view, &request.ids)?
+                .into_iter()
+                .map(|i| (&i.id, i))
+                .collect();
+            let named = named.into_values().filter(|i| asked(i)).map(seen);
+            listing.page_of(named, key, range)?
+        };
         Ok(Response {
-            instance_status_set: found.into_iter().map(|c| c.status).collect(),
+            instance_status_set: found.into_iter().map(|seen| seen.status).collect(),
             next_token,
         })
     }

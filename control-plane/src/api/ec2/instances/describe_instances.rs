@@ -4,16 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    answer::{self, Reservation},
-    filters::Candidate,
-};
+use super::answer::{self, Reservation};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Listing, named_or_all},
+        shared::{Filter, Listing},
     },
-    model::{Instance, InstanceId},
+    model::Instance,
 };
 
 /// The action.
@@ -58,18 +55,15 @@ impl Action for DescribeInstances {
                 "The parameter instancesSet cannot be used with the parameter maxResults",
             ));
         }
-        let view = ctx.db.view();
-        let region = &ctx.config.region;
-        let instances = named_or_all::<InstanceId, Instance>(&view, &request.ids)?.into_iter();
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                instances.map(|instance| Candidate::new(&view, region, instance)),
-                |candidate| candidate.instance.id.to_string(),
-                (5, 1000),
-            )?;
-        let found: Vec<&Instance> = found.iter().map(|c| c.instance).collect();
+        let view = ctx.view();
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .rows(view.view(), &request.ids, (5, 1000), |_: &Instance| true)?;
         Ok(Response {
-            reservation_set: answer::reservations(&view, region, &found),
+            reservation_set: answer::reservations(&found),
             next_token,
         })
     }

@@ -1,171 +1,150 @@
-//! What the filters of DescribeInstances and DescribeInstanceStatus look at.
+//! What the filters of DescribeInstances look at.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display};
 
-use super::answer::{self, InstanceItem};
-use crate::{api::ec2::shared::Filterable, model::Instance, store::View};
+use super::answer::{
+    HYPERVISOR, TENANCY, VIRTUALIZATION, architecture, attachment_status, interfaces,
+    metadata_endpoint, metadata_tokens, primary, volumes,
+};
+use crate::{
+    api::{
+        shared::{Filterable, Row, Table, Values},
+        wire::Time,
+    },
+    model::{Eni, Instance, SecurityGroup},
+    network::names,
+};
 
-/// An instance as filters see it.
-pub struct Candidate<'v> {
-    pub(super) instance: &'v Instance,
-    item: InstanceItem,
-    tags: &'v BTreeMap<String, String>,
+type Seen<'v> = Row<'v, Instance>;
+
+/// What `value` tells of each interface.
+fn of_interfaces<T: Display>(
+    row: &Seen<'_>,
+    out: &mut Values<'_>,
+    value: impl Fn(&Eni) -> Option<T>,
+) {
+    out.extend(interfaces(row).filter_map(value));
 }
 
-impl<'v> Candidate<'v> {
-    /// The instance as the view has it.
-    pub fn new(view: &'v View, region: &str, instance: &'v Instance) -> Self {
-        Self {
-            instance,
-            item: answer::instance(view, region, instance),
-            tags: view.tags(&instance.id),
-        }
-    }
+/// What `value` tells of the primary interface.
+fn of_primary<T: Display>(row: &Seen<'_>, out: &mut Values<'_>, value: impl Fn(&Eni) -> Option<T>) {
+    out.extend(primary(row).and_then(value));
 }
 
-impl Filterable for Candidate<'_> {
-    const FILTERS: &'static [&'static str] = &[
-        "architecture",
-        "availability-zone",
-        "block-device-mapping.delete-on-termination",
-        "block-device-mapping.device-name",
-        "block-device-mapping.status",
-        "block-device-mapping.volume-id",
-        "client-token",
-        "dns-name",
-        "hypervisor",
-        "image-id",
-        "instance-id",
-        "instance-state-code",
-        "instance-state-name",
-        "instance-type",
-        "instance.group-id",
-        "instance.group-name",
-        "ip-address",
-        "key-name",
-        "launch-index",
-        "launch-time",
-        "metadata-options.http-endpoint",
-        "metadata-options.http-tokens",
-        "network-interface.addresses.private-ip-address",
-        "network-interface.association.public-ip",
-        "network-interface.group-id",
-        "network-interface.group-name",
-        "network-interface.mac-address",
-        "network-interface.network-interface-id",
-        "network-interface.private-dns-name",
-        "network-interface.subnet-id",
-        "network-interface.vpc-id",
-        "owner-id",
-        "placement-group-name",
-        "private-dns-name",
-        "private-ip-address",
-        "reason",
-        "reservation-id",
-        "root-device-name",
-        "root-device-type",
-        "source-dest-check",
-        "state-reason-code",
-        "state-reason-message",
-        "subnet-id",
-        "tenancy",
-        "virtualization-type",
-        "vpc-id",
-    ];
+/// The names of an interface's groups.
+fn group_names<'v>(row: &Seen<'v>, eni: &Eni) -> impl Iterator<Item = &'v String> {
+    let view = row.view;
+    let groups = eni.groups.iter();
+    groups.filter_map(move |id| Some(&view.get::<SecurityGroup>(id)?.name))
+}
 
-    fn values(&self, filter: &str) -> Vec<String> {
-        let (i, item) = (self.instance, &self.item);
-        let one = |s: &str| vec![s.to_owned()];
-        let maybe = |s: &Option<String>| s.iter().cloned().collect::<Vec<_>>();
-        let nics = &item.network_interface_set;
-        let devices = &item.block_device_mapping;
-        match filter {
-            "architecture" => one(&item.architecture),
-            "availability-zone" => one(&i.zone),
-            "block-device-mapping.delete-on-termination" => devices
-                .iter()
-                .map(|d| d.ebs.delete_on_termination.to_string())
-                .collect(),
-            "block-device-mapping.device-name" => {
-                devices.iter().map(|d| d.device_name.clone()).collect()
-            }
-            "block-device-mapping.status" => devices.iter().map(|d| d.ebs.status.clone()).collect(),
-            "block-device-mapping.volume-id" => {
-                devices.iter().map(|d| d.ebs.volume_id.clone()).collect()
-            }
-            "client-token" => maybe(&i.client_token),
-            "dns-name" => one(&item.dns_name),
-            "hypervisor" => one(&item.hypervisor),
-            "image-id" => one(&item.image_id),
-            "instance-id" => one(&item.instance_id),
-            "instance-state-code" => one(&item.instance_state.code.to_string()),
-            "instance-state-name" => one(&item.instance_state.name),
-            "instance-type" => one(&i.instance_type),
-            "instance.group-id" => item.group_set.iter().map(|g| g.group_id.clone()).collect(),
-            "instance.group-name" => item
-                .group_set
-                .iter()
-                .map(|g| g.group_name.clone())
-                .collect(),
-            "ip-address" => maybe(&item.ip_address),
-            "key-name" => maybe(&i.key_name),
-            "launch-index" => one(&i.launch_index.to_string()),
-            "launch-time" => one(&item.launch_time.to_string()),
-            "metadata-options.http-endpoint" => one(&item.metadata_options.http_endpoint),
-            "metadata-options.http-tokens" => one(&item.metadata_options.http_tokens),
-            "network-interface.addresses.private-ip-address" => {
-                nics.iter().map(|n| n.private_ip_address.clone()).collect()
-            }
-            "network-interface.association.public-ip" => nics
-                .iter()
-                .filter_map(|n| Some(n.association.as_ref()?.public_ip.clone()))
-                .collect(),
-            "network-interface.group-id" => nics
-                .iter()
-                .flat_map(|n| n.group_set.iter().map(|g| g.group_id.clone()))
-                .collect(),
-            "network-interface.group-name" => nics
-                .iter()
-                .flat_map(|n| n.group_set.iter().map(|g| g.group_name.clone()))
-                .collect(),
-            "network-interface.mac-address" => nics.iter().map(|n| n.mac_address.clone()).collect(),
-            "network-interface.network-interface-id" => nics
-                .iter()
-                .map(|n| n.network_interface_id.clone())
-                .collect(),
-            "network-interface.private-dns-name" => {
-                nics.iter().map(|n| n.private_dns_name.clone()).collect()
-            }
-            "network-interface.subnet-id" => nics.iter().map(|n| n.subnet_id.clone()).collect(),
-            "network-interface.vpc-id" => nics.iter().map(|n| n.vpc_id.clone()).collect(),
-            "owner-id" => one(&i.owner),
-            "placement-group-name" => one(&item.placement.group_name),
-            "private-dns-name" => one(&item.private_dns_name),
-            "private-ip-address" => maybe(&item.private_ip_address),
-            "reason" => one(&item.reason),
-            "reservation-id" => one(i.reservation.as_str()),
-            "root-device-name" => one(&item.root_device_name),
-            "root-device-type" => one(&item.root_device_type),
-            "source-dest-check" => item
-                .source_dest_check
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            "state-reason-code" => item.state_reason.iter().map(|r| r.code.clone()).collect(),
-            "state-reason-message" => item
-                .state_reason
-                .iter()
-                .map(|r| r.message.clone())
-                .collect(),
-            "subnet-id" => maybe(&item.subnet_id),
-            "tenancy" => one(&item.placement.tenancy),
-            "virtualization-type" => one(&item.virtualization_type),
-            "vpc-id" => maybe(&item.vpc_id),
-            _ => Vec::new(),
-        }
+impl Filterable for Seen<'_> {
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("architecture", |i, out| out.add(architecture(i)))
+            .on("availability-zone", |i, out| out.add(&i.zone))
+            .on("block-device-mapping.delete-on-termination", |i, out| {
+                out.extend(volumes(i).map(|(_, a)| a.delete_on_termination));
+            })
+            .on("block-device-mapping.device-name", |i, out| {
+                out.extend(volumes(i).map(|(_, a)| &a.device));
+            })
+            .on("block-device-mapping.status", |i, out| {
+                out.extend(volumes(i).map(|_| attachment_status(i)));
+            })
+            .on("block-device-mapping.volume-id", |i, out| {
+                out.extend(volumes(i).map(|(v, _)| &v.id));
+            })
+            .on("client-token", |i, out| out.extend(&i.client_token))
+            .on("dns-name", |i, out| {
+                of_primary(i, out, |e| {
+                    Some(names::public_name(e.region(), e.public_ip?))
+                });
+            })
+            .on("hypervisor", |_, out| out.add(HYPERVISOR))
+            .on("image-id", |i, out| out.add(&i.image))
+            .on("instance-id", |i, out| out.add(&i.id))
+            .on("instance-state-code", |i, out| out.add(i.state.code()))
+            .on("instance-state-name", |i, out| out.add(i.state.name()))
+            .on("instance-type", |i, out| out.add(&i.instance_type))
+            .on("instance.group-id", |i, out| {
+                out.extend(primary(i).into_iter().flat_map(|e| &e.groups));
+            })
+            .on("instance.group-name", |i, out| {
+                out.extend(primary(i).into_iter().flat_map(|e| group_names(i, e)));
+            })
+            .on("ip-address", |i, out| of_primary(i, out, |e| e.public_ip))
+            .on("key-name", |i, out| out.extend(&i.key_name))
+            .on("launch-index", |i, out| out.add(i.launch_index))
+            .on("launch-time", |i, out| out.add(Time(i.launched_at)))
+            .on("metadata-options.http-endpoint", |i, out| {
+                out.add(metadata_endpoint(i));
+            })
+            .on("metadata-options.http-tokens", |i, out| {
+                out.add(metadata_tokens(i));
+            })
+            .on(
+                "network-interface.addresses.private-ip-address",
+                |i, out| of_interfaces(i, out, |e| Some(e.private_ip)),
+            )
+            .on("network-interface.association.public-ip", |i, out| {
+                of_interfaces(i, out, |e| e.public_ip);
+            })
+            .on("network-interface.group-id", |i, out| {
+                out.extend(interfaces(i).flat_map(|e| &e.groups));
+            })
+            .on("network-interface.group-name", |i, out| {
+                out.extend(interfaces(i).flat_map(|e| group_names(i, e)));
+            })
+            .on("network-interface.mac-address", |i, out| {
+                of_interfaces(i, out, |e| Some(e.mac_string()));
+            })
+            .on("network-interface.network-interface-id", |i, out| {
+                out.extend(interfaces(i).map(|e| &e.id));
+            })
+            .on("network-interface.private-dns-name", |i, out| {
+                of_interfaces(i, out, |e| {
+                    Some(names::private_name(e.region(), e.private_ip))
+                });
+            })
+            .on("network-interface.subnet-id", |i, out| {
+                out.extend(interfaces(i).map(|e| &e.subnet));
+            })
+            .on("network-interface.vpc-id", |i, out| {
+                out.extend(interfaces(i).map(|e| &e.vpc));
+            })
+            .on("owner-id", |i, out| out.add(&i.scope.account))
+            .on("placement-group-name", |_, out| out.add(""))
+            .on("private-dns-name", |i, out| {
+                of_primary(i, out, |e| {
+                    Some(names::private_name(e.region(), e.private_ip))
+                });
+            })
+            .on("private-ip-address", |i, out| {
+                of_primary(i, out, |e| Some(e.private_ip));
+            })
+            .on("reason", |i, out| out.add(&i.transition_reason))
+            .on("reservation-id", |i, out| out.add(&i.reservation))
+            .on("root-device-name", |i, out| out.add(&i.root_device_name))
+            .on("root-device-type", |_, out| out.add("ebs"))
+            .on("source-dest-check", |i, out| {
+                of_primary(i, out, |e| Some(e.source_dest_check));
+            })
+            .on("state-reason-code", |i, out| {
+                out.extend(i.state_reason.as_ref().map(|r| &r.code));
+            })
+            .on("state-reason-message", |i, out| {
+                out.extend(i.state_reason.as_ref().map(|r| &r.message));
+            })
+            .on("subnet-id", |i, out| {
+                out.extend(primary(i).map(|e| &e.subnet));
+            })
+            .on("tenancy", |_, out| out.add(TENANCY))
+            .on("virtualization-type", |_, out| out.add(VIRTUALIZATION))
+            .on("vpc-id", |i, out| out.extend(primary(i).map(|e| &e.vpc)))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
+        Some(self.tags())
     }
 }

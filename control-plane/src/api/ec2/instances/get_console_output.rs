@@ -6,8 +6,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{Action, ApiError, Ctx, ec2::shared::found, wire::Time},
-    model::{Instance, InstanceId},
+    api::{Action, ApiError, Ctx, shared::found, wire::Time},
+    model::Instance,
 };
 
 /// The action.
@@ -47,8 +47,8 @@ impl Action for GetConsoleOutput {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let id = {
-            let view = ctx.db.view();
-            found::<InstanceId, Instance>(&view, &request.instance_id)?
+            let view = ctx.view();
+            found::<Instance>(view.view(), &request.instance_id)?
                 .id
                 .clone()
         };

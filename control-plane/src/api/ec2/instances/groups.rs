@@ -1,19 +1,23 @@
 //! The security groups that a request wants an interface to be in.
 
 use crate::{
-    api::{ApiError, ec2::shared::found},
+    api::{ApiError, shared::found},
     model::{GroupId, SecurityGroup, VpcId},
-    store::View,
+    store::Scoped,
 };
 
 /// The most security groups of an interface.
 const MAX: usize = 16;
 
 /// Groups of a VPC, by their ids.
-pub(super) fn by_id(view: &View, vpc: &VpcId, ids: &[String]) -> Result<Vec<GroupId>, ApiError> {
+pub(super) fn by_id(
+    view: Scoped<'_>,
+    vpc: &VpcId,
+    ids: &[String],
+) -> Result<Vec<GroupId>, ApiError> {
     ids.iter()
         .map(|text| {
-            let group = found::<GroupId, SecurityGroup>(view, text)?;
+            let group = found::<SecurityGroup>(view, text)?;
             if group.vpc != *vpc {
                 return Err(ApiError::new(
                     "InvalidGroup.NotFound",

@@ -37,11 +37,11 @@ pub use terminate_instances::TerminateInstances;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::shared::found;
+use crate::api::shared::found;
 use crate::{
     api::ApiError,
-    model::{Instance, InstanceId, InstanceState},
-    store::View,
+    model::{Instance, InstanceState},
+    store::Scoped,
 };
 
 /// A state on the wire.
@@ -93,13 +93,13 @@ pub struct StateChanges {
 }
 
 /// The instances that a request names, each once, in its order.
-fn named<'v>(view: &'v View, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
+fn named<'v>(view: Scoped<'v>, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
     if ids.is_empty() {
         return Err(ApiError::missing("InstanceId"));
     }
     let mut named: Vec<&Instance> = Vec::new();
     for text in ids {
-        let instance = found::<InstanceId, Instance>(view, text)?;
+        let instance = found::<Instance>(view, text)?;
         if !named.iter().any(|i| i.id == instance.id) {
             named.push(instance);
         }

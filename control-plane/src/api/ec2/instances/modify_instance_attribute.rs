@@ -4,14 +4,11 @@
 
 use serde::Deserialize;
 
-use super::{groups, incorrect_state};
+use super::{super::security_groups::refer_to, groups, incorrect_state};
 use crate::{
-    api::{Action, ApiError, Ctx, Done, ec2::shared::found, wire::quoted},
-    model::{
-        Eni, GroupId, Instance, InstanceId, InstanceState, SecurityGroup, ShutdownBehavior, Volume,
-        VolumeAttachment,
-    },
-    store::{Change, View},
+    api::{Action, ApiError, Ctx, Done, shared::found, wire::quoted},
+    model::{Eni, GroupId, Instance, InstanceState, ShutdownBehavior, Volume, VolumeAttachment},
+    store::{Change, Scoped},
 };
 
 /// The action.
@@ -192,13 +189,13 @@ fn volume(mapping: Mapping) -> Result<(String, bool), ApiError> {
 }
 
 fn apply(
-    view: &View,
+    view: Scoped<'_>,
     change: &mut Change<'_>,
     instance: &Instance,
     wanted: &Wanted,
 ) -> Result<(), ApiError> {
     // What is done to its interface or its volumes must not meet its end.
-    change.expect_unchanged::<Instance>(&instance.id);
+    change.expect_unchanged(instance);
     match wanted {
         Wanted::Protected(protected) => change.put(&Instance {
             protected: *protected,
@@ -219,7 +216,7 @@ fn apply(
         }
         Wanted::Groups(ids) => {
             let found = groups::distinct(groups::by_id(view, &instance.vpc, ids)?)?;
-            set_groups(view, change, instance, &found);
+            set_groups(view, change, instance, &found)?;
         }
         Wanted::Volumes(volumes) => {
             for (device, goes) in volumes {
@@ -230,9 +227,14 @@ fn apply(
     Ok(())
 }
 
-fn set_groups(view: &View, change: &mut Change<'_>, instance: &Instance, groups: &[GroupId]) {
+fn set_groups(
+    view: Scoped<'_>,
+    change: &mut Change<'_>,
+    instance: &Instance,
+    groups: &[GroupId],
+) -> Result<(), ApiError> {
     for group in groups {
-        change.refer_to::<SecurityGroup>(group);
+        refer_to(view, change, group)?;
     }
     for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
         change.put(&Eni {
@@ -240,19 +242,20 @@ fn set_groups(view: &View, change: &mut Change<'_>, instance: &Instance, groups:
             ..eni.clone()
         });
     }
+    Ok(())
 }
 
 fn set_goes_with(
-    view: &View,
+    view: Scoped<'_>,
     change: &mut Change<'_>,
     instance: &Instance,
     device: &str,
     goes: bool,
 ) -> Result<(), ApiError> {
     let (volume, attachment) = view
-        .all::<Volume>()
+        .by(Volume::BY_INSTANCE, instance.id.as_str())
         .filter_map(|v| Some((v, v.attachment.as_ref()?)))
-        .find(|(_, a)| a.instance == instance.id && a.device == device)
+        .find(|(_, a)| a.device == device)
         .ok_or_else(|| {
             let device = quoted(device);
             ApiError::new(
@@ -297,17 +300,16 @@ impl Action for ModifyInstanceAttribute {
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
         let id = request.instance_id.clone();
         let wanted = wanted(request)?;
-        ctx.db
-            .transact(|view, change| {
-                let instance = found::<InstanceId, Instance>(view, &id)?;
-                match instance.state {
-                    InstanceState::ShuttingDown | InstanceState::Terminated => {
-                        Err(incorrect_state(instance, "modified"))
-                    }
-                    _ => apply(view, change, instance, &wanted),
+        ctx.transact(|view, change| {
+            let instance = found::<Instance>(view, &id)?;
+            match instance.state {
+                InstanceState::ShuttingDown | InstanceState::Terminated => {
+                    Err(incorrect_state(instance, "modified"))
                 }
-            })
-            .await?;
+                _ => apply(view, change, instance, &wanted),
+            }
+        })
+        .await?;
         Ok(Done::OK)
     }
 }

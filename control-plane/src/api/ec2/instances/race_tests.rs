@@ -74,8 +74,8 @@ async fn two() -> (Meddler, Ctx, Ctx, String) {
     let ctx = cloud_on(Db::open(Arc::new(store.clone())).await.unwrap()).await;
     let text = "GroupName=web&GroupDescription=d";
     call::<CreateSecurityGroup>(&ctx, text).await.unwrap();
-    let view = ctx.db.view();
-    let group = view.all::<SecurityGroup>().find(|g| g.name == "web");
+    let view = ctx.view();
+    let group = view.view().all::<SecurityGroup>().find(|g| g.name == "web");
     let group = group.unwrap().id.to_string();
     let other = Ctx::for_tests(Db::open(store.inner.clone()).await.unwrap());
     (store, ctx, other, group)
@@ -91,7 +91,7 @@ async fn a_group_goes_while_an_instance_is_launched_in_it() {
     let run = format!("{RUN}&SecurityGroupId.1={group}");
     let refused = call::<RunInstances>(&ctx, &run).await.err().unwrap();
     assert_eq!(refused.code, "InvalidGroup.NotFound");
-    assert_eq!(ctx.db.view().all::<Eni>().count(), 0);
+    assert_eq!(ctx.view().view().all::<Eni>().count(), 0);
 }
 
 #[tokio::test]
@@ -104,14 +104,17 @@ async fn an_instance_is_launched_while_its_group_goes() {
     let delete = format!("GroupId={group}");
     let refused = call::<DeleteSecurityGroup>(&ctx, &delete).await;
     assert_eq!(refused.err().unwrap().code, "DependencyViolation");
-    assert!(ctx.db.view().get::<SecurityGroup>(&group).is_some());
+    assert!(ctx.view().view().get::<SecurityGroup>(&group).is_some());
 }
 
 #[tokio::test]
 async fn a_rule_names_a_group_while_it_goes() {
     let (store, ctx, other, group) = two().await;
-    let view = ctx.db.view();
-    let default = view.all::<SecurityGroup>().find(|g| g.name == "default");
+    let view = ctx.view();
+    let default = view
+        .view()
+        .all::<SecurityGroup>()
+        .find(|g| g.name == "default");
     let rule = |group: &str, peer: &str| {
         format!(
             "GroupId={group}&IpPermissions.1.IpProtocol=-1&IpPermissions.1.Groups.1.GroupId={peer}"
@@ -130,6 +133,13 @@ async fn a_rule_names_a_group_while_it_goes() {
     call::<AuthorizeSecurityGroupIngress>(&ctx, &own)
         .await
         .unwrap();
-    let view = ctx.db.view();
-    assert_eq!(view.get::<SecurityGroup>(&group).unwrap().rules.len(), 2);
+    let view = ctx.view();
+    assert_eq!(
+        view.view()
+            .get::<SecurityGroup>(&group)
+            .unwrap()
+            .rules
+            .len(),
+        2
+    );
 }

@@ -34,21 +34,20 @@ impl Action for RebootInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
-        ctx.db
-            .transact(|view, change| {
-                for instance in named(view, &request.ids)? {
-                    if instance.state != InstanceState::Running {
-                        return Err(incorrect_state(instance, "rebooted"));
-                    }
-                    let reboots_asked = instance.reboots_asked + 1;
-                    change.put(&Instance {
-                        reboots_asked,
-                        ..instance.clone()
-                    });
+        ctx.transact(|view, change| {
+            for instance in named(view, &request.ids)? {
+                if instance.state != InstanceState::Running {
+                    return Err(incorrect_state(instance, "rebooted"));
                 }
-                Ok(())
-            })
-            .await?;
+                let reboots_asked = instance.reboots_asked + 1;
+                change.put(&Instance {
+                    reboots_asked,
+                    ..instance.clone()
+                });
+            }
+            Ok(())
+        })
+        .await?;
         Ok(Done::OK)
     }
 }

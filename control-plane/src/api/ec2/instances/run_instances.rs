@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use self::resolve::Launch;
 use super::{
+    super::security_groups::refer_to,
     allocate::{self, PublicAddresses},
     answer::{self, Group, InstanceItem},
     insufficient_capacity,
@@ -15,14 +16,14 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{TagSpecification, tag},
+        shared::{Row, TagSpecification, tag},
     },
     model::{
         ClientToken, Eni, EniAttachmentId, EniId, Host, Instance, InstanceId, InstanceState,
-        Intent, ReservationId, SecurityGroup, Subnet, Volume, VolumeAttachment, VolumeId,
+        Intent, ReservationId, Volume, VolumeAttachment, VolumeId,
     },
     scheduler::{Demand, Ledger},
-    store::{Change, View},
+    store::{Change, Scoped},
 };
 
 /// The action.
@@ -240,7 +241,6 @@ impl Action for RunInstances {
         let kinds = ["instance", "volume", "network-interface"];
         let tags = tag::specified(&request.tag_specifications, &kinds)?;
         let reservation = ctx
-            .db
             .transact(|view, change| {
                 if let Some(earlier) = earlier(ctx, view)? {
                     return Ok(earlier);
@@ -265,17 +265,17 @@ impl Action for RunInstances {
                             "volume" => made.root_volume.as_str(),
                             _ => made.enis[0].as_str(),
                         };
-                        change.put_tags(id, tags.clone());
+                        change.put_tags(ctx.scope(), id, tags.clone());
                     }
                 }
-                // What the instances refer to must still be there when they are
-                // made, and nobody may have deleted it for want of a user since.
-                change.expect_unchanged::<Subnet>(&launch.subnet.id);
+                // What the instances refer to must still be there when they are made.
+                change.expect_unchanged(&launch.subnet);
                 for group in &launch.groups {
-                    change.refer_to::<SecurityGroup>(group);
+                    refer_to(view, change, group)?;
                 }
                 if let Some(idempotency) = &ctx.idempotency {
                     change.put(&ClientToken {
+                        scope: ctx.scope().clone(),
                         key: idempotency.key.clone(),
                         digest: idempotency.digest.clone(),
                         reservation: reservation.clone(),
@@ -285,10 +285,10 @@ impl Action for RunInstances {
                 Ok(reservation)
             })
             .await?;
-        let view = ctx.db.view();
+        let view = ctx.view();
+        let view = view.view();
         let mut made: Vec<&Instance> = view
-            .all::<Instance>()
-            .filter(|i| i.reservation == reservation)
+            .by(Instance::BY_RESERVATION, reservation.as_str())
             .collect();
         made.sort_by_key(|i| i.launch_index);
         Ok(Response {
@@ -297,14 +297,14 @@ impl Action for RunInstances {
             group_set: Vec::new(),
             instances_set: made
                 .into_iter()
-                .map(|i| answer::instance(&view, &ctx.config.region, i))
+                .map(|i| answer::instance(&Row::new(view, i)))
                 .collect(),
         })
     }
 }
 
 /// The reservation that a call with the same token has made.
-fn earlier(ctx: &Ctx, view: &View) -> Result<Option<ReservationId>, ApiError> {
+fn earlier(ctx: &Ctx, view: Scoped<'_>) -> Result<Option<ReservationId>, ApiError> {
     let Some(idempotency) = &ctx.idempotency else {
         return Ok(None);
     };
@@ -317,12 +317,11 @@ fn earlier(ctx: &Ctx, view: &View) -> Result<Option<ReservationId>, ApiError> {
 
 /// How many of them the hosts have room for. Instances that still wait for
 /// their place were first.
-fn places(view: &View, request: &Request, launch: &Launch) -> Result<u32, ApiError> {
-    let mut ledger = Ledger::new(view.all::<Host>(), view.all::<Instance>());
-    for waiting in view
-        .all::<Instance>()
-        .filter(|i| i.host.is_none() && i.state == InstanceState::Pending)
-    {
+fn places(view: Scoped<'_>, request: &Request, launch: &Launch) -> Result<u32, ApiError> {
+    let cloud = view.whole();
+    let mut ledger = Ledger::new(cloud.all::<Host>(), cloud.all::<Instance>());
+    let waiting = cloud.by(Instance::UNPLACED, "");
+    for waiting in waiting.filter(|i| i.state == InstanceState::Pending) {
         ledger.place(&Demand::of_instance(waiting));
     }
     let demand = Demand::of(launch.kind, &launch.subnet.zone);
@@ -339,7 +338,7 @@ fn places(view: &View, request: &Request, launch: &Launch) -> Result<u32, ApiErr
 /// One instance, with its interface, its addresses and its root volume.
 fn one(
     ctx: &Ctx,
-    view: &View,
+    view: Scoped<'_>,
     change: &mut Change<'_>,
     launch: &Launch,
     reservation: &ReservationId,
@@ -351,13 +350,13 @@ fn one(
     let random: u64 = rand::random();
     let private_ip = allocate::private_address(view, change, &launch.subnet, &eni_id, random)?;
     let public_ip = match launch.public {
-        true => Some(publics.take(change, &ctx.config, &eni_id)?),
+        true => Some(publics.take(change, &eni_id, None)?),
         false => None,
     };
     let [a, b, c, d, e]: [u8; 5] = rand::random();
     let eni = Eni {
         id: eni_id,
-        owner: ctx.caller.account.clone(),
+        scope: ctx.scope().clone(),
         vpc: launch.subnet.vpc.clone(),
         subnet: launch.subnet.id.clone(),
         description: launch.description.clone(),
@@ -365,6 +364,7 @@ fn one(
         mac: [0x02, a, b, c, d, e],
         private_ip,
         public_ip,
+        last_public_ip: None,
         auto_public_ip: launch.public,
         groups: launch.groups.clone(),
         source_dest_check: true,
@@ -374,7 +374,7 @@ fn one(
     };
     let volume = Volume {
         id: ctx.fresh_id(VolumeId::from_random),
-        owner: ctx.caller.account.clone(),
+        scope: ctx.scope().clone(),
         zone: launch.subnet.zone.clone(),
         size_gib: launch.volume_gib,
         volume_type: launch.volume_type.clone(),
@@ -391,7 +391,7 @@ fn one(
     let instance = Instance {
         id,
         reservation: reservation.clone(),
-        owner: ctx.caller.account.clone(),
+        scope: ctx.scope().clone(),
         launch_index: index,
         image: launch.image.id.clone(),
         instance_type: launch.kind.name.to_owned(),

@@ -39,10 +39,10 @@ impl Action for StartInstances {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let instances_set = ctx
-            .db
             .transact(|view, change| {
-                let mut ledger = Ledger::new(view.all::<Host>(), view.all::<Instance>());
-                let mut publics = PublicAddresses::new(view, &ctx.config);
+                let mut ledger =
+                    Ledger::new(view.whole().all::<Host>(), view.whole().all::<Instance>());
+                let publics = PublicAddresses::new(view, &ctx.config);
                 let mut changes = Vec::new();
                 for instance in named(view, &request.ids)? {
                     match instance.state {
@@ -62,13 +62,13 @@ impl Action for StartInstances {
                             ));
                         }
                         // Written as it is: two placements on one host can't both commit.
-                        if let Some(host) = view.get::<Host>(&id.0) {
+                        if let Some(host) = view.shared::<Host>(&id.0) {
                             change.put(host);
                         }
                     }
                     for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
                         if eni.auto_public_ip && eni.public_ip.is_none() {
-                            let address = publics.take(change, &ctx.config, &eni.id)?;
+                            let address = publics.take(change, &eni.id, eni.last_public_ip)?;
                             change.put(&Eni {
                                 public_ip: Some(address),
                                 ..eni.clone()

@@ -38,7 +38,6 @@ impl Action for StopInstances {
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let force = request.force.unwrap_or(false);
         let instances_set = ctx
-            .db
             .transact(|view, change| {
                 let mut changes = Vec::new();
                 for instance in named(view, &request.ids)? {

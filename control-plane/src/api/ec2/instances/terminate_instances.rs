@@ -35,7 +35,6 @@ impl Action for TerminateInstances {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let instances_set = ctx
-            .db
             .transact(|view, change| {
                 let mut changes = Vec::new();
                 for instance in named(view, &request.ids)? {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Tag, TagSpecification, tag},
+        shared::{Tag, TagSpecification, tag},
     },
     model::KeyPair,
 };
@@ -69,7 +69,12 @@ impl Action for CreateKeyPair {
         }
         let tags = tag::specified_for(&request.tag_specifications, "key-pair")?;
         // Before the work of making a key; the transaction looks again.
-        if ctx.db.view().get::<KeyPair>(&request.key_name).is_some() {
+        if ctx
+            .view()
+            .view()
+            .get::<KeyPair>(&request.key_name)
+            .is_some()
+        {
             return Err(duplicate(&request.key_name));
         }
         let name = request.key_name.clone();

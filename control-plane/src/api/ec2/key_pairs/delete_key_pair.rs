@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{Action, ApiError, Ctx, ec2::shared::parse_id},
+    api::{Action, ApiError, Ctx, shared::parse_id},
     model::{KeyPair, KeyPairId},
 };
 
@@ -39,15 +39,13 @@ impl Action for DeleteKeyPair {
             return Err(ApiError::missing("KeyName"));
         }
         let deleted = ctx
-            .db
             .transact(|view, change| {
                 let found = view.all::<KeyPair>().find(|pair| {
                     id.as_ref().is_none_or(|id| pair.id == *id)
                         && request.key_name.as_ref().is_none_or(|n| pair.name == *n)
                 });
                 if let Some(pair) = found {
-                    change.delete::<KeyPair>(&pair.name);
-                    change.put_tags(&pair.id, Default::default());
+                    change.delete_tagged(pair, &pair.id);
                 }
                 Ok::<_, ApiError>(found.map(|pair| pair.id.to_string()))
             })

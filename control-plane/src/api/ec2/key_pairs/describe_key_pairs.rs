@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters, Tag, Tagged, not_found, parse_id},
+        shared::{Filter, Filterable, Filters, Row, Table, Tag, found},
         wire::{Time, quoted},
     },
-    model::{KeyPair, KeyPairId},
+    model::KeyPair,
 };
 
 /// The action.
@@ -48,19 +48,16 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-impl Filterable for Tagged<'_, KeyPair> {
-    const FILTERS: &'static [&'static str] = &["fingerprint", "key-name", "key-pair-id"];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        vec![match filter {
-            "fingerprint" => self.resource.fingerprint.clone(),
-            "key-name" => self.resource.name.clone(),
-            _ => self.resource.id.to_string(),
-        }]
+impl Filterable for Row<'_, KeyPair> {
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("fingerprint", |p, out| out.add(&p.fingerprint))
+            .on("key-name", |p, out| out.add(&p.name))
+            .on("key-pair-id", |p, out| out.add(&p.id))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
+        Some(self.tags())
     }
 }
 
@@ -71,8 +68,9 @@ impl Action for DescribeKeyPairs {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Tagged<'_, KeyPair>>(request.filters)?;
-        let view = ctx.db.view();
+        let filters = Filters::new(request.filters)?;
+        let view = ctx.view();
+        let view = view.view();
         for name in &request.names {
             if view.get::<KeyPair>(name).is_none() {
                 let message = format!("The key pair '{}' does not exist", quoted(name));
@@ -80,36 +78,24 @@ impl Action for DescribeKeyPairs {
             }
         }
         for id in &request.ids {
-            let id: KeyPairId = parse_id(id)?;
-            if !view.all::<KeyPair>().any(|pair| pair.id == id) {
-                return Err(not_found::<KeyPairId>(id));
-            }
+            found::<KeyPair>(view, id)?;
         }
         let with_key = request.include_public_key == Some(true);
         let key_set = view
             .all::<KeyPair>()
             .filter(|p| request.names.is_empty() || request.names.contains(&p.name))
             .filter(|p| request.ids.is_empty() || request.ids.iter().any(|id| id == p.id.as_str()))
-            // Not by its key in the store, which is its name.
-            .map(|resource| Tagged {
-                resource,
-                tags: view.tags(&resource.id),
+            .map(|pair| Row::new(view, pair))
+            .filter(|row| filters.matches(row))
+            .map(|pair| Item {
+                key_pair_id: pair.id.to_string(),
+                key_name: pair.name.clone(),
+                key_type: pair.key_type.clone(),
+                key_fingerprint: pair.fingerprint.clone(),
+                public_key: with_key.then(|| pair.public_key.clone()),
+                create_time: pair.created.into(),
+                tag_set: Tag::set(pair.tags()),
             })
-            .filter(|tagged| filters.matches(tagged))
-            .map(
-                |Tagged {
-                     resource: pair,
-                     tags,
-                 }| Item {
-                    key_pair_id: pair.id.to_string(),
-                    key_name: pair.name.clone(),
-                    key_type: pair.key_type.clone(),
-                    key_fingerprint: pair.fingerprint.clone(),
-                    public_key: with_key.then(|| pair.public_key.clone()),
-                    create_time: pair.created.into(),
-                    tag_set: Tag::set(tags),
-                },
-            )
             .collect();
         Ok(Response { key_set })
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{check_name, keep, material};
 use crate::api::{
     Action, ApiError, Ctx,
-    ec2::shared::{Tag, TagSpecification, tag},
+    shared::{Tag, TagSpecification, tag},
 };
 
 /// The action.

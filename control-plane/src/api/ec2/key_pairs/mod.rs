@@ -39,24 +39,24 @@ async fn keep(
 ) -> Result<KeyPair, ApiError> {
     let pair = KeyPair {
         id: ctx.fresh_id(KeyPairId::from_random),
+        scope: ctx.scope().clone(),
         name,
         key_type: key.kind.to_owned(),
         fingerprint: key.fingerprint,
         public_key: key.openssh,
         created: ctx.now(),
     };
-    ctx.db
-        .transact(|view, change| {
-            if view.get::<KeyPair>(&pair.name).is_some() {
-                return Err(duplicate(&pair.name));
-            }
-            change.put(&pair);
-            if !tags.is_empty() {
-                change.put_tags(&pair.id, tags.clone());
-            }
-            Ok(())
-        })
-        .await?;
+    ctx.transact(|view, change| {
+        if view.get::<KeyPair>(&pair.name).is_some() {
+            return Err(duplicate(&pair.name));
+        }
+        change.put(&pair);
+        if !tags.is_empty() {
+            change.put_tags(ctx.scope(), &pair.id, tags.clone());
+        }
+        Ok(())
+    })
+    .await?;
     Ok(pair)
 }
 

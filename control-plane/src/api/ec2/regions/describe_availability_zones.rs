@@ -10,7 +10,7 @@ use super::zone_id;
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Filters},
+        shared::{Filter, Filterable, Filters, Table},
     },
     model::Subnet,
 };
@@ -76,26 +76,15 @@ pub struct Message {
 
 impl Filterable for Zone {
     const TAGGED: bool = false;
-    const FILTERS: &'static [&'static str] = &[
-        "group-name",
-        "opt-in-status",
-        "region-name",
-        "state",
-        "zone-id",
-        "zone-name",
-        "zone-type",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        vec![match filter {
-            "group-name" => self.group_name.clone(),
-            "opt-in-status" => self.opt_in_status.clone(),
-            "region-name" => self.region_name.clone(),
-            "state" => self.zone_state.clone(),
-            "zone-id" => self.zone_id.clone(),
-            "zone-name" => self.zone_name.clone(),
-            _ => self.zone_type.clone(),
-        }]
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("group-name", |z, out| out.add(&z.group_name))
+            .on("opt-in-status", |z, out| out.add(&z.opt_in_status))
+            .on("region-name", |z, out| out.add(&z.region_name))
+            .on("state", |z, out| out.add(&z.zone_state))
+            .on("zone-id", |z, out| out.add(&z.zone_id))
+            .on("zone-name", |z, out| out.add(&z.zone_name))
+            .on("zone-type", |z, out| out.add(&z.zone_type))
     }
 }
 
@@ -106,11 +95,15 @@ impl Action for DescribeAvailabilityZones {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Zone>(request.filters)?;
+        let filters = Filters::new(request.filters)?;
         let region = &ctx.config.region;
         // The configured zone and each that has a subnet.
-        let view = ctx.db.view();
-        let mut names: BTreeSet<&str> = view.all::<Subnet>().map(|s| s.zone.as_str()).collect();
+        let view = ctx.view();
+        let mut names: BTreeSet<&str> = view
+            .view()
+            .all::<Subnet>()
+            .map(|s| s.zone.as_str())
+            .collect();
         names.insert(&ctx.config.zone);
         let zones: Vec<Zone> = names
             .into_iter()

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{
     Action, ApiError, Ctx,
-    ec2::shared::{Filter, Filterable, Filters},
+    shared::{Filter, Filterable, Filters, Table},
 };
 
 /// The action.
@@ -48,14 +48,11 @@ pub struct Region {
 
 impl Filterable for Region {
     const TAGGED: bool = false;
-    const FILTERS: &'static [&'static str] = &["endpoint", "opt-in-status", "region-name"];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        vec![match filter {
-            "endpoint" => self.region_endpoint.clone(),
-            "opt-in-status" => self.opt_in_status.clone(),
-            _ => self.region_name.clone(),
-        }]
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("endpoint", |r, out| out.add(&r.region_endpoint))
+            .on("opt-in-status", |r, out| out.add(&r.opt_in_status))
+            .on("region-name", |r, out| out.add(&r.region_name))
     }
 }
 
@@ -66,7 +63,7 @@ impl Action for DescribeRegions {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new::<Region>(request.filters)?;
+        let filters = Filters::new(request.filters)?;
         let here = Region {
             region_name: ctx.config.region.clone(),
             region_endpoint: ctx.config.listen.to_string(),

@@ -11,13 +11,14 @@ use super::{
     find,
     flat::{EGRESS_UNSUPPORTED, Flat, flat_of},
     permission::{Input, expand},
+    refer_to,
 };
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{TagSpecification, tag},
+        shared::{TagSpecification, not_found, tag},
     },
-    model::{Direction, Peer, Rule, RuleId, SecurityGroup},
+    model::{Direction, GroupId, Peer, Rule, RuleId},
 };
 
 /// EC2's default quota of rules in one direction.
@@ -76,9 +77,11 @@ async fn authorize(
         return Err(ApiError::missing("IpPermissions"));
     }
     let (group, added) = ctx
-        .db
         .transact(|view, change| {
             let mut group = find(view, group.0, group.1)?.clone();
+            if group.deleting {
+                return Err(not_found::<GroupId>(&group.id));
+            }
             let wanted = expand(view, &group, permissions)?;
             let mut added: Vec<Rule> = Vec::new();
             for new in wanted {
@@ -88,10 +91,11 @@ async fn authorize(
                         format!("the specified rule \"{}\" already exists", new.words()),
                     ));
                 }
-                // A group that a rule names must still be there when this commits,
-                // and its deletion must see that it is named.
-                if let Peer::Group(id) = &new.peer {
-                    change.refer_to::<SecurityGroup>(id);
+                // A group that a rule names must still be there when this commits.
+                if let Peer::Group(id) = &new.peer
+                    && *id != group.id
+                {
+                    refer_to(view, change, id)?;
                 }
                 added.push(Rule {
                     id: ctx.fresh_id(RuleId::from_random),
@@ -112,7 +116,7 @@ async fn authorize(
             change.put(&group);
             if !tags.is_empty() {
                 for rule in &added {
-                    change.put_tags(&rule.id, tags.clone());
+                    change.put_tags(ctx.scope(), &rule.id, tags.clone());
                 }
             }
             Ok((group, added))

@@ -9,9 +9,9 @@ use super::{default_vpc, plain_text};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Tag, TagSpecification, found, tag},
+        shared::{Tag, TagSpecification, found, tag},
     },
-    model::{Direction, GroupId, Peer, Protocol, Rule, RuleId, SecurityGroup, Vpc, VpcId},
+    model::{Direction, GroupId, GroupName, Peer, Protocol, Rule, RuleId, SecurityGroup, Vpc},
 };
 
 /// EC2's default quota in a region.
@@ -74,48 +74,45 @@ impl Action for CreateSecurityGroup {
             peer: Peer::Ipv4(Ipv4Net::default()),
             description: None,
         };
-        ctx.db
-            .transact(|view, change| {
-                let vpc = match &request.vpc_id {
-                    Some(id) => found::<VpcId, Vpc>(view, id)?,
-                    None => default_vpc(view)?,
-                };
-                if view.all::<SecurityGroup>().count() >= MAX_GROUPS {
-                    return Err(ApiError::new(
-                        "SecurityGroupLimitExceeded",
-                        "The maximum number of security groups has been reached.",
-                    ));
-                }
-                if view
-                    .all::<SecurityGroup>()
-                    .any(|group| group.vpc == vpc.id && group.name == *name)
-                {
-                    return Err(ApiError::new(
-                        "InvalidGroup.Duplicate",
-                        format!(
-                            "The security group '{name}' already exists for VPC '{}'",
-                            vpc.id
-                        ),
-                    ));
-                }
-                // Names are unique in a VPC, but groups are kept by their ids:
-                // writing the VPC makes two creations at once two transactions
-                // of which the second looks again.
-                change.put(vpc);
-                change.put(&SecurityGroup {
-                    id: id.clone(),
-                    owner: ctx.caller.account.clone(),
-                    vpc: vpc.id.clone(),
-                    name: name.clone(),
-                    description: request.description.clone(),
-                    rules: vec![everywhere.clone()],
-                });
-                if !tags.is_empty() {
-                    change.put_tags(&id, tags.clone());
-                }
-                Ok(())
-            })
-            .await?;
+        ctx.transact(|view, change| {
+            let vpc = match &request.vpc_id {
+                Some(id) => found::<Vpc>(view, id)?,
+                None => default_vpc(view)?,
+            };
+            if view.all::<SecurityGroup>().count() >= MAX_GROUPS {
+                return Err(ApiError::new(
+                    "SecurityGroupLimitExceeded",
+                    "The maximum number of security groups has been reached.",
+                ));
+            }
+            let key = SecurityGroup::named(&vpc.id, name);
+            if view.by(SecurityGroup::BY_NAME, &key).next().is_some() {
+                return Err(ApiError::new(
+                    "InvalidGroup.Duplicate",
+                    format!(
+                        "The security group '{name}' already exists for VPC '{}'",
+                        vpc.id
+                    ),
+                ));
+            }
+            change.expect_unchanged(vpc);
+            let group = SecurityGroup {
+                id: id.clone(),
+                scope: ctx.scope().clone(),
+                vpc: vpc.id.clone(),
+                name: name.clone(),
+                description: request.description.clone(),
+                rules: vec![everywhere.clone()],
+                deleting: false,
+            };
+            change.put(&GroupName::of(&group));
+            change.put(&group);
+            if !tags.is_empty() {
+                change.put_tags(ctx.scope(), &id, tags.clone());
+            }
+            Ok(())
+        })
+        .await?;
         Ok(Response {
             security_group_arn: ctx.arn(&format!("security-group/{id}")),
             group_id: id.to_string(),

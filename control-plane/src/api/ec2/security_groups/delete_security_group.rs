@@ -1,4 +1,4 @@
-//! `DeleteSecurityGroup`.
+//! `DeleteSecurityGroup`: see [`records::security_group`](crate::records::security_group).
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteSecurityGroup.html>
 
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::find;
 use crate::{
     api::{Action, ApiError, Ctx},
-    model::{Eni, Peer, SecurityGroup},
+    model::{GroupId, SecurityGroup},
+    records::security_group::{finish_deletion, is_referred_to},
 };
 
 /// The action.
@@ -28,6 +29,13 @@ pub(crate) struct Response {
     group_id: String,
 }
 
+fn in_use(group: &GroupId) -> ApiError {
+    ApiError::new(
+        "DependencyViolation",
+        format!("resource {group} has a dependent object"),
+    )
+}
+
 impl Action for DeleteSecurityGroup {
     const NAME: &'static str = "DeleteSecurityGroup";
     const IAM: &'static str = "ec2:DeleteSecurityGroup";
@@ -36,8 +44,7 @@ impl Action for DeleteSecurityGroup {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());
-        let deleted = ctx
-            .db
+        let marked = ctx
             .transact(|view, change| {
                 let group = find(view, id, name)?;
                 if group.name == "default" {
@@ -49,29 +56,30 @@ impl Action for DeleteSecurityGroup {
                         ),
                     ));
                 }
-                let member = view.all::<Eni>().any(|eni| eni.groups.contains(&group.id));
-                let peer = Peer::Group(group.id.clone());
-                let named = view
-                    .all::<SecurityGroup>()
-                    .filter(|other| other.id != group.id)
-                    .any(|other| other.rules.iter().any(|rule| rule.peer == peer));
-                if member || named {
-                    return Err(ApiError::new(
-                        "DependencyViolation",
-                        format!("resource {} has a dependent object", group.id),
-                    ));
+                if is_referred_to(view, group) {
+                    return Err(in_use(&group.id));
                 }
-                change.delete::<SecurityGroup>(&group.id);
-                change.put_tags(&group.id, Default::default());
-                for rule in &group.rules {
-                    change.put_tags(&rule.id, Default::default());
-                }
+                change.put(&SecurityGroup {
+                    deleting: true,
+                    ..group.clone()
+                });
                 Ok(group.id.clone())
             })
             .await?;
+        // Nothing new refers to it since; what was under way before the mark is
+        // in the view now.
+        ctx.transact(|view, change| {
+            let Some(group) = view.get::<SecurityGroup>(&marked) else {
+                return Ok(true);
+            };
+            Ok(finish_deletion(view, change, group))
+        })
+        .await?
+        .then_some(())
+        .ok_or_else(|| in_use(&marked))?;
         Ok(Response {
             done: true,
-            group_id: deleted.to_string(),
+            group_id: marked.to_string(),
         })
     }
 }

@@ -10,7 +10,7 @@ use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Listing, Tag, not_found, parse_id},
+        shared::{Filter, Filterable, Listing, Table, Tag, not_found, parse_id},
     },
     model::{Direction, Rule, RuleId, SecurityGroup},
 };
@@ -74,7 +74,7 @@ impl RuleItem {
         Self {
             security_group_rule_id: rule.id.to_string(),
             group_id: group.id.to_string(),
-            group_owner_id: group.owner.clone(),
+            group_owner_id: group.scope.account.clone(),
             is_egress: rule.direction == Direction::Egress,
             ip_protocol: protocol_name(rule.matcher),
             from_port: from.unwrap_or(-1),
@@ -83,7 +83,7 @@ impl RuleItem {
             cidr_ipv6: peer.cidr_ipv6,
             referenced_group_info: peer.group.map(|group_id| Referenced {
                 group_id,
-                user_id: group.owner.clone(),
+                user_id: group.scope.account.clone(),
             }),
             description: rule.description.clone(),
             tag_set: Tag::set(tags).unwrap_or_default(),
@@ -99,13 +99,10 @@ struct Placed<'v> {
 }
 
 impl Filterable for Placed<'_> {
-    const FILTERS: &'static [&'static str] = &["group-id", "security-group-rule-id"];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        vec![match filter {
-            "group-id" => self.group.id.to_string(),
-            _ => self.rule.id.to_string(),
-        }]
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("group-id", |p, out| out.add(&p.group.id))
+            .on("security-group-rule-id", |p, out| out.add(&p.rule.id))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
@@ -120,7 +117,8 @@ impl Action for DescribeSecurityGroupRules {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
+        let view = ctx.view();
+        let view = view.view();
         let mut all: Vec<Placed<'_>> = view
             .all::<SecurityGroup>()
             .flat_map(|group| group.rules.iter().map(move |rule| (group, rule)))

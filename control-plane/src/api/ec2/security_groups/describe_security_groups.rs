@@ -13,10 +13,9 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Listing, Tag, found},
+        shared::{Filter, Filterable, Listing, Row, Table, Tag, Values},
     },
-    model::{Direction, GroupId, Peer, Rule, SecurityGroup},
-    store::View,
+    model::{Described as _, Direction, GroupId, Peer, Rule, SecurityGroup},
 };
 
 /// The action.
@@ -56,82 +55,110 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-struct Group<'v> {
-    group: &'v SecurityGroup,
-    view: &'v View,
-}
-
-impl Filterable for Group<'_> {
-    const FILTERS: &'static [&'static str] = &[
-        "description",
-        "egress.ip-permission.cidr",
-        "egress.ip-permission.from-port",
-        "egress.ip-permission.group-id",
-        "egress.ip-permission.group-name",
-        "egress.ip-permission.ipv6-cidr",
-        "egress.ip-permission.protocol",
-        "egress.ip-permission.to-port",
-        "egress.ip-permission.user-id",
-        "group-id",
-        "group-name",
-        "ip-permission.cidr",
-        "ip-permission.from-port",
-        "ip-permission.group-id",
-        "ip-permission.group-name",
-        "ip-permission.ipv6-cidr",
-        "ip-permission.protocol",
-        "ip-permission.to-port",
-        "ip-permission.user-id",
-        "owner-id",
-        "vpc-id",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        if let Some(part) = filter.strip_prefix("egress.ip-permission.") {
-            return self.of_rules(Direction::Egress, part);
-        }
-        if let Some(part) = filter.strip_prefix("ip-permission.") {
-            return self.of_rules(Direction::Ingress, part);
-        }
-        vec![match filter {
-            "description" => self.group.description.clone(),
-            "group-id" => self.group.id.to_string(),
-            "group-name" => self.group.name.clone(),
-            "owner-id" => self.group.owner.clone(),
-            _ => self.group.vpc.to_string(),
-        }]
+impl Filterable for Row<'_, SecurityGroup> {
+    fn filters() -> Table<Self> {
+        use Direction::{Egress, Ingress};
+        Table::<Self>::new()
+            .on("description", |g, out| out.add(&g.description))
+            .on("egress.ip-permission.cidr", |g, out| cidr(g, Egress, out))
+            .on("egress.ip-permission.from-port", |g, out| {
+                from_port(g, Egress, out);
+            })
+            .on("egress.ip-permission.group-id", |g, out| {
+                group_id(g, Egress, out);
+            })
+            .on("egress.ip-permission.group-name", |g, out| {
+                group_name(g, Egress, out);
+            })
+            .on("egress.ip-permission.ipv6-cidr", |g, out| {
+                ipv6_cidr(g, Egress, out);
+            })
+            .on("egress.ip-permission.protocol", |g, out| {
+                protocol(g, Egress, out);
+            })
+            .on("egress.ip-permission.to-port", |g, out| {
+                to_port(g, Egress, out);
+            })
+            .on("egress.ip-permission.user-id", |g, out| {
+                user_id(g, Egress, out);
+            })
+            .on("group-id", |g, out| out.add(&g.id))
+            .on("group-name", |g, out| out.add(&g.name))
+            .on("ip-permission.cidr", |g, out| cidr(g, Ingress, out))
+            .on("ip-permission.from-port", |g, out| {
+                from_port(g, Ingress, out);
+            })
+            .on("ip-permission.group-id", |g, out| group_id(g, Ingress, out))
+            .on("ip-permission.group-name", |g, out| {
+                group_name(g, Ingress, out);
+            })
+            .on("ip-permission.ipv6-cidr", |g, out| {
+                ipv6_cidr(g, Ingress, out);
+            })
+            .on("ip-permission.protocol", |g, out| protocol(g, Ingress, out))
+            .on("ip-permission.to-port", |g, out| to_port(g, Ingress, out))
+            .on("ip-permission.user-id", |g, out| user_id(g, Ingress, out))
+            .on("owner-id", |g, out| out.add(&g.scope.account))
+            .on("vpc-id", |g, out| out.add(&g.vpc))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.view.tags(&self.group.id))
+        Some(self.tags())
     }
 }
 
-impl Group<'_> {
-    fn of_rules(&self, direction: Direction, part: &str) -> Vec<String> {
-        let rules = self.group.rules.iter();
-        rules
-            .filter(|rule| rule.direction == direction)
-            .filter_map(|rule| self.of_rule(rule, part))
-            .collect()
-    }
+type Group<'v> = Row<'v, SecurityGroup>;
 
-    fn of_rule(&self, rule: &Rule, part: &str) -> Option<String> {
-        let (from, to) = ports(rule.matcher);
-        match (part, &rule.peer) {
-            ("cidr", Peer::Ipv4(net)) => Some(net.to_string()),
-            ("ipv6-cidr", Peer::Ipv6(net)) => Some(net.to_string()),
-            ("group-id", Peer::Group(id)) => Some(id.to_string()),
-            ("group-name", Peer::Group(id)) => {
-                Some(self.view.get::<SecurityGroup>(id)?.name.clone())
-            }
-            ("user-id", Peer::Group(_)) => Some(self.group.owner.clone()),
-            ("from-port", _) => from.map(|port| port.to_string()),
-            ("to-port", _) => to.map(|port| port.to_string()),
-            ("protocol", _) => Some(protocol_name(rule.matcher)),
-            _ => None,
-        }
-    }
+fn rules(group: &SecurityGroup, direction: Direction) -> impl Iterator<Item = &Rule> {
+    let rules = group.rules.iter();
+    rules.filter(move |rule| rule.direction == direction)
+}
+
+fn cidr(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(rules(group, direction).filter_map(|rule| match &rule.peer {
+        Peer::Ipv4(net) => Some(net),
+        _ => None,
+    }));
+}
+
+fn ipv6_cidr(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(rules(group, direction).filter_map(|rule| match &rule.peer {
+        Peer::Ipv6(net) => Some(net),
+        _ => None,
+    }));
+}
+
+/// The groups that the rules name.
+fn peers(group: &SecurityGroup, direction: Direction) -> impl Iterator<Item = &GroupId> {
+    rules(group, direction).filter_map(|rule| match &rule.peer {
+        Peer::Group(id) => Some(id),
+        _ => None,
+    })
+}
+
+fn group_id(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(peers(group, direction));
+}
+
+fn group_name(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    let named = peers(group, direction).filter_map(|id| group.view.get::<SecurityGroup>(id));
+    out.extend(named.map(|named| &named.name));
+}
+
+fn user_id(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(peers(group, direction).map(|_| &group.scope.account));
+}
+
+fn from_port(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(rules(group, direction).filter_map(|rule| ports(rule.matcher).0));
+}
+
+fn to_port(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(rules(group, direction).filter_map(|rule| ports(rule.matcher).1));
+}
+
+fn protocol(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
+    out.extend(rules(group, direction).map(|rule| protocol_name(rule.matcher)));
 }
 
 impl Action for DescribeSecurityGroups {
@@ -141,37 +168,32 @@ impl Action for DescribeSecurityGroups {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
-        let mut wanted: Vec<&SecurityGroup> = Vec::new();
-        for id in &request.ids {
-            wanted.push(found::<GroupId, SecurityGroup>(&view, id)?);
-        }
+        let view = ctx.view();
+        let view = view.view();
+        let mut ids = request.ids;
         for name in &request.names {
-            wanted.push(named(&view, &default_vpc(&view)?.id, name)?);
+            let group = named(view, &default_vpc(view)?.id, name)?;
+            ids.push(group.id.to_string());
         }
-        let any = request.ids.is_empty() && request.names.is_empty();
-        let groups = view
-            .all::<SecurityGroup>()
-            .filter(|group| any || wanted.iter().any(|wanted| wanted.id == group.id));
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                groups.map(|group| Group { group, view: &view }),
-                |found| found.group.id.to_string(),
-                (5, 1000),
-            )?;
-        let item = |Group { group, .. }: Group<'_>| Item {
-            owner_id: group.owner.clone(),
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .rows(view, &ids, (5, 1000), |_| true)?;
+        let item = |group: &Group<'_>| Item {
+            owner_id: group.scope.account.clone(),
             group_id: group.id.to_string(),
             group_name: group.name.clone(),
             group_description: group.description.clone(),
             vpc_id: group.vpc.to_string(),
-            security_group_arn: ctx.arn(&format!("security-group/{}", group.id)),
+            security_group_arn: group.arn(),
             ip_permissions: collect(group, Direction::Ingress),
             ip_permissions_egress: collect(group, Direction::Egress),
-            tag_set: Tag::set(view.tags(&group.id)),
+            tag_set: Tag::set(group.tags()),
         };
         Ok(Response {
-            security_group_info: found.into_iter().map(item).collect(),
+            security_group_info: found.iter().map(item).collect(),
             next_token,
         })
     }

@@ -21,15 +21,18 @@ pub(super) use describe_security_group_rules::DescribeSecurityGroupRules;
 pub(super) use describe_security_groups::DescribeSecurityGroups;
 pub(super) use revoke::{RevokeSecurityGroupEgress, RevokeSecurityGroupIngress};
 
-use super::shared::found;
 use crate::{
-    api::{ApiError, wire::quoted},
-    model::{GroupId, SecurityGroup, Vpc},
-    store::View,
+    api::{
+        ApiError,
+        shared::{found, not_found},
+        wire::quoted,
+    },
+    model::{GroupId, SecurityGroup, Vpc, VpcId},
+    store::{Change, Scoped},
 };
 
 /// The account's default VPC.
-fn default_vpc(view: &View) -> Result<&Vpc, ApiError> {
+fn default_vpc(view: Scoped<'_>) -> Result<&Vpc, ApiError> {
     view.all::<Vpc>()
         .find(|vpc| vpc.is_default)
         .ok_or_else(|| ApiError::new("VPCIdNotSpecified", "No default VPC for this user"))
@@ -37,13 +40,13 @@ fn default_vpc(view: &View) -> Result<&Vpc, ApiError> {
 
 /// The group that a request names: by its id, or by its name in the default VPC.
 fn find<'v>(
-    view: &'v View,
+    view: Scoped<'v>,
     id: Option<&str>,
     name: Option<&str>,
 ) -> Result<&'v SecurityGroup, ApiError> {
     match (id, name) {
         (Some(id), name) => {
-            let group = found::<GroupId, SecurityGroup>(view, id)?;
+            let group = found::<SecurityGroup>(view, id)?;
             if name.is_some_and(|name| name != group.name) {
                 return Err(ApiError::combination(
                     "The group that GroupId names has another GroupName",
@@ -57,13 +60,9 @@ fn find<'v>(
 }
 
 /// The group of this name in a VPC.
-fn named<'v>(
-    view: &'v View,
-    vpc: &crate::model::VpcId,
-    name: &str,
-) -> Result<&'v SecurityGroup, ApiError> {
-    view.all::<SecurityGroup>()
-        .find(|group| group.vpc == *vpc && group.name == name)
+fn named<'v>(view: Scoped<'v>, vpc: &VpcId, name: &str) -> Result<&'v SecurityGroup, ApiError> {
+    view.by(SecurityGroup::BY_NAME, &SecurityGroup::named(vpc, name))
+        .next()
         .ok_or_else(|| {
             let message = format!(
                 "The security group '{}' does not exist in VPC '{vpc}'",
@@ -79,4 +78,19 @@ fn plain_text(text: &str) -> bool {
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c))
+}
+
+/// The group with this id, for something that is going to refer to it: the
+/// transaction depends on its being there, and not about to be deleted.
+pub(super) fn refer_to<'v>(
+    view: Scoped<'v>,
+    change: &mut Change<'_>,
+    id: &GroupId,
+) -> Result<&'v SecurityGroup, ApiError> {
+    let group = view
+        .get::<SecurityGroup>(id)
+        .filter(|group| !group.deleting)
+        .ok_or_else(|| not_found::<GroupId>(id))?;
+    change.expect_unchanged(group);
+    Ok(group)
 }

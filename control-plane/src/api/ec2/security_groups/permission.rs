@@ -8,10 +8,10 @@ use super::{named, plain_text};
 use crate::{
     api::{
         ApiError,
-        ec2::shared::{not_found, parse_id},
+        shared::{not_found, parse_id},
     },
     model::{Direction, GroupId, Peer, Protocol, Rule, SecurityGroup},
-    store::View,
+    store::Scoped,
 };
 
 /// An `IpPermission` of a request.
@@ -95,7 +95,7 @@ impl Wanted {
 
 /// The single rules of a request's permissions, for a group of `owner`'s.
 pub(super) fn expand(
-    view: &View,
+    view: Scoped<'_>,
     owner: &SecurityGroup,
     permissions: &[Input],
 ) -> Result<Vec<Wanted>, ApiError> {
@@ -220,8 +220,16 @@ fn malformed_cidr(text: &str) -> ApiError {
     )
 }
 
-fn peer_group(view: &View, owner: &SecurityGroup, input: &GroupInput) -> Result<GroupId, ApiError> {
-    if input.user_id.as_deref().is_some_and(|id| id != owner.owner) {
+fn peer_group(
+    view: Scoped<'_>,
+    owner: &SecurityGroup,
+    input: &GroupInput,
+) -> Result<GroupId, ApiError> {
+    if input
+        .user_id
+        .as_deref()
+        .is_some_and(|id| id != owner.scope.account)
+    {
         return Err(ApiError::unsupported("A security group of another account"));
     }
     let group = match (&input.group_id, &input.group_name) {
@@ -358,7 +366,7 @@ pub(super) fn collect(group: &SecurityGroup, direction: Direction) -> Vec<Permis
                 description,
             }),
             Peer::Group(id) => permission.groups.push(GroupPair {
-                user_id: group.owner.clone(),
+                user_id: group.scope.account.clone(),
                 group_id: id.to_string(),
                 description,
             }),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{not_found, parse_id},
+        shared::{not_found, parse_id},
     },
     model::{Direction, Rule, RuleId},
 };
@@ -95,7 +95,6 @@ async fn revoke(
         .map(|id| parse_id(id))
         .collect::<Result<_, _>>()?;
     let (group, gone) = ctx
-        .db
         .transact(|view, change| {
             let mut group = find(view, group.0, group.1)?.clone();
             let mut gone: Vec<Rule> = Vec::new();
@@ -119,7 +118,7 @@ async fn revoke(
             }
             change.put(&group);
             for rule in &gone {
-                change.put_tags(&rule.id, Default::default());
+                change.put_tags(ctx.scope(), &rule.id, Default::default());
             }
             Ok((group, gone))
         })

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{check_resources, exists};
 use crate::api::{
     Action, ApiError, Ctx, Done,
-    ec2::shared::tag::{TagInput, checked, within_limit},
+    shared::tag::{TagInput, checked, within_limit},
 };
 
 /// The action.
@@ -38,18 +38,17 @@ impl Action for CreateTags {
             return Err(ApiError::missing("Tag"));
         }
         let new = checked(&request.tags)?;
-        ctx.db
-            .transact(|view, change| {
-                for id in &request.resources {
-                    exists(view, change, id)?;
-                    let mut tags = view.tags(id).clone();
-                    tags.extend(new.clone());
-                    within_limit(&tags)?;
-                    change.put_tags(id, tags);
-                }
-                Ok::<_, ApiError>(())
-            })
-            .await?;
+        ctx.transact(|view, change| {
+            for id in &request.resources {
+                exists(view, change, id)?;
+                let mut tags = view.tags(id).clone();
+                tags.extend(new.clone());
+                within_limit(&tags)?;
+                change.put_tags(ctx.scope(), id, tags);
+            }
+            Ok::<_, ApiError>(())
+        })
+        .await?;
         Ok(Done::OK)
     }
 }

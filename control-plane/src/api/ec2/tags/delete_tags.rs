@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{check_resources, exists};
 use crate::api::{
     Action, ApiError, Ctx, Done,
-    ec2::shared::tag::{TagInput, reserved},
+    shared::tag::{TagInput, reserved},
 };
 
 /// The action.
@@ -50,17 +50,16 @@ impl Action for DeleteTags {
                 .iter()
                 .any(|tag| tag.key == *key && tag.value.as_ref().is_none_or(|v| v == value))
         };
-        ctx.db
-            .transact(|view, change| {
-                for id in &request.resources {
-                    exists(view, change, id)?;
-                    let mut tags = view.tags(id).clone();
-                    tags.retain(|key, value| !goes(key, value));
-                    change.put_tags(id, tags);
-                }
-                Ok::<_, ApiError>(())
-            })
-            .await?;
+        ctx.transact(|view, change| {
+            for id in &request.resources {
+                exists(view, change, id)?;
+                let mut tags = view.tags(id).clone();
+                tags.retain(|key, value| !goes(key, value));
+                change.put_tags(ctx.scope(), id, tags);
+            }
+            Ok::<_, ApiError>(())
+        })
+        .await?;
         Ok(Done::OK)
     }
 }

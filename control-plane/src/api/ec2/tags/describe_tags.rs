@@ -10,7 +10,7 @@ use super::kind;
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Listing},
+        shared::{Filter, Filterable, Listing, Table},
     },
     model::Tags,
 };
@@ -49,15 +49,12 @@ struct One {
 }
 
 impl Filterable for One {
-    const FILTERS: &'static [&'static str] = &["key", "resource-id", "resource-type", "value"];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        vec![match filter {
-            "key" => self.item.key.clone(),
-            "resource-id" => self.item.resource_id.clone(),
-            "resource-type" => self.item.resource_type.clone(),
-            _ => self.item.value.clone(),
-        }]
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("key", |t, out| out.add(&t.item.key))
+            .on("resource-id", |t, out| out.add(&t.item.resource_id))
+            .on("resource-type", |t, out| out.add(&t.item.resource_type))
+            .on("value", |t, out| out.add(&t.item.value))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
@@ -72,8 +69,9 @@ impl Action for DescribeTags {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
+        let view = ctx.view();
         let all = view
+            .view()
             .all::<Tags>()
             .flat_map(|of| of.tags.iter().map(move |(key, value)| (of, key, value)))
             .map(|(of, key, value)| One {

@@ -10,73 +10,82 @@ pub(super) use create_tags::CreateTags;
 pub(super) use delete_tags::DeleteTags;
 pub(super) use describe_tags::DescribeTags;
 
-use super::shared::{found, not_found, parse_id};
+use crate::api::shared::{found, not_found, parse_id};
 use crate::{
     api::{ApiError, wire::quoted},
     model::{
-        Eni, EniId, GroupId, Image, ImageId, Instance, InstanceId, KeyPair, KeyPairId, RuleId,
-        SecurityGroup, Subnet, SubnetId, Volume, VolumeId, Vpc, VpcId,
+        Described, Eni, Identifier as _, Image, Instance, KeyPair, RuleId, SecurityGroup, Subnet,
+        Volume, Vpc, resource::each_kind,
     },
-    store::{Change, View},
+    store::{Change, Scoped},
 };
 
 /// The most resources in one call.
 const MAX_RESOURCES: usize = 1000;
 
-/// The prefixes of identifiers and EC2's names of the kinds that can have tags.
-const KINDS: &[(&str, &str)] = &[
-    ("ami", "image"),
-    ("eni", "network-interface"),
-    ("i", "instance"),
-    ("key", "key-pair"),
-    ("sg", "security-group"),
-    ("sgr", "security-group-rule"),
-    ("subnet", "subnet"),
-    ("vol", "volume"),
-    ("vpc", "vpc"),
-];
+/// What the tags of a kind of resource need to know of it.
+struct Kind {
+    /// The prefix of its ids.
+    prefix: &'static str,
+    /// What EC2 calls it.
+    name: &'static str,
+    /// Checks that one is there, and makes the transaction depend on that.
+    expect: fn(Scoped<'_>, &mut Change<'_>, &str) -> Result<(), ApiError>,
+}
+
+impl Kind {
+    const fn own<T: Described>() -> Self {
+        Self {
+            prefix: T::Id::PREFIX,
+            name: T::TYPE,
+            expect: |view, change, id| {
+                change.expect_unchanged(found::<T>(view, id)?);
+                Ok(())
+            },
+        }
+    }
+}
+
+macro_rules! tagged {
+    (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
+        /// Every kind that can have tags.
+        const KINDS: &[Kind] = &[
+            $(Kind::own::<$resource>(),)*
+            Kind {
+                prefix: RuleId::PREFIX,
+                name: "security-group-rule",
+                expect: expect_rule,
+            },
+        ];
+    };
+}
+
+each_kind!(tagged);
+
+/// A rule is a part of its group.
+fn expect_rule(view: Scoped<'_>, change: &mut Change<'_>, id: &str) -> Result<(), ApiError> {
+    let id: RuleId = parse_id(id)?;
+    let group = view.by(SecurityGroup::BY_RULE, id.as_str()).next();
+    change.expect_unchanged(group.ok_or_else(|| not_found::<RuleId>(&id))?);
+    Ok(())
+}
+
+/// The kind that an identifier is of.
+fn kind_of(id: &str) -> Option<&'static Kind> {
+    let (prefix, _) = id.rsplit_once('-')?;
+    KINDS.iter().find(|kind| kind.prefix == prefix)
+}
 
 /// EC2's name of the kind that an identifier is of.
 fn kind(id: &str) -> Option<&'static str> {
-    let (prefix, _) = id.rsplit_once('-')?;
-    let (_, kind) = KINDS.iter().find(|(known, _)| *known == prefix)?;
-    Some(kind)
+    Some(kind_of(id)?.name)
 }
 
 /// Checks that a resource is there, and makes the transaction depend on that.
-fn exists(view: &View, change: &mut Change<'_>, id: &str) -> Result<(), ApiError> {
-    macro_rules! look {
-        ($id:ty, $resource:ty) => {{
-            found::<$id, $resource>(view, id)?;
-            change.expect_unchanged::<$resource>(id);
-            Ok(())
-        }};
-    }
-    match kind(id) {
-        Some("image") => look!(ImageId, Image),
-        Some("network-interface") => look!(EniId, Eni),
-        Some("instance") => look!(InstanceId, Instance),
-        Some("security-group") => look!(GroupId, SecurityGroup),
-        Some("subnet") => look!(SubnetId, Subnet),
-        Some("volume") => look!(VolumeId, Volume),
-        Some("vpc") => look!(VpcId, Vpc),
-        Some("key-pair") => {
-            let id: KeyPairId = parse_id(id)?;
-            let pair = view.all::<KeyPair>().find(|pair| pair.id == id);
-            let pair = pair.ok_or_else(|| not_found::<KeyPairId>(&id))?;
-            change.expect_unchanged::<KeyPair>(&pair.name);
-            Ok(())
-        }
-        Some("security-group-rule") => {
-            let id: RuleId = parse_id(id)?;
-            let group = view
-                .all::<SecurityGroup>()
-                .find(|group| group.rules.iter().any(|rule| rule.id == id));
-            let group = group.ok_or_else(|| not_found::<RuleId>(&id))?;
-            change.expect_unchanged::<SecurityGroup>(&group.id);
-            Ok(())
-        }
-        _ => Err(ApiError::new(
+fn exists(view: Scoped<'_>, change: &mut Change<'_>, id: &str) -> Result<(), ApiError> {
+    match kind_of(id) {
+        Some(kind) => (kind.expect)(view, change, id),
+        None => Err(ApiError::new(
             "InvalidID",
             format!("The ID '{}' is not valid", quoted(id)),
         )),

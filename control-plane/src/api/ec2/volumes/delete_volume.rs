@@ -6,8 +6,8 @@
 use serde::Deserialize;
 
 use crate::{
-    api::{Action, ApiError, Ctx, Done, ec2::shared::found},
-    model::{Volume, VolumeId},
+    api::{Action, ApiError, Ctx, Done, shared::found},
+    model::Volume,
 };
 
 /// The action.
@@ -30,25 +30,24 @@ impl Action for DeleteVolume {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
-        ctx.db
-            .transact(|view, change| {
-                let volume = found::<VolumeId, Volume>(view, &request.volume_id)?;
-                if let Some(attachment) = &volume.attachment {
-                    let message = format!(
-                        "Volume {} is currently attached to {}",
-                        volume.id, attachment.instance
-                    );
-                    return Err(ApiError::new("VolumeInUse", message));
-                }
-                if !volume.deleting {
-                    change.put(&Volume {
-                        deleting: true,
-                        ..volume.clone()
-                    });
-                }
-                Ok(())
-            })
-            .await?;
+        ctx.transact(|view, change| {
+            let volume = found::<Volume>(view, &request.volume_id)?;
+            if let Some(attachment) = &volume.attachment {
+                let message = format!(
+                    "Volume {} is currently attached to {}",
+                    volume.id, attachment.instance
+                );
+                return Err(ApiError::new("VolumeInUse", message));
+            }
+            if !volume.deleting {
+                change.put(&Volume {
+                    deleting: true,
+                    ..volume.clone()
+                });
+            }
+            Ok(())
+        })
+        .await?;
         Ok(Done::OK)
     }
 }

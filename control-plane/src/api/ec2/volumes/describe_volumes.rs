@@ -9,13 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::{
-            regions::zone_id,
-            shared::{Filter, Filterable, Listing, Tag, Tagged, named_or_all},
-        },
+        ec2::regions::zone_id,
+        shared::{Filter, Filterable, Listing, Row, Table, Tag},
         wire::Time,
     },
-    model::{Volume, VolumeId},
+    model::{Described as _, Volume},
 };
 
 /// The action.
@@ -77,8 +75,8 @@ fn status(volume: &Volume) -> &'static str {
 }
 
 impl Item {
-    fn new(ctx: &Ctx, tagged: &Tagged<'_, Volume>) -> Self {
-        let volume = tagged.resource;
+    fn new(row: &Row<'_, Volume>) -> Self {
+        let volume = row.resource;
         let attachment = volume.attachment.as_ref().map(|a| Attachment {
             volume_id: volume.id.to_string(),
             instance_id: a.instance.to_string(),
@@ -89,8 +87,8 @@ impl Item {
         });
         Self {
             volume_id: volume.id.to_string(),
-            volume_arn: ctx.arn(&format!("volume/{}", volume.id)),
-            owner_id: volume.owner.clone(),
+            volume_arn: volume.arn(),
+            owner_id: volume.scope.account.clone(),
             size: volume.size_gib,
             volume_type: volume.volume_type.clone(),
             availability_zone: volume.zone.clone(),
@@ -100,57 +98,42 @@ impl Item {
             attachment_set: attachment.into_iter().collect(),
             encrypted: false,
             multi_attach_enabled: false,
-            tag_set: Tag::set(tagged.tags),
+            tag_set: Tag::set(row.tags()),
         }
     }
 }
 
-impl Filterable for Tagged<'_, Volume> {
-    const FILTERS: &'static [&'static str] = &[
-        "attachment.attach-time",
-        "attachment.delete-on-termination",
-        "attachment.device",
-        "attachment.instance-id",
-        "attachment.status",
-        "availability-zone",
-        "availability-zone-id",
-        "create-time",
-        "encrypted",
-        "multi-attach-enabled",
-        "size",
-        "status",
-        "volume-id",
-        "volume-type",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        let volume = self.resource;
-        if let Some(of) = filter.strip_prefix("attachment.") {
-            let attachment = volume.attachment.iter();
-            return attachment
-                .map(|a| match of {
-                    "attach-time" => Time(a.attached).to_string(),
-                    "delete-on-termination" => a.delete_on_termination.to_string(),
-                    "device" => a.device.clone(),
-                    "instance-id" => a.instance.to_string(),
-                    _ => "attached".into(),
-                })
-                .collect();
-        }
-        vec![match filter {
-            "availability-zone" => volume.zone.clone(),
-            "availability-zone-id" => zone_id(&volume.zone),
-            "create-time" => Time(volume.created).to_string(),
-            "encrypted" | "multi-attach-enabled" => "false".into(),
-            "size" => volume.size_gib.to_string(),
-            "status" => status(volume).into(),
-            "volume-id" => volume.id.to_string(),
-            _ => volume.volume_type.clone(),
-        }]
+impl Filterable for Row<'_, Volume> {
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on("attachment.attach-time", |v, out| {
+                out.extend(v.attachment.iter().map(|a| Time(a.attached)));
+            })
+            .on("attachment.delete-on-termination", |v, out| {
+                out.extend(v.attachment.iter().map(|a| a.delete_on_termination));
+            })
+            .on("attachment.device", |v, out| {
+                out.extend(v.attachment.iter().map(|a| &a.device));
+            })
+            .on("attachment.instance-id", |v, out| {
+                out.extend(v.attachment.iter().map(|a| &a.instance));
+            })
+            .on("attachment.status", |v, out| {
+                out.extend(v.attachment.iter().map(|_| "attached"));
+            })
+            .on("availability-zone", |v, out| out.add(&v.zone))
+            .on("availability-zone-id", |v, out| out.add(zone_id(&v.zone)))
+            .on("create-time", |v, out| out.add(Time(v.created)))
+            .on("encrypted", |_, out| out.add(false))
+            .on("multi-attach-enabled", |_, out| out.add(false))
+            .on("size", |v, out| out.add(v.size_gib))
+            .on("status", |v, out| out.add(status(v)))
+            .on("volume-id", |v, out| out.add(&v.id))
+            .on("volume-type", |v, out| out.add(&v.volume_type))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
+        Some(self.tags())
     }
 }
 
@@ -162,16 +145,15 @@ impl Action for DescribeVolumes {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
-        let volumes = named_or_all::<VolumeId, Volume>(&view, &request.ids)?.into_iter();
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                volumes.map(|volume| Tagged::new(&view, volume)),
-                |tagged| tagged.resource.id.to_string(),
-                (5, 1000),
-            )?;
+        let view = ctx.view();
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .rows(view.view(), &request.ids, (5, 1000), |_| true)?;
         Ok(Response {
-            volume_set: found.iter().map(|tagged| Item::new(ctx, tagged)).collect(),
+            volume_set: found.iter().map(Item::new).collect(),
             next_token,
         })
     }

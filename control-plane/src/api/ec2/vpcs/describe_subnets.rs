@@ -9,13 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::{
-            regions::zone_id,
-            shared::{Filter, Filterable, Listing, Tag, named_or_all},
-        },
+        ec2::regions::zone_id,
+        shared::{Filter, Filterable, Listing, Row, Table, Tag},
     },
-    model::{Eni, Subnet, SubnetId},
-    store::View,
+    model::{Described as _, Eni, Subnet},
 };
 
 /// The action.
@@ -58,66 +55,39 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-struct Candidate<'v> {
-    subnet: &'v Subnet,
-    arn: String,
-    available: usize,
-    tags: &'v BTreeMap<String, String>,
+/// How many of its addresses are free.
+fn available(row: &Row<'_, Subnet>) -> usize {
+    let taken = row.view.by(Eni::BY_SUBNET, row.id.as_str());
+    row.usable().count().saturating_sub(taken.count())
 }
 
-impl<'v> Candidate<'v> {
-    fn new(ctx: &Ctx, view: &'v View, subnet: &'v Subnet) -> Self {
-        let taken = view.all::<Eni>().filter(|eni| eni.subnet == subnet.id);
-        Self {
-            subnet,
-            arn: ctx.arn(&format!("subnet/{}", subnet.id)),
-            available: subnet.usable().count().saturating_sub(taken.count()),
-            tags: view.tags(&subnet.id),
-        }
-    }
-}
-
-impl Filterable for Candidate<'_> {
-    const FILTERS: &'static [&'static str] = &[
-        "availability-zone",
-        "availability-zone-id",
-        "availabilityZone",
-        "availabilityZoneId",
-        "available-ip-address-count",
-        "cidr",
-        "cidr-block",
-        "cidrBlock",
-        "default-for-az",
-        "defaultForAz",
-        "ipv6-native",
-        "map-public-ip-on-launch",
-        "owner-id",
-        "state",
-        "subnet-arn",
-        "subnet-id",
-        "vpc-id",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        let subnet = self.subnet;
-        vec![match filter {
-            "availability-zone" | "availabilityZone" => subnet.zone.clone(),
-            "availability-zone-id" | "availabilityZoneId" => zone_id(&subnet.zone),
-            "available-ip-address-count" => self.available.to_string(),
-            "cidr" | "cidr-block" | "cidrBlock" => subnet.cidr.to_string(),
-            "default-for-az" | "defaultForAz" => subnet.is_default.to_string(),
-            "ipv6-native" => "false".into(),
-            "map-public-ip-on-launch" => subnet.map_public_ip.to_string(),
-            "owner-id" => subnet.owner.clone(),
-            "state" => "available".into(),
-            "subnet-arn" => self.arn.clone(),
-            "subnet-id" => subnet.id.to_string(),
-            _ => subnet.vpc.to_string(),
-        }]
+impl Filterable for Row<'_, Subnet> {
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on_each(["availability-zone", "availabilityZone"], |s, out| {
+                out.add(&s.zone);
+            })
+            .on_each(["availability-zone-id", "availabilityZoneId"], |s, out| {
+                out.add(zone_id(&s.zone));
+            })
+            .on("available-ip-address-count", |s, out| out.add(available(s)))
+            .on_each(["cidr", "cidr-block", "cidrBlock"], |s, out| {
+                out.add(s.cidr);
+            })
+            .on_each(["default-for-az", "defaultForAz"], |s, out| {
+                out.add(s.is_default);
+            })
+            .on("ipv6-native", |_, out| out.add(false))
+            .on("map-public-ip-on-launch", |s, out| out.add(s.map_public_ip))
+            .on("owner-id", |s, out| out.add(&s.scope.account))
+            .on("state", |_, out| out.add("available"))
+            .on("subnet-arn", |s, out| out.add(s.arn()))
+            .on("subnet-id", |s, out| out.add(&s.id))
+            .on("vpc-id", |s, out| out.add(&s.vpc))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
+        Some(self.tags())
     }
 }
 
@@ -128,33 +98,31 @@ impl Action for DescribeSubnets {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
-        let candidate = |subnet| Candidate::new(ctx, &view, subnet);
-        let subnets = named_or_all::<SubnetId, Subnet>(&view, &request.ids)?;
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                subnets.into_iter().map(candidate),
-                |candidate| candidate.subnet.id.to_string(),
-                (5, 1000),
-            )?;
-        let item = |t: Candidate<'_>| Item {
-            subnet_id: t.subnet.id.to_string(),
-            owner_id: t.subnet.owner.clone(),
+        let view = ctx.view();
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .rows(view.view(), &request.ids, (5, 1000), |_| true)?;
+        let item = |row: &Row<'_, Subnet>| Item {
+            subnet_id: row.id.to_string(),
+            owner_id: row.scope.account.clone(),
             state: "available".into(),
-            vpc_id: t.subnet.vpc.to_string(),
-            cidr_block: t.subnet.cidr.to_string(),
-            available_ip_address_count: t.available,
-            availability_zone: t.subnet.zone.clone(),
-            availability_zone_id: zone_id(&t.subnet.zone),
-            default_for_az: t.subnet.is_default,
-            map_public_ip_on_launch: t.subnet.map_public_ip,
+            vpc_id: row.vpc.to_string(),
+            cidr_block: row.cidr.to_string(),
+            available_ip_address_count: available(row),
+            availability_zone: row.zone.clone(),
+            availability_zone_id: zone_id(&row.zone),
+            default_for_az: row.is_default,
+            map_public_ip_on_launch: row.map_public_ip,
             assign_ipv6_address_on_creation: false,
             ipv6_native: false,
-            tag_set: Tag::set(t.tags),
-            subnet_arn: t.arn,
+            tag_set: Tag::set(row.tags()),
+            subnet_arn: row.arn(),
         };
         Ok(Response {
-            subnet_set: found.into_iter().map(item).collect(),
+            subnet_set: found.iter().map(item).collect(),
             next_token,
         })
     }

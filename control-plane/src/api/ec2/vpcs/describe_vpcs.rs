@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        ec2::shared::{Filter, Filterable, Listing, Tag, Tagged, named_or_all},
+        shared::{Filter, Filterable, Listing, Row, Table, Tag},
     },
-    model::{Vpc, VpcId},
+    model::Vpc,
 };
 
 /// The action.
@@ -68,36 +68,29 @@ fn association(vpc: &Vpc) -> String {
     vpc.id.as_str().replacen("vpc-", "vpc-cidr-assoc-", 1)
 }
 
-impl Filterable for Tagged<'_, Vpc> {
-    const FILTERS: &'static [&'static str] = &[
-        "cidr",
-        "cidr-block-association.association-id",
-        "cidr-block-association.cidr-block",
-        "cidr-block-association.state",
-        "dhcp-options-id",
-        "is-default",
-        "isDefault",
-        "owner-id",
-        "state",
-        "vpc-id",
-    ];
-
-    fn values(&self, filter: &str) -> Vec<String> {
-        let vpc = self.resource;
-        vec![match filter {
-            "cidr" | "cidr-block-association.cidr-block" => vpc.cidr.to_string(),
-            "cidr-block-association.association-id" => association(vpc),
-            "cidr-block-association.state" => "associated".into(),
-            "dhcp-options-id" => vpc.dhcp_options.to_string(),
-            "is-default" | "isDefault" => vpc.is_default.to_string(),
-            "owner-id" => vpc.owner.clone(),
-            "state" => "available".into(),
-            _ => vpc.id.to_string(),
-        }]
+impl Filterable for Row<'_, Vpc> {
+    fn filters() -> Table<Self> {
+        Table::<Self>::new()
+            .on_each(["cidr", "cidr-block-association.cidr-block"], |v, out| {
+                out.add(v.cidr);
+            })
+            .on("cidr-block-association.association-id", |v, out| {
+                out.add(association(v));
+            })
+            .on("cidr-block-association.state", |_, out| {
+                out.add("associated");
+            })
+            .on("dhcp-options-id", |v, out| out.add(&v.dhcp_options))
+            .on_each(["is-default", "isDefault"], |v, out| {
+                out.add(v.is_default);
+            })
+            .on("owner-id", |v, out| out.add(&v.scope.account))
+            .on("state", |_, out| out.add("available"))
+            .on("vpc-id", |v, out| out.add(&v.id))
     }
 
     fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
+        Some(self.tags())
     }
 }
 
@@ -108,20 +101,16 @@ impl Action for DescribeVpcs {
     type Response = Response;
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.db.view();
-        let vpcs = named_or_all::<VpcId, Vpc>(&view, &request.ids)?.into_iter();
-        let (found, next_token) =
-            Listing::new(request.filters, request.max_results, request.next_token).page_of(
-                vpcs.map(|vpc| Tagged::new(&view, vpc)),
-                |tagged| tagged.resource.id.to_string(),
-                (5, 1000),
-            )?;
-        let item = |Tagged {
-                        resource: vpc,
-                        tags,
-                    }: &Tagged<'_, Vpc>| Item {
+        let view = ctx.view();
+        let (found, next_token) = Listing::new(
+            request.filters,
+            request.max_results,
+            request.next_token,
+        )
+        .rows(view.view(), &request.ids, (5, 1000), |_| true)?;
+        let item = |vpc: &Row<'_, Vpc>| Item {
             vpc_id: vpc.id.to_string(),
-            owner_id: vpc.owner.clone(),
+            owner_id: vpc.scope.account.clone(),
             state: "available".into(),
             cidr_block: vpc.cidr.to_string(),
             cidr_block_association_set: vec![Association {
@@ -134,7 +123,7 @@ impl Action for DescribeVpcs {
             dhcp_options_id: vpc.dhcp_options.to_string(),
             instance_tenancy: "default".into(),
             is_default: vpc.is_default,
-            tag_set: Tag::set(tags),
+            tag_set: Tag::set(vpc.tags()),
         };
         Ok(Response {
             vpc_set: found.iter().map(item).collect(),

@@ -5,12 +5,16 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use super::{InterfaceInput, MetadataInput, Request};
 use crate::api::ec2::instances::{groups, modify_instance_attribute::shutdown_behavior};
 use crate::{
-    api::{ApiError, Ctx, ec2::shared::found, wire::quoted},
-    model::{
-        GroupId, Image, ImageId, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
-        ShutdownBehavior, Subnet, SubnetId, VpcId,
+    api::{
+        ApiError, Ctx,
+        shared::{found, found_visible},
+        wire::quoted,
     },
-    store::View,
+    model::{
+        GroupId, Image, InstanceType, KeyPair, MetadataOptions, SecurityGroup, ShutdownBehavior,
+        Subnet, VpcId,
+    },
+    store::Scoped,
 };
 
 /// The most instances of one call: each is some ten records of one transaction.
@@ -39,7 +43,7 @@ pub(super) struct Launch {
     pub protected: bool,
 }
 
-pub(super) fn launch(ctx: &Ctx, view: &View, request: &Request) -> Result<Launch, ApiError> {
+pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<Launch, ApiError> {
     count(request)?;
     let image = image(view, request)?;
     let kind = instance_type(request)?;
@@ -106,12 +110,12 @@ fn count(request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn image(view: &View, request: &Request) -> Result<Image, ApiError> {
+fn image(view: Scoped<'_>, request: &Request) -> Result<Image, ApiError> {
     let id = request
         .image_id
         .as_ref()
         .ok_or_else(|| ApiError::missing("ImageId"))?;
-    found::<ImageId, Image>(view, id).cloned()
+    found_visible::<Image>(view, id).cloned()
 }
 
 fn instance_type(request: &Request) -> Result<&'static InstanceType, ApiError> {
@@ -164,7 +168,7 @@ fn interface(request: &Request) -> Result<Option<&InterfaceInput>, ApiError> {
 
 fn subnet(
     ctx: &Ctx,
-    view: &View,
+    view: Scoped<'_>,
     request: &Request,
     interface: Option<&InterfaceInput>,
 ) -> Result<Subnet, ApiError> {
@@ -177,7 +181,7 @@ fn subnet(
         .as_ref()
         .or(interface.and_then(|i| i.subnet_id.as_ref()));
     if let Some(id) = given {
-        let subnet = found::<SubnetId, Subnet>(view, id)?;
+        let subnet = found::<Subnet>(view, id)?;
         if zone.is_some_and(|z| z != subnet.zone) {
             return Err(ApiError::combination(format!(
                 "The subnet '{}' is not in the availability zone that Placement names",
@@ -209,7 +213,7 @@ fn subnet(
 }
 
 fn groups(
-    view: &View,
+    view: Scoped<'_>,
     request: &Request,
     interface: Option<&InterfaceInput>,
     subnet: &Subnet,
@@ -230,9 +234,9 @@ fn groups(
     groups::distinct(groups)
 }
 
-fn group_named(view: &View, vpc: &VpcId, name: &str) -> Result<GroupId, ApiError> {
-    view.all::<SecurityGroup>()
-        .find(|g| g.vpc == *vpc && g.name == name)
+fn group_named(view: Scoped<'_>, vpc: &VpcId, name: &str) -> Result<GroupId, ApiError> {
+    view.by(SecurityGroup::BY_NAME, &SecurityGroup::named(vpc, name))
+        .next()
         .map(|g| g.id.clone())
         .ok_or_else(|| {
             let name = quoted(name);

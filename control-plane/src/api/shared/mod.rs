@@ -7,8 +7,8 @@ pub mod id;
 pub mod page;
 pub mod tag;
 
-pub use describe::{Listing, Tagged, named_or_all};
-pub use filter::{Filter, Filterable, Filters};
-pub use id::{ApiId, found, not_found, parse_id};
-pub use page::{Page, page};
+pub use describe::{Listing, Row};
+pub use filter::{Filter, Filterable, Filters, Table, Values};
+pub use id::{found, found_visible, not_found, parse_id};
+pub use page::Page;
 pub use tag::{Tag, TagSpecification};

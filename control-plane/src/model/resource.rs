@@ -1,0 +1,246 @@
+//! What every record is, and how a resource is declared.
+//!
+//! A resource is declared once, with [`resource!`](super::resource) beside its
+//! type: its kind, the prefix of its ids, what ARNs and tags call it, EC2's
+//! error codes for it and its indexes. Ids, the view, tags and the answers to
+//! "is it there" follow from that.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// An account's part of a region: what a regional resource is in, and what its
+/// names are unique in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Scope {
+    /// The account's number, 12 digits.
+    pub account: String,
+    /// The region's name, as `us-east-1`.
+    pub region: String,
+}
+
+impl Scope {
+    /// This account's part of this region.
+    pub fn new(account: impl Into<String>, region: impl Into<String>) -> Self {
+        Self {
+            account: account.into(),
+            region: region.into(),
+        }
+    }
+
+    /// What the paths of all records in it begin with.
+    pub fn prefix(&self) -> String {
+        format!("{}/{}/", self.account, self.region)
+    }
+
+    /// The path of the record with this id in it.
+    pub fn path(&self, id: &str) -> String {
+        format!("{}/{}/{id}", self.account, self.region)
+    }
+}
+
+/// Calls back with each key that a record is found under.
+pub type Keys<T> = fn(&T, &mut dyn FnMut(&str));
+
+/// An index of a kind: the keys that one record is found under.
+#[derive(Debug)]
+pub struct Index<T> {
+    /// Its name, unique within the kind.
+    pub name: &'static str,
+    /// Calls back with each key of a record; with none, the record isn't in it.
+    pub keys: Keys<T>,
+}
+
+impl<T> Clone for Index<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Index<T> {}
+
+/// A record of the desired state: one JSON value under one key of the store.
+///
+/// The key is `/{KIND}/{path}`; the path is `{account}/{region}/{id}`, or the id
+/// alone for what the whole cloud shares.
+pub trait Resource: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+    /// The plural noun that heads the key, as in `/instances/…`.
+    const KIND: &'static str;
+
+    /// The version of the record's form. A change that a program of the version
+    /// before could not read raises it.
+    const VERSION: u32 = 1;
+
+    /// What records of this kind are found by beside their id.
+    const INDEXES: &'static [Index<Self>] = &[];
+
+    /// The last part of the key, unique in the scope.
+    fn id(&self) -> &str;
+
+    /// What it is in; `None` when the whole cloud shares it.
+    fn scope(&self) -> Option<&Scope>;
+
+    /// Brings a record of an older version to this one.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the operator.
+    fn upgrade(version: u32, _record: serde_json::Value) -> Result<serde_json::Value, String> {
+        Err(format!(
+            "version {version} of {} is not known here",
+            Self::KIND
+        ))
+    }
+
+    /// Its key without the kind.
+    fn path(&self) -> String {
+        match self.scope() {
+            Some(scope) => scope.path(self.id()),
+            None => self.id().to_owned(),
+        }
+    }
+
+    /// The store's key of the record with this path.
+    fn key_of(path: &str) -> String {
+        format!("/{}/{path}", Self::KIND)
+    }
+
+    /// The store's key of this record.
+    fn key(&self) -> String {
+        Self::key_of(&self.path())
+    }
+}
+
+/// A record of one account in one region.
+pub trait Regional: Resource {
+    /// What it is in.
+    fn home(&self) -> &Scope;
+}
+
+/// A record that all accounts share and none of them owns, as a host.
+pub trait Shared: Resource {}
+
+/// An identifier as EC2 has them: a prefix and digits, with an error code for
+/// what is no such identifier and one for what names nothing.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>
+pub trait Identifier: std::str::FromStr + AsRef<str> + Clone {
+    /// The prefix, without its dash.
+    const PREFIX: &'static str;
+    /// The code for what is no such identifier.
+    const MALFORMED: &'static str;
+    /// The code for one that names nothing.
+    const NOT_FOUND: &'static str;
+    /// What EC2 calls it in messages.
+    const NOUN: &'static str;
+}
+
+/// A resource that the API shows under an id of its own.
+pub trait Described: Regional {
+    /// Its identifier.
+    type Id: Identifier;
+    /// What ARNs and `TagSpecification`s call it, as `instance`.
+    const TYPE: &'static str;
+
+    /// Its identifier; the key may be another, as a key pair's name is.
+    fn described_id(&self) -> &Self::Id;
+
+    /// Its ARN.
+    fn arn(&self) -> String {
+        let Scope { account, region } = self.home();
+        let id = self.described_id().as_ref();
+        format!("arn:aws:ec2:{region}:{account}:{}/{id}", Self::TYPE)
+    }
+}
+
+/// A resource that others than its owner may see: the one door between accounts.
+pub trait Visible: Described {
+    /// Whether it can be seen from there.
+    fn visible_from(&self, scope: &Scope) -> bool;
+}
+
+/// Makes a record type one of an account and a region: it has a field `scope`.
+macro_rules! regional {
+    ($resource:ident { kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?] $(,)? }) => {
+        impl $crate::model::Resource for $resource {
+            const KIND: &'static str = $kind;
+            const INDEXES: &'static [$crate::model::Index<Self>] = &[$(Self::$index),*];
+            fn id(&self) -> &str {
+                self.$key.as_ref()
+            }
+            fn scope(&self) -> Option<&$crate::model::Scope> {
+                Some(&self.scope)
+            }
+        }
+        impl $crate::model::Regional for $resource {
+            fn home(&self) -> &$crate::model::Scope {
+                &self.scope
+            }
+        }
+    };
+}
+
+/// Makes a record type one that the whole cloud shares.
+macro_rules! shared {
+    ($resource:ident { kind: $kind:literal, key: |$this:ident| $key:expr $(,)? }) => {
+        impl $crate::model::Resource for $resource {
+            const KIND: &'static str = $kind;
+            fn id(&self) -> &str {
+                let $this = self;
+                $key
+            }
+            fn scope(&self) -> Option<&$crate::model::Scope> {
+                None
+            }
+        }
+        impl $crate::model::Shared for $resource {}
+    };
+}
+
+/// Declares a resource of the API, whole: its identifier and what its record,
+/// its ARN, its tags and its errors are called. Its type has the fields `id`,
+/// `scope`, and the one that is the key.
+macro_rules! resource {
+    ($resource:ident {
+        $(#[$doc:meta])* id: $id:ident = $prefix:literal,
+        kind: $kind:literal,
+        key: $key:ident,
+        arn: $arn:literal,
+        malformed: $malformed:literal,
+        not_found: $not_found:literal,
+        noun: $noun:literal,
+        indexes: [$($index:ident),* $(,)?] $(,)?
+    }) => {
+        $crate::model::ids::identifier! {
+            $(#[$doc])* $id = $prefix, $malformed, $not_found, $noun
+        }
+        $crate::model::resource::regional! {
+            $resource { kind: $kind, key: $key, indexes: [BY_ID $(, $index)*] }
+        }
+        impl $resource {
+            /// By its identifier, in whichever scope it is.
+            pub const BY_ID: $crate::model::Index<Self> = $crate::model::Index {
+                name: "id",
+                keys: |this, key| key(this.id.as_str()),
+            };
+        }
+        impl $crate::model::Described for $resource {
+            type Id = $id;
+            const TYPE: &'static str = $arn;
+            fn described_id(&self) -> &$id {
+                &self.id
+            }
+        }
+    };
+}
+
+/// Calls a macro with every kind of record there is, the API's resources apart
+/// from the rest. A new kind is one word here.
+macro_rules! each_kind {
+    ($then:ident) => {
+        $then! {
+            described: [Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
+            others: [
+                ClientToken, GroupName, Host, PrivateAddress, PublicAddress, Reachability, Tags,
+            ],
+        }
+    };
+}
+
+pub(crate) use {each_kind, regional, resource, shared};

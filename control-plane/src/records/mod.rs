@@ -1,0 +1,4 @@
+//! What handlers and reconcilers alike do with records: functions of the view
+//! and the change alone, pure but for those.
+
+pub mod security_group;

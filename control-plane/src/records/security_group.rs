@@ -1,0 +1,35 @@
+//! The end of a security group, in two transactions: the first marks it, so that
+//! nothing begins to refer to it any more; the second deletes it if nothing did
+//! by then. So what refers to a group only depends on its record, and need not
+//! write it: a launch is no write of its groups.
+
+use crate::{
+    model::{Eni, GroupName, SecurityGroup},
+    store::{Change, Scoped},
+};
+
+/// Whether an interface, or a rule of another group, refers to the group.
+pub fn is_referred_to(view: Scoped<'_>, group: &SecurityGroup) -> bool {
+    let id = group.id.as_str();
+    view.by(Eni::BY_GROUP, id).next().is_some()
+        || view.by(SecurityGroup::BY_PEER, id).next().is_some()
+}
+
+/// Deletes a group that is marked for it, or takes the mark back if something
+/// refers to it after all; whether it went. A crash between mark and deletion
+/// leaves this to the garbage controller.
+pub fn finish_deletion(view: Scoped<'_>, change: &mut Change<'_>, group: &SecurityGroup) -> bool {
+    if is_referred_to(view, group) {
+        change.put(&SecurityGroup {
+            deleting: false,
+            ..group.clone()
+        });
+        return false;
+    }
+    change.delete(&GroupName::of(group));
+    change.delete_tagged(group, &group.id);
+    for rule in &group.rules {
+        change.put_tags(&group.scope, &rule.id, Default::default());
+    }
+    true
+}

@@ -1,0 +1,109 @@
+//! The form that a record has in the store: its value with its version.
+//!
+//! ```json
+//! {"version": 1, "record": {…}}
+//! ```
+//!
+//! A record of an older version is brought up by its kind when it is read. One
+//! of a newer version, or that can't be read at all, is set aside by the view:
+//! it is never an end of the control plane, and never overwritten.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::model::Resource;
+
+#[derive(Serialize)]
+struct Written<'a, T> {
+    version: u32,
+    record: &'a T,
+}
+
+#[derive(Deserialize)]
+struct Read<'a> {
+    version: u32,
+    #[serde(borrow)]
+    record: &'a RawValue,
+}
+
+/// A record as the store keeps it.
+pub(super) fn encode<T: Resource>(resource: &T) -> Vec<u8> {
+    let written = Written {
+        version: T::VERSION,
+        record: resource,
+    };
+    // Our own types have no maps with keys that JSON lacks, and no failing impl.
+    #[allow(clippy::expect_used)]
+    serde_json::to_vec(&written).expect("a resource is JSON")
+}
+
+/// Reads a record of this or an older version.
+///
+/// # Errors
+/// Why it can't be read, for the operator.
+pub(super) fn decode<T: Resource>(bytes: &[u8]) -> Result<T, String> {
+    let read: Read<'_> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if read.version == T::VERSION {
+        return serde_json::from_str(read.record.get()).map_err(|e| e.to_string());
+    }
+    if read.version > T::VERSION {
+        return Err(format!(
+            "it has version {}, and this program knows {} up to version {}",
+            read.version,
+            T::KIND,
+            T::VERSION
+        ));
+    }
+    let old = serde_json::from_str(read.record.get()).map_err(|e| e.to_string())?;
+    let new = T::upgrade(read.version, old)?;
+    serde_json::from_value(new).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::Scope;
+
+    /// A kind in its second version: `size` was `mib` in the first.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Thing {
+        size: u64,
+    }
+
+    impl Resource for Thing {
+        const KIND: &'static str = "things";
+        const VERSION: u32 = 2;
+        fn id(&self) -> &str {
+            "a"
+        }
+        fn scope(&self) -> Option<&Scope> {
+            None
+        }
+        fn upgrade(version: u32, record: Value) -> Result<Value, String> {
+            match (version, record.get("mib").and_then(Value::as_u64)) {
+                (1, Some(mib)) => Ok(json!({ "size": mib << 20 })),
+                _ => Err("no such version".into()),
+            }
+        }
+    }
+
+    #[test]
+    fn an_older_record_is_brought_up_and_a_newer_refused() {
+        let thing = Thing { size: 1 << 20 };
+        assert_eq!(decode::<Thing>(&encode(&thing)), Ok(thing.clone()));
+        let old = br#"{"version":1,"record":{"mib":1}}"#;
+        assert_eq!(decode::<Thing>(old), Ok(thing));
+        for (bad, why) in [
+            (&br#"{"version":3,"record":{"size":1}}"#[..], "version 3"),
+            (br#"{"version":0,"record":{"mib":1}}"#, "no such version"),
+            (br#"{"version":2,"record":{}}"#, "size"),
+            (br#"{"size":1}"#, "version"),
+            (b"\xff", "expected value"),
+        ] {
+            let refused = decode::<Thing>(bad).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+}
