@@ -80,15 +80,15 @@ fn its_vmm_is_in_the_jail() {
          curl -sS --max-time 30 --unix-socket $socket http://vmm/v1/machine"
     ));
     let machine: Value = serde_json::from_str(&machine).expect("JSON");
-    let walls = [
+    let layers = [
         "namespaces",
-        "root",
+        "chroot",
         "user",
         "capabilities",
         "landlock",
-        "system-calls",
+        "seccomp",
     ];
-    assert_eq!(machine["jail"], json!(walls));
+    assert_eq!(machine["jail"], json!(layers));
     // As its host sees it: no user that anybody is, and no way to any privilege.
     let status = cloud.host.run(&format!("cat /proc/{vmm}/status"));
     for line in [

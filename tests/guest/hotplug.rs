@@ -77,8 +77,8 @@ fn a_guest_that_does_not_answer_is_asked_again() {
             vm.api("DELETE", "/v1/disks/hot", None);
         }
         let disks = vm.api("GET", "/v1/machine", None)["disks"].take();
-        assert_eq!(disks[0]["asked_back"], false, "{disks}");
-        assert_eq!(disks[1]["asked_back"], true, "{disks}");
+        assert_eq!(disks[0]["unplug_requested"], false, "{disks}");
+        assert_eq!(disks[1]["unplug_requested"], true, "{disks}");
         if answers {
             vm.api("PUT", "/v1/resume", None);
             until(&mut vm, "[ ! -e /sys/block/vdb ]");

@@ -17,16 +17,16 @@ const USER: u32 = 0x7100_ffff;
 fn a_machine_lives_its_whole_life_in_the_jail() {
     let net = Net::new("jail");
     let mut vm = Vm::of("micro").jailed(USER).boot();
-    let walls = vm.api("GET", "/v1/machine", None)["jail"].take();
+    let layers = vm.api("GET", "/v1/machine", None)["jail"].take();
     assert_eq!(
-        walls,
+        layers,
         json!([
             "namespaces",
-            "root",
+            "chroot",
             "user",
             "capabilities",
             "landlock",
-            "system-calls"
+            "seccomp"
         ])
     );
     vm.run("dd if=/dev/vda of=/dev/null bs=1M count=8");

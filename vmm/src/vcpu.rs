@@ -1,4 +1,4 @@
-//! vCPU threads: they run the guest until told otherwise, hand its exits to the
+//! vCPU threads: they run the guest until stopped, hand its exits to the
 //! bus, and report what ends a machine.
 //!
 //! ```text
@@ -59,7 +59,7 @@ fn errno_to_io(error: errno::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
 }
 
-/// What a vCPU has to tell the machine.
+/// What a vCPU reports to the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// The guest asks for something.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use hearth_vmm_api::{Exit, Machine, Metrics, Wall};
+use hearth_vmm_api::{Exit, Machine, Metrics, SandboxLayer};
 use serde::de::DeserializeOwned;
 
 /// `mov dx, port; mov al, value; out dx, al`, in long mode.
@@ -99,11 +99,11 @@ impl Bench {
 
     /// Asks the control socket.
     fn ask(&self, request: &str) -> String {
-        self.tell(request, "")
+        self.send(request, "")
     }
 
     /// Asks the control socket, with a body.
-    fn tell(&self, request: &str, body: &str) -> String {
+    fn send(&self, request: &str, body: &str) -> String {
         let mut stream = UnixStream::connect(self.path("socket")).expect("connects");
         let length = body.len();
         let head = format!("{request} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {length}");
@@ -189,23 +189,23 @@ fn a_reset_keeps_the_process() {
 
 /// Writes the generation id to the serial port: `mov esi, 0xdf010; mov ecx, 16; mov dx,
 /// 0x3f8; lodsb; out dx, al; loop` to the `lodsb`.
-const TELL_GENERATION: [u8; 18] = [
+const PRINT_GENERATION: [u8; 18] = [
     0xbe, 0x10, 0xf0, 0x0d, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03, 0xac, 0xee,
     0xe2, 0xfc,
 ];
 
 #[test]
 fn a_generation_lasts_as_long_as_the_process() {
-    let code = [&TELL_GENERATION[..], &AWAIT_BUTTON, &power_off()].concat();
+    let code = [&PRINT_GENERATION[..], &AWAIT_BUTTON, &power_off()].concat();
     let Some(bench) = Bench::new(&code) else {
         return;
     };
     let log = || std::fs::read(bench.path("serial")).unwrap_or_default();
-    for told in [0, 32] {
+    for printed in [0, 32] {
         let mut child = bench.command().spawn().expect("runs");
-        until("told once", || log().len() == told + 16);
+        until("printed once", || log().len() == printed + 16);
         bench.ask("PUT /v1/reset");
-        until("told again", || log().len() == told + 32);
+        until("printed again", || log().len() == printed + 32);
         bench.ask("PUT /v1/stop");
         assert_eq!(child.wait().expect("ends").code(), Some(0));
     }
@@ -271,10 +271,10 @@ fn a_reboot_is_a_power_off_that_comes_back() {
     bench.listens("socket");
     for resets in 0..2 {
         let body = format!(r#"{{"resets":{resets}}}"#);
-        let answer = bench.tell("PUT /v1/reboot", &body);
+        let answer = bench.send("PUT /v1/reboot", &body);
         assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
         until("back", || bench.machine().resets == resets + 1);
-        let again = bench.tell("PUT /v1/reboot", &body);
+        let again = bench.send("PUT /v1/reboot", &body);
         assert!(again.starts_with("HTTP/1.1 409"), "{again}");
     }
     assert_eq!(bench.machine().pid, child.id());
@@ -293,7 +293,7 @@ fn a_stop_takes_a_reboot_back() {
     bench.listens("socket");
     // Held, so that it can't answer the first before the second is there.
     bench.ask("PUT /v1/pause");
-    bench.tell("PUT /v1/reboot", r#"{"resets":0}"#);
+    bench.send("PUT /v1/reboot", r#"{"resets":0}"#);
     bench.ask("PUT /v1/power-button");
     bench.ask("PUT /v1/resume");
     assert_eq!(child.wait().expect("ends").code(), Some(0));
@@ -385,9 +385,11 @@ fn the_jail_has_nothing_but_its_own_folder() {
     }
     let mut child = command.spawn().expect("runs");
     bench.listens("socket");
-    let walls = bench.machine().jail;
-    assert!(walls.contains(&Wall::Capabilities) && walls.contains(&Wall::SystemCalls));
-    if is_root && walls.contains(&Wall::Root) {
+    let layers = bench.machine().jail;
+    assert!(
+        layers.contains(&SandboxLayer::Capabilities) && layers.contains(&SandboxLayer::Seccomp)
+    );
+    if is_root && layers.contains(&SandboxLayer::Chroot) {
         let root = PathBuf::from(format!("/proc/{}/root", child.id()));
         let mut folder = root.clone();
         for name in bench.folder.path().components().skip(1) {

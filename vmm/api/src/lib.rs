@@ -30,9 +30,9 @@
 //! the process's own files (and those given with `--allow`) can be opened by path, no tap
 //! by name, and no `/dev/vhost-net`.
 //!
-//! A disk or interface that was asked for back is gone from [`Machine`] once the
-//! guest has let go of it, and `asked_back` there until then. A guest that does not answer
-//! can be asked again.
+//! `DELETE` requests an unplug: [`Machine`] shows the disk or interface with
+//! `unplug_requested` until the guest has ejected it, and no longer after that. The
+//! request can be repeated for a guest that does not answer.
 //!
 //! An error is a 4xx or 5xx with an [`ApiError`].
 
@@ -59,19 +59,19 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// The network interfaces, in slot order.
     pub nics: Vec<Nic>,
-    /// What stands between a guest that broke out and this host.
+    /// The sandbox layers that stand between a guest that broke out and this host.
     #[serde(default)]
-    pub jail: Vec<Wall>,
+    pub jail: Vec<SandboxLayer>,
 }
 
-/// One wall of the jail.
+/// One layer of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Wall {
+pub enum SandboxLayer {
     /// Mount, network, IPC, UTS and cgroup namespaces of its own.
     Namespaces,
     /// A root with only the folders of its own files.
-    Root,
+    Chroot,
     /// A user other than root.
     User,
     /// No capabilities.
@@ -79,7 +79,7 @@ pub enum Wall {
     /// Landlock on the same folders.
     Landlock,
     /// Seccomp: a list of allowed system calls for each thread.
-    SystemCalls,
+    Seccomp,
 }
 
 /// Where a machine's life stands.
@@ -116,10 +116,10 @@ pub struct Disk {
     pub read_only: bool,
     /// What `/dev/disk/by-id` shows: at most 20 bytes.
     pub serial: String,
-    /// Whether it was asked for back and the guest has not let go of it yet: it may be
-    /// about to, or never answer. It can be asked again.
+    /// Whether its unplug was requested and the guest has not ejected it yet. The
+    /// request can be repeated.
     #[serde(default)]
-    pub asked_back: bool,
+    pub unplug_requested: bool,
 }
 
 /// A network interface.
@@ -142,10 +142,10 @@ pub struct Nic {
     /// mergeable buffers or no interrupts, the process moves them nevertheless.
     #[serde(default)]
     pub vhost: bool,
-    /// Whether it was asked for back and the guest has not let go of it yet: it may be
-    /// about to, or never answer. It can be asked again.
+    /// Whether its unplug was requested and the guest has not ejected it yet. The
+    /// request can be repeated.
     #[serde(default)]
-    pub asked_back: bool,
+    pub unplug_requested: bool,
 }
 
 fn one() -> u16 {

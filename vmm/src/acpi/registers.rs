@@ -8,12 +8,12 @@ use crate::arch::x86_64::layout::{
 };
 
 bitflags! {
-    /// What the Generic Event Device has to tell.
+    /// The events of the Generic Event Device.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Event: u8 {
         /// The power button was pressed.
         const POWER_BUTTON = 1 << 0;
-        /// A PCI slot was filled, or shall be emptied.
+        /// A PCI slot was filled, or its unplug is requested.
         const PCI = 1 << 1;
         /// The generation id is another one. Nothing sets it yet: a machine that
         /// goes on from a copy will.
@@ -60,14 +60,14 @@ impl Registers {
         self.events |= Event::POWER_BUTTON.bits();
     }
 
-    /// Tells of a device that was put into `slot`; the caller raises the interrupt.
+    /// Reports a device that was put into `slot`; the caller raises the interrupt.
     pub fn slot_filled(&mut self, slot: u8) {
         self.up |= bit(slot);
         self.events |= Event::PCI.bits();
     }
 
-    /// Asks for the device in `slot` back; the caller raises the interrupt.
-    pub fn slot_wanted_back(&mut self, slot: u8) {
+    /// Requests the unplug of the device in `slot`; the caller raises the interrupt.
+    pub fn request_unplug(&mut self, slot: u8) {
         self.down |= bit(slot);
         self.events |= Event::PCI.bits();
     }
@@ -84,7 +84,7 @@ impl Registers {
             (PORT_HOTPLUG_DOWN, 4) => {
                 data.copy_from_slice(&std::mem::take(&mut self.down).to_le_bytes());
             }
-            // The sleep status has nothing to tell: no sleep but S5, and no waking
+            // The sleep status is always zero: no sleep but S5, and no waking
             // from that one.
             (PORT_SLEEP_CONTROL | PORT_SLEEP_STATUS, _) => {}
             _ => {}

@@ -121,7 +121,7 @@ impl Uring {
     pub(super) fn new(setup: Setup) -> io::Result<Self> {
         // Room for a whole batch, the doorbell and the stop event.
         let ring = build((u32::from(setup.depth) + 2).next_power_of_two())?;
-        // Saves a file table look-up on each entry; older kernels have it not.
+        // Saves a file table look-up on each entry; older kernels lack it.
         let _ = ring.submitter().register_ring_fd();
         ring.submitter()
             .register_files(&[setup.backend.as_raw_fd()])?;
@@ -205,7 +205,7 @@ impl Uring {
             self.stop_armed = true;
         }
         if !self.doorbell_armed {
-            // Multishot: one entry tells of every ring, and the event is never read.
+            // Multishot: one entry reports every ring, and the event is never read.
             let poll = opcode::PollAdd::new(Fd(self.setup.doorbell.as_raw_fd()), POLL_IN)
                 .multi(true)
                 .build()

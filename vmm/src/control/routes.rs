@@ -28,11 +28,11 @@ pub enum Command {
     Resume,
     /// A disk put in.
     AddDisk(NewDisk),
-    /// A disk asked back.
+    /// The unplug of a disk.
     RemoveDisk(String),
     /// A network interface put in.
     AddNic(NewNic),
-    /// A network interface asked back.
+    /// The unplug of a network interface.
     RemoveNic(String),
     /// A disk's size looked at again.
     ResizeDisk(String),

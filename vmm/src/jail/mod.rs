@@ -1,7 +1,7 @@
 //! The jail: what the process gives up once everything is open, so that a guest
 //! that broke out into it has nothing; and how it becomes a daemon.
 //!
-//! | wall | root | ordinary user |
+//! | sandbox layer | root | ordinary user |
 //! |---|---|---|
 //! | mount, network, IPC, UTS, cgroup namespaces | yes | |
 //! | a root with only the folders of its own files | yes | |
@@ -11,7 +11,7 @@
 //! | system calls by thread | yes | yes |
 //!
 //! All of it is behind `--jail`; without it, the process only becomes another user
-//! and forbids itself the worst system calls. A wall that the kernel
+//! and forbids itself the worst system calls. A layer that the kernel
 //! doesn't have or won't give is left out, and the machine's description says
 //! which ones stand.
 
@@ -27,19 +27,23 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use hearth_vmm_api::Wall;
+use hearth_vmm_api::SandboxLayer;
 
 pub use daemon::{Parent, daemonize};
 pub use syscalls::{Role, confine_thread};
 
-/// Puts the process behind its walls, but for those of [`confine_process`]. Before
+/// Puts up the sandbox layers, but for that of [`confine_process`]. Before
 /// any thread is made. `folders` are what it still reaches: absolute, without
 /// symbolic links.
 ///
 /// # Errors
 /// One line: the kernel refused what must not be refused; the caller must not go on.
-pub fn enter(folders: &[PathBuf], uid: Option<u32>, gid: Option<u32>) -> Result<Vec<Wall>, String> {
-    let mut walls = Vec::new();
+pub fn enter(
+    folders: &[PathBuf],
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> Result<Vec<SandboxLayer>, String> {
+    let mut layers = Vec::new();
     if let Some(folder) = folders.iter().find(|folder| folder.parent().is_none()) {
         return Err(format!(
             "jail: a file right in {} would leave everything in reach; use a folder",
@@ -51,19 +55,19 @@ pub fn enter(folders: &[PathBuf], uid: Option<u32>, gid: Option<u32>) -> Result<
     // A root that can't make namespaces is one in a container.
     if is_root && root::namespaces().is_ok() {
         root::change(folders).map_err(|error| format!("jail: new root: {error}"))?;
-        walls.extend([Wall::Namespaces, Wall::Root]);
+        layers.extend([SandboxLayer::Namespaces, SandboxLayer::Chroot]);
     }
     capabilities::bound();
     drop_privileges(uid, gid).map_err(|error| format!("--uid, --gid: {error}"))?;
     if uid.is_some_and(|uid| uid != 0) {
-        walls.push(Wall::User);
+        layers.push(SandboxLayer::User);
     }
     capabilities::drop_all().map_err(|error| format!("jail: capabilities: {error}"))?;
-    walls.push(Wall::Capabilities);
+    layers.push(SandboxLayer::Capabilities);
     if landlock::restrict(folders).map_err(|error| format!("jail: landlock: {error}"))? {
-        walls.push(Wall::Landlock);
+        layers.push(SandboxLayer::Landlock);
     }
-    Ok(walls)
+    Ok(layers)
 }
 
 /// What holds without the jail: a few system calls less, for all threads.
@@ -74,13 +78,13 @@ pub fn forbid_system_calls() -> Result<(), String> {
     forbidden::forbid().map_err(|error| format!("seccomp: {error}"))
 }
 
-/// The last wall: the system calls of this and all other threads.
+/// The last layer: the system calls of this and all other threads.
 ///
 /// # Errors
 /// One line: the kernel refused; the caller must not go on.
-pub fn confine_process() -> Result<Wall, String> {
+pub fn confine_process() -> Result<SandboxLayer, String> {
     syscalls::confine_process().map_err(|error| format!("jail: seccomp: {error}"))?;
-    Ok(Wall::SystemCalls)
+    Ok(SandboxLayer::Seccomp)
 }
 
 /// Becomes another user and group, for good, and gives up ever gaining a privilege

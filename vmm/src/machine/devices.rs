@@ -28,7 +28,7 @@ use crate::virtio::pci::VirtioPciDevice;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
 
-/// What is in the slots, as the control socket tells it.
+/// What is in the slots, as the control socket shows it.
 #[derive(Default)]
 pub(super) struct Devices {
     /// Disks, in slot order.
@@ -50,14 +50,14 @@ struct Plugged {
 }
 
 /// What a device needs of the machine.
-pub(super) struct Socket {
+pub(super) struct DeviceContext {
     pub(super) bus: Arc<Bus>,
     pub(super) memory: Arc<GuestMemoryMmap>,
     pub(super) interrupts: Arc<KvmInterrupts>,
     pub(super) vcpus: u8,
 }
 
-impl Socket {
+impl DeviceContext {
     fn plug(&self, what: &str, device: Box<dyn VirtioDevice>) -> Result<Plugged, Error> {
         let function = VirtioPciDevice::new(
             device,
@@ -109,7 +109,7 @@ impl Socket {
             size_bytes,
             read_only: disk.read_only,
             serial: disk.serial.clone(),
-            asked_back: false,
+            unplug_requested: false,
         };
         Ok((description, handle, plugged))
     }
@@ -164,7 +164,7 @@ impl Socket {
             mtu: nic.mtu,
             queues: nic.queues,
             vhost,
-            asked_back: false,
+            unplug_requested: false,
         };
         Ok((description, plugged))
     }
@@ -256,7 +256,7 @@ impl Devices {
     /// Makes and plugs all: disks first, so that the first is in the first slot,
     /// then network interfaces, then the entropy source.
     pub(super) fn plug(
-        socket: &Socket,
+        context: &DeviceContext,
         disks: &[config::Disk],
         nics: &[config::Nic],
         mut taps: Taps,
@@ -264,24 +264,24 @@ impl Devices {
     ) -> Result<Self, Error> {
         let mut devices = Self::default();
         for disk in disks {
-            devices.add_disk(socket, disk, None)?;
+            devices.add_disk(context, disk, None)?;
         }
         for nic in nics {
-            devices.add_nic(socket, nic, &mut taps, Vec::new())?;
+            devices.add_nic(context, nic, &mut taps, Vec::new())?;
         }
-        let plugged = socket.plug("entropy source", Box::new(Rng::new()))?;
+        let plugged = context.plug("entropy source", Box::new(Rng::new()))?;
         devices.counters.insert("rng".to_owned(), plugged);
         if extras.balloon {
             let balloon = Balloon::new();
             devices.balloon = Some(balloon.handle());
-            let plugged = socket.plug("--balloon", Box::new(balloon))?;
+            let plugged = context.plug("--balloon", Box::new(balloon))?;
             devices.counters.insert("balloon".to_owned(), plugged);
         }
         if let Some(options) = &extras.vsock {
             let what = format!("--vsock {}", options.path.display());
             let device = Vsock::new(options.clone())
                 .map_err(|error| Error::Device(format!("{what}: {error}")))?;
-            let plugged = socket.plug(&what, Box::new(device))?;
+            let plugged = context.plug(&what, Box::new(device))?;
             devices.counters.insert("vsock".to_owned(), plugged);
         }
         Ok(devices)
@@ -290,11 +290,11 @@ impl Devices {
     /// Makes and plugs a disk, from its file where that is open already.
     pub(super) fn add_disk(
         &mut self,
-        socket: &Socket,
+        context: &DeviceContext,
         disk: &config::Disk,
         file: Option<OwnedFd>,
     ) -> Result<api::Disk, Error> {
-        let (disk, handle, plugged) = socket.disk(disk, file)?;
+        let (disk, handle, plugged) = context.disk(disk, file)?;
         self.handles.insert(disk.id.clone(), handle);
         self.counters.insert(disk.id.clone(), plugged);
         self.disks.push(disk.clone());
@@ -304,12 +304,12 @@ impl Devices {
     /// Makes and plugs a network interface, on its tap where that is open already.
     pub(super) fn add_nic(
         &mut self,
-        socket: &Socket,
+        context: &DeviceContext,
         nic: &config::Nic,
         taps: &mut Taps,
         open: Vec<OwnedFd>,
     ) -> Result<api::Nic, Error> {
-        let (nic, plugged) = socket.nic(nic, taps, open)?;
+        let (nic, plugged) = context.nic(nic, taps, open)?;
         self.counters.insert(nic.id.clone(), plugged);
         self.nics.push(nic.clone());
         Ok(nic)
@@ -332,13 +332,16 @@ impl Devices {
         self.disks.iter().any(|disk| disk.id == id) || self.nics.iter().any(|nic| nic.id == id)
     }
 
-    /// The slots of what the guest was asked to let go of, one bit for each.
-    pub(super) fn asked_back(&self) -> u32 {
-        let disks = self.disks.iter().map(|disk| (disk.asked_back, disk.slot));
-        let nics = self.nics.iter().map(|nic| (nic.asked_back, nic.slot));
+    /// The slots whose unplug is requested, one bit for each.
+    pub(super) fn unplug_requested(&self) -> u32 {
+        let disks = self
+            .disks
+            .iter()
+            .map(|disk| (disk.unplug_requested, disk.slot));
+        let nics = self.nics.iter().map(|nic| (nic.unplug_requested, nic.slot));
         disks
             .chain(nics)
-            .filter(|(asked_back, _)| *asked_back)
+            .filter(|(unplug_requested, _)| *unplug_requested)
             .fold(0, |slots, (_, slot)| slots | 1 << slot)
     }
 

@@ -134,7 +134,7 @@ pub struct Machine {
     vcpus: Option<Vcpus>,
     /// The VM before its first start.
     fresh: Option<Arc<kvm_ioctls::VmFd>>,
-    jail: Vec<api::Wall>,
+    jail: Vec<api::SandboxLayer>,
     id: String,
     vcpu_count: u8,
     memory_bytes: u64,
@@ -144,7 +144,7 @@ pub struct Machine {
     kvm: Kvm,
     bus: Arc<Bus>,
     devices: devices::Devices,
-    socket: devices::Socket,
+    context: devices::DeviceContext,
     interrupts: Arc<KvmInterrupts>,
     memory: Arc<GuestMemoryMmap>,
     state: api::MachineState,
@@ -173,14 +173,14 @@ impl Machine {
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
-        let socket = devices::Socket {
+        let context = devices::DeviceContext {
             bus: Arc::clone(&bus),
             memory: Arc::clone(&memory),
             interrupts: Arc::clone(&interrupts),
             vcpus: parts.vcpus,
         };
         let devices = devices::Devices::plug(
-            &socket,
+            &context,
             &parts.disks,
             &parts.nics,
             parts.taps,
@@ -201,7 +201,7 @@ impl Machine {
             kvm,
             bus,
             devices,
-            socket,
+            context,
             interrupts,
             memory,
             vcpus: None,
@@ -226,9 +226,9 @@ impl Machine {
         }
     }
 
-    /// Remembers which walls stand around the process.
-    pub fn set_jail(&mut self, walls: Vec<api::Wall>) {
-        self.jail = walls;
+    /// Records which sandbox layers confine the process.
+    pub fn set_jail(&mut self, layers: Vec<api::SandboxLayer>) {
+        self.jail = layers;
     }
 
     /// Loads the kernel, writes the tables, makes the vCPUs.
@@ -281,8 +281,8 @@ impl Machine {
         self.rebooting = false;
         self.bus.reset();
         while self.reports.try_recv().is_ok() {}
-        // Nobody holds on to what was asked back.
-        let slots = self.devices.asked_back();
+        // A guest that starts anew holds on to nothing whose unplug was requested.
+        let slots = self.devices.unplug_requested();
         self.devices.eject(&self.bus.pci, slots);
         memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
         let vm = vm::create(&self.kvm, &self.memory)?;
@@ -330,7 +330,7 @@ impl Machine {
         self.devices.eject(&self.bus.pci, slots);
     }
 
-    /// Puts a disk in and tells the guest.
+    /// Puts a disk in and notifies the guest.
     ///
     /// # Errors
     /// When the name is taken, or the disk can't be had.
@@ -340,12 +340,12 @@ impl Machine {
         file: Option<OwnedFd>,
     ) -> Result<api::Disk, Error> {
         self.check_free(&disk.id)?;
-        let added = self.devices.add_disk(&self.socket, disk, file)?;
-        self.tell(|registers| registers.slot_filled(added.slot))?;
+        let added = self.devices.add_disk(&self.context, disk, file)?;
+        self.notify_guest(|registers| registers.slot_filled(added.slot))?;
         Ok(added)
     }
 
-    /// Puts a network interface in and tells the guest.
+    /// Puts a network interface in and notifies the guest.
     ///
     /// # Errors
     /// When the name is taken, or the tap can't be had.
@@ -353,12 +353,12 @@ impl Machine {
         self.check_free(&nic.id)?;
         let added = self
             .devices
-            .add_nic(&self.socket, nic, &mut Taps::new(), tap)?;
-        self.tell(|registers| registers.slot_filled(added.slot))?;
+            .add_nic(&self.context, nic, &mut Taps::new(), tap)?;
+        self.notify_guest(|registers| registers.slot_filled(added.slot))?;
         Ok(added)
     }
 
-    /// Looks at a disk's size again and tells the guest if it changed; none: there is
+    /// Looks at a disk's size again and notifies the guest if it changed; none: there is
     /// no disk of this name.
     ///
     /// # Errors
@@ -401,43 +401,42 @@ impl Machine {
         self.memory_bytes
     }
 
-    /// Asks the guest for a disk back; false: there is none of this name.
+    /// Requests the unplug of a disk; false: there is none of this name.
     ///
     /// # Errors
     /// When the interrupt can't be raised.
-    pub fn ask_back_disk(&mut self, id: &str) -> Result<bool, Error> {
+    pub fn request_disk_unplug(&mut self, id: &str) -> Result<bool, Error> {
         let mut disks = self.devices.disks.iter_mut();
         let disk = disks.find(|disk| disk.id == id);
         let slot = disk.map(|disk| {
-            disk.asked_back = true;
+            disk.unplug_requested = true;
             disk.slot
         });
-        self.ask_back(slot)
+        self.request_unplug(slot)
     }
 
-    /// Asks the guest for a network interface back; false: there is none of this
-    /// name.
+    /// Requests the unplug of a network interface; false: there is none of this name.
     ///
     /// # Errors
     /// When the interrupt can't be raised.
-    pub fn ask_back_nic(&mut self, id: &str) -> Result<bool, Error> {
+    pub fn request_nic_unplug(&mut self, id: &str) -> Result<bool, Error> {
         let mut nics = self.devices.nics.iter_mut();
         let nic = nics.find(|nic| nic.id == id);
         let slot = nic.map(|nic| {
-            nic.asked_back = true;
+            nic.unplug_requested = true;
             nic.slot
         });
-        self.ask_back(slot)
+        self.request_unplug(slot)
     }
 
-    fn ask_back(&self, slot: Option<u8>) -> Result<bool, Error> {
+    fn request_unplug(&self, slot: Option<u8>) -> Result<bool, Error> {
         if let Some(slot) = slot {
-            self.tell(|registers| registers.slot_wanted_back(slot))?;
+            self.notify_guest(|registers| registers.request_unplug(slot))?;
         }
         Ok(slot.is_some())
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Registers)) -> Result<(), Error> {
+    fn notify_guest(&self, change: impl FnOnce(&mut Registers)) -> Result<(), Error> {
         self.bus
             .notify(change)
             .map_err(host_error("raise the event interrupt"))
@@ -474,7 +473,7 @@ impl Machine {
         &self.bus.serial
     }
 
-    /// What the control socket tells of it.
+    /// What the control socket shows of it.
     #[must_use]
     pub fn describe(&self) -> api::Machine {
         api::Machine {

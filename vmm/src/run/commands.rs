@@ -75,8 +75,8 @@ pub(super) fn perform(
                 false => Answer::error(404, NO_BALLOON),
             }
         }
-        Command::RemoveDisk(id) => removed(&id, machine.ask_back_disk(&id)),
-        Command::RemoveNic(id) => removed(&id, machine.ask_back_nic(&id)),
+        Command::RemoveDisk(id) => removed(&id, machine.request_disk_unplug(&id)),
+        Command::RemoveNic(id) => removed(&id, machine.request_nic_unplug(&id)),
         Command::Stop => {
             *ending = Some(Exit::Stopped);
             Answer::done()

@@ -225,20 +225,20 @@ impl Process {
             // A daemon must not keep a file system from being unmounted.
             std::env::set_current_dir("/").map_err(|error| error.to_string())?;
         }
-        let mut walls = Vec::new();
+        let mut layers = Vec::new();
         if description.jail {
-            walls = jail::enter(&folders, description.uid, description.gid)?;
+            layers = jail::enter(&folders, description.uid, description.gid)?;
         } else {
             jail::drop_privileges(description.uid, description.gid)
                 .map_err(|error| format!("--uid, --gid: {error}"))?;
         }
         machine.start().map_err(|error| error.to_string())?;
         if description.jail {
-            walls.push(jail::confine_process()?);
+            layers.push(jail::confine_process()?);
         } else {
             jail::forbid_system_calls()?;
         }
-        machine.set_jail(walls);
+        machine.set_jail(layers);
         if let Some(path) = &exit_file {
             jail::may_write_beside(path)
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;

@@ -175,7 +175,7 @@ impl VirtioDevice for Balloon {
             ..
         } = activation;
         *self.shared.interrupt() = Some(Arc::clone(&interrupt));
-        let mut lanes = Vec::new();
+        let mut served = Vec::new();
         let mut doorbells = Vec::new();
         for active in queues {
             let ActiveQueue {
@@ -184,21 +184,21 @@ impl VirtioDevice for Balloon {
                 doorbell,
             } = active;
             let ring = Ring::new(&queue, Arc::clone(&memory)).map_err(io::Error::other)?;
-            lanes.push(Lane { index, ring });
+            served.push(ServedQueue { index, ring });
             doorbells.push(doorbell);
         }
         let counters = Arc::clone(&self.shared.counters);
         self.worker = Some(Worker::start("balloon", move |stop| {
             let rung = &counters.notifications;
-            let served = serve_all(&stop, &doorbells, rung, |place| {
-                match lanes.get_mut(place) {
-                    Some(lane) => lane
+            let result = serve_all(&stop, &doorbells, rung, |place| {
+                match served.get_mut(place) {
+                    Some(queue) => queue
                         .serve(&memory, interrupt.as_ref(), &counters)
                         .map_err(io::Error::other),
                     None => Ok(false),
                 }
             });
-            if served.is_err() {
+            if result.is_err() {
                 interrupt.needs_reset();
             }
         })?);
@@ -213,13 +213,13 @@ impl VirtioDevice for Balloon {
     }
 }
 
-/// One queue.
-struct Lane {
+/// A queue of the running device.
+struct ServedQueue {
     index: u16,
     ring: Ring,
 }
 
-impl Lane {
+impl ServedQueue {
     /// Serves up to [`BATCH`] requests. Returns whether there may be more.
     fn serve(
         &mut self,

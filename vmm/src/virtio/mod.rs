@@ -65,7 +65,7 @@ pub enum DeviceType {
 
 /// How a device speaks to its driver. Cheap, callable from any thread.
 pub trait Interrupt: Send + Sync {
-    /// Tells the driver that a queue has used buffers. Section 2.7.7: the caller
+    /// Notifies the driver that a queue has used buffers. Section 2.7.7: the caller
     /// has asked the ring whether the driver wants to know.
     fn queue(&self, index: u16);
 
@@ -75,10 +75,10 @@ pub trait Interrupt: Send + Sync {
     /// are ready.
     fn event(&self, index: u16) -> Option<EventFd>;
 
-    /// Tells the driver that the device's configuration changed. Section 2.5.
+    /// Notifies the driver that the device's configuration changed. Section 2.5.
     fn config_changed(&self);
 
-    /// Sets DEVICE_NEEDS_RESET and tells the driver. Section 2.1.2.
+    /// Sets DEVICE_NEEDS_RESET and notifies the driver. Section 2.1.2.
     fn needs_reset(&self);
 }
 

@@ -112,7 +112,7 @@ impl FakeInterrupt {
         assert!(!timeout.timed_out(), "the device only said {said:?}");
         said.clone()
     }
-    fn tell(&self, change: impl FnOnce(&mut Said)) {
+    fn record(&self, change: impl FnOnce(&mut Said)) {
         change(&mut self.said.lock().unwrap());
         self.news.notify_all();
     }
@@ -120,16 +120,16 @@ impl FakeInterrupt {
 
 impl Interrupt for FakeInterrupt {
     fn queue(&self, index: u16) {
-        self.tell(|said| said.queues.push(index));
+        self.record(|said| said.queues.push(index));
     }
     fn event(&self, _: u16) -> Option<EventFd> {
         None
     }
     fn config_changed(&self) {
-        self.tell(|said| said.config += 1);
+        self.record(|said| said.config += 1);
     }
     fn needs_reset(&self) {
-        self.tell(|said| said.needs_reset += 1);
+        self.record(|said| said.needs_reset += 1);
     }
 }
 

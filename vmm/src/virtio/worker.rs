@@ -31,14 +31,14 @@ impl Worker {
         F: FnOnce(Arc<EventFd>) + Send + 'static,
     {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let told = Arc::clone(&stop);
+        let stop_event = Arc::clone(&stop);
         let role = Role::of_thread(name);
         let thread = Builder::new()
             .name(name.into())
             .stack_size(STACK_SIZE)
             .spawn(move || {
                 confine_thread(role);
-                body(told);
+                body(stop_event);
             })?;
         Ok(Self {
             stop,
@@ -48,8 +48,8 @@ impl Worker {
 }
 
 impl Worker {
-    /// Tells the thread to end, without waiting for it.
-    pub fn tell(&self) {
+    /// Asks the thread to end, without waiting for it.
+    pub fn request_stop(&self) {
         // Fails only when the counter is full, and then it is written already.
         let _ = self.stop.write(1);
     }
@@ -57,7 +57,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.tell();
+        self.request_stop();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was its own; its device is being reset.
             let _ = thread.join();
@@ -67,7 +67,7 @@ impl Drop for Worker {
 
 /// Runs `work` whenever `doorbell` rings, until `stop` is written. `work` returns
 /// whether it should be called again at once; it is always called once at the
-/// start, as what was rung before is not told again.
+/// start, as what was rung before is not signalled again.
 ///
 /// The doorbell is watched edge-triggered and never read: each ring wakes, and no
 /// system call is spent on clearing it. `rung` counts.

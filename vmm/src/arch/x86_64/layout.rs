@@ -124,7 +124,7 @@ pub const PORT_SLEEP_STATUS: u16 = 0x601;
 pub const PORT_RESET: u16 = 0x602;
 /// What the guest writes there to be reset.
 pub const RESET_VALUE: u8 = 1;
-/// What the Generic Event Device tells: one byte, cleared by reading.
+/// The Generic Event Device's pending events: one byte, cleared by reading.
 pub const PORT_EVENTS: u16 = 0x610;
 /// PCI hotplug: slots with a new device (read), 4 bytes.
 pub const PORT_HOTPLUG_UP: u16 = 0x614;

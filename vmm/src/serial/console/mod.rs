@@ -81,7 +81,7 @@ impl Console {
             if client.lags {
                 events |= libc::POLLOUT;
             }
-            // That it has gone is told in any case.
+            // That it has gone is reported in any case.
             (client.stream.as_raw_fd(), events)
         });
         std::iter::once((self.listener.as_raw_fd(), libc::POLLIN)).chain(clients)
@@ -105,13 +105,13 @@ impl Console {
             });
         }
         self.clients
-            .retain_mut(|client| client.listen(serial) && client.tell(serial));
+            .retain_mut(|client| client.receive(serial) && client.send(serial));
     }
 }
 
 impl Client {
     /// Takes what it has typed. False: it has gone.
-    fn listen(&mut self, serial: &Serial) -> bool {
+    fn receive(&mut self, serial: &Serial) -> bool {
         let mut typed = [0; TYPED];
         let room = serial.input_capacity().min(TYPED);
         if self.types && room > 0 {
@@ -137,7 +137,7 @@ impl Client {
     }
 
     /// Hands it output. False: it has gone.
-    fn tell(&mut self, serial: &Serial) -> bool {
+    fn send(&mut self, serial: &Serial) -> bool {
         self.lags = false;
         for _ in 0..BATCH {
             if self.sent == self.chunk.len() && !self.refill(serial) {

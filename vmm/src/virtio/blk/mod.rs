@@ -2,7 +2,7 @@
 //!
 //! Virtio 1.2, section 5.2.
 
-mod lane;
+mod queue_worker;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -11,7 +11,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use self::lane::Lane;
+use self::queue_worker::QueueWorker;
 use self::request::ID_SIZE;
 use super::counters::{Counters, counters};
 use super::worker::Worker;
@@ -118,7 +118,7 @@ pub struct Block {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Looks at the disk's size again and tells the guest if it changed; to be
+    /// Looks at the disk's size again and notifies the guest if it changed; to be
     /// called after the file was resized. Returns bytes.
     ///
     /// # Errors
@@ -244,7 +244,7 @@ impl VirtioDevice for Block {
         }
         self.shared.set_interrupt(Some(Arc::clone(&interrupt)));
         for active in queues {
-            let lane = Lane {
+            let queue = QueueWorker {
                 shared: Arc::clone(&self.shared),
                 memory: Arc::clone(&memory),
                 features,
@@ -252,9 +252,9 @@ impl VirtioDevice for Block {
                 interrupt: Arc::clone(&interrupt),
                 active,
             };
-            let name = format!("blk-q{}", lane.active.index);
-            // On failure the lanes begun are stopped by the reset to come.
-            let worker = Worker::start(&name, move |stop| lane.run(stop))?;
+            let name = format!("blk-q{}", queue.active.index);
+            // On failure the workers begun are stopped by the reset to come.
+            let worker = Worker::start(&name, move |stop| queue.run(stop))?;
             self.workers.push(worker);
         }
         Ok(())
@@ -262,9 +262,9 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.shared.set_interrupt(None);
-        // All are told before the first is waited for.
+        // All are asked before the first is waited for.
         for worker in &self.workers {
-            worker.tell();
+            worker.request_stop();
         }
         self.workers.clear();
     }

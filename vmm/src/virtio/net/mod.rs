@@ -371,9 +371,9 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        // All are told before the first is waited for.
+        // All are asked before the first is waited for.
         for worker in &self.workers {
-            worker.tell();
+            worker.request_stop();
         }
         self.workers.clear();
         self.pairs.take_back();

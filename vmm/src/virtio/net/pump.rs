@@ -20,7 +20,7 @@ use crate::virtio::{Activation, ActiveQueue, Interrupt};
 /// The most packets of one direction before the other has its turn.
 const BATCH: usize = 256;
 
-/// The most packets before the driver is told of them.
+/// The most packets before the driver is notified.
 const TELL: usize = 64;
 
 /// Epoll tokens.
@@ -109,7 +109,7 @@ impl Pump {
         })
     }
 
-    /// Moves packets until `stop` is written. A queue that breaks the rules is told
+    /// Moves packets until `stop` is written. A queue that breaks the rules is reported
     /// to the driver, and the thread ends.
     pub(super) fn run(mut self, stop: &EventFd) {
         if self.serve(stop).is_err() {

@@ -134,7 +134,7 @@ impl Shared {
 
 impl Interrupt for Shared {
     fn queue(&self, index: u16) {
-        // The queue bit is for INTx, which we have not; but section 4.1.4.5.1
+        // The queue bit is for INTx, which this device lacks; but section 4.1.4.5.1
         // wants it while MSI-X is off, and a driver may poll it.
         if !self.msix.is_enabled() {
             self.isr.fetch_or(ISR_QUEUE, Ordering::SeqCst);

@@ -1,5 +1,5 @@
 //! A virtqueue as devices use it: take a chain as host ranges, give it back, ask
-//! whether the other side wants to be told.
+//! whether the other side wants to be notified.
 //!
 //! Virtio 1.2, section 2.7. The rules that a chain must keep are checked here,
 //! once, for all devices; a breach is [`Broken`], after which the queue is not
@@ -139,8 +139,8 @@ pub struct Ring {
     seen: u16,
     /// The next chain to return.
     next_used: u16,
-    /// The used index when the driver was last told, or decided not to be.
-    told: u16,
+    /// The used index when the driver was last signalled, or decided not to be.
+    signalled: u16,
 }
 
 impl Ring {
@@ -173,7 +173,7 @@ impl Ring {
             next: queue.next_avail(),
             seen: queue.next_avail(),
             next_used: queue.next_used(),
-            told: queue.next_used(),
+            signalled: queue.next_used(),
         })
     }
 
@@ -295,7 +295,7 @@ impl Ring {
     /// returned since the last call (sections 2.7.7 and 2.7.10).
     pub fn wants_interrupt(&mut self) -> bool {
         let new = self.next_used;
-        let old = std::mem::replace(&mut self.told, new);
+        let old = std::mem::replace(&mut self.signalled, new);
         if new == old {
             return false;
         }

@@ -18,8 +18,8 @@ use crate::block::{Completion, Engine, EngineKind, Op, Setup};
 use crate::virtio::queue::{Broken, Buffers, HostByte, Ring};
 use crate::virtio::{ActiveQueue, Interrupt, Memory};
 
-/// What a lane is made from.
-pub(super) struct Lane {
+/// What a queue worker is made from.
+pub(super) struct QueueWorker {
     pub(super) shared: Arc<Shared>,
     pub(super) memory: Memory,
     pub(super) features: u64,
@@ -39,7 +39,7 @@ struct InFlight {
     rest: Buffers,
 }
 
-/// A lane at work.
+/// A queue worker at work.
 struct Running {
     shared: Arc<Shared>,
     features: u64,
@@ -54,9 +54,9 @@ struct Running {
     spare: Vec<Buffers>,
 }
 
-impl Lane {
+impl QueueWorker {
     /// Serves the queue until `stop` is written. A queue that breaks the rules, or
-    /// a host that fails to wait, is told to the driver, and then there is only
+    /// a host that fails to wait, is reported to the driver, and then there is only
     /// the end to wait for: the thread leaves when all in flight is done.
     pub(super) fn run(self, stop: Arc<EventFd>) {
         let interrupt = Arc::clone(&self.interrupt);
@@ -100,7 +100,7 @@ impl Running {
         loop {
             self.ring.quiet();
             let more = self.take()?;
-            self.tell();
+            self.signal_used();
             let wake = self.engine.wait(!more, &mut done)?;
             if wake.stop {
                 return Ok(());
@@ -111,7 +111,7 @@ impl Running {
             for completion in done.drain(..) {
                 self.finish(completion)?;
             }
-            self.tell();
+            self.signal_used();
         }
     }
 
@@ -237,7 +237,7 @@ impl Running {
     }
 
     /// Shows the driver all that was returned, with one interrupt if it wants one.
-    fn tell(&mut self) {
+    fn signal_used(&mut self) {
         if self.ring.wants_interrupt() {
             self.interrupt.queue(self.index);
         }
@@ -245,7 +245,7 @@ impl Running {
 }
 
 impl Status {
-    /// What a driver is told of a failed system call.
+    /// What a driver learns of a failed system call.
     fn of_errno(result: i32) -> Self {
         if result == -libc::EOPNOTSUPP {
             Self::Unsupported
