@@ -219,6 +219,7 @@ fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Cont
         }),
         Arc::new(GarbageController {
             db: db.clone(),
+            pool: config.public_addresses().collect(),
             clock: clock.clone(),
         }),
         network.clone(),

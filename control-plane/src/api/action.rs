@@ -9,7 +9,7 @@ use super::{ApiError, Console};
 use crate::{
     auth::{Authorized, Caller},
     config::Config,
-    model::Scope,
+    model::{ClientToken, Scope},
     store::{Change, Db, Picture, Scoped, TransactError},
 };
 
@@ -30,6 +30,11 @@ pub trait Action: Send + Sync + 'static {
     /// botocore's model.
     const UNSUPPORTED: &'static [&'static str] = &[];
 
+    /// What changes nothing here, by dotted name without indices and value: tools
+    /// that fill in EC2's defaults send it. It is taken out of the request
+    /// before anything else looks, also where the parameter is else unsupported.
+    const NO_OPS: &'static [(&'static str, &'static str)] = &[];
+
     /// Its parameters: text, numbers, booleans, lists and structures under their
     /// names on the wire, with `deny_unknown_fields`.
     type Request: DeserializeOwned + Send;
@@ -42,7 +47,8 @@ pub trait Action: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The request's `ClientToken`, where the action has one: see [`Idempotency`].
+    /// The request's `ClientToken`, where the action has one; its handler makes
+    /// what it makes in [`Ctx::once`].
     fn client_token(_request: &Self::Request) -> Option<&str> {
         None
     }
@@ -67,9 +73,7 @@ impl Done {
     pub const OK: Self = Self { done: true };
 }
 
-/// What makes a repeated request known as such: the handler looks its key up in
-/// the view and, when the call is new, writes the record in the same transaction
-/// as its effect.
+/// What makes a repeated request known as such: see [`Ctx::once`].
 ///
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html>
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,16 +82,6 @@ pub struct Idempotency {
     pub key: String,
     /// The SHA-256 of the request's parameters, hexadecimal.
     pub digest: String,
-}
-
-impl Idempotency {
-    /// The error for a token that was used with other parameters.
-    pub fn mismatch(&self) -> ApiError {
-        ApiError::new(
-            "IdempotentParameterMismatch",
-            "The client token was used before with other parameters",
-        )
-    }
 }
 
 /// What all requests share.
@@ -115,9 +109,20 @@ pub struct Ctx {
     /// The id that the answer will have.
     pub request_id: String,
     /// Where the action has a `ClientToken` and the request too.
-    pub idempotency: Option<Idempotency>,
+    idempotency: Option<Idempotency>,
+    /// Whether the call only asks what would come of it.
+    dry_run: bool,
     now: Timestamp,
     _authorized: Authorized,
+}
+
+/// What a call made, now or at an earlier call with the same token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Once {
+    /// The id of what was made.
+    pub made: String,
+    /// Whether it was an earlier call that made it.
+    pub repeated: bool,
 }
 
 impl Ctx {
@@ -126,10 +131,12 @@ impl Ctx {
         caller: Caller,
         request_id: String,
         idempotency: Option<Idempotency>,
+        dry_run: bool,
         now: Timestamp,
         authorized: Authorized,
     ) -> Self {
         Self {
+            dry_run,
             db: cloud.db,
             scope: Scope::new(caller.account.clone(), cloud.config.region.clone()),
             config: cloud.config,
@@ -164,12 +171,65 @@ impl Ctx {
     /// What the closure refuses with, or the store's failure.
     pub async fn transact<T>(
         &self,
-        decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, ApiError>,
+        mut decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
+        if self.dry_run {
+            // All that the call would be refused for it is refused for here.
+            let view = self.db.view();
+            self.db.try_out(&view, &self.scope, &mut decide)?;
+            return Err(ApiError::dry_run());
+        }
         self.db
             .transact_at(&self.scope, decide)
             .await
             .map_err(|error: TransactError<ApiError>| error.into())
+    }
+
+    /// [`transact`](Self::transact) for what a `ClientToken` makes idempotent: a
+    /// call with a token that was used before, with the same parameters, makes
+    /// nothing and has what was made then. `make` answers the id of what it makes.
+    ///
+    /// # Errors
+    /// `IdempotentParameterMismatch` for a token that was used with other
+    /// parameters; and as `transact`.
+    pub async fn once(
+        &self,
+        mut make: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<String, ApiError>,
+    ) -> Result<Once, ApiError> {
+        self.transact(|view, change| {
+            let Some(Idempotency { key, digest }) = &self.idempotency else {
+                let made = make(view, change)?;
+                return Ok(Once {
+                    made,
+                    repeated: false,
+                });
+            };
+            match view.get::<ClientToken>(key) {
+                Some(token) if token.digest == *digest => Ok(Once {
+                    made: token.made.clone(),
+                    repeated: true,
+                }),
+                Some(_) => Err(ApiError::new(
+                    "IdempotentParameterMismatch",
+                    "The client token was used before with other parameters",
+                )),
+                None => {
+                    let made = make(view, change)?;
+                    change.put(&ClientToken {
+                        scope: self.scope.clone(),
+                        key: key.clone(),
+                        digest: digest.clone(),
+                        made: made.clone(),
+                        created: self.now,
+                    });
+                    Ok(Once {
+                        made,
+                        repeated: false,
+                    })
+                }
+            }
+        })
+        .await
     }
 
     /// A new identifier: `ctx.fresh_id(InstanceId::from_random)`.
@@ -204,6 +264,22 @@ impl Ctx {
             config,
             console,
         };
-        Self::new(cloud, caller, "req".into(), None, now, authorized)
+        Self::new(cloud, caller, "req".into(), None, false, now, authorized)
+    }
+
+    /// The same context for a call with a `ClientToken`.
+    #[cfg(test)]
+    #[must_use]
+    pub fn with_token(mut self, idempotency: Idempotency) -> Self {
+        self.idempotency = Some(idempotency);
+        self
+    }
+
+    /// The same context for a call that only asks.
+    #[cfg(test)]
+    #[must_use]
+    pub fn dry(mut self) -> Self {
+        self.dry_run = true;
+        self
     }
 }

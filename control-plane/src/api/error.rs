@@ -29,6 +29,12 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// The call would have been carried out, had it not only asked.
+    pub fn dry_run() -> Self {
+        let message = "Request would have succeeded, but DryRun flag is set.";
+        Self::new("DryRunOperation", message).with_status(412)
+    }
+
     /// The caller's mistake, status 400.
     pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self {

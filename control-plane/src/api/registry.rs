@@ -99,23 +99,21 @@ pub fn action<A: Action>() -> Registered {
     }
 }
 
-/// Typed decode → authorize → DryRun → ClientToken → handle → encode.
+/// Typed decode → authorize → handle (which a dry run leaves before it changes
+/// anything) → encode.
 async fn run<A: Action>(
     dialect: Dialect,
     namespace: &'static str,
     mut call: Call,
 ) -> Result<String, ApiError> {
     let dry_run = A::DRY_RUN && dry_run(&mut call.form)?;
+    call.form.drop_no_ops(A::NO_OPS);
     if let Some(name) = call.form.find_any(A::UNSUPPORTED) {
         return Err(ApiError::unsupported(&format!("The parameter {name}")));
     }
     let request: A::Request = from_form(&call.form, dialect)?;
 
     let authorized = auth::authorize(&call.caller, A::IAM, &A::resources(&request))?;
-    if dry_run {
-        let message = "Request would have succeeded, but DryRun flag is set.";
-        return Err(ApiError::new("DryRunOperation", message).with_status(412));
-    }
     let idempotency = A::client_token(&request)
         .map(|token| idempotency(A::NAME, token, &call.form))
         .transpose()?;
@@ -126,10 +124,14 @@ async fn run<A: Action>(
         call.caller,
         call.request_id,
         idempotency,
+        dry_run,
         call.now,
         authorized,
     );
     let response = A::handle(&ctx, request).await?;
+    if dry_run {
+        return Err(ApiError::dry_run());
+    }
     xml::response(dialect, namespace, A::NAME, &request_id, &response).map_err(ApiError::internal)
 }
 

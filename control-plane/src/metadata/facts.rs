@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 
-use crate::model::{Eni, Instance, InstanceId, SecurityGroup, Subnet, Volume, Vpc};
+use crate::model::{Eni, Instance, InstanceId, Reservation, SecurityGroup, Subnet, Volume, Vpc};
 use crate::store::View;
 
 /// One interface with its surroundings.
@@ -66,9 +66,9 @@ impl Facts {
             disks,
             tags: view.tags(id).clone(),
             // The handler checked it; what doesn't decode was never user data.
-            user_data: instance
-                .user_data
-                .as_ref()
+            user_data: view
+                .get::<Reservation>(&instance.reservation)
+                .and_then(|reservation| reservation.user_data.as_ref())
                 .and_then(|u| engine.decode(u).ok()),
             region: region.to_owned(),
             instance,

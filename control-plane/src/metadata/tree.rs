@@ -233,16 +233,22 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::model::{InstanceState, Tags};
+    use crate::model::{InstanceState, Reservation, ReservationId, Tags};
     use crate::network::plan::testing;
     use crate::store::View;
 
     fn view(edit: impl FnOnce(&mut crate::model::Instance)) -> View {
         let (mut instance, mut eni) = testing::instance(4, &[1, 2], InstanceState::Running);
         eni.public_ip = Some(Ipv4Addr::new(203, 0, 113, 7));
-        instance.user_data = Some("/wAK".into());
         edit(&mut instance);
         testing::view()
+            .with(Reservation {
+                id: ReservationId::from_random(4),
+                scope: instance.scope.clone(),
+                created: instance.launched_at,
+                user_data: Some("/wAK".into()),
+                pending: None,
+            })
             .with(testing::group(1, vec![]))
             .with(testing::group(2, vec![]))
             .with(Tags {
@@ -346,7 +352,7 @@ mod tests {
     #[test]
     fn what_an_instance_has_not_is_not_listed() {
         let root = root(|i| {
-            i.user_data = None;
+            i.reservation = ReservationId::from_random(5);
             i.key_name = None;
             i.metadata.tags_enabled = true;
         });

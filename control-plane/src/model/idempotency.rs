@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ReservationId, Scope, resource::regional};
+use super::{Scope, resource::regional};
 
 /// A `ClientToken` that made something: asked again with the same parameters
 /// the answer is the same, with others it is an error.
@@ -17,8 +17,8 @@ pub struct ClientToken {
     pub key: String,
     /// The SHA-256 of the request's parameters, hexadecimal.
     pub digest: String,
-    /// What the call made.
-    pub reservation: ReservationId,
+    /// The id of what the call made.
+    pub made: String,
     /// When.
     pub created: Timestamp,
 }

@@ -126,6 +126,22 @@ impl StateReason {
         Self::new("Server.InternalError", detail)
     }
 
+    /// The subnet's addresses had run out when it came to be made.
+    pub fn no_private_address() -> Self {
+        Self::new(
+            "Client.InsufficientFreeAddressesInSubnet",
+            "There are not enough free addresses in the subnet",
+        )
+    }
+
+    /// The pool's addresses had run out when it came to be made.
+    pub fn no_public_address() -> Self {
+        Self::new(
+            "Server.InsufficientAddressCapacity",
+            "There are no free addresses in the pool of public addresses",
+        )
+    }
+
     /// No host had room any more when it came to be placed.
     pub fn insufficient_capacity() -> Self {
         Self::new(
@@ -199,8 +215,6 @@ pub struct Instance {
     pub root_volume: VolumeId,
     /// The root device's name, as `/dev/xvda`.
     pub root_device_name: String,
-    /// User data, base64 as it came; decoded at most 16 KiB.
-    pub user_data: Option<String>,
     /// The caller's idempotency token.
     pub client_token: Option<String>,
     /// When it was last launched or started.

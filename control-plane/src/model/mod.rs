@@ -13,6 +13,7 @@ mod instance;
 mod instance_type;
 mod key_pair;
 mod reachability;
+mod reservation;
 pub(crate) mod resource;
 #[cfg(test)]
 pub mod samples;
@@ -30,6 +31,7 @@ pub use instance::*;
 pub use instance_type::*;
 pub use key_pair::*;
 pub use reachability::*;
+pub use reservation::*;
 pub use resource::{
     Described, Identifier, Index, Keys, Regional, Resource, Scope, Shared, Visible,
 };

@@ -237,7 +237,8 @@ macro_rules! each_kind {
         $then! {
             described: [Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
             others: [
-                ClientToken, GroupName, Host, PrivateAddress, PublicAddress, Reachability, Tags,
+                ClientToken, GroupName, Host, PrivateAddress, PublicAddress, Reachability, Reservation,
+                Tags,
             ],
         }
     };

@@ -40,7 +40,6 @@ pub fn instance(n: u8) -> Instance {
         enis: vec![EniId::from_random(n.into())],
         root_volume: VolumeId::from_random(n.into()),
         root_device_name: "/dev/xvda".into(),
-        user_data: None,
         client_token: None,
         launched_at: time(),
         on_shutdown: ShutdownBehavior::Stop,
@@ -101,6 +100,53 @@ pub fn volume(n: u8) -> Volume {
             attached: time(),
             delete_on_termination: true,
         }),
+    }
+}
+
+/// A launch of so many, without public addresses.
+pub fn launch(count: u8, subnet: &Subnet, group: &GroupId) -> Launch {
+    let member = |n: u8| {
+        let n = 0x1000 + u128::from(n);
+        Member {
+            instance: InstanceId::from_random(n),
+            eni: EniId::from_random(n),
+            attachment: EniAttachmentId::from_random(n),
+            mac: [2, 0, 0, 0, 1, 1],
+            volume: VolumeId::from_random(n),
+        }
+    };
+    let Instance {
+        image,
+        root_device_name,
+        instance_type,
+        zone,
+        metadata,
+        on_shutdown,
+        ..
+    } = instance(1);
+    Launch {
+        members: (0..count).map(member).collect(),
+        image,
+        root_device_name,
+        instance_type,
+        key_name: None,
+        public_key: None,
+        vpc: subnet.vpc.clone(),
+        subnet: subnet.id.clone(),
+        zone,
+        groups: vec![group.clone()],
+        public: false,
+        description: String::new(),
+        volume_gib: 8,
+        volume_type: "gp3".into(),
+        delete_on_termination: true,
+        client_token: None,
+        metadata,
+        on_shutdown,
+        protected: false,
+        instance_tags: Default::default(),
+        volume_tags: Default::default(),
+        interface_tags: Default::default(),
     }
 }
 

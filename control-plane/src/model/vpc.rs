@@ -75,12 +75,21 @@ impl Subnet {
         Ipv4Addr::from(u32::from(self.cidr.network()) + 1)
     }
 
-    /// The addresses that interfaces may have: all but EC2's first four and the last.
+    /// How many addresses interfaces may have: all but EC2's first four and the
+    /// last.
     ///
     /// <https://docs.aws.amazon.com/vpc/latest/userguide/subnet-sizing.html>
-    pub fn usable(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
-        let first = u32::from(self.cidr.network()).saturating_add(4);
+    pub fn usable(&self) -> u32 {
         let last = u32::from(self.cidr.broadcast());
-        (first..last).map(Ipv4Addr::from)
+        last.saturating_sub(self.first_usable())
+    }
+
+    /// The `n`th of these, 0 the first.
+    pub fn usable_at(&self, n: u32) -> Ipv4Addr {
+        Ipv4Addr::from(self.first_usable().saturating_add(n))
+    }
+
+    fn first_usable(&self) -> u32 {
+        u32::from(self.cidr.network()).saturating_add(4)
     }
 }

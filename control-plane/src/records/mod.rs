@@ -1,4 +1,5 @@
 //! What handlers and reconcilers alike do with records: functions of the view
 //! and the change alone, pure but for those.
 
+pub mod launch;
 pub mod security_group;

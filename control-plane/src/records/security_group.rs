@@ -4,14 +4,16 @@
 //! write it: a launch is no write of its groups.
 
 use crate::{
-    model::{Eni, GroupName, SecurityGroup},
+    model::{Eni, GroupName, Reservation, SecurityGroup},
     store::{Change, Scoped},
 };
 
-/// Whether an interface, or a rule of another group, refers to the group.
+/// Whether an interface, a launch that is under way, or a rule of another group
+/// refers to the group.
 pub fn is_referred_to(view: Scoped<'_>, group: &SecurityGroup) -> bool {
     let id = group.id.as_str();
     view.by(Eni::BY_GROUP, id).next().is_some()
+        || view.by(Reservation::BY_GROUP, id).next().is_some()
         || view.by(SecurityGroup::BY_PEER, id).next().is_some()
 }
 

@@ -111,6 +111,20 @@ impl Db {
             .await
     }
 
+    /// What [`transact_at`](Self::transact_at) would answer on this view,
+    /// without carrying it out.
+    ///
+    /// # Errors
+    /// What the closure refuses with.
+    pub fn try_out<T, E>(
+        &self,
+        view: &View,
+        scope: &Scope,
+        decide: &mut impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        decide(view.at(scope), &mut Change::new(view, Some(scope)))
+    }
+
     async fn commit<T, E>(
         &self,
         only: Option<&Scope>,

@@ -114,6 +114,14 @@ impl Form {
         find(&self.root, "", "", names)
     }
 
+    /// Takes out every parameter that says what holds anyway: one of `no_ops`,
+    /// pairs of a dotted name without indices and a value, in any case.
+    pub fn drop_no_ops(&mut self, no_ops: &[(&str, &str)]) {
+        if !no_ops.is_empty() {
+            drop_no_ops(&mut self.root, "", no_ops);
+        }
+    }
+
     /// Every field in order of its name, for a fingerprint of the request.
     pub fn fields(&self) -> Vec<(String, &str)> {
         let mut fields = Vec::new();
@@ -144,6 +152,30 @@ fn find(node: &Node, path: &str, plain: &str, names: &[&str]) -> Option<String> 
         }
         find(child, &path, &plain, names)
     })
+}
+
+fn drop_no_ops(node: &mut Node, plain: &str, no_ops: &[(&str, &str)]) {
+    node.children.retain(|name, child| {
+        let index = name.bytes().all(|b| b.is_ascii_digit()) || name == "member";
+        let plain = if index {
+            plain.to_owned()
+        } else {
+            join(plain, name)
+        };
+        let before = child.children.len();
+        drop_no_ops(child, &plain, no_ops);
+        if !child.children.is_empty() {
+            return true;
+        }
+        match &child.value {
+            // A structure of nothing but such parameters goes with them; an
+            // index doesn't, for the list's others would no longer be counted.
+            None => index || before == 0,
+            Some(value) => !no_ops
+                .iter()
+                .any(|(name, no_op)| *name == plain && value.eq_ignore_ascii_case(no_op)),
+        }
+    });
 }
 
 fn decode(bytes: &[u8]) -> Result<String, WireError> {
@@ -198,6 +230,29 @@ mod tests {
         let form = Form::parse(b"N.1.Ipv6.2=x&B=1").unwrap();
         assert_eq!(form.find_any(&["N.Ipv6"]).as_deref(), Some("N.1.Ipv6"));
         assert_eq!(form.find_any(&["Ipv6", "N.B"]), None);
+    }
+
+    #[test]
+    fn what_holds_anyway_is_taken_out() {
+        let no_ops = [("A.B", "false"), ("P", ""), ("N.C", "0")];
+        let left = |text: &str| {
+            let mut form = Form::parse(text.as_bytes()).unwrap();
+            form.drop_no_ops(&no_ops);
+            let fields = form.fields();
+            let fields = fields.iter().map(|(name, value)| format!("{name}={value}"));
+            fields.collect::<Vec<_>>().join("&")
+        };
+        for (given, expected) in [
+            ("A.B=False", ""),
+            ("A.B=true", "A.B=true"),
+            ("A.B=false&A.D=1", "A.D=1"),
+            ("P=&Q=", "Q="),
+            ("P=x", "P=x"),
+            ("N.1.C=0&N.1.E=1&N.2.C=1", "N.1.E=1&N.2.C=1"),
+            ("B=false", "B=false"),
+        ] {
+            assert_eq!(left(given), expected, "{given}");
+        }
     }
 
     proptest! {

@@ -1,16 +1,16 @@
 //! Removes records that have had their time.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::transact;
 use crate::{
-    model::{ClientToken, Instance, InstanceId, InstanceState, SecurityGroup},
+    model::{ClientToken, Instance, InstanceState, Reservation, SecurityGroup},
     reconcile::{Again, Clock, Controller},
-    records::security_group::finish_deletion,
-    store::{Db, View},
+    records::{launch::expand, security_group::finish_deletion},
+    store::{Change, Db, View},
 };
 
 /// How long a terminated instance can still be asked for: "visible for a short
@@ -20,10 +20,17 @@ const TERMINATED: Duration = Duration::from_secs(3600);
 /// How long a client token is remembered.
 const TOKEN: Duration = Duration::from_secs(24 * 3600);
 
-/// Garbage.
+/// After what time a launch that isn't whole has been left by whoever made it.
+const ABANDONED: Duration = Duration::from_secs(10);
+/// How many records of a kind go in one transaction.
+const AT_ONCE: usize = 25;
+
+/// Garbage, and what a crash has left half-done.
 pub struct GarbageController {
     /// Desired state.
     pub db: Db,
+    /// The public addresses that there are.
+    pub pool: Vec<Ipv4Addr>,
     /// The time.
     pub clock: Clock,
 }
@@ -32,19 +39,33 @@ fn over(since: Timestamp, time: Duration, now: Timestamp) -> bool {
     since.checked_add(time).is_ok_and(|end| end <= now)
 }
 
-/// The records whose time is over.
-fn plan(view: &View, now: Timestamp) -> (Vec<InstanceId>, Vec<ClientToken>) {
+/// The records whose time is over, as many as go at once.
+fn plan(view: &View, now: Timestamp) -> (Vec<&Instance>, Vec<&ClientToken>) {
     let instances = view
         .by(Instance::BY_STATE, InstanceState::Terminated.name())
         .filter(|i| over(i.state_since, TERMINATED, now))
-        .map(|i| i.id.clone())
+        .take(AT_ONCE)
         .collect();
     let tokens = view
         .all::<ClientToken>()
         .filter(|t| over(t.created, TOKEN, now))
-        .cloned()
+        .take(AT_ONCE)
         .collect();
     (instances, tokens)
+}
+
+/// Deletes these instances' records, and those of the reservations that have no
+/// others.
+fn delete(view: &View, change: &mut Change<'_>, instances: &[&Instance]) {
+    for instance in instances {
+        change.delete_tagged(*instance, &instance.id);
+        let own = view.at(&instance.scope);
+        let mut all = own.by(Instance::BY_RESERVATION, instance.reservation.as_str());
+        let last = all.all(|other| instances.iter().any(|gone| gone.id == other.id));
+        if last && let Some(reservation) = own.get::<Reservation>(&instance.reservation) {
+            change.delete(reservation);
+        }
+    }
 }
 
 #[async_trait]
@@ -55,30 +76,39 @@ impl Controller for GarbageController {
 
     async fn pass(&self) -> anyhow::Result<Again> {
         let now = (self.clock)();
-        transact(&self.db, |view, change| {
+        let more = transact(&self.db, |view, change| {
             let (instances, tokens) = plan(view, now);
-            for id in instances {
-                if let Some(instance) = view.find::<Instance>(&id) {
-                    change.delete_tagged(instance, &id);
-                }
-            }
-            for token in tokens {
-                change.delete(&token);
-            }
+            delete(view, change, &instances);
+            tokens.iter().for_each(|token| change.delete(*token));
             // Those whose deletion a crash has cut short.
-            for group in view.by(SecurityGroup::DELETING, "") {
+            for group in view.by(SecurityGroup::DELETING, "").take(AT_ONCE) {
                 finish_deletion(view.at(&group.scope), change, group);
             }
+            instances.len() == AT_ONCE || tokens.len() == AT_ONCE
         })
         .await?;
-        Ok(Again::Idle)
+        let abandoned = transact(&self.db, |view, change| {
+            let mut pending = view.by(Reservation::PENDING, "");
+            let reservation = pending.find(|r| over(r.created, ABANDONED, now));
+            reservation.map(|r| expand(view.at(&r.scope), change, r, &self.pool))
+        })
+        .await?;
+        if more || abandoned.is_some() {
+            return Ok(Again::Now);
+        }
+        let waiting = self.db.view().by(Reservation::PENDING, "").next().is_some();
+        Ok(if waiting {
+            Again::After(ABANDONED)
+        } else {
+            Again::Idle
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ReservationId, samples};
+    use crate::model::{InstanceId, samples};
 
     #[test]
     fn only_what_has_had_its_time_goes() {
@@ -92,7 +122,7 @@ mod tests {
             scope: samples::scope(),
             key: key.into(),
             digest: String::new(),
-            reservation: ReservationId::from_random(1),
+            made: "r-1".into(),
             created: at(created),
         };
         let view = View::default()
@@ -101,10 +131,9 @@ mod tests {
             .with(instance(3, InstanceState::Stopped, 0))
             .with(token("old", 3600 - 86400))
             .with(token("new", 0));
-        let expected = (
-            vec![InstanceId::from_random(1)],
-            vec![token("old", 3600 - 86400)],
-        );
-        assert_eq!(plan(&view, at(3600)), expected);
+        let (instances, tokens) = plan(&view, at(3600));
+        let ids: Vec<_> = instances.iter().map(|i| i.id.clone()).collect();
+        assert_eq!(ids, [InstanceId::from_random(1)]);
+        assert_eq!(tokens, [&token("old", 3600 - 86400)]);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         shared::{Row, found},
         wire::quoted,
     },
-    model::{Instance, ShutdownBehavior},
+    model::{Instance, Reservation, ShutdownBehavior},
 };
 
 /// The action.
@@ -107,7 +107,12 @@ impl Action for DescribeInstanceAttribute {
             "sourceDestCheck" => {
                 response.source_dest_check = shown.source_dest_check.and_then(value);
             }
-            "userData" => response.user_data = value(instance.user_data.clone()),
+            "userData" => {
+                response.user_data = value(
+                    view.get::<Reservation>(&instance.reservation)
+                        .and_then(|reservation| reservation.user_data.clone()),
+                )
+            }
             other => {
                 return Err(ApiError::unsupported(&format!(
                     "The value {} of the parameter Attribute",

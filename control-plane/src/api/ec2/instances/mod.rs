@@ -3,7 +3,6 @@
 //! A handler changes the desired state and answers with the transitional state;
 //! what follows is the reconcilers' work.
 
-pub mod allocate;
 pub mod answer;
 pub mod describe_instance_attribute;
 pub mod describe_instance_status;
@@ -127,6 +126,14 @@ fn insufficient_capacity(instance_type: &str, zone: &str) -> ApiError {
         ),
     )
     .with_status(500)
+}
+
+/// `InsufficientAddressCapacity`.
+fn insufficient_addresses() -> ApiError {
+    ApiError::new(
+        "InsufficientAddressCapacity",
+        "There are no free addresses in the pool of public addresses.",
+    )
 }
 
 /// `StateTransitionReason` of what a caller asked for.

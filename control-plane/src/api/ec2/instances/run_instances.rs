@@ -4,14 +4,15 @@
 
 mod resolve;
 
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
 use serde::{Deserialize, Serialize};
 
-use self::resolve::Launch;
+use self::resolve::Resolved;
 use super::{
     super::security_groups::refer_to,
-    allocate::{self, PublicAddresses},
     answer::{self, Group, InstanceItem},
-    insufficient_capacity,
+    insufficient_addresses, insufficient_capacity,
 };
 use crate::{
     api::{
@@ -19,11 +20,12 @@ use crate::{
         shared::{Row, TagSpecification, tag},
     },
     model::{
-        ClientToken, Eni, EniAttachmentId, EniId, Host, Instance, InstanceId, InstanceState,
-        Intent, ReservationId, Volume, VolumeAttachment, VolumeId,
+        EniAttachmentId, EniId, Host, Instance, InstanceId, InstanceState, InstanceType, Launch,
+        Member, PublicAddress, Reservation, ReservationId, VolumeId,
     },
+    records::launch::{expand, free_in},
     scheduler::{Demand, Ledger},
-    store::{Change, Scoped},
+    store::Scoped,
 };
 
 /// The action.
@@ -221,6 +223,34 @@ impl Action for RunInstances {
         "RamdiskId",
         "SecondaryInterface",
     ];
+    const NO_OPS: &'static [(&'static str, &'static str)] = &[
+        ("BlockDeviceMapping.Ebs.Encrypted", "false"),
+        (
+            "CapacityReservationSpecification.CapacityReservationPreference",
+            "open",
+        ),
+        ("DisableApiStop", "false"),
+        ("EbsOptimized", "false"),
+        ("EnablePrimaryIpv6", "false"),
+        ("EnclaveOptions.Enabled", "false"),
+        ("HibernationOptions.Configured", "false"),
+        ("IamInstanceProfile", ""),
+        ("IamInstanceProfile.Arn", ""),
+        ("IamInstanceProfile.Name", ""),
+        ("Ipv6AddressCount", "0"),
+        ("MaintenanceOptions.AutoRecovery", "default"),
+        ("MetadataOptions.HttpProtocolIpv6", "disabled"),
+        ("Monitoring.Enabled", "false"),
+        ("NetworkInterface.InterfaceType", "interface"),
+        ("NetworkInterface.Ipv6AddressCount", "0"),
+        ("NetworkInterface.NetworkCardIndex", "0"),
+        ("NetworkInterface.SecondaryPrivateIpAddressCount", "0"),
+        ("Placement", ""),
+        ("Placement.GroupName", ""),
+        ("Placement.Tenancy", ""),
+        ("Placement.Tenancy", "default"),
+        ("TagSpecification.Tag", ""),
+    ];
     type Request = Request;
     type Response = Response;
 
@@ -240,59 +270,44 @@ impl Action for RunInstances {
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let kinds = ["instance", "volume", "network-interface"];
         let tags = tag::specified(&request.tag_specifications, &kinds)?;
-        let reservation = ctx
-            .transact(|view, change| {
-                if let Some(earlier) = earlier(ctx, view)? {
-                    return Ok(earlier);
-                }
-                let launch = resolve::launch(ctx, view, &request)?;
-                let count = places(view, &request, &launch)?;
-                let reservation = ctx.fresh_id(ReservationId::from_random);
-                let mut publics = PublicAddresses::new(view, &ctx.config);
-                for index in 0..count {
-                    let made = one(
-                        ctx,
-                        view,
-                        change,
-                        &launch,
-                        &reservation,
-                        index,
-                        &mut publics,
-                    )?;
-                    for (kind, tags) in &tags {
-                        let id = match *kind {
-                            "instance" => made.id.as_str(),
-                            "volume" => made.root_volume.as_str(),
-                            _ => made.enis[0].as_str(),
-                        };
-                        change.put_tags(ctx.scope(), id, tags.clone());
-                    }
-                }
+        let pool: Vec<Ipv4Addr> = ctx.config.public_addresses().collect();
+        let once = ctx
+            .once(|view, change| {
+                let resolved = resolve::launch(ctx, view, &request)?;
+                let count = places(view, &request, &resolved)?;
+                addresses(view, &resolved, count, &pool)?;
                 // What the instances refer to must still be there when they are made.
-                change.expect_unchanged(&launch.subnet);
-                for group in &launch.groups {
+                change.expect_unchanged(&resolved.subnet);
+                for group in &resolved.groups {
                     refer_to(view, change, group)?;
                 }
-                if let Some(idempotency) = &ctx.idempotency {
-                    change.put(&ClientToken {
-                        scope: ctx.scope().clone(),
-                        key: idempotency.key.clone(),
-                        digest: idempotency.digest.clone(),
-                        reservation: reservation.clone(),
-                        created: ctx.now(),
-                    });
-                }
-                Ok(reservation)
+                let reservation = reservation(ctx, resolved, count, &tags);
+                change.put(&reservation);
+                Ok(reservation.id.to_string())
             })
             .await?;
+        // Also after a repeated call: a crash may have cut the first one short.
+        let expanded = async || {
+            ctx.transact(|view, change| {
+                let made = view.get::<Reservation>(&once.made);
+                Ok(made.is_none_or(|made| expand(view, change, made, &pool)))
+            })
+            .await
+        };
+        while !expanded().await? {}
         let view = ctx.view();
         let view = view.view();
-        let mut made: Vec<&Instance> = view
-            .by(Instance::BY_RESERVATION, reservation.as_str())
-            .collect();
+        let mut made: Vec<&Instance> = view.by(Instance::BY_RESERVATION, &once.made).collect();
         made.sort_by_key(|i| i.launch_index);
+        let over = |i: &&Instance| i.state == InstanceState::Terminated;
+        if once.repeated && made.iter().all(over) {
+            return Err(ApiError::new(
+                "IdempotentInstanceTerminated",
+                "The client token was used before, and the instances that it launched have been terminated",
+            ));
+        }
         Ok(Response {
-            reservation_id: reservation.to_string(),
+            reservation_id: once.made,
             owner_id: ctx.caller.account.clone(),
             group_set: Vec::new(),
             instances_set: made
@@ -303,26 +318,22 @@ impl Action for RunInstances {
     }
 }
 
-/// The reservation that a call with the same token has made.
-fn earlier(ctx: &Ctx, view: Scoped<'_>) -> Result<Option<ReservationId>, ApiError> {
-    let Some(idempotency) = &ctx.idempotency else {
-        return Ok(None);
-    };
-    match view.get::<ClientToken>(&idempotency.key) {
-        None => Ok(None),
-        Some(token) if token.digest == idempotency.digest => Ok(Some(token.reservation.clone())),
-        Some(_) => Err(idempotency.mismatch()),
-    }
-}
-
 /// How many of them the hosts have room for. Instances that still wait for
 /// their place were first.
-fn places(view: Scoped<'_>, request: &Request, launch: &Launch) -> Result<u32, ApiError> {
+fn places(view: Scoped<'_>, request: &Request, launch: &Resolved) -> Result<u32, ApiError> {
     let cloud = view.whole();
     let mut ledger = Ledger::new(cloud.all::<Host>(), cloud.all::<Instance>());
     let waiting = cloud.by(Instance::UNPLACED, "");
     for waiting in waiting.filter(|i| i.state == InstanceState::Pending) {
         ledger.place(&Demand::of_instance(waiting));
+    }
+    let under_way = cloud.by(Reservation::PENDING, "");
+    for launch in under_way.filter_map(|reservation| reservation.pending.as_ref()) {
+        let made = |member: &&Member| cloud.find::<Instance>(&member.instance).is_some();
+        let kind = InstanceType::find(&launch.instance_type);
+        for _ in launch.members.iter().filter(|member| !made(member)) {
+            kind.map(|kind| ledger.place(&Demand::of(kind, &launch.zone)));
+        }
     }
     let demand = Demand::of(launch.kind, &launch.subnet.zone);
     let mut count = 0;
@@ -335,93 +346,79 @@ fn places(view: Scoped<'_>, request: &Request, launch: &Launch) -> Result<u32, A
     Ok(count)
 }
 
-/// One instance, with its interface, its addresses and its root volume.
-fn one(
-    ctx: &Ctx,
+/// Whether there are addresses for so many: it may have changed when they are
+/// taken, and a call that could never have been carried out is refused here.
+fn addresses(
     view: Scoped<'_>,
-    change: &mut Change<'_>,
-    launch: &Launch,
-    reservation: &ReservationId,
-    index: u32,
-    publics: &mut PublicAddresses,
-) -> Result<Instance, ApiError> {
-    let id = ctx.fresh_id(InstanceId::from_random);
-    let eni_id = ctx.fresh_id(EniId::from_random);
-    let random: u64 = rand::random();
-    let private_ip = allocate::private_address(view, change, &launch.subnet, &eni_id, random)?;
-    let public_ip = match launch.public {
-        true => Some(publics.take(change, &eni_id, None)?),
-        false => None,
+    resolved: &Resolved,
+    count: u32,
+    pool: &[Ipv4Addr],
+) -> Result<(), ApiError> {
+    let count = count as usize;
+    if free_in(view, &resolved.subnet) < count {
+        return Err(ApiError::new(
+            "InsufficientFreeAddressesInSubnet",
+            format!(
+                "There are not enough free addresses in subnet '{}' to satisfy the requested number of instances.",
+                resolved.subnet.id
+            ),
+        ));
+    }
+    let taken = view.whole().count::<PublicAddress>();
+    if resolved.public && pool.len().saturating_sub(taken) < count {
+        return Err(insufficient_addresses());
+    }
+    Ok(())
+}
+
+/// What is going to be made, with every id that it will have.
+fn reservation(
+    ctx: &Ctx,
+    resolved: Resolved,
+    count: u32,
+    tags: &BTreeMap<&'static str, BTreeMap<String, String>>,
+) -> Reservation {
+    let member = |_| {
+        let [a, b, c, d, e]: [u8; 5] = rand::random();
+        Member {
+            instance: ctx.fresh_id(InstanceId::from_random),
+            eni: ctx.fresh_id(EniId::from_random),
+            attachment: ctx.fresh_id(EniAttachmentId::from_random),
+            // Locally administered, unicast.
+            mac: [0x02, a, b, c, d, e],
+            volume: ctx.fresh_id(VolumeId::from_random),
+        }
     };
-    let [a, b, c, d, e]: [u8; 5] = rand::random();
-    let eni = Eni {
-        id: eni_id,
-        scope: ctx.scope().clone(),
-        vpc: launch.subnet.vpc.clone(),
-        subnet: launch.subnet.id.clone(),
-        description: launch.description.clone(),
-        // Locally administered, unicast.
-        mac: [0x02, a, b, c, d, e],
-        private_ip,
-        public_ip,
-        last_public_ip: None,
-        auto_public_ip: launch.public,
-        groups: launch.groups.clone(),
-        source_dest_check: true,
-        instance: Some(id.clone()),
-        device_index: 0,
-        attachment: Some(ctx.fresh_id(EniAttachmentId::from_random)),
+    let tags = |kind: &str| tags.get(kind).cloned().unwrap_or_default();
+    let launch = Launch {
+        members: (0..count).map(member).collect(),
+        image: resolved.image.id.clone(),
+        root_device_name: resolved.image.manifest.root_device_name.clone(),
+        instance_type: resolved.kind.name.to_owned(),
+        key_name: resolved.key.as_ref().map(|key| key.name.clone()),
+        public_key: resolved.key.map(|key| key.public_key),
+        vpc: resolved.subnet.vpc.clone(),
+        subnet: resolved.subnet.id.clone(),
+        zone: resolved.subnet.zone.clone(),
+        groups: resolved.groups,
+        public: resolved.public,
+        description: resolved.description,
+        volume_gib: resolved.volume_gib,
+        volume_type: resolved.volume_type,
+        delete_on_termination: resolved.delete_on_termination,
+        client_token: resolved.client_token,
+        metadata: resolved.metadata,
+        on_shutdown: resolved.on_shutdown,
+        protected: resolved.protected,
+        instance_tags: tags("instance"),
+        volume_tags: tags("volume"),
+        interface_tags: tags("network-interface"),
     };
-    let volume = Volume {
-        id: ctx.fresh_id(VolumeId::from_random),
+    Reservation {
+        id: ctx.fresh_id(ReservationId::from_random),
         scope: ctx.scope().clone(),
-        zone: launch.subnet.zone.clone(),
-        size_gib: launch.volume_gib,
-        volume_type: launch.volume_type.clone(),
-        image: Some(launch.image.id.clone()),
         created: ctx.now(),
-        deleting: false,
-        attachment: Some(VolumeAttachment {
-            instance: id.clone(),
-            device: launch.image.manifest.root_device_name.clone(),
-            attached: ctx.now(),
-            delete_on_termination: launch.delete_on_termination,
-        }),
-    };
-    let instance = Instance {
-        id,
-        reservation: reservation.clone(),
-        scope: ctx.scope().clone(),
-        launch_index: index,
-        image: launch.image.id.clone(),
-        instance_type: launch.kind.name.to_owned(),
-        key_name: launch.key.as_ref().map(|k| k.name.clone()),
-        public_key: launch.key.as_ref().map(|k| k.public_key.clone()),
-        vpc: launch.subnet.vpc.clone(),
-        subnet: launch.subnet.id.clone(),
-        zone: launch.subnet.zone.clone(),
-        host: None,
-        enis: vec![eni.id.clone()],
-        root_volume: volume.id.clone(),
-        root_device_name: launch.image.manifest.root_device_name.clone(),
-        user_data: launch.user_data.clone(),
-        client_token: launch.client_token.clone(),
-        launched_at: ctx.now(),
-        on_shutdown: launch.on_shutdown,
-        metadata: launch.metadata.clone(),
-        protected: launch.protected,
-        intent: Intent::Run,
-        state: InstanceState::Pending,
-        state_since: ctx.now(),
-        state_reason: None,
-        transition_reason: String::new(),
-        reboots_asked: 0,
-        reboots_done: 0,
-        reboot: None,
-        boots: 1,
-    };
-    change.put(&eni);
-    change.put(&volume);
-    change.put(&instance);
-    Ok(instance)
+        user_data: resolved.user_data,
+        pending: Some(Box::new(launch)),
+    }
 }

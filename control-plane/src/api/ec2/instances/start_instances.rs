@@ -2,15 +2,18 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StartInstances.html>
 
+use std::net::Ipv4Addr;
+
 use serde::Deserialize;
 
 use super::{
-    StateChange, StateChanges, allocate::PublicAddresses, incorrect_state, insufficient_capacity,
+    StateChange, StateChanges, incorrect_state, insufficient_addresses, insufficient_capacity,
     named,
 };
 use crate::{
     api::{Action, ApiError, Ctx},
     model::{Eni, Host, Instance, InstanceState, Intent},
+    records::launch::free_public,
     scheduler::{Demand, Ledger},
 };
 
@@ -38,11 +41,11 @@ impl Action for StartInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
+        let pool: Vec<Ipv4Addr> = ctx.config.public_addresses().collect();
         let instances_set = ctx
             .transact(|view, change| {
                 let mut ledger =
                     Ledger::new(view.whole().all::<Host>(), view.whole().all::<Instance>());
-                let publics = PublicAddresses::new(view, &ctx.config);
                 let mut changes = Vec::new();
                 for instance in named(view, &request.ids)? {
                     match instance.state {
@@ -68,7 +71,10 @@ impl Action for StartInstances {
                     }
                     for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
                         if eni.auto_public_ip && eni.public_ip.is_none() {
-                            let address = publics.take(change, &eni.id, eni.last_public_ip)?;
+                            let before = eni.last_public_ip;
+                            let taken = free_public(view, change, eni.id.clone(), &pool, before);
+                            let (address, record) = taken.ok_or_else(insufficient_addresses)?;
+                            change.put(&record);
                             change.put(&Eni {
                                 public_ip: Some(address),
                                 ..eni.clone()

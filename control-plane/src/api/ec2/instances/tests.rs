@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::de::DeserializeOwned;
 
-use super::*;
+use super::{super::security_groups::*, *};
 use crate::{
     api::{
         Action, ApiError, Ctx, Idempotency,
@@ -22,9 +22,18 @@ async fn cloud() -> Ctx {
 
 pub(super) async fn cloud_on(db: Db) -> Ctx {
     // Room for eight t2.micro by vCPU.
+    with_machine(db, 2).await
+}
+
+/// With room for this many t2.micro.
+async fn cloud_of(room: u32) -> Ctx {
+    with_machine(Db::in_memory().await, room / 4).await
+}
+
+async fn with_machine(db: Db, cpus: u32) -> Ctx {
     let machine = Machine {
-        cpus: 2,
-        memory_mib: 16 * 1024,
+        cpus,
+        memory_mib: u64::from(cpus) * 8 * 1024,
     };
     bootstrap(&db, &Config::for_tests(), machine).await.unwrap();
     db.transact(|_, change| {
@@ -167,27 +176,128 @@ async fn as_many_as_fit_or_none() {
 #[tokio::test]
 async fn a_token_makes_one_instance() {
     let mut ctx = cloud().await;
-    let token = |digest: &str| {
-        Some(Idempotency {
-            key: "RunInstances:t".into(),
-            digest: digest.into(),
-        })
+    let token = |digest: &str| Idempotency {
+        key: "RunInstances:t".into(),
+        digest: digest.into(),
     };
-    ctx.idempotency = token("1");
+    ctx = ctx.with_token(token("1"));
     let first = run(&ctx, "&ClientToken=t").await;
     let second = run(&ctx, "&ClientToken=t").await;
     assert_eq!(first.reservation_id, second.reservation_id);
-    assert_eq!(
-        first.instances_set[0].instance_id,
-        second.instances_set[0].instance_id
-    );
+    let id = &first.instances_set[0].instance_id;
+    assert_eq!(*id, second.instances_set[0].instance_id);
     assert_eq!(ctx.view().view().all::<Instance>().count(), 1);
-    ctx.idempotency = token("2");
-    let other = format!("{RUN}&ClientToken=t");
+    let again = format!("{RUN}&ClientToken=t");
+    becomes(&ctx, id, InstanceState::Terminated).await;
     assert_eq!(
-        code::<RunInstances>(&ctx, &other).await,
+        code::<RunInstances>(&ctx, &again).await,
+        "IdempotentInstanceTerminated"
+    );
+    ctx = ctx.with_token(token("2"));
+    assert_eq!(
+        code::<RunInstances>(&ctx, &again).await,
         "IdempotentParameterMismatch"
     );
+}
+
+#[tokio::test]
+async fn a_big_launch_is_several_transactions_whose_rest_anybody_can_make() {
+    let ctx = cloud_of(100).await;
+    let text = RUN.replace("MaxCount=1", "MaxCount=60");
+    let tagged = "&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=a";
+    let before = ctx.view().view().whole().revision().0;
+    let made = call::<RunInstances>(&ctx, &format!("{text}{tagged}")).await;
+    let made = made.unwrap();
+    let indexes = made.instances_set.iter().map(|i| i.ami_launch_index);
+    assert!(indexes.eq(0..60));
+    assert!(made.instances_set.iter().all(|i| i.tag_set.is_some()));
+    // The reservation, and twenty in each of the others.
+    let after = ctx.view().view().whole().revision().0;
+    assert_eq!(after - before, 4);
+
+    // What only got as far as its reservation: nobody else gets the room or the
+    // group, and whoever comes by makes the rest.
+    let first = ctx.view();
+    let reservation = first.view().all::<Reservation>().next().unwrap();
+    assert!(reservation.pending.is_none());
+    call::<CreateSecurityGroup>(&ctx, "GroupName=g&GroupDescription=d")
+        .await
+        .unwrap();
+    let picture = ctx.view();
+    let view = picture.view();
+    let group = view.all::<SecurityGroup>().find(|g| g.name == "g").unwrap();
+    let subnet = view.all::<Subnet>().next().unwrap();
+    let cut = Reservation {
+        id: ReservationId::from_random(7),
+        pending: Some(Box::new(samples::launch(30, subnet, &group.id))),
+        ..reservation.clone()
+    };
+    ctx.transact(|_, change| {
+        change.put(&cut);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let more = RUN
+        .replace("MinCount=1", "MinCount=11")
+        .replace("MaxCount=1", "MaxCount=11");
+    assert_eq!(
+        code::<RunInstances>(&ctx, &more).await,
+        "InsufficientInstanceCapacity"
+    );
+    let delete = format!("GroupId={}", group.id);
+    assert_eq!(
+        code::<DeleteSecurityGroup>(&ctx, &delete).await,
+        "DependencyViolation"
+    );
+    let pool: Vec<_> = ctx.config.public_addresses().collect();
+    let mut rounds = 0;
+    while !ctx
+        .transact(|view, change| {
+            let cut = view.get::<Reservation>(&cut.id).unwrap();
+            Ok(crate::records::launch::expand(view, change, cut, &pool))
+        })
+        .await
+        .unwrap()
+    {
+        rounds += 1;
+    }
+    assert_eq!(rounds, 1);
+    let picture = ctx.view();
+    let all = picture.view().by(Instance::BY_RESERVATION, cut.id.as_str());
+    assert_eq!(all.count(), 30);
+    assert!(picture.view().by(Reservation::PENDING, "").next().is_none());
+}
+
+#[tokio::test]
+async fn a_dry_run_is_refused_what_the_call_would_be_and_changes_nothing() {
+    let ctx = cloud().await;
+    let id = run(&ctx, "").await.instances_set[0].instance_id.clone();
+    let one = format!("InstanceId.1={id}");
+    let ctx = ctx.dry();
+    let revision = ctx.view().view().whole().revision();
+    for (answer, expected) in [
+        (code::<RunInstances>(&ctx, RUN).await, "DryRunOperation"),
+        (
+            code::<RunInstances>(&ctx, &format!("{RUN}&KeyName=none")).await,
+            "InvalidKeyPair.NotFound",
+        ),
+        (
+            code::<RunInstances>(&ctx, &RUN.replace("MaxCount=1", "MaxCount=0")).await,
+            "InvalidParameterValue",
+        ),
+        (
+            code::<StopInstances>(&ctx, &one).await,
+            "IncorrectInstanceState",
+        ),
+        (
+            code::<TerminateInstances>(&ctx, &one).await,
+            "DryRunOperation",
+        ),
+    ] {
+        assert_eq!(answer, expected);
+    }
+    assert_eq!(ctx.view().view().whole().revision(), revision);
 }
 
 #[tokio::test]
@@ -252,7 +362,7 @@ async fn what_makes_no_sense_is_refused() {
     for (from, to, expected) in [
         ("MinCount=1", "MinCount=0", "InvalidParameterValue"),
         ("MinCount=1", "MinCount=2", "InvalidParameterValue"),
-        ("MaxCount=1", "MaxCount=1000", "InstanceLimitExceeded"),
+        ("MaxCount=1", "MaxCount=1001", "InstanceLimitExceeded"),
         (
             "ami-00000000000000001",
             "ami-00000000000000002",

@@ -12,7 +12,8 @@ use crate::{
         ec2::regions::zone_id,
         shared::{Filter, Filterable, Listing, Row, Table, Tag},
     },
-    model::{Described as _, Eni, Subnet},
+    model::{Described as _, Subnet},
+    records::launch::free_in,
 };
 
 /// The action.
@@ -55,10 +56,8 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-/// How many of its addresses are free.
 fn available(row: &Row<'_, Subnet>) -> usize {
-    let taken = row.view.by(Eni::BY_SUBNET, row.id.as_str());
-    row.usable().count().saturating_sub(taken.count())
+    free_in(row.view, row.resource)
 }
 
 impl Filterable for Row<'_, Subnet> {

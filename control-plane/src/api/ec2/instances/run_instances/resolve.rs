@@ -17,15 +17,15 @@ use crate::{
     store::Scoped,
 };
 
-/// The most instances of one call: each is some ten records of one transaction.
-const MAX_COUNT: u32 = 100;
+/// The most instances of one call.
+const MAX_COUNT: u32 = 1000;
 /// The longest user data, decoded, in bytes.
 const MAX_USER_DATA: usize = 16 * 1024;
 /// The biggest volume, in GiB, as gp2's and gp3's on EC2.
 const MAX_VOLUME: u32 = 16 * 1024;
 
 /// What a request means.
-pub(super) struct Launch {
+pub(super) struct Resolved {
     pub image: Image,
     pub kind: &'static InstanceType,
     pub subnet: Subnet,
@@ -43,7 +43,7 @@ pub(super) struct Launch {
     pub protected: bool,
 }
 
-pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<Launch, ApiError> {
+pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<Resolved, ApiError> {
     count(request)?;
     let image = image(view, request)?;
     let kind = instance_type(request)?;
@@ -60,7 +60,7 @@ pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<L
         })?),
     };
     let (volume_gib, volume_type, delete_on_termination) = root_volume(request, &image)?;
-    Ok(Launch {
+    Ok(Resolved {
         kind,
         groups,
         public: interface

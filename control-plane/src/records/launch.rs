@@ -1,0 +1,222 @@
+//! The members of a reservation get their records: some in each transaction,
+//! until all have them.
+
+use std::net::Ipv4Addr;
+
+use crate::{
+    model::{
+        Eni, EniId, Instance, InstanceState, Intent, Launch, Member, PrivateAddress, PublicAddress,
+        Reservation, StateReason, Subnet, Volume, VolumeAttachment,
+    },
+    store::{Change, Scoped},
+};
+
+/// The most changes of one transaction: etcd's default is 128, and the
+/// reservation itself is one of them.
+const MAX_CHANGES: usize = 120;
+
+/// Makes the records of the next members, as many as one transaction carries;
+/// whether all have them then. `pool` has the public addresses that there are.
+pub fn expand(
+    view: Scoped<'_>,
+    change: &mut Change<'_>,
+    reservation: &Reservation,
+    pool: &[Ipv4Addr],
+) -> bool {
+    let Some(launch) = &reservation.pending else {
+        return true;
+    };
+    let tags = [
+        &launch.instance_tags,
+        &launch.volume_tags,
+        &launch.interface_tags,
+    ];
+    // The instance, its interface, its volume, two addresses.
+    let each = 5 + tags.iter().filter(|tags| !tags.is_empty()).count();
+    let mut room = MAX_CHANGES / each;
+    for (index, member) in (0..).zip(&launch.members) {
+        if view.get::<Instance>(&member.instance).is_some() {
+            continue;
+        }
+        if room == 0 {
+            return false;
+        }
+        room -= 1;
+        make(view, change, reservation, launch, member, index, pool);
+    }
+    change.put(&Reservation {
+        pending: None,
+        ..reservation.clone()
+    });
+    true
+}
+
+/// One instance, with its interface, its addresses and its root volume. Where
+/// addresses have run out since the call was taken, it ends as a launch ends
+/// that fails.
+fn make(
+    view: Scoped<'_>,
+    change: &mut Change<'_>,
+    reservation: &Reservation,
+    launch: &Launch,
+    member: &Member,
+    index: u32,
+    pool: &[Ipv4Addr],
+) {
+    let scope = &reservation.scope;
+    let mut instance = Instance {
+        id: member.instance.clone(),
+        scope: scope.clone(),
+        reservation: reservation.id.clone(),
+        launch_index: index,
+        image: launch.image.clone(),
+        instance_type: launch.instance_type.clone(),
+        key_name: launch.key_name.clone(),
+        public_key: launch.public_key.clone(),
+        vpc: launch.vpc.clone(),
+        subnet: launch.subnet.clone(),
+        zone: launch.zone.clone(),
+        host: None,
+        enis: vec![member.eni.clone()],
+        root_volume: member.volume.clone(),
+        root_device_name: launch.root_device_name.clone(),
+        client_token: launch.client_token.clone(),
+        launched_at: reservation.created,
+        on_shutdown: launch.on_shutdown,
+        metadata: launch.metadata.clone(),
+        protected: launch.protected,
+        intent: Intent::Run,
+        state: InstanceState::Pending,
+        state_since: reservation.created,
+        state_reason: None,
+        transition_reason: String::new(),
+        reboots_asked: 0,
+        reboots_done: 0,
+        reboot: None,
+        boots: 1,
+    };
+    change.put_tags(scope, &member.instance, launch.instance_tags.clone());
+    match addresses(view, change, launch, member, pool) {
+        Ok((private_ip, public_ip)) => {
+            change.put(&Eni {
+                id: member.eni.clone(),
+                scope: scope.clone(),
+                vpc: launch.vpc.clone(),
+                subnet: launch.subnet.clone(),
+                description: launch.description.clone(),
+                mac: member.mac,
+                private_ip,
+                public_ip,
+                last_public_ip: None,
+                auto_public_ip: launch.public,
+                groups: launch.groups.clone(),
+                source_dest_check: true,
+                instance: Some(member.instance.clone()),
+                device_index: 0,
+                attachment: Some(member.attachment.clone()),
+            });
+            change.put(&Volume {
+                id: member.volume.clone(),
+                scope: scope.clone(),
+                zone: launch.zone.clone(),
+                size_gib: launch.volume_gib,
+                volume_type: launch.volume_type.clone(),
+                image: Some(launch.image.clone()),
+                created: reservation.created,
+                deleting: false,
+                attachment: Some(VolumeAttachment {
+                    instance: member.instance.clone(),
+                    device: launch.root_device_name.clone(),
+                    attached: reservation.created,
+                    delete_on_termination: launch.delete_on_termination,
+                }),
+            });
+            change.put_tags(scope, &member.eni, launch.interface_tags.clone());
+            change.put_tags(scope, &member.volume, launch.volume_tags.clone());
+        }
+        Err(reason) => {
+            instance.enis.clear();
+            instance.intent = Intent::Terminate;
+            instance.state = InstanceState::ShuttingDown;
+            instance.transition_reason = reason.message.clone();
+            instance.state_reason = Some(reason);
+        }
+    }
+    change.put(&instance);
+}
+
+fn addresses(
+    view: Scoped<'_>,
+    change: &mut Change<'_>,
+    launch: &Launch,
+    member: &Member,
+    pool: &[Ipv4Addr],
+) -> Result<(Ipv4Addr, Option<Ipv4Addr>), StateReason> {
+    let private = free_private(view, change, launch, member);
+    let private = private.ok_or_else(StateReason::no_private_address)?;
+    let public = match launch.public {
+        true => {
+            let taken = free_public(view, change, member.eni.clone(), pool, None);
+            Some(taken.ok_or_else(StateReason::no_public_address)?)
+        }
+        false => None,
+    };
+    change.put(&private.1);
+    if let Some(public) = &public {
+        change.put(&public.1);
+    }
+    Ok((private.0, public.map(|public| public.0)))
+}
+
+fn free_private(
+    view: Scoped<'_>,
+    change: &Change<'_>,
+    launch: &Launch,
+    member: &Member,
+) -> Option<(Ipv4Addr, PrivateAddress)> {
+    let subnet = view.get::<Subnet>(&launch.subnet)?;
+    from_anywhere(subnet.usable()).find_map(|n| {
+        let address = subnet.usable_at(n);
+        let record = PrivateAddress::new(&subnet.scope, &subnet.id, address, member.eni.clone());
+        let free = view.get::<PrivateAddress>(&record.key).is_none() && !change.puts(&record);
+        free.then_some((address, record))
+    })
+}
+
+/// A public address that nobody has, with its record; the one that the interface
+/// had before only if no other is free, so that stop and start really change it.
+///
+/// From a place of chance on, so that two calls at once rarely draw the same and
+/// neither has to write down where the other should go on.
+pub fn free_public(
+    view: Scoped<'_>,
+    change: &Change<'_>,
+    eni: EniId,
+    pool: &[Ipv4Addr],
+    before: Option<Ipv4Addr>,
+) -> Option<(Ipv4Addr, PublicAddress)> {
+    let count = u32::try_from(pool.len()).unwrap_or(u32::MAX);
+    let others = from_anywhere(count).filter_map(|n| pool.get(n as usize).copied());
+    let others = others.filter(|address| Some(*address) != before);
+    others.chain(before).find_map(|address| {
+        let record = PublicAddress {
+            address: address.to_string(),
+            eni: eni.clone(),
+        };
+        let free = view.shared::<PublicAddress>(&record.address).is_none() && !change.puts(&record);
+        free.then_some((address, record))
+    })
+}
+
+/// All numbers below this, beginning at one of chance: an address just left is
+/// rarely met again at once.
+fn from_anywhere(count: u32) -> impl Iterator<Item = u32> {
+    let start = rand::random_range(0..count.max(1)).min(count);
+    (start..count).chain(0..start)
+}
+
+/// How many private addresses of the subnet are free.
+pub fn free_in(view: Scoped<'_>, subnet: &Subnet) -> usize {
+    let taken = view.by(Eni::BY_SUBNET, subnet.id.as_str()).count();
+    (subnet.usable() as usize).saturating_sub(taken)
+}
