@@ -45,6 +45,8 @@ pub struct Registers {
     events: u8,
     up: u32,
     down: u32,
+    /// Slots whose unplug was requested and that were not ejected since.
+    ejectable: u32,
 }
 
 impl Registers {
@@ -63,12 +65,14 @@ impl Registers {
     /// Reports a device that was put into `slot`; the caller raises the interrupt.
     pub fn slot_filled(&mut self, slot: u8) {
         self.up |= bit(slot);
+        self.ejectable &= !bit(slot);
         self.events |= Event::PCI.bits();
     }
 
     /// Requests the unplug of the device in `slot`; the caller raises the interrupt.
     pub fn request_unplug(&mut self, slot: u8) {
         self.down |= bit(slot);
+        self.ejectable |= bit(slot);
         self.events |= Event::PCI.bits();
     }
 
@@ -91,7 +95,9 @@ impl Registers {
         }
     }
 
-    /// What the guest's write to a port asks for.
+    /// What the guest's write to a port asks for. It may eject only what it was asked
+    /// for, once for each request: it can neither lose its root disk nor flood whoever
+    /// takes the requests.
     #[must_use]
     pub fn write(&mut self, port: u16, data: &[u8]) -> Option<Request> {
         match (port, data) {
@@ -103,7 +109,8 @@ impl Registers {
             }
             (PORT_RESET, [RESET_VALUE]) => Some(Request::Reset),
             (PORT_HOTPLUG_EJECT, &[a, b, c, d]) => {
-                let slots = u32::from_le_bytes([a, b, c, d]);
+                let slots = u32::from_le_bytes([a, b, c, d]) & self.ejectable;
+                self.ejectable &= !slots;
                 (slots != 0).then_some(Request::Eject(slots))
             }
             _ => None,
@@ -162,12 +169,21 @@ mod tests {
     }
 
     #[test]
-    fn eject_names_its_slots() {
+    fn what_was_asked_for_is_ejected_once() {
         let mut registers = Registers::default();
+        let all = [0xff; 4];
+        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &all), None);
+        registers.request_unplug(2);
+        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &[4]), None);
+        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &[8, 0, 0, 0]), None);
         assert_eq!(
-            registers.write(PORT_HOTPLUG_EJECT, &[4, 0, 0, 0]),
+            registers.write(PORT_HOTPLUG_EJECT, &all),
             Some(Request::Eject(4))
         );
-        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &[4]), None);
+        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &all), None);
+        // What is put into the slot after the request was not asked for.
+        registers.request_unplug(2);
+        registers.slot_filled(2);
+        assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &all), None);
     }
 }
