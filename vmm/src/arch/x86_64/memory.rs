@@ -1,5 +1,7 @@
 //! Guest memory: which ranges are RAM, and what the kernel is told about them.
 
+#![allow(unsafe_code, reason = "maps guest memory")]
+
 use std::io;
 use std::sync::Arc;
 
@@ -112,9 +114,13 @@ fn map_aligned(size: usize) -> io::Result<MmapRegion> {
     let before = base.align_offset(HUGE_PAGE);
     // SAFETY: less than a huge page further, which was reserved for this.
     let start = unsafe { base.byte_add(before) };
-    // SAFETY: the range is in the mapping above. Where the host has no transparent
-    // huge pages, nothing changes.
-    unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
+    // Where the host has no transparent huge pages, nothing changes; and a core dump of
+    // this process is not to hold what the guest had in memory.
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
+        // SAFETY: the range is in the mapping above; neither advice changes what is
+        // in it.
+        unsafe { libc::madvise(start, size, advice) };
+    }
     // SAFETY: the range lies in the mapping above, which nobody else knows and
     // nobody unmaps.
     unsafe { MmapRegion::build_raw(start.cast(), size, protection, flags) }
@@ -177,6 +183,20 @@ mod tests {
         for region in memory.iter() {
             assert_eq!(region.as_ptr().addr() % HUGE_PAGE, 0);
         }
+    }
+
+    #[test]
+    fn memory_stays_out_of_core_dumps() {
+        let memory = allocate(64 * MIB).expect("memory");
+        let start = memory.iter().next().expect("a region").as_ptr().addr();
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("maps");
+        let flags = maps
+            .split("VmFlags:")
+            .find(|map| map.contains(&format!("{start:x}-")))
+            .and_then(|map| maps.split(map).nth(1))
+            .and_then(|rest| rest.lines().next())
+            .expect("the mapping");
+        assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
     }
 
     #[test]
