@@ -2,7 +2,7 @@
 //! dropped.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
+    /// A descriptor given up for who connects when the process has no other left.
+    spare: Option<OwnedFd>,
 }
 
 impl Listener {
@@ -40,6 +42,7 @@ impl Listener {
         let listener = Self {
             socket,
             path: path.to_owned(),
+            spare: None,
         };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
         listener.socket.set_nonblocking(true).map_err(fail)?;
@@ -55,12 +58,22 @@ impl Listener {
     }
 
     /// The next who has connected, without waiting; reads and writes don't wait either.
-    #[must_use]
-    pub fn accept(&self) -> Option<UnixStream> {
+    /// Who connects is let in also when the process has run out of descriptors: `free_one`
+    /// then ends an older connection, and returns whether there was one.
+    pub fn accept(&mut self, mut free_one: impl FnMut() -> bool) -> Option<UnixStream> {
+        if self.spare.is_none() {
+            self.spare = self.socket.as_fd().try_clone_to_owned().ok();
+        }
         loop {
-            let (stream, _) = self.socket.accept().ok()?;
-            if stream.set_nonblocking(true).is_ok() {
-                return Some(stream);
+            match self.socket.accept() {
+                Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => return Some(stream),
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    if self.spare.take().is_none() && !free_one() {
+                        return None;
+                    }
+                }
+                Err(_) => return None,
             }
         }
     }

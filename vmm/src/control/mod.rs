@@ -77,11 +77,16 @@ impl Server {
     /// Does what can be done without waiting. `handle` answers one request, which
     /// may have come with open files.
     pub fn progress(&mut self, mut handle: impl FnMut(Command, Vec<OwnedFd>) -> Answer) {
-        while let Some(stream) = self.listener.accept() {
-            if self.connections.len() == MAX_CONNECTIONS {
-                self.connections.remove(0);
+        let connections = &mut self.connections;
+        while let Some(stream) = self.listener.accept(|| {
+            let has_one = !connections.is_empty();
+            connections.drain(..usize::from(has_one));
+            has_one
+        }) {
+            if connections.len() == MAX_CONNECTIONS {
+                connections.remove(0);
             }
-            self.connections.push(Connection {
+            connections.push(Connection {
                 stream,
                 received: Vec::new(),
                 descriptors: Vec::new(),

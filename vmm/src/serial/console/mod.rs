@@ -9,6 +9,8 @@
 //! much; one that types faster than the guest reads has to wait, byte by byte, in its
 //! own socket.
 
+#![allow(unsafe_code, reason = "poll(2)")]
+
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -89,13 +91,14 @@ impl Console {
 
     /// Does what can be done without waiting.
     pub fn progress(&mut self, serial: &Serial) {
-        while let Some(mut stream) = self.listener.accept() {
-            if self.clients.len() == MAX_CLIENTS {
+        let clients = &mut self.clients;
+        while let Some(mut stream) = self.listener.accept(|| clients.pop().is_some()) {
+            if clients.len() == MAX_CLIENTS {
                 // It fits an empty socket's buffer.
                 let _ = stream.write(FULL);
                 continue;
             }
-            self.clients.push(Client {
+            clients.push(Client {
                 stream,
                 chunk: Vec::new(),
                 sent: 0,
