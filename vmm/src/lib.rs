@@ -1,10 +1,15 @@
 //! `hearth-vmm`: one process, one instance.
+//!
+//! `unsafe` is for the modules that say at their top what for.
+
+#![deny(unsafe_code)]
 
 pub mod acpi;
 pub mod arch;
 pub mod block;
 pub mod config;
 pub mod control;
+pub mod error;
 pub mod irq;
 pub mod jail;
 pub mod listener;

@@ -13,6 +13,8 @@
 //! `kvm_run`, so a kick that comes just before `KVM_RUN` is not lost: the call
 //! returns at once (Documentation/virt/kvm/api.rst, "immediate_exit").
 
+#![allow(unsafe_code, reason = "the kvm_run page and a signal handler")]
+
 use std::cell::Cell;
 use std::io;
 use std::ptr;
@@ -26,7 +28,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::jail::{Role, confine_thread};
+use crate::jail::{ThreadRole, confine_thread};
 use crate::machine::bus::{Bus, Request};
 
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
@@ -246,7 +248,11 @@ fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
     }
     // The process may become confined between the making of this thread and its
     // first step, not later.
-    confine_thread(Role::Vcpu);
+    if let Err(error) = confine_thread(ThreadRole::Vcpu) {
+        let detail = format!("vCPU {index}: the thread can't be confined: {error}");
+        report(surroundings, Report::Crashed(detail));
+        return;
+    }
     loop {
         if gate.raised.load(Ordering::SeqCst) && !gate.pass() {
             return;

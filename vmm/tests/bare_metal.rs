@@ -232,7 +232,7 @@ fn clients_sit_at_the_console_also_of_a_jailed_machine() {
     };
     let mut child = bench
         .command()
-        .arg("--jail")
+        .arg("--jail=best-effort")
         .arg("--console-socket")
         .arg(bench.path("console"))
         .spawn()
@@ -378,7 +378,7 @@ fn the_jail_has_nothing_but_its_own_folder() {
     // SAFETY: takes nothing.
     let is_root = unsafe { libc::geteuid() } == 0;
     let mut command = bench.command();
-    command.arg("--jail");
+    command.arg("--jail=best-effort");
     if is_root {
         std::os::unix::fs::chown(bench.folder.path(), Some(64_000), Some(64_000)).expect("chown");
         command.args(["--uid", "64000", "--gid", "64000"]);
@@ -420,6 +420,122 @@ fn the_jail_has_nothing_but_its_own_folder() {
     assert_eq!(child.wait().expect("ends").code(), Some(0));
     assert_eq!(bench.exit(), Exit::Stopped);
     assert!(!bench.path("socket").exists());
+}
+
+#[test]
+fn a_layer_that_must_stand_and_does_not_is_named() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    // Without --uid, root stays root; who is none can't make namespaces.
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let missing = if is_root { "user" } else { "namespaces" };
+    let others = SandboxLayer::ALL
+        .iter()
+        .map(|layer| layer.name())
+        .filter(|name| *name != missing);
+    let others = others.collect::<Vec<_>>().join(",");
+    let mut command = bench.command();
+    let output = command
+        .args(["--jail", "--jail-optional", &others])
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let line = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.contains(&format!("no {missing} layer")), "{line}");
+    assert!(!bench.path("exit").exists());
+}
+
+/// Ejects every slot, over and over: `mov dx, port; mov eax, -1; out dx, eax; jmp` to
+/// the `out`.
+const EJECT_ALL: [u8; 12] = [
+    0x66, 0xba, 0x1c, 0x06, 0xb8, 0xff, 0xff, 0xff, 0xff, 0xef, 0xeb, 0xfd,
+];
+
+#[test]
+fn a_guest_ejects_nothing_that_was_not_asked_for() {
+    let Some(bench) = Bench::new(&EJECT_ALL) else {
+        return;
+    };
+    std::fs::File::create(bench.path("disk"))
+        .and_then(|file| file.set_len(1 << 20))
+        .expect("a disk");
+    let mut child = bench
+        .command()
+        .arg("--disk")
+        .arg(format!("path={},id=root", bench.path("disk").display()))
+        .arg("--balloon")
+        .spawn()
+        .expect("runs");
+    bench.listens("socket");
+    let heap = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+        let status = status.expect("status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("KiB")
+    };
+    until("it floods", || bench.metrics().vcpu_exits > 1000);
+    let before = heap();
+    let exits = bench.metrics().vcpu_exits;
+    until("it goes on", || bench.metrics().vcpu_exits > exits + 20_000);
+    assert!(heap() < before + 1024, "{before} to {} KiB", heap());
+    assert_eq!(bench.machine().disks.len(), 1);
+    assert!(bench.metrics().devices.contains_key("balloon"));
+    // What is asked for, it may.
+    let asked = bench.ask("DELETE /v1/disks/root");
+    assert!(asked.contains(" 202 "), "{asked}");
+    until("ejected", || bench.machine().disks.is_empty());
+    assert!(bench.metrics().devices.contains_key("balloon"));
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+}
+
+#[test]
+fn a_process_without_descriptors_still_answers() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let mut child = bench.command().spawn().expect("runs");
+    bench.listens("socket");
+    bench.machine();
+    let open = || {
+        let list = std::fs::read_dir(format!("/proc/{}/fd", child.id()));
+        list.expect("its descriptors").count()
+    };
+    let pid = libc::pid_t::try_from(child.id()).expect("a pid");
+    // A connection that was closed may still be counted.
+    let mut least = open();
+    until("settled", || {
+        least = least.min(open());
+        open() == least
+    });
+    let limit = libc::rlimit {
+        rlim_cur: least as libc::rlim_t,
+        rlim_max: 4096,
+    };
+    // SAFETY: the pointer is to a live rlimit, and none is asked for.
+    let set = unsafe {
+        libc::prlimit(
+            pid,
+            libc::RLIMIT_NOFILE,
+            &raw const limit,
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(set, 0);
+    // One that sits there and says nothing, and those that come behind it.
+    let silent = UnixStream::connect(bench.path("socket")).expect("connects");
+    for _ in 0..20 {
+        assert_eq!(bench.machine().pid, child.id());
+    }
+    drop(silent);
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
 }
 
 #[test]

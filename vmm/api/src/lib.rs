@@ -64,22 +64,73 @@ pub struct Machine {
     pub jail: Vec<SandboxLayer>,
 }
 
-/// One layer of the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// One layer of the sandbox, in the order in which they are put up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SandboxLayer {
+    /// A cgroup v2 whose memory is limited.
+    Cgroup,
     /// Mount, network, IPC, UTS and cgroup namespaces of its own.
     Namespaces,
     /// A root with only the folders of its own files.
     Chroot,
     /// A user other than root.
     User,
-    /// No capabilities.
+    /// No capabilities, and none to be had.
     Capabilities,
     /// Landlock on the same folders.
     Landlock,
     /// Seccomp: a list of allowed system calls for each thread.
     Seccomp,
+    /// Rings of io_uring that take the requests of a disk only.
+    IoUring,
+}
+
+impl SandboxLayer {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Cgroup,
+        Self::Namespaces,
+        Self::Chroot,
+        Self::User,
+        Self::Capabilities,
+        Self::Landlock,
+        Self::Seccomp,
+        Self::IoUring,
+    ];
+
+    /// Its name in JSON and on command lines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cgroup => "cgroup",
+            Self::Namespaces => "namespaces",
+            Self::Chroot => "chroot",
+            Self::User => "user",
+            Self::Capabilities => "capabilities",
+            Self::Landlock => "landlock",
+            Self::Seccomp => "seccomp",
+            Self::IoUring => "io-uring",
+        }
+    }
+}
+
+impl std::fmt::Display for SandboxLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for SandboxLayer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let layer = Self::ALL.into_iter().find(|layer| layer.name() == text);
+        layer.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("{text:?} is no sandbox layer: {names} are")
+        })
+    }
 }
 
 /// Where a machine's life stands.
@@ -248,4 +299,20 @@ pub enum Exit {
 pub struct ApiError {
     /// What was wrong, and what would be right.
     pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_have_one_name_everywhere() {
+        for layer in SandboxLayer::ALL {
+            let json = serde_json::to_string(&layer).expect("JSON");
+            assert_eq!(json, format!("\"{layer}\""));
+            assert_eq!(layer.name().parse(), Ok(layer));
+        }
+        let line = "moat".parse::<SandboxLayer>().expect_err("refused");
+        assert!(line.contains("landlock"), "{line}");
+    }
 }

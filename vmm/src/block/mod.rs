@@ -6,6 +6,11 @@
 //!        ▲                    └ threads  (preadv/pwritev, where there is no io_uring)
 //!        └── Completion ◄┘
 //! ```
+//!
+//! An engine is prepared by the main thread when its disk is plugged, and started by
+//! the thread of its queue, which may not make a ring.
+
+#![allow(unsafe_code, reason = "preadv2(2) and its like on guest memory")]
 
 mod pool;
 mod uring;
@@ -101,16 +106,17 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// What `Auto` means here.
+    /// Makes what the engine of one queue needs and its thread can't make.
     ///
     /// # Errors
     /// When io_uring is asked for and is not to be had.
-    pub fn resolve(self) -> io::Result<Self> {
-        match (self, uring::probe()) {
-            (Self::Threads, _) | (Self::Auto, Err(_)) => Ok(Self::Threads),
-            (Self::IoUring, Err(error)) => Err(error),
-            (_, Ok(())) => Ok(Self::IoUring),
-        }
+    pub fn prepare(self, backend: &Backend, wakes: Wakes) -> io::Result<Prepared> {
+        let ring = match self {
+            Self::Threads => None,
+            Self::Auto => uring::Prepared::new(backend, &wakes).ok(),
+            Self::IoUring => Some(uring::Prepared::new(backend, &wakes)?),
+        };
+        Ok(Prepared { ring, wakes })
     }
 }
 
@@ -170,7 +176,43 @@ pub struct Wake {
     pub rung: bool,
 }
 
-/// Carries out requests for one queue. Used by one thread, which makes it.
+/// What wakes an engine that waits.
+#[derive(Clone)]
+pub struct Wakes {
+    /// Wakes [`Engine::wait`].
+    pub doorbell: Arc<EventFd>,
+    /// Wakes it too, and is reported apart.
+    pub stop: Arc<EventFd>,
+}
+
+/// An engine that is not started yet.
+pub struct Prepared {
+    ring: Option<uring::Prepared>,
+    wakes: Wakes,
+}
+
+impl Prepared {
+    /// What wakes the engine.
+    #[must_use]
+    pub fn wakes(&self) -> &Wakes {
+        &self.wakes
+    }
+
+    /// Starts it. The calling thread alone can use it from here on.
+    ///
+    /// # Errors
+    /// When the kernel has no resources for it.
+    pub fn start(self, backend: Arc<Backend>, depth: u16) -> io::Result<Engine> {
+        match self.ring {
+            Some(ring) => ring
+                .start(backend, self.wakes, depth)
+                .map(|uring| Engine::IoUring(Box::new(uring))),
+            None => pool::Pool::new(backend, self.wakes).map(Engine::Threads),
+        }
+    }
+}
+
+/// Carries out requests for one queue. Used by one thread, which starts it.
 pub enum Engine {
     /// io_uring.
     IoUring(Box<uring::Uring>),
@@ -178,30 +220,26 @@ pub enum Engine {
     Threads(pool::Pool),
 }
 
-/// What an engine is made from.
-pub struct Setup {
-    /// The disk.
-    pub backend: Arc<Backend>,
-    /// Kept until all requests are done.
-    pub memory: Memory,
-    /// The most requests in flight.
-    pub depth: u16,
-    /// Wakes [`Engine::wait`].
-    pub doorbell: Arc<EventFd>,
-    /// Wakes it too, and is told apart.
-    pub stop: Arc<EventFd>,
-}
-
 impl Engine {
-    /// Makes an engine of a resolved kind.
+    /// Requests point into this memory, which is kept until the engine is drained.
+    pub fn begin(&mut self, memory: Memory) {
+        match self {
+            Self::IoUring(uring) => uring.begin(memory),
+            Self::Threads(pool) => pool.begin(memory),
+        }
+    }
+
+    /// Ends what was begun: waits for what is in flight and forgets the rest, so that
+    /// guest memory is left alone. The engine can be used again.
     ///
     /// # Errors
-    /// When the kernel has no resources for it.
-    pub fn new(kind: EngineKind, setup: Setup) -> io::Result<Self> {
-        match kind {
-            EngineKind::Threads => pool::Pool::new(setup).map(Self::Threads),
-            EngineKind::Auto | EngineKind::IoUring => {
-                uring::Uring::new(setup).map(|uring| Self::IoUring(Box::new(uring)))
+    /// When the kernel refuses to wait; what is in flight then keeps its memory for ever.
+    pub fn drain(&mut self) -> io::Result<()> {
+        match self {
+            Self::IoUring(uring) => uring.drain(),
+            Self::Threads(pool) => {
+                pool.drain();
+                Ok(())
             }
         }
     }

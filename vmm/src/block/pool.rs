@@ -10,7 +10,7 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Backend, Completion, Op, Setup, Wake, execute};
+use super::{Backend, Completion, Op, Wake, Wakes, execute};
 use crate::virtio::Memory;
 use crate::virtio::worker::{DOORBELL, Epoll, STOP};
 
@@ -25,16 +25,17 @@ const DONE: u64 = DOORBELL + 1;
 struct State {
     waiting: VecDeque<(u16, Op)>,
     done: Vec<Completion>,
+    /// How many threads carry out a request.
+    busy: usize,
     stopping: bool,
 }
 
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    idle: Condvar,
     event: EventFd,
     backend: Arc<Backend>,
-    /// Requests point into it.
-    _memory: Memory,
 }
 
 impl Shared {
@@ -47,9 +48,14 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if let Some((token, op)) = state.waiting.pop_front() {
+                state.busy += 1;
                 drop(state);
                 let result = execute(self.backend.as_raw_fd(), &op);
                 state = self.lock();
+                state.busy -= 1;
+                if state.busy == 0 {
+                    self.idle.notify_all();
+                }
                 state.done.push(Completion { token, result, op });
                 // Fails only when the counter is full, and then it is written.
                 let _ = self.event.write(1);
@@ -70,29 +76,32 @@ pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     epoll: Epoll,
-    _setup: (Arc<EventFd>, Arc<EventFd>),
+    _wakes: Wakes,
+    /// Requests point into it.
+    memory: Option<Memory>,
 }
 
 impl Pool {
-    pub(super) fn new(setup: Setup) -> io::Result<Self> {
+    pub(super) fn new(backend: Arc<Backend>, wakes: Wakes) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             work: Condvar::new(),
+            idle: Condvar::new(),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            backend: setup.backend,
-            _memory: setup.memory,
+            backend,
         });
         let epoll = Epoll::new()?;
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        epoll.watch(setup.stop.as_ref(), STOP, EventSet::IN)?;
-        epoll.watch(setup.doorbell.as_ref(), DOORBELL, edge)?;
+        epoll.watch(wakes.stop.as_ref(), STOP, EventSet::IN)?;
+        epoll.watch(wakes.doorbell.as_ref(), DOORBELL, edge)?;
         epoll.watch(&shared.event, DONE, edge)?;
         // From here on, dropping stops the threads there are.
         let mut pool = Self {
             shared,
             threads: Vec::new(),
             epoll,
-            _setup: (setup.doorbell, setup.stop),
+            _wakes: wakes,
+            memory: None,
         };
         for _ in 0..THREADS {
             let shared = Arc::clone(&pool.shared);
@@ -120,14 +129,32 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Pool {
+    pub(super) fn begin(&mut self, memory: Memory) {
+        self.memory = Some(memory);
+    }
+
     /// What waits is dropped, what runs is finished.
-    fn drop(&mut self) {
-        {
-            let mut state = self.shared.lock();
-            state.stopping = true;
-            state.waiting.clear();
+    pub(super) fn drain(&mut self) {
+        let mut state = self.shared.lock();
+        state.waiting.clear();
+        while state.busy > 0 {
+            state = self
+                .shared
+                .idle
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
+        state.done.clear();
+        drop(state);
+        self.memory = None;
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.drain();
+        self.shared.lock().stopping = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
             // A panic of the thread was its own.

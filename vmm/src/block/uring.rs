@@ -11,33 +11,74 @@
 //!
 //! The short cut saves a transfer that comes alone what the ring costs beyond a
 //! plain system call. A disk that keeps missing the page cache is tried less and less often.
+//!
+//! What a ring carries out passes no seccomp filter. So the main thread makes each ring,
+//! disabled, and restricts it, for as long as it lives, to the requests below on the
+//! three files that it is given; the queue's thread can only enable it (io_uring_register(2),
+//! IORING_REGISTER_RESTRICTIONS).
+
+#![allow(unsafe_code, reason = "entries of a ring point to guest memory")]
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, OnceLock};
 
-use io_uring::types::{Fd, Fixed, FsyncFlags};
+use io_uring::register::Restriction;
+use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 
-use super::{Completion, DISCARD_MODE, Op, Setup, Wake, ZERO_MODE, execute, try_now};
+use super::{Backend, Completion, DISCARD_MODE, Op, Wake, Wakes, ZERO_MODE, execute, try_now};
+use crate::virtio::Memory;
 use crate::virtio::queue::Segments;
 use crate::virtio::worker::{self, Epoll};
 
 /// Tokens are 16 bits; these are none.
 const DOORBELL: u64 = 1 << 32;
 const STOP: u64 = 1 << 33;
+/// How often the engine was drained stands above the token of the stop event: a poll
+/// that was armed before reports a stop that is past.
+const DRAINS_SHIFT: u32 = 40;
 
-/// The disk, as registered with the ring.
+/// The files as registered with the ring: no request names another one.
 const DISK: Fixed = Fixed(0);
+const STOP_EVENT: Fixed = Fixed(1);
+const DOORBELL_EVENT: Fixed = Fixed(2);
+
+/// The requests that a ring takes. All but the last are on the disk.
+const OPCODES: [u8; 7] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+];
+
+/// `IOSQE_FIXED_FILE`: the request names a registered file.
+const FIXED_FILE: u8 = 1;
+
+/// Entries of the submission queue: a full one is submitted at once, so it needs not
+/// hold all that can be in flight.
+const ENTRIES: u32 = 128;
+/// Entries of the completion queue: all that can be in flight, and both polls.
+const COMPLETIONS: u32 = 512;
 
 /// `IORING_ENTER_GETEVENTS`: also run completions that are only due.
 const GET_EVENTS: u32 = 1;
 
+/// A ring that takes no requests yet, and never others than ours.
+pub(super) struct Prepared(IoUring);
+
 /// One queue's ring.
 pub struct Uring {
     ring: IoUring,
-    setup: Setup,
+    backend: Arc<Backend>,
+    _wakes: Wakes,
+    /// Kept until all requests are done.
+    memory: Option<Memory>,
     /// What is in flight, by token: the kernel reads and writes its segments.
     ops: Vec<Option<Op>>,
     in_flight: usize,
@@ -50,6 +91,8 @@ pub struct Uring {
     /// Whether the ring polls the two events: from the first wait on it on.
     stop_armed: bool,
     doorbell_armed: bool,
+    /// How often it was drained.
+    drains: u64,
 }
 
 /// The most transfers that go to the ring untried after one that would wait.
@@ -70,12 +113,12 @@ struct ShortCut {
 
 impl ShortCut {
     /// Carries a transfer out if nothing has to be waited for.
-    fn take(&mut self, setup: &Setup, op: &Op) -> Option<i32> {
+    fn take(&mut self, backend: &Backend, op: &Op) -> Option<i32> {
         if self.skip > 0 {
             self.skip -= 1;
             return None;
         }
-        let result = try_now(setup.backend.as_raw_fd(), op)?;
+        let result = try_now(backend.as_raw_fd(), op)?;
         if result < 0 {
             self.penalty = (self.penalty * 2 + 1).min(MAX_PENALTY);
             self.skip = self.penalty;
@@ -86,52 +129,46 @@ impl ShortCut {
     }
 }
 
-/// Whether this kernel has io_uring with all we use, and lets us.
-pub(super) fn probe() -> io::Result<()> {
-    let ring = build(8)?;
-    let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::Readv::CODE,
-        opcode::Writev::CODE,
-        opcode::Fsync::CODE,
-        opcode::Fallocate::CODE,
-        opcode::PollAdd::CODE,
-    ];
-    if needed.iter().all(|code| probe.is_supported(*code)) {
-        Ok(())
-    } else {
-        Err(io::Error::from(io::ErrorKind::Unsupported))
+impl Prepared {
+    pub(super) fn new(backend: &Backend, wakes: &Wakes) -> io::Result<Self> {
+        let ring = build()?;
+        check(&ring)?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[
+            backend.as_raw_fd(),
+            wakes.stop.as_raw_fd(),
+            wakes.doorbell.as_raw_fd(),
+        ])?;
+        // No operation of io_uring_register(2) is named, so none is allowed once the
+        // ring is enabled.
+        let mut restrictions: Vec<_> = OPCODES.into_iter().map(Restriction::sqe_op).collect();
+        restrictions.push(Restriction::sqe_flags_required(FIXED_FILE));
+        submitter.register_restrictions(&mut restrictions)?;
+        Ok(Self(ring))
     }
-}
 
-/// A ring; completions are run when we ask for them, not by interrupting the
-/// thread, where the kernel (6.1) can.
-fn build(entries: u32) -> io::Result<IoUring> {
-    IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(entries)
-        .or_else(|_| IoUring::new(entries))
-}
-
-impl Uring {
-    pub(super) fn new(setup: Setup) -> io::Result<Self> {
-        // Room for a whole batch, the doorbell and the stop event.
-        let ring = build((u32::from(setup.depth) + 2).next_power_of_two())?;
-        // Saves a file table look-up on each entry; older kernels lack it.
+    /// Enables the ring, which from here on is the calling thread's.
+    pub(super) fn start(
+        self,
+        backend: Arc<Backend>,
+        wakes: Wakes,
+        depth: u16,
+    ) -> io::Result<Uring> {
+        let ring = self.0;
+        // Saves a file table look-up on each entry; older kernels lack it. The ring's
+        // restrictions don't hold before it is enabled.
         let _ = ring.submitter().register_ring_fd();
-        ring.submitter()
-            .register_files(&[setup.backend.as_raw_fd()])?;
+        ring.submitter().register_enable_rings()?;
         let epoll = Epoll::new()?;
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        epoll.watch(setup.stop.as_ref(), worker::STOP, EventSet::IN)?;
-        epoll.watch(setup.doorbell.as_ref(), worker::DOORBELL, edge)?;
-        Ok(Self {
+        epoll.watch(wakes.stop.as_ref(), worker::STOP, EventSet::IN)?;
+        epoll.watch(wakes.doorbell.as_ref(), worker::DOORBELL, edge)?;
+        Ok(Uring {
             ring,
-            ops: (0..setup.depth).map(|_| None).collect(),
+            backend,
+            _wakes: wakes,
+            memory: None,
+            ops: (0..depth).map(|_| None).collect(),
             in_flight: 0,
             alone: None,
             short_cut: ShortCut::default(),
@@ -139,8 +176,48 @@ impl Uring {
             unwatched: 0,
             stop_armed: false,
             doorbell_armed: false,
-            setup,
+            drains: 0,
         })
+    }
+}
+
+/// Whether this kernel's io_uring has all we use: asked once.
+fn check(ring: &IoUring) -> io::Result<()> {
+    static COMPLETE: OnceLock<bool> = OnceLock::new();
+    let is_complete = match COMPLETE.get() {
+        Some(is_complete) => *is_complete,
+        None => {
+            let mut probe = Probe::new();
+            ring.submitter().register_probe(&mut probe)?;
+            // Polls that stay armed came with this feature (Linux 5.13).
+            let stay_armed = ring.params().is_feature_resource_tagging();
+            let has_all = OPCODES.iter().all(|code| probe.is_supported(*code));
+            *COMPLETE.get_or_init(|| stay_armed && has_all)
+        }
+    };
+    match is_complete {
+        true => Ok(()),
+        false => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// A disabled ring; completions are run when we ask for them, not by interrupting the
+/// thread, where the kernel (6.1) can.
+fn build() -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
+    let plain = builder.clone();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(ENTRIES)
+        .or_else(|_| plain.build(ENTRIES))
+}
+
+impl Uring {
+    /// Requests point into this memory from here on.
+    pub(super) fn begin(&mut self, memory: Memory) {
+        self.memory = Some(memory);
     }
 
     pub(super) fn submit(&mut self, token: u16, op: Op) -> io::Result<()> {
@@ -172,7 +249,7 @@ impl Uring {
 
     pub(super) fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
         if let Some((token, op)) = self.alone.take() {
-            if let Some(result) = self.short_cut.take(&self.setup, &op) {
+            if let Some(result) = self.short_cut.take(&self.backend, &op) {
                 done.push(Completion { token, result, op });
                 return self.glance();
             }
@@ -198,15 +275,15 @@ impl Uring {
     /// Has the ring poll both events, from when it is first waited on.
     fn arm(&mut self) -> io::Result<()> {
         if !self.stop_armed {
-            let poll = opcode::PollAdd::new(Fd(self.setup.stop.as_raw_fd()), POLL_IN)
+            let poll = opcode::PollAdd::new(STOP_EVENT, POLL_IN)
                 .build()
-                .user_data(STOP);
+                .user_data(STOP | self.drains << DRAINS_SHIFT);
             self.push(&poll)?;
             self.stop_armed = true;
         }
         if !self.doorbell_armed {
             // Multishot: one entry reports every ring, and the event is never read.
-            let poll = opcode::PollAdd::new(Fd(self.setup.doorbell.as_raw_fd()), POLL_IN)
+            let poll = opcode::PollAdd::new(DOORBELL_EVENT, POLL_IN)
                 .multi(true)
                 .build()
                 .user_data(DOORBELL);
@@ -241,26 +318,52 @@ impl Uring {
     /// Collects completions.
     fn reap(&mut self, done: &mut Vec<Completion>) -> Wake {
         let mut wake = Wake::default();
+        let stop = STOP | self.drains << DRAINS_SHIFT;
         for entry in self.ring.completion() {
             match entry.user_data() {
                 DOORBELL => {
                     self.doorbell_armed = cqueue::more(entry.flags());
                     wake.rung = true;
                 }
-                STOP => wake.stop = true,
+                token if token & STOP != 0 => wake.stop |= token == stop,
                 token => {
                     let slot = usize::try_from(token)
                         .ok()
                         .and_then(|token| self.ops.get_mut(token));
                     if let (Some(op), Ok(token)) = (slot.and_then(Option::take), token.try_into()) {
                         self.in_flight -= 1;
-                        let result = fall_back(&self.setup, entry.result(), &op);
+                        let result = fall_back(&self.backend, entry.result(), &op);
                         done.push(Completion { token, result, op });
                     }
                 }
             }
         }
         wake
+    }
+
+    /// Waits until the kernel is done with guest memory. The stop event may be rung
+    /// again after this.
+    pub(super) fn drain(&mut self) -> io::Result<()> {
+        self.alone = None;
+        let mut done = Vec::new();
+        while self.in_flight > 0 {
+            let waited = self.enter(1);
+            self.reap(&mut done);
+            done.clear();
+            if let (Err(error), true) = (waited, self.in_flight > 0) {
+                // The ring can't be waited on, and its requests may still write:
+                // what they point to must then stay for ever.
+                std::mem::forget(std::mem::take(&mut self.ops));
+                std::mem::forget(self.memory.take());
+                return Err(error);
+            }
+        }
+        // Its poll, where it was armed, has fired or will.
+        self.drains += 1;
+        self.stop_armed = false;
+        self.unwatched = 0;
+        self.memory = None;
+        Ok(())
     }
 
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
@@ -287,7 +390,7 @@ impl Uring {
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: what a request's entry points to is in `ops` until it completes,
-            // and the memory behind it in `setup`; polls point to nothing.
+            // and the memory behind it in `memory`; polls point to nothing.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
@@ -304,19 +407,8 @@ impl Uring {
 impl Drop for Uring {
     /// Guest memory may go only after the kernel is done with it.
     fn drop(&mut self) {
-        let mut done = Vec::new();
-        while self.in_flight > 0 {
-            let waited = self.enter(1);
-            self.reap(&mut done);
-            done.clear();
-            if waited.is_err() && self.in_flight > 0 {
-                // The ring can't be waited on, and its requests may still write:
-                // what they point to must then stay for ever.
-                std::mem::forget(std::mem::take(&mut self.ops));
-                std::mem::forget(std::sync::Arc::clone(&self.setup.memory));
-                return;
-            }
-        }
+        // On failure, the memory stays.
+        let _ = self.drain();
     }
 }
 
@@ -325,9 +417,9 @@ const POLL_IN: u32 = 1;
 
 /// A file system that can't zero a range in one step says so; then it is done here
 /// in two.
-fn fall_back(setup: &Setup, result: i32, op: &Op) -> i32 {
+fn fall_back(backend: &Backend, result: i32, op: &Op) -> i32 {
     match op {
-        Op::Zero { .. } if result == -libc::EOPNOTSUPP => execute(setup.backend.as_raw_fd(), op),
+        Op::Zero { .. } if result == -libc::EOPNOTSUPP => execute(backend.as_raw_fd(), op),
         _ => result,
     }
 }
@@ -389,4 +481,81 @@ fn single(segments: &Segments) -> Option<(*mut u8, u32)> {
 /// At most `MAX_SEGMENTS`.
 fn length(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use io_uring::types::Fd;
+    use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+    use super::*;
+
+    /// None where the kernel has no io_uring for us.
+    fn started() -> Option<Uring> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 4096]).unwrap();
+        let backend = Backend::from_file(file, false).unwrap();
+        let event = || Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap());
+        let wakes = Wakes {
+            doorbell: event(),
+            stop: event(),
+        };
+        let Ok(prepared) = Prepared::new(&backend, &wakes) else {
+            eprintln!("SKIPPED: no io_uring");
+            return None;
+        };
+        Some(prepared.start(Arc::new(backend), wakes, 8).unwrap())
+    }
+
+    fn result(uring: &mut Uring, entry: &squeue::Entry) -> i32 {
+        uring.push(entry).unwrap();
+        uring.enter(1).unwrap();
+        uring.ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn a_ring_takes_the_requests_of_its_disk_and_no_others() {
+        let Some(mut uring) = started() else { return };
+        let mut buffer = [0; 16];
+        let (at, length) = (buffer.as_mut_ptr(), 16);
+        let read = opcode::Read::new(DISK, at, length).build();
+        assert_eq!(result(&mut uring, &read), 16);
+        assert_eq!(buffer, [7; 16]);
+
+        let other = File::open("/etc/passwd").unwrap();
+        let (name, link) = (c"/etc/passwd".as_ptr(), c"/tmp/hearth-no-link".as_ptr());
+        let none = Fd(libc::AT_FDCWD);
+        for (what, entry) in [
+            ("openat", opcode::OpenAt::new(none, name).build()),
+            ("close", opcode::Close::new(Fd(0)).build()),
+            ("socket", opcode::Socket::new(libc::AF_INET, 1, 0).build()),
+            (
+                "symlinkat",
+                opcode::SymlinkAt::new(none, name, link).build(),
+            ),
+            ("unlinkat", opcode::UnlinkAt::new(none, name).build()),
+            ("connect", opcode::Connect::new(none, at.cast(), 16).build()),
+            ("sendmsg", opcode::SendMsg::new(DISK, at.cast()).build()),
+            ("nop", opcode::Nop::new().build()),
+            (
+                "a file that is not registered",
+                opcode::Read::new(Fd(other.as_raw_fd()), at, length).build(),
+            ),
+        ] {
+            assert_eq!(result(&mut uring, &entry), -libc::EACCES, "{what}");
+        }
+        let submitter = uring.ring.submitter();
+        for refused in [
+            submitter
+                .register_files_update(0, &[other.as_raw_fd()])
+                .map(|_| ()),
+            submitter.unregister_files(),
+            submitter.register_personality().map(|_| ()),
+        ] {
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+        }
+    }
 }

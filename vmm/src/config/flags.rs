@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use hearth_vmm_api::SandboxLayer;
 
 /// A small KVM virtual machine monitor: one process, one instance.
 #[derive(Debug, Parser)]
@@ -79,9 +80,20 @@ pub(super) struct Flags {
     #[arg(long, value_name = "FOLDER")]
     pub(super) allow: Vec<PathBuf>,
     /// Give up everything that the machine does not need: namespaces, capabilities,
-    /// files, system calls
-    #[arg(long)]
-    pub(super) jail: bool,
+    /// files, system calls. Every layer must stand (require), or as many as can be had
+    /// (best-effort)
+    #[arg(
+        long,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "require",
+        value_parser = ["require", "best-effort"]
+    )]
+    pub(super) jail: Option<String>,
+    /// Go on without these sandbox layers where they can't be had
+    #[arg(long, value_name = "LAYER", value_delimiter = ',', requires = "jail")]
+    pub(super) jail_optional: Vec<SandboxLayer>,
 }
 
 /// The first paragraph of clap's message, on one line.

@@ -16,7 +16,10 @@ use clap::Parser;
 use self::flags::{Flags, one_line};
 use self::options::Options;
 use crate::arch::x86_64::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
+use crate::jail::Policy;
 use crate::smbios::{Identity, MAX_STRING};
+
+use crate::virtio::{DECLARATIONS, Plug, balloon, rng, vsock as virtio_vsock};
 
 pub use self::disk::Disk;
 pub use self::nic::{Nic, Tap};
@@ -38,10 +41,9 @@ pub struct Description {
     pub vcpus: u8,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
-    /// Disks, in slot order.
-    pub disks: Vec<Disk>,
-    /// Network interfaces, in slot order.
-    pub nics: Vec<Nic>,
+    /// The devices, in slot order: disks, so that the first is in the first slot, network
+    /// interfaces, then those of which there is one at most.
+    pub devices: Vec<Device>,
     /// The control socket.
     pub socket: Option<PathBuf>,
     /// The serial console's log.
@@ -60,14 +62,65 @@ pub struct Description {
     pub uid: Option<u32>,
     /// The group to become.
     pub gid: Option<u32>,
-    /// Whether there is a balloon.
-    pub balloon: bool,
-    /// The socket device.
-    pub vsock: Option<Vsock>,
     /// Folders that the jail leaves in reach, besides those of its own files.
     pub allow: Vec<PathBuf>,
-    /// Whether there is a jail.
-    pub jail: bool,
+    /// The jail, if there is one.
+    pub jail: Option<Policy>,
+}
+
+impl Description {
+    /// The disks, in slot order.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.devices.iter().filter_map(|device| match device {
+            Device::Disk(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// The network interfaces, in slot order.
+    pub fn nics(&self) -> impl Iterator<Item = &Nic> {
+        self.devices.iter().filter_map(|device| match device {
+            Device::Nic(nic) => Some(nic),
+            _ => None,
+        })
+    }
+}
+
+/// A device asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Device {
+    /// A disk.
+    Disk(Disk),
+    /// A network interface.
+    Nic(Nic),
+    /// The entropy source, which every machine has.
+    Rng,
+    /// A balloon.
+    Balloon,
+    /// A socket device.
+    Vsock(Vsock),
+}
+
+impl Device {
+    /// Its name on the control socket: given, or that of its kind.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Disk(disk) => &disk.id,
+            Self::Nic(nic) => &nic.id,
+            Self::Rng => rng::DECLARATION.name,
+            Self::Balloon => balloon::DECLARATION.name,
+            Self::Vsock(_) => virtio_vsock::DECLARATION.name,
+        }
+    }
+
+    /// The Unix socket that it makes, and the flag that says where.
+    pub fn socket(&mut self) -> Option<(&'static str, &mut PathBuf)> {
+        match self {
+            Self::Vsock(vsock) => Some(("--vsock", &mut vsock.path)),
+            _ => None,
+        }
+    }
 }
 
 /// Why there is nothing to run.
@@ -85,9 +138,8 @@ impl From<String> for Refusal {
     }
 }
 
-/// Slots of the bus that are free for disks and network interfaces: 31, less the
-/// entropy source.
-const MAX_DEVICES: usize = 30;
+/// Slots of the bus: 32, less that of the bridge.
+const MAX_DEVICES: usize = 31;
 
 /// Reads a command line, the program's name first.
 ///
@@ -139,24 +191,6 @@ fn check(flags: Flags) -> Result<Description, String> {
     for text in flags.nic.iter().cloned().chain(short) {
         nics.push(nic::parse(&text, nics.len(), &flags.id)?);
     }
-    let extras = usize::from(flags.balloon) + usize::from(flags.vsock.is_some());
-    if disks.len() + nics.len() + extras > MAX_DEVICES {
-        return Err(format!(
-            "--disk and --nic: at most {MAX_DEVICES} devices are allowed"
-        ));
-    }
-    let ids: Vec<&String> = disks
-        .iter()
-        .map(|disk| &disk.id)
-        .chain(nics.iter().map(|nic| &nic.id))
-        .collect();
-    if let Some(twice) = ids
-        .iter()
-        .enumerate()
-        .find_map(|(index, id)| ids[..index].contains(id).then_some(id))
-    {
-        return Err(format!("device id {twice:?} is given twice"));
-    }
     if let Some(twice) = nics.iter().enumerate().find_map(|(index, nic)| {
         nics[..index]
             .iter()
@@ -167,6 +201,28 @@ fn check(flags: Flags) -> Result<Description, String> {
             "--nic: {} has the same tap as another one",
             twice.id
         ));
+    }
+    let mut devices: Vec<Device> = disks.into_iter().map(Device::Disk).collect();
+    devices.extend(nics.into_iter().map(Device::Nic));
+    devices.push(Device::Rng);
+    if flags.balloon {
+        devices.push(Device::Balloon);
+    }
+    if let Some(text) = &flags.vsock {
+        devices.push(Device::Vsock(vsock::parse(text)?));
+    }
+    if devices.len() > MAX_DEVICES {
+        return Err(format!(
+            "--disk and --nic: the machine has {MAX_DEVICES} slots for devices, one of them taken"
+        ));
+    }
+    let ids: Vec<&str> = devices.iter().map(Device::id).collect();
+    if let Some(twice) = ids
+        .iter()
+        .enumerate()
+        .find_map(|(index, id)| ids[..index].contains(id).then_some(id))
+    {
+        return Err(format!("device id {twice:?} is given twice"));
     }
     if flags.daemonize && flags.socket.is_none() {
         return Err("--daemonize needs --socket, or nothing could end the daemon cleanly".into());
@@ -182,8 +238,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         cmdline: flags.cmdline,
         vcpus: flags.vcpus,
         memory_bytes: flags.memory * MIB,
-        disks,
-        nics,
+        devices,
         socket: flags.socket,
         serial_log: flags.serial_log,
         console_socket: flags.console_socket,
@@ -192,10 +247,13 @@ fn check(flags: Flags) -> Result<Description, String> {
         pid_file: flags.pid_file,
         uid: flags.uid,
         gid: flags.gid,
-        balloon: flags.balloon,
-        vsock: flags.vsock.as_deref().map(vsock::parse).transpose()?,
         allow: flags.allow,
-        jail: flags.jail,
+        jail: flags.jail.map(|how| match how.as_str() {
+            "best-effort" => Policy::best_effort(),
+            _ => Policy {
+                optional: flags.jail_optional,
+            },
+        }),
     })
 }
 
@@ -214,11 +272,10 @@ fn parse_queues(options: &mut Options<'_>) -> Result<Option<u16>, String> {
         .map_err(|_| format!("{}: queues {text:?} is no number", options.flag()))
 }
 
-/// Names that devices have of which there is one at most.
-const TAKEN_IDS: [&str; 3] = ["rng", "balloon", "vsock"];
-
 fn check_device_id(id: &str) -> Result<(), String> {
-    if TAKEN_IDS.contains(&id) {
+    // Those of which there is one at most have their kind's name.
+    let mut fixed = DECLARATIONS.iter().filter(|kind| kind.plug == Plug::Fixed);
+    if fixed.any(|kind| kind.name == id) {
         return Err(format!("id {id:?} is the name of another device"));
     }
     if id.is_empty() || id.len() > MAX_STRING || !id.bytes().all(is_name_byte) {
@@ -231,6 +288,8 @@ fn check_device_id(id: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use hearth_vmm_api::SandboxLayer;
+
     use super::*;
 
     fn run(arguments: &[&str]) -> Result<Description, String> {
@@ -273,16 +332,18 @@ mod tests {
         ])
         .expect("is right");
         assert_eq!(description.memory_bytes, 1 << 30);
-        assert_eq!(description.disks[1].id, "disk1");
-        assert!(description.disks[1].read_only);
-        assert_eq!(description.disks[0].queues, None);
-        assert_eq!(description.disks[1].queues, Some(3));
-        assert_eq!(description.nics[0].tap, Tap::Fds(vec![5, 7]));
-        assert_eq!(description.nics[0].mtu, 9001);
-        let queues: Vec<_> = description.nics.iter().map(|nic| nic.queues).collect();
+        let disks: Vec<_> = description.disks().collect();
+        assert_eq!(disks[1].id, "disk1");
+        assert!(disks[1].read_only);
+        assert_eq!(disks[0].queues, None);
+        assert_eq!(disks[1].queues, Some(3));
+        let nics: Vec<_> = description.nics().collect();
+        assert_eq!(nics[0].tap, Tap::Fds(vec![5, 7]));
+        assert_eq!(nics[0].mtu, 9001);
+        let queues: Vec<_> = nics.iter().map(|nic| nic.queues).collect();
         assert_eq!(queues, [2, 4, 1]);
-        assert_eq!(description.nics[2].tap, Tap::Name("tap1".into()));
-        assert_eq!(description.nics[2].mac[0], 2);
+        assert_eq!(nics[2].tap, Tap::Name("tap1".into()));
+        assert_eq!(nics[2].mac[0], 2);
         assert_eq!(description.identity.manufacturer, "Amazon EC2");
     }
 
@@ -331,10 +392,25 @@ mod tests {
             ),
             (&["--id", "a/b"], "--id"),
             (&["--nic", "tap=t,id=rng"], "\"rng\""),
+            (&["--jail=sometimes"], "sometimes"),
+            (&["--jail", "--jail-optional", "moat"], "moat"),
+            (&["--jail-optional", "user"], "--jail"),
         ] {
             let line = mistake(arguments);
             assert!(line.contains(names), "{arguments:?}: {line}");
         }
+    }
+
+    #[test]
+    fn a_jail_requires_every_layer_but_those_named() {
+        let jail = |arguments: &[&str]| run(arguments).expect("is right").jail;
+        assert_eq!(jail(&[]), None);
+        assert_eq!(jail(&["--jail"]), Some(Policy::default()));
+        assert_eq!(jail(&["--jail=require"]), Some(Policy::default()));
+        assert_eq!(jail(&["--jail=best-effort"]), Some(Policy::best_effort()));
+        let optional = jail(&["--jail", "--jail-optional", "landlock,cgroup"]);
+        let optional = optional.expect("a jail").optional;
+        assert_eq!(optional, [SandboxLayer::Landlock, SandboxLayer::Cgroup]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Becoming a daemon: no one's child, with its own session, and a parent that
 //! returns only when the machine runs or has said why it can't.
 
+#![allow(unsafe_code, reason = "fork(2) and inherited descriptors")]
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};

@@ -2,12 +2,14 @@
 //! that a guest which broke out of it would want first: they fail with EPERM, in
 //! every thread, for good.
 //!
-//! What holds without the jail: a list of what is forbidden, not of what is allowed for each
-//! thread. It does not hold io_uring's own workers, which make none of these.
+//! What holds without the jail: a list of what is forbidden, not of what is allowed for
+//! each thread. The rings of disks are restricted with or without it.
 
 use std::collections::BTreeMap;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use super::syscalls::no_x32;
 
 /// Other programs, other processes, other namespaces, the kernel itself.
 const FORBIDDEN: [libc::c_long; 38] = [
@@ -64,5 +66,6 @@ pub(super) fn forbid() -> Result<(), seccompiler::Error> {
         TargetArch::x86_64,
     )?;
     let program: BpfProgram = filter.try_into()?;
-    seccompiler::apply_filter_all_threads(&program)
+    seccompiler::apply_filter_all_threads(&program)?;
+    seccompiler::apply_filter_all_threads(&no_x32())
 }

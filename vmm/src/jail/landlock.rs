@@ -1,5 +1,5 @@
 //! Landlock: what is left of the file system, said once more to the kernel, and
-//! the one layer of this kind that an ordinary user can build
+//! the one layer of this kind that an ordinary user can put up
 //! (Documentation/userspace-api/landlock.rst).
 
 use std::path::PathBuf;

@@ -1,28 +1,36 @@
-//! The jail: what the process gives up once everything is open, so that a guest
-//! that broke out into it has nothing; and how it becomes a daemon.
+//! The jail: the sandbox layers that the process puts round itself once everything is
+//! open, so that a guest that broke out into it has nothing; and how it becomes a
+//! daemon.
 //!
-//! | sandbox layer | root | ordinary user |
-//! |---|---|---|
-//! | mount, network, IPC, UTS, cgroup namespaces | yes | |
-//! | a root with only the folders of its own files | yes | |
-//! | another user (`--uid`, `--gid`) | yes | |
-//! | no capability, none to be had | yes | yes |
-//! | Landlock: files in those folders only, no TCP | yes | yes |
-//! | system calls by thread | yes | yes |
+//! | sandbox layer | what it does | root | ordinary user |
+//! |---|---|---|---|
+//! | cgroup | its memory is limited: whoever starts it puts it in a cgroup v2 | yes | yes |
+//! | namespaces | mount, network, IPC, UTS, cgroup namespaces of its own | yes | |
+//! | chroot | a root with only the folders of its own files | yes | |
+//! | user | not root (`--uid`, `--gid`) | yes | yes |
+//! | capabilities | none, and none to be had | yes | yes |
+//! | landlock | files in those folders only, no TCP | yes | yes |
+//! | seccomp | system calls by thread | yes | yes |
+//! | io-uring | rings take the requests of a disk, on its own files | yes | yes |
 //!
-//! All of it is behind `--jail`; without it, the process only becomes another user
-//! and forbids itself the worst system calls. A layer that the kernel
-//! doesn't have or won't give is left out, and the machine's description says
-//! which ones stand.
+//! With `--jail` (or `--jail=require`) each must stand, or the process ends with a line
+//! that names the one that doesn't; `--jail-optional LAYER,…` lets some be missing, and
+//! `--jail=best-effort` all. `GET /v1/machine` lists which stand. Without `--jail`, the
+//! process only becomes another user and forbids itself the worst system calls.
+
+#![allow(unsafe_code, reason = "system calls that change who the process is")]
 
 mod capabilities;
+mod cgroup;
 mod daemon;
 mod forbidden;
 mod landlock;
+mod profile;
 mod root;
 mod syscalls;
 
 use std::ffi::CString;
+use std::fmt::Display;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -30,44 +38,114 @@ use std::path::{Path, PathBuf};
 use hearth_vmm_api::SandboxLayer;
 
 pub use daemon::{Parent, daemonize};
-pub use syscalls::{Role, confine_thread};
+pub use profile::{Allow, Argument, Profile, ThreadRole};
+pub use syscalls::confine_thread;
 
-/// Puts up the sandbox layers, but for that of [`confine_process`]. Before
-/// any thread is made. `folders` are what it still reaches: absolute, without
-/// symbolic links.
+/// Which layers must stand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// These may be missing.
+    pub optional: Vec<SandboxLayer>,
+}
+
+impl Policy {
+    /// Any may be missing.
+    #[must_use]
+    pub fn best_effort() -> Self {
+        Self {
+            optional: SandboxLayer::ALL.to_vec(),
+        }
+    }
+}
+
+/// The layers that stand, and those that must.
+struct Layers<'a> {
+    policy: &'a Policy,
+    standing: Vec<SandboxLayer>,
+}
+
+impl Layers<'_> {
+    fn stands(&mut self, layer: SandboxLayer) {
+        self.standing.push(layer);
+    }
+
+    /// A layer can't be had.
+    fn missing(&self, layer: SandboxLayer, why: impl Display) -> Result<(), String> {
+        if self.policy.optional.contains(&layer) {
+            return Ok(());
+        }
+        Err(format!(
+            "jail: no {layer} layer: {why}; --jail-optional {layer} goes on without it"
+        ))
+    }
+}
+
+/// Puts up the sandbox layers, but for those of [`confine_process`]. Before any thread
+/// is made. `folders` are what it still reaches: absolute, without symbolic links.
 ///
 /// # Errors
-/// One line: the kernel refused what must not be refused; the caller must not go on.
+/// One line: a layer that must stand can't be had, or the kernel refused what must not
+/// be refused; the caller must not go on.
 pub fn enter(
     folders: &[PathBuf],
     uid: Option<u32>,
     gid: Option<u32>,
+    policy: &Policy,
 ) -> Result<Vec<SandboxLayer>, String> {
-    let mut layers = Vec::new();
+    let mut layers = Layers {
+        policy,
+        standing: Vec::new(),
+    };
     if let Some(folder) = folders.iter().find(|folder| folder.parent().is_none()) {
         return Err(format!(
             "jail: a file right in {} would leave everything in reach; use a folder",
             folder.display()
         ));
     }
-    // SAFETY: takes nothing.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    // A root that can't make namespaces is one in a container.
-    if is_root && root::namespaces().is_ok() {
-        root::change(folders).map_err(|error| format!("jail: new root: {error}"))?;
-        layers.extend([SandboxLayer::Namespaces, SandboxLayer::Chroot]);
+    // Before the process has another view of the hierarchy.
+    match cgroup::limit() {
+        Ok(()) => layers.stands(SandboxLayer::Cgroup),
+        Err(why) => layers.missing(SandboxLayer::Cgroup, why)?,
+    }
+    match namespaces() {
+        Ok(()) => {
+            layers.stands(SandboxLayer::Namespaces);
+            root::change(folders).map_err(|error| format!("jail: chroot: {error}"))?;
+            layers.stands(SandboxLayer::Chroot);
+        }
+        Err(error) => {
+            layers.missing(SandboxLayer::Namespaces, &error)?;
+            layers.missing(SandboxLayer::Chroot, "it needs the namespaces layer")?;
+        }
     }
     capabilities::bound();
     drop_privileges(uid, gid).map_err(|error| format!("--uid, --gid: {error}"))?;
-    if uid.is_some_and(|uid| uid != 0) {
-        layers.push(SandboxLayer::User);
+    match is_root() {
+        false => layers.stands(SandboxLayer::User),
+        true => layers.missing(SandboxLayer::User, "it would stay root: give --uid")?,
     }
     capabilities::drop_all().map_err(|error| format!("jail: capabilities: {error}"))?;
-    layers.push(SandboxLayer::Capabilities);
-    if landlock::restrict(folders).map_err(|error| format!("jail: landlock: {error}"))? {
-        layers.push(SandboxLayer::Landlock);
+    layers.stands(SandboxLayer::Capabilities);
+    match landlock::restrict(folders).map_err(|error| format!("jail: landlock: {error}"))? {
+        true => layers.stands(SandboxLayer::Landlock),
+        false => layers.missing(
+            SandboxLayer::Landlock,
+            "this kernel lacks it, or leaves it out of its list (lsm=)",
+        )?,
     }
-    Ok(layers)
+    Ok(layers.standing)
+}
+
+fn is_root() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn namespaces() -> io::Result<()> {
+    match is_root() {
+        true => root::namespaces(),
+        false => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    }
 }
 
 /// What holds without the jail: a few system calls less, for all threads.
@@ -78,13 +156,14 @@ pub fn forbid_system_calls() -> Result<(), String> {
     forbidden::forbid().map_err(|error| format!("seccomp: {error}"))
 }
 
-/// The last layer: the system calls of this and all other threads.
+/// The last layers: the system calls of this and all other threads, whose devices will
+/// have these profiles, and with them who can make a ring.
 ///
 /// # Errors
 /// One line: the kernel refused; the caller must not go on.
-pub fn confine_process() -> Result<SandboxLayer, String> {
-    syscalls::confine_process().map_err(|error| format!("jail: seccomp: {error}"))?;
-    Ok(SandboxLayer::Seccomp)
+pub fn confine_process(devices: Vec<&'static Profile>) -> Result<[SandboxLayer; 2], String> {
+    syscalls::confine_process(devices).map_err(|error| format!("jail: seccomp: {error}"))?;
+    Ok([SandboxLayer::Seccomp, SandboxLayer::IoUring])
 }
 
 /// Becomes another user and group, for good, and gives up ever gaining a privilege

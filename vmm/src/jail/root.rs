@@ -4,6 +4,8 @@
 //! There is no way back: the old root is unmounted, and the capability to mount
 //! anything is given up right after.
 
+#![allow(unsafe_code, reason = "unshare(2)")]
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;

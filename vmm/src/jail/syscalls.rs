@@ -10,53 +10,22 @@
 //! so a vCPU thread may do what devices do, and no device thread what another
 //! device does. The main thread alone opens files and answers the control socket.
 //!
-//! io_uring's own workers are not held by filters; they are by the mount namespace
-//! and by Landlock.
+//! A ring of io_uring carries out requests past every filter. So only the main
+//! thread may make one, at plug time, and each is restricted to the requests of a
+//! disk before another thread gets it (`block::uring`).
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule, TargetArch, sock_filter,
 };
 
-/// What a thread is there for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The process's first thread.
-    Main,
-    /// Runs a vCPU.
-    Vcpu,
-    /// Serves a disk's queue.
-    Disk,
-    /// Serves a network interface.
-    Network,
-    /// Serves the socket device.
-    Sockets,
-    /// Serves a device that needs no more than its queue: entropy, balloon.
-    Plain,
-}
-
-impl Role {
-    /// The role of a device thread by its name.
-    #[must_use]
-    pub fn of_thread(name: &str) -> Self {
-        match name {
-            "vsock" => Self::Sockets,
-            name if name.starts_with("net") => Self::Network,
-            name if name.starts_with("blk") => Self::Disk,
-            _ => Self::Plain,
-        }
-    }
-
-    fn has(self, other: Self) -> bool {
-        self == other || matches!(self, Self::Main | Self::Vcpu)
-    }
-}
+use super::profile::{Allow, Argument, Profile, ThreadRole};
 
 /// Memory, threads, time, events: what the language's runtime needs everywhere.
-const EVERY: [libc::c_long; 40] = [
+const COMMON: [libc::c_long; 40] = [
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
@@ -99,149 +68,138 @@ const EVERY: [libc::c_long; 40] = [
     libc::SYS_membarrier,
 ];
 
-const DISK: [libc::c_long; 13] = [
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_readv,
-    libc::SYS_preadv,
-    libc::SYS_pwritev,
-    libc::SYS_preadv2,
-    libc::SYS_pwritev2,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_fdatasync,
-    libc::SYS_fsync,
-    libc::SYS_fallocate,
+/// What every thread may do with some arguments only.
+const COMMON_IF: [Allow; 4] = [
+    // Memory is never made executable.
+    Allow::when(libc::SYS_mmap, &[Argument::masked(2, PROT_EXEC, 0)]),
+    Allow::when(libc::SYS_mprotect, &[Argument::masked(2, PROT_EXEC, 0)]),
+    Allow::when(
+        libc::SYS_clone,
+        &[Argument::masked(0, CLONE_THREAD, CLONE_THREAD)],
+    ),
+    Allow::when(
+        libc::SYS_prctl,
+        &[
+            Argument::is(0, libc::PR_SET_NAME as u64),
+            // The C library names its arenas.
+            Argument::is(0, PR_SET_VMA),
+            Argument::is(0, libc::PR_SET_NO_NEW_PRIVS as u64),
+        ],
+    ),
 ];
 
-const NETWORK: [libc::c_long; 1] = [libc::SYS_readv];
-
-const SOCKETS: [libc::c_long; 9] = [
-    libc::SYS_readv,
-    libc::SYS_accept4,
-    libc::SYS_connect,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_shutdown,
-    libc::SYS_getsockopt,
-];
-
-/// A vCPU thread writes the serial port's log.
-const VCPU: [libc::c_long; 3] = [libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_ftruncate];
-
-const MAIN: [libc::c_long; 14] = [
-    libc::SYS_accept4,
-    libc::SYS_recvmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_shutdown,
-    libc::SYS_openat,
-    libc::SYS_statx,
-    libc::SYS_rename,
-    libc::SYS_unlink,
-    libc::SYS_dup2,
-    libc::SYS_dup3,
-    libc::SYS_access,
-    libc::SYS_faccessat,
-];
-
-/// The ioctls of KVM are those of type 0xae (Documentation/virt/kvm/api.rst).
-const IOCTL_TYPE: u64 = 0xff00;
-const IOCTL_KVM: u64 = 0xae00;
-/// Those of the kernel's virtio back ends are of type 0xaf (`linux/vhost.h`).
-const IOCTL_VHOST: u64 = 0xaf00;
-/// What taps, sockets and the terminal are asked.
-const IOCTLS: [u64; 9] = [
-    libc::TUNSETOFFLOAD,
-    libc::TUNSETQUEUE,
-    libc::TUNSETVNETHDRSZ,
-    libc::TUNGETIFF,
-    libc::TUNSETIFF,
-    libc::FIONBIO,
-    libc::FIONREAD,
-    libc::TCGETS,
-    libc::TCSETS,
-];
-
-/// `VHOST_NET_SET_BACKEND`: `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
-const VHOST_NET_SET_BACKEND: u64 = 0x4008_af30;
-
-/// `PR_SET_VMA`: the C library names its arenas.
-const PR_SET_VMA: u64 = 0x5356_4d41;
-const PR_SET_NAME: u64 = libc::PR_SET_NAME as u64;
-const PR_SET_NO_NEW_PRIVS: u64 = libc::PR_SET_NO_NEW_PRIVS as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
-const AF_UNIX: u64 = libc::AF_UNIX as u64;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+
+/// The ioctls of KVM are those of type 0xae (Documentation/virt/kvm/api.rst), and
+/// those of the kernel's virtio back ends of type 0xaf (`linux/vhost.h`).
+const IOCTL_TYPE: u64 = 0xff00;
+
+/// What a vCPU thread does besides what devices do, which it resets and starts: it
+/// runs the guest and writes the serial port's log.
+const VCPU: Profile = Profile {
+    name: "vcpu",
+    allows: &[
+        Allow::any(libc::SYS_pread64),
+        Allow::any(libc::SYS_pwrite64),
+        Allow::any(libc::SYS_ftruncate),
+        Allow::when(
+            libc::SYS_ioctl,
+            &[
+                // KVM_RUN is by far the most frequent of all: first.
+                Argument::masked(1, IOCTL_TYPE, 0xae00),
+                Argument::masked(1, IOCTL_TYPE, 0xaf00),
+                Argument::is(1, libc::TUNSETOFFLOAD),
+                Argument::is(1, libc::TUNSETQUEUE),
+            ],
+        ),
+    ],
+};
+
+/// What the main thread does besides: it opens what is plugged, and answers.
+const MAIN: Profile = Profile {
+    name: "main",
+    allows: &[
+        Allow::any(libc::SYS_accept4),
+        Allow::any(libc::SYS_recvmsg),
+        Allow::any(libc::SYS_recvfrom),
+        Allow::any(libc::SYS_sendto),
+        Allow::any(libc::SYS_sendmsg),
+        Allow::any(libc::SYS_shutdown),
+        Allow::any(libc::SYS_openat),
+        Allow::any(libc::SYS_statx),
+        Allow::any(libc::SYS_rename),
+        Allow::any(libc::SYS_unlink),
+        Allow::any(libc::SYS_dup2),
+        Allow::any(libc::SYS_dup3),
+        Allow::any(libc::SYS_access),
+        Allow::any(libc::SYS_faccessat),
+        // The rings of a disk that is plugged while the guest runs.
+        Allow::any(libc::SYS_io_uring_setup),
+        Allow::any(libc::SYS_io_uring_register),
+        // What taps, sockets and the terminal are asked.
+        Allow::when(
+            libc::SYS_ioctl,
+            &[
+                Argument::is(1, libc::TUNSETVNETHDRSZ),
+                Argument::is(1, libc::TUNGETIFF),
+                Argument::is(1, libc::TUNSETIFF),
+                Argument::is(1, libc::FIONBIO),
+                Argument::is(1, libc::FIONREAD),
+                Argument::is(1, libc::TCGETS),
+                Argument::is(1, libc::TCSETS),
+            ],
+        ),
+    ],
+};
 
 type Error = seccompiler::Error;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn rule(argument: u8, operation: SeccompCmpOp, value: u64) -> Result<SeccompRule, Error> {
-    // Numbers of 32 bits: the kernel ignores the upper half of these arguments.
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)?;
+fn rule(argument: Argument) -> Result<SeccompRule, Error> {
+    let Argument { index, mask, value } = argument;
+    let condition = SeccompCondition::new(
+        index,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(mask),
+        value,
+    )?;
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-fn rules(role: Role, process: u32) -> Result<Rules, Error> {
-    use SeccompCmpOp::{Eq, MaskedEq};
-    let mut rules = Rules::new();
-    let mut allow = |calls: &[i64]| rules.extend(calls.iter().map(|call| (*call, vec![])));
-    allow(&EVERY);
-    for (device, calls) in [
-        (Role::Disk, &DISK[..]),
-        (Role::Network, &NETWORK),
-        (Role::Sockets, &SOCKETS),
-        (Role::Vcpu, &VCPU),
-    ] {
-        if role.has(device) {
-            allow(calls);
-        }
+/// Adds what is allowed; a call without conditions is allowed for good.
+fn allow(rules: &mut Rules, allowed: &Allow) -> Result<(), Error> {
+    let known = rules.get(&allowed.call);
+    if allowed.only.is_empty() || known.is_some_and(Vec::is_empty) {
+        rules.insert(allowed.call, Vec::new());
+        return Ok(());
     }
-    if role == Role::Main {
-        allow(&MAIN);
-    }
-    // Memory is never made executable.
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![rule(2, MaskedEq(PROT_EXEC), 0)?]);
+    let more = allowed.only.iter().map(|argument| rule(*argument));
+    let more: Vec<_> = more.collect::<Result<_, _>>()?;
+    rules.entry(allowed.call).or_default().extend(more);
+    Ok(())
+}
+
+fn rules(role: ThreadRole, devices: &[&'static Profile], process: u32) -> Result<Rules, Error> {
+    let mut rules: Rules = COMMON.into_iter().map(|call| (call, Vec::new())).collect();
+    for allowed in &COMMON_IF {
+        allow(&mut rules, allowed)?;
     }
     rules.insert(
-        libc::SYS_clone,
-        vec![rule(0, MaskedEq(CLONE_THREAD), CLONE_THREAD)?],
+        libc::SYS_tgkill,
+        vec![rule(Argument::is(0, process.into()))?],
     );
-    rules.insert(libc::SYS_tgkill, vec![rule(0, Eq, process.into())?]);
-    let controls = [PR_SET_NAME, PR_SET_VMA, PR_SET_NO_NEW_PRIVS];
-    rules.insert(
-        libc::SYS_prctl,
-        controls
+    let profiles: Vec<&Profile> = match role {
+        ThreadRole::Device(profile) => vec![profile],
+        ThreadRole::Vcpu => [&VCPU].into_iter().chain(devices.iter().copied()).collect(),
+        ThreadRole::Main => [&VCPU, &MAIN]
             .into_iter()
-            .map(|control| rule(0, Eq, control))
-            .collect::<Result<_, _>>()?,
-    );
-    if role.has(Role::Sockets) {
-        rules.insert(libc::SYS_socket, vec![rule(0, Eq, AF_UNIX)?]);
-        rules.insert(libc::SYS_ioctl, vec![rule(1, Eq, libc::FIONBIO)?]);
-    }
-    if role.has(Role::Network) {
-        // How many pairs of queues take part.
-        let both = [libc::TUNSETQUEUE, VHOST_NET_SET_BACKEND];
-        rules.insert(
-            libc::SYS_ioctl,
-            both.into_iter()
-                .map(|number| rule(1, Eq, number))
-                .collect::<Result<_, _>>()?,
-        );
-    }
-    if role.has(Role::Vcpu) {
-        // KVM_RUN is by far the most frequent of all: first.
-        let types = [IOCTL_KVM, IOCTL_VHOST].map(|number| rule(1, MaskedEq(IOCTL_TYPE), number));
-        let others = IOCTLS.into_iter().map(|number| rule(1, Eq, number));
-        let all = types.into_iter().chain(others);
-        rules.insert(libc::SYS_ioctl, all.collect::<Result<_, _>>()?);
+            .chain(devices.iter().copied())
+            .collect(),
+    };
+    for allowed in profiles.iter().flat_map(|profile| profile.allows) {
+        allow(&mut rules, allowed)?;
     }
     Ok(rules)
 }
@@ -255,22 +213,61 @@ fn compile(
     Ok(filter.try_into()?)
 }
 
-fn allow_only(role: Role) -> Result<BpfProgram, Error> {
+fn allow_only(role: ThreadRole, devices: &[&'static Profile]) -> Result<BpfProgram, Error> {
     compile(
-        rules(role, std::process::id())?,
+        rules(role, devices, std::process::id())?,
         SeccompAction::Errno(libc::EPERM.unsigned_abs()),
         SeccompAction::Allow,
     )
 }
 
-/// Set once the process is confined, so that its threads confine themselves too.
-static CONFINED: OnceLock<()> = OnceLock::new();
+/// Refuses the calls of the x32 ABI, whose numbers have bit 30 and the same
+/// architecture (arch/x86/entry/syscalls): a list of what is forbidden would let them
+/// pass.
+pub(super) fn no_x32() -> BpfProgram {
+    /// `__X32_SYSCALL_BIT`.
+    const X32: u32 = 0x4000_0000;
+    // Classic BPF (linux/filter.h): the number is the first word of seccomp_data.
+    const LOAD: u16 = 0x20;
+    const JUMP_IF_AT_LEAST: u16 = 0x35;
+    const RETURN: u16 = 0x06;
+    let step = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    let eperm = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
+    vec![
+        step(LOAD, 0, 0, 0),
+        step(JUMP_IF_AT_LEAST, 0, 1, X32),
+        step(RETURN, 0, 0, eperm),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
 
-/// Confines the whole process. Needs `no_new_privs`.
+/// What threads confine themselves by, once the process is confined.
+struct Confined {
+    devices: Vec<&'static Profile>,
+    /// Compiled once for each role.
+    programs: Mutex<BTreeMap<&'static str, Arc<BpfProgram>>>,
+}
+
+impl Confined {
+    fn program(&self, role: ThreadRole) -> Result<Arc<BpfProgram>, Error> {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(program) = programs.get(role.name()) {
+            return Ok(Arc::clone(program));
+        }
+        let program = Arc::new(allow_only(role, &self.devices)?);
+        programs.insert(role.name(), Arc::clone(&program));
+        Ok(program)
+    }
+}
+
+static CONFINED: OnceLock<Confined> = OnceLock::new();
+
+/// Confines the whole process, whose device threads will have these profiles. Needs
+/// `no_new_privs`.
 ///
 /// # Errors
 /// When the kernel refuses; the caller must not go on.
-pub(super) fn confine_process() -> Result<(), Error> {
+pub(super) fn confine_process(devices: Vec<&'static Profile>) -> Result<(), Error> {
     // clone3 has its flags in memory, where a filter can't see whether they make a
     // thread or a process. Without it, the C library uses clone.
     let no_clone3 = compile(
@@ -279,18 +276,24 @@ pub(super) fn confine_process() -> Result<(), Error> {
         SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
     )?;
     seccompiler::apply_filter_all_threads(&no_clone3)?;
-    seccompiler::apply_filter_all_threads(&allow_only(Role::Main)?)?;
-    let _ = CONFINED.set(());
+    seccompiler::apply_filter_all_threads(&allow_only(ThreadRole::Main, &devices)?)?;
+    let confined = Confined {
+        devices,
+        programs: Mutex::default(),
+    };
+    let _ = CONFINED.set(confined);
     Ok(())
 }
 
 /// Confines the calling thread further, to what its role needs; in a process that
 /// is not confined, does nothing.
-pub fn confine_thread(role: Role) {
-    if CONFINED.get().is_some() {
-        let confined = allow_only(role).and_then(|filter| seccompiler::apply_filter(&filter));
-        // It stays as confined as the process.
-        debug_assert!(confined.is_ok(), "{role:?}: {confined:?}");
+///
+/// # Errors
+/// When the kernel refuses the filter: the thread must not go on.
+pub fn confine_thread(role: ThreadRole) -> Result<(), Error> {
+    match CONFINED.get() {
+        Some(confined) => seccompiler::apply_filter(confined.program(role)?.as_ref()),
+        None => Ok(()),
     }
 }
 
@@ -298,31 +301,53 @@ pub fn confine_thread(role: Role) {
 mod tests {
     use super::*;
 
+    const DEVICE: Profile = Profile {
+        name: "test",
+        allows: &[
+            Allow::any(libc::SYS_readv),
+            Allow::when(libc::SYS_ioctl, &[Argument::is(1, 7)]),
+        ],
+    };
+
     #[test]
     fn every_filter_compiles_and_none_starts_programs() {
         for role in [
-            Role::Main,
-            Role::Vcpu,
-            Role::Disk,
-            Role::Network,
-            Role::Sockets,
-            Role::Plain,
+            ThreadRole::Main,
+            ThreadRole::Vcpu,
+            ThreadRole::Device(&DEVICE),
         ] {
-            let rules = rules(role, 1).expect("rules");
+            let rules = rules(role, &[&DEVICE], 1).expect("rules");
             for call in [libc::SYS_execve, libc::SYS_ptrace, libc::SYS_mount] {
                 assert!(!rules.contains_key(&call), "{role:?}");
             }
-            assert_eq!(rules.contains_key(&libc::SYS_openat), role == Role::Main);
-            allow_only(role).expect("compiles");
+            let is_main = matches!(role, ThreadRole::Main);
+            for call in [libc::SYS_openat, libc::SYS_io_uring_setup] {
+                assert_eq!(rules.contains_key(&call), is_main, "{role:?}");
+            }
+            allow_only(role, &[&DEVICE]).expect("compiles");
         }
     }
 
     #[test]
-    fn device_threads_are_known_by_name() {
-        assert_eq!(Role::of_thread("blk-q3"), Role::Disk);
-        assert_eq!(Role::of_thread("net"), Role::Network);
-        assert_eq!(Role::of_thread("net-control"), Role::Network);
-        assert_eq!(Role::of_thread("vsock"), Role::Sockets);
-        assert_eq!(Role::of_thread("rng"), Role::Plain);
+    fn profiles_add_up() {
+        let of = |role| rules(role, &[&DEVICE], 1).expect("rules");
+        let device = of(ThreadRole::Device(&DEVICE));
+        assert_eq!(device[&libc::SYS_ioctl].len(), 1);
+        assert!(device[&libc::SYS_readv].is_empty());
+        let vcpu = of(ThreadRole::Vcpu);
+        assert_eq!(vcpu[&libc::SYS_ioctl].len(), 5);
+        assert!(vcpu.contains_key(&libc::SYS_readv));
+
+        // What is allowed for good stays so, whatever comes after it.
+        const IN_TURN: [Allow; 3] = [
+            Allow::when(1, &[Argument::is(0, 1)]),
+            Allow::any(1),
+            Allow::when(1, &[Argument::is(0, 2)]),
+        ];
+        let mut rules = Rules::new();
+        for allowed in &IN_TURN {
+            allow(&mut rules, allowed).expect("added");
+        }
+        assert!(rules[&1].is_empty());
     }
 }

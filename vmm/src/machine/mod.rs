@@ -14,6 +14,7 @@
 //! mapping and the process stay.
 
 pub mod bus;
+mod context;
 mod devices;
 mod vm;
 
@@ -38,8 +39,8 @@ use crate::irq::kvm::KvmInterrupts;
 use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Report, Surroundings, Vcpus};
+use crate::virtio::Declaration;
 use bus::Bus;
-pub use devices::Extras;
 
 /// What a machine is made of, with every file open.
 pub struct Parts {
@@ -55,12 +56,8 @@ pub struct Parts {
     pub identity: smbios::Identity,
     /// COM1.
     pub serial: Serial,
-    /// Disks, in slot order.
-    pub disks: Vec<config::Disk>,
-    /// Network interfaces, in slot order.
-    pub nics: Vec<config::Nic>,
-    /// What else is plugged.
-    pub extras: Extras,
+    /// Its devices, in slot order.
+    pub devices: Vec<config::Device>,
     /// The taps that they name by descriptor.
     pub taps: Taps,
 }
@@ -72,7 +69,7 @@ pub type Taps = BTreeMap<RawFd, OwnedFd>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `/dev/kvm` can't be used.
-    #[error("KVM: {what}: {source}")]
+    #[error("KVM: {what}")]
     Kvm {
         /// What was tried.
         what: &'static str,
@@ -91,7 +88,7 @@ pub enum Error {
         most: usize,
     },
     /// No guest memory.
-    #[error("{mib} MiB of guest memory can't be had: {source}")]
+    #[error("{mib} MiB of guest memory can't be had")]
     Memory {
         /// What was asked for, in MiB.
         mib: u64,
@@ -111,7 +108,7 @@ pub enum Error {
     #[error(transparent)]
     Smbios(#[from] smbios::TablesTooLarge),
     /// Anything else of the host.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Host {
         /// What was tried.
         what: &'static str,
@@ -144,7 +141,7 @@ pub struct Machine {
     kvm: Kvm,
     bus: Arc<Bus>,
     devices: devices::Devices,
-    context: devices::DeviceContext,
+    context: context::DeviceContext,
     interrupts: Arc<KvmInterrupts>,
     memory: Arc<GuestMemoryMmap>,
     state: api::MachineState,
@@ -173,19 +170,13 @@ impl Machine {
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
-        let context = devices::DeviceContext {
+        let context = context::DeviceContext {
             bus: Arc::clone(&bus),
             memory: Arc::clone(&memory),
             interrupts: Arc::clone(&interrupts),
             vcpus: parts.vcpus,
         };
-        let devices = devices::Devices::plug(
-            &context,
-            &parts.disks,
-            &parts.nics,
-            parts.taps,
-            &parts.extras,
-        )?;
+        let devices = devices::Devices::plug(&context, &parts.devices, parts.taps)?;
         let (sender, reports) = channel();
         let bell =
             Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?);
@@ -336,26 +327,36 @@ impl Machine {
     /// When the name is taken, or the disk can't be had.
     pub fn add_disk(
         &mut self,
-        disk: &config::Disk,
+        disk: config::Disk,
         file: Option<OwnedFd>,
-    ) -> Result<api::Disk, Error> {
-        self.check_free(&disk.id)?;
-        let added = self.devices.add_disk(&self.context, disk, file)?;
-        self.notify_guest(|registers| registers.slot_filled(added.slot))?;
-        Ok(added)
+    ) -> Result<Option<api::Disk>, Error> {
+        let open = file.into_iter().collect();
+        self.add(&config::Device::Disk(disk), open, devices::Device::disk)
     }
 
     /// Puts a network interface in and notifies the guest.
     ///
     /// # Errors
     /// When the name is taken, or the tap can't be had.
-    pub fn add_nic(&mut self, nic: &config::Nic, tap: Vec<OwnedFd>) -> Result<api::Nic, Error> {
-        self.check_free(&nic.id)?;
-        let added = self
-            .devices
-            .add_nic(&self.context, nic, &mut Taps::new(), tap)?;
-        self.notify_guest(|registers| registers.slot_filled(added.slot))?;
-        Ok(added)
+    pub fn add_nic(
+        &mut self,
+        nic: config::Nic,
+        open: Vec<OwnedFd>,
+    ) -> Result<Option<api::Nic>, Error> {
+        self.add(&config::Device::Nic(nic), open, devices::Device::nic)
+    }
+
+    fn add<T>(
+        &mut self,
+        device: &config::Device,
+        open: Vec<OwnedFd>,
+        describe: fn(&devices::Device) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let mut taps = Taps::new();
+        let added = self.devices.add(&self.context, device, &mut taps, open)?;
+        let (slot, description) = (added.slot, describe(added));
+        self.notify_guest(|registers| registers.slot_filled(slot))?;
+        Ok(description)
     }
 
     /// Looks at a disk's size again and notifies the guest if it changed; none: there is
@@ -364,32 +365,23 @@ impl Machine {
     /// # Errors
     /// When the size can't be read.
     pub fn resize_disk(&mut self, id: &str) -> Result<Option<api::Disk>, Error> {
-        let disk = self.devices.disks.iter_mut().find(|disk| disk.id == id);
-        let (Some(disk), Some(handle)) = (disk, self.devices.handles.get(id)) else {
-            return Ok(None);
-        };
-        disk.size_bytes = handle
-            .refresh_capacity()
-            .map_err(host_error("look at the disk's size"))?;
-        Ok(Some(disk.clone()))
+        let resized = self.devices.resize_disk(id).transpose();
+        resized.map_err(host_error("look at the disk's size"))
     }
 
     /// How the balloon stands, if there is one.
     #[must_use]
     pub fn balloon(&self) -> Option<api::BalloonState> {
-        self.devices
-            .balloon
-            .as_ref()
-            .map(|balloon| api::BalloonState {
-                target_bytes: balloon.target(),
-                actual_bytes: balloon.actual(),
-            })
+        self.devices.balloon().map(|balloon| api::BalloonState {
+            target_bytes: balloon.target(),
+            actual_bytes: balloon.actual(),
+        })
     }
 
     /// Asks the guest for memory, or gives it back. False: there is no balloon.
     #[must_use]
     pub fn set_balloon(&self, bytes: u64) -> bool {
-        let balloon = self.devices.balloon.as_ref();
+        let balloon = self.devices.balloon();
         balloon
             .inspect(|balloon| balloon.set_target(bytes))
             .is_some()
@@ -401,35 +393,12 @@ impl Machine {
         self.memory_bytes
     }
 
-    /// Requests the unplug of a disk; false: there is none of this name.
+    /// Requests the unplug of a device of this kind; false: there is none of this name.
     ///
     /// # Errors
     /// When the interrupt can't be raised.
-    pub fn request_disk_unplug(&mut self, id: &str) -> Result<bool, Error> {
-        let mut disks = self.devices.disks.iter_mut();
-        let disk = disks.find(|disk| disk.id == id);
-        let slot = disk.map(|disk| {
-            disk.unplug_requested = true;
-            disk.slot
-        });
-        self.request_unplug(slot)
-    }
-
-    /// Requests the unplug of a network interface; false: there is none of this name.
-    ///
-    /// # Errors
-    /// When the interrupt can't be raised.
-    pub fn request_nic_unplug(&mut self, id: &str) -> Result<bool, Error> {
-        let mut nics = self.devices.nics.iter_mut();
-        let nic = nics.find(|nic| nic.id == id);
-        let slot = nic.map(|nic| {
-            nic.unplug_requested = true;
-            nic.slot
-        });
-        self.request_unplug(slot)
-    }
-
-    fn request_unplug(&self, slot: Option<u8>) -> Result<bool, Error> {
+    pub fn request_unplug(&mut self, kind: &Declaration, id: &str) -> Result<bool, Error> {
+        let slot = self.devices.request_unplug(kind, id);
         if let Some(slot) = slot {
             self.notify_guest(|registers| registers.request_unplug(slot))?;
         }
@@ -440,13 +409,6 @@ impl Machine {
         self.bus
             .notify(change)
             .map_err(host_error("raise the event interrupt"))
-    }
-
-    fn check_free(&self, id: &str) -> Result<(), Error> {
-        match self.devices.has(id) {
-            true => Err(Error::Device(format!("there is a device {id:?} already"))),
-            false => Ok(()),
-        }
     }
 
     /// The machine's name.
@@ -483,8 +445,8 @@ impl Machine {
             vcpus: self.vcpu_count,
             memory_bytes: self.memory_bytes,
             resets: self.resets,
-            disks: self.devices.disks.clone(),
-            nics: self.devices.nics.clone(),
+            disks: self.devices.disks(),
+            nics: self.devices.nics(),
             jail: self.jail.clone(),
         }
     }

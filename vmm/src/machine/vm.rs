@@ -1,5 +1,7 @@
 //! The KVM side of building a machine: the VM, its memory, its vCPUs.
 
+#![allow(unsafe_code, reason = "KVM is handed addresses of guest memory")]
+
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_userspace_memory_region};

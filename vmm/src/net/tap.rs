@@ -2,6 +2,8 @@
 //!
 //! Linux: Documentation/networking/tuntap.rst.
 
+#![allow(unsafe_code, reason = "the ioctls of a tap")]
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};

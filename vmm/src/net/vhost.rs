@@ -4,6 +4,8 @@
 //! thread of the kernel, which reads the rings in guest memory and signals the
 //! interrupt's event. Linux: `include/uapi/linux/vhost.h`.
 
+#![allow(unsafe_code, reason = "vhost-net is handed addresses of guest memory")]
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};

@@ -5,6 +5,8 @@
 //! vector has its own lock: what is signalled while masked becomes pending under
 //! the same lock that unmasks it, and no interrupt is lost between.
 
+#![allow(unsafe_code, reason = "dup(2) of an eventfd")]
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,7 +6,9 @@ use hearth_vmm_api::Exit;
 
 use crate::config;
 use crate::control::{Answer, Command};
+use crate::error::chain;
 use crate::machine::{self, Machine};
+use crate::virtio::{blk, net};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
 
@@ -22,12 +24,12 @@ pub(super) fn perform(
         Command::Metrics => Answer::value(&machine.metrics()),
         Command::PowerButton => match machine.press_power_button() {
             Ok(()) => Answer::done(),
-            Err(error) => Answer::error(500, &error.to_string()),
+            Err(error) => Answer::error(500, &chain(&error)),
         },
         Command::Reboot(reboot) => match machine.ask_to_reboot(reboot.resets) {
             Ok(true) => Answer::done(),
             Ok(false) => Answer::error(409, "the machine was reset since"),
-            Err(error) => Answer::error(500, &error.to_string()),
+            Err(error) => Answer::error(500, &chain(&error)),
         },
         Command::Pause => {
             machine.pause();
@@ -41,26 +43,26 @@ pub(super) fn perform(
             Ok(()) => Answer::done(),
             Err(error) => {
                 *ending = Some(Exit::Crashed {
-                    detail: format!("the machine can't be reset: {error}"),
+                    detail: format!("the machine can't be reset: {}", chain(&error)),
                 });
-                Answer::error(500, &error.to_string())
+                Answer::error(500, &chain(&error))
             }
         },
         Command::AddDisk(new) => {
             let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
-            added(disk, |disk| machine.add_disk(&disk, descriptors.pop()))
+            added(disk, |disk| machine.add_disk(disk, descriptors.pop()))
         }
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
             let mac = new.mac.as_deref();
             let (mtu, queues, vhost) = (new.mtu, new.queues, new.vhost);
             let nic = config::Nic::new(machine.id(), new.id, tap, mac, mtu, queues, vhost);
-            added(nic, |nic| machine.add_nic(&nic, descriptors))
+            added(nic, |nic| machine.add_nic(nic, descriptors))
         }
         Command::ResizeDisk(id) => match machine.resize_disk(&id) {
             Ok(Some(disk)) => Answer::value(&disk),
             Ok(None) => Answer::error(404, &format!("there is no device {id:?}")),
-            Err(error) => Answer::error(500, &error.to_string()),
+            Err(error) => Answer::error(500, &chain(&error)),
         },
         Command::Balloon => match machine.balloon() {
             Some(state) => Answer::value(&state),
@@ -75,8 +77,8 @@ pub(super) fn perform(
                 false => Answer::error(404, NO_BALLOON),
             }
         }
-        Command::RemoveDisk(id) => removed(&id, machine.request_disk_unplug(&id)),
-        Command::RemoveNic(id) => removed(&id, machine.request_nic_unplug(&id)),
+        Command::RemoveDisk(id) => removed(&id, machine.request_unplug(&blk::DECLARATION, &id)),
+        Command::RemoveNic(id) => removed(&id, machine.request_unplug(&net::DECLARATION, &id)),
         Command::Stop => {
             *ending = Some(Exit::Stopped);
             Answer::done()
@@ -91,7 +93,7 @@ fn added<D, T: serde::Serialize>(
 ) -> Answer {
     match described.map(add) {
         Err(mistake) => Answer::error(400, &mistake),
-        Ok(Err(error)) => Answer::error(409, &error.to_string()),
+        Ok(Err(error)) => Answer::error(409, &chain(&error)),
         Ok(Ok(device)) => Answer::value(&device),
     }
 }
@@ -100,6 +102,6 @@ fn removed(id: &str, asked: Result<bool, machine::Error>) -> Answer {
     match asked {
         Ok(true) => Answer::asked(),
         Ok(false) => Answer::error(404, &format!("there is no device {id:?}")),
-        Err(error) => Answer::error(500, &error.to_string()),
+        Err(error) => Answer::error(500, &chain(&error)),
     }
 }

@@ -2,6 +2,8 @@
 //! not needed any more, then one loop over signals, vCPU reports, the control
 //! socket and the console, until there is a reason to end.
 
+#![allow(unsafe_code, reason = "inherited descriptors, poll(2), signalfd(2)")]
+
 mod commands;
 mod files;
 mod terminal;
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use hearth_vmm_api::Exit;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
 use self::commands::perform;
@@ -23,11 +26,12 @@ use crate::acpi::registers::Request;
 use crate::arch::x86_64::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
+use crate::error::chain;
 use crate::jail;
-use crate::machine::{Extras, Machine, Parts, Taps};
+use crate::machine::{Machine, Parts, Taps};
 use crate::serial::{Console, Output, Serial, TICK};
 use crate::vcpu::Report;
-use crate::virtio::vsock;
+use crate::virtio::profiles;
 
 /// Exit status for a machine that crashed.
 const STATUS_CRASHED: u8 = 1;
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
         }
         Err(Refusal::Mistake(line)) => return wrong(&line),
     };
+    raise_descriptor_limit();
     // Before anything else is opened, so that a number that the caller did not
     // hand down is not taken for a file of our own.
     let taps = match inherited_taps(&description) {
@@ -85,10 +90,19 @@ pub fn main() -> ExitCode {
     process.end(&exit)
 }
 
+/// Lets the process have as many descriptors as it may: each queue of a device needs
+/// some, and the usual limit of 1,024 is one for programs that use select(2).
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // With the limit as it was, fewer devices can be plugged.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 /// Takes charge of the taps that the caller left open for us.
 fn inherited_taps(description: &Description) -> Result<Taps, String> {
     let mut taps = Taps::new();
-    for nic in &description.nics {
+    for nic in description.nics() {
         let config::Tap::Fds(fds) = &nic.tap else {
             continue;
         };
@@ -134,18 +148,18 @@ impl Process {
         let exit_file = resolved("--exit-file", description.exit_file.as_deref())?;
         let pid_file = resolved("--pid-file", description.pid_file.as_deref())?;
         let socket = resolved("--socket", description.socket.as_deref())?;
-        let vsock = match &description.vsock {
-            Some(options) => resolved("--vsock", Some(&options.path))?.map(|path| vsock::Options {
-                cid: options.cid,
-                path,
-            }),
-            None => None,
-        };
+        let mut devices = description.devices.clone();
+        for (flag, socket) in devices.iter_mut().filter_map(config::Device::socket) {
+            if let Some(path) = resolved(flag, Some(socket))? {
+                *socket = path;
+            }
+        }
         let console_socket = resolved("--console-socket", description.console_socket.as_deref())?;
+        let sockets = devices.iter_mut().filter_map(config::Device::socket);
         let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket, &console_socket]
             .into_iter()
             .flatten()
-            .chain(vsock.as_ref().map(|options| &options.path))
+            .chain(sockets.map(|(_, path)| &*path))
             .filter_map(|file| file.parent().map(Path::to_owned))
             .collect();
         for folder in &description.allow {
@@ -191,15 +205,10 @@ impl Process {
             payload,
             identity: description.identity.clone(),
             serial,
-            disks: description.disks.clone(),
-            nics: description.nics.clone(),
-            extras: Extras {
-                balloon: description.balloon,
-                vsock: vsock.clone(),
-            },
+            devices,
             taps,
         })
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| chain(&error))?;
 
         if let Some(path) = &pid_file {
             let mut options = OpenOptions::new();
@@ -226,15 +235,15 @@ impl Process {
             std::env::set_current_dir("/").map_err(|error| error.to_string())?;
         }
         let mut layers = Vec::new();
-        if description.jail {
-            layers = jail::enter(&folders, description.uid, description.gid)?;
+        if let Some(policy) = &description.jail {
+            layers = jail::enter(&folders, description.uid, description.gid, policy)?;
         } else {
             jail::drop_privileges(description.uid, description.gid)
                 .map_err(|error| format!("--uid, --gid: {error}"))?;
         }
-        machine.start().map_err(|error| error.to_string())?;
-        if description.jail {
-            layers.push(jail::confine_process()?);
+        machine.start().map_err(|error| chain(&error))?;
+        if description.jail.is_some() {
+            layers.extend(jail::confine_process(profiles())?);
         } else {
             jail::forbid_system_calls()?;
         }
@@ -352,7 +361,7 @@ impl Process {
                 Report::Guest(Request::PowerOff | Request::Reset) => {
                     if let Err(error) = self.machine.reset() {
                         self.ending = Some(Exit::Crashed {
-                            detail: format!("the machine can't be reset: {error}"),
+                            detail: format!("the machine can't be reset: {}", chain(&error)),
                         });
                     }
                 }

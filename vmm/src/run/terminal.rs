@@ -1,5 +1,7 @@
 //! The terminal that the process was started from, as the serial port's other end.
 
+#![allow(unsafe_code, reason = "read(2) and poll(2) on standard input")]
+
 use std::io;
 use std::os::fd::AsRawFd;
 

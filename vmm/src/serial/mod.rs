@@ -8,6 +8,8 @@
 //!   └─ irq ─┴─────────── input ◄────────────────┘
 //! ```
 
+#![allow(unsafe_code, reason = "termios(3)")]
+
 mod console;
 mod log;
 mod outlet;

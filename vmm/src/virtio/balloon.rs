@@ -5,6 +5,8 @@
 //! pages back by itself before it kills a process; they come back zeroed on first
 //! use, so deflating asks nothing of the host.
 
+#![allow(unsafe_code, reason = "madvise(2) on guest memory")]
+
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +17,10 @@ use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
 use super::worker::{Worker, serve_all};
 use super::{
-    Activation, ActiveQueue, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Memory,
+    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Memory, Plug,
     VirtioDevice, read_config,
 };
+use crate::jail::Profile;
 
 /// Feature bits. Section 5.5.3.
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
@@ -47,6 +50,18 @@ const ACTUAL: u64 = 4;
 
 /// The most requests of one queue before the next has its turn.
 const BATCH: usize = 64;
+
+/// What it is.
+pub static DECLARATION: Declaration = Declaration {
+    name: "balloon",
+    device_type: 5,
+    pci_class: [0x00, 0xff, 0x00],
+    profile: Profile {
+        name: "balloon",
+        allows: &[],
+    },
+    plug: Plug::Fixed,
+};
 
 counters! {
     /// What a balloon counts.
@@ -134,8 +149,8 @@ impl Balloon {
 }
 
 impl VirtioDevice for Balloon {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::Balloon
+    fn declaration(&self) -> &'static Declaration {
+        &DECLARATION
     }
 
     fn features(&self) -> u64 {
@@ -188,20 +203,19 @@ impl VirtioDevice for Balloon {
             doorbells.push(doorbell);
         }
         let counters = Arc::clone(&self.shared.counters);
-        self.worker = Some(Worker::start("balloon", move |stop| {
+        let signal = Arc::clone(&interrupt);
+        let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| {
             let rung = &counters.notifications;
-            let result = serve_all(&stop, &doorbells, rung, |place| {
+            serve_all(&stop, &doorbells, rung, |place| {
                 match served.get_mut(place) {
                     Some(queue) => queue
-                        .serve(&memory, interrupt.as_ref(), &counters)
+                        .serve(&memory, signal.as_ref(), &counters)
                         .map_err(io::Error::other),
                     None => Ok(false),
                 }
-            });
-            if result.is_err() {
-                interrupt.needs_reset();
-            }
-        })?);
+            })
+        });
+        self.worker = Some(worker?);
         Ok(())
     }
 

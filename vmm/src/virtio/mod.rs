@@ -36,6 +36,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::counters::Counters;
+use crate::jail::Profile;
 
 /// The guest's memory, as devices share it.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
@@ -47,20 +48,45 @@ pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Feature bit: `used_event` and `avail_event`. Sections 2.7.7 and 2.7.10.
 pub const F_EVENT_IDX: u64 = 1 << 29;
 
-/// Device types. Section 5.
+/// What a kind of device is, said once, beside its code: the transport, the sandbox,
+/// the machine and the command line take it from here.
+#[derive(Debug)]
+pub struct Declaration {
+    /// Its name: of its threads, in messages, and its id where there is one at most.
+    pub name: &'static str,
+    /// Its number. Virtio 1.2, section 5.
+    pub device_type: u16,
+    /// What it is to a PCI bus: base class, sub-class, programming interface. PCI Code
+    /// and ID Assignment Specification, section 1.
+    pub pci_class: [u8; 3],
+    /// What its threads may ask of the kernel.
+    pub profile: Profile,
+    /// How many a machine has, and whether they come and go.
+    pub plug: Plug,
+}
+
+/// How devices of a kind are plugged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
-pub enum DeviceType {
-    /// Network card, section 5.1.
-    Net = 1,
-    /// Block device, section 5.2.
-    Block = 2,
-    /// Entropy source, section 5.4.
-    Entropy = 4,
-    /// Traditional memory balloon, section 5.5.
-    Balloon = 5,
-    /// Socket device, section 5.10.
-    Vsock = 19,
+pub enum Plug {
+    /// Any number, each with an id of its own; also while the guest runs.
+    Hot,
+    /// One at most, from the start to the end.
+    Fixed,
+}
+
+/// Every kind of device.
+pub static DECLARATIONS: [&Declaration; 5] = [
+    &blk::DECLARATION,
+    &net::DECLARATION,
+    &rng::DECLARATION,
+    &balloon::DECLARATION,
+    &vsock::DECLARATION,
+];
+
+/// What the threads of each kind of device may ask of the kernel.
+pub fn profiles() -> Vec<&'static Profile> {
+    let all = DECLARATIONS.iter();
+    all.map(|declaration| &declaration.profile).collect()
 }
 
 /// How a device speaks to its driver. Cheap, callable from any thread.
@@ -119,7 +145,18 @@ impl Activation {
 /// not wait for the transport.
 pub trait VirtioDevice: Send {
     /// What it is.
-    fn device_type(&self) -> DeviceType;
+    fn declaration(&self) -> &'static Declaration;
+
+    /// Makes what its threads, confined as they will be, can't make for themselves. Called
+    /// once, by the main thread, before the guest sees the device; `doorbells` has one
+    /// for each queue.
+    ///
+    /// # Errors
+    /// When the host has no resources for it; the device is then not plugged.
+    fn plugged(&mut self, doorbells: &[Arc<EventFd>]) -> io::Result<()> {
+        let _ = doorbells;
+        Ok(())
+    }
 
     /// The features it offers; the transport adds [`F_VERSION_1`].
     fn features(&self) -> u64;

@@ -2,6 +2,8 @@
 //!
 //! Virtio 1.2, section 5.4.
 
+#![allow(unsafe_code, reason = "getrandom(2) into guest memory")]
+
 use std::io;
 use std::sync::Arc;
 
@@ -9,8 +11,9 @@ use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
 use super::worker::Worker;
 use super::{
-    Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, VirtioDevice, worker,
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug, VirtioDevice, worker,
 };
+use crate::jail::Profile;
 
 /// The queue's size: drivers keep one request.
 const QUEUE_SIZE: u16 = 64;
@@ -21,6 +24,18 @@ const MAX_BYTES: usize = 64 * 1024;
 
 /// The most requests served before the thread looks whether it must stop.
 const BATCH: usize = 64;
+
+/// What it is.
+pub static DECLARATION: Declaration = Declaration {
+    name: "rng",
+    device_type: 4,
+    pci_class: [0x00, 0xff, 0x00],
+    profile: Profile {
+        name: "rng",
+        allows: &[],
+    },
+    plug: Plug::Fixed,
+};
 
 counters! {
     /// What an entropy source counts.
@@ -50,8 +65,8 @@ impl Rng {
 }
 
 impl VirtioDevice for Rng {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::Entropy
+    fn declaration(&self) -> &'static Declaration {
+        &DECLARATION
     }
 
     fn features(&self) -> u64 {
@@ -86,15 +101,14 @@ impl VirtioDevice for Rng {
         let mut ring = Ring::new(&active.queue, memory).map_err(io::Error::other)?;
         let index = active.index;
         let counters = Arc::clone(&self.counters);
-        self.worker = Some(Worker::start("rng", move |stop| {
+        let signal = Arc::clone(&interrupt);
+        let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| {
             let rung = &counters.notifications;
-            let served = worker::serve(&stop, &active.doorbell, rung, || {
-                serve(&mut ring, index, interrupt.as_ref(), &counters)
-            });
-            if served.is_err() {
-                interrupt.needs_reset();
-            }
-        })?);
+            worker::serve(&stop, &active.doorbell, rung, || {
+                serve(&mut ring, index, signal.as_ref(), &counters)
+            })
+        });
+        self.worker = Some(worker?);
         Ok(())
     }
 

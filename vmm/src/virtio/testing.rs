@@ -166,6 +166,15 @@ impl Guest {
         }
     }
 
+    /// Forgets all requests, as a driver does after a reset.
+    pub(crate) fn start_over(&self) {
+        let mut next = self.next.lock().unwrap();
+        for (index, next) in (0..).zip(next.iter_mut()) {
+            self.write(Self::table(index).0, &[0; 0x3000]);
+            *next = 0;
+        }
+    }
+
     /// Where a queue's descriptor table is; its available and used rings have a
     /// page each behind it.
     pub(crate) fn table(queue: u16) -> GuestAddress {

@@ -9,7 +9,8 @@ use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::counters::Counter;
-use crate::jail::{Role, confine_thread};
+use super::{Declaration, Interrupt};
+use crate::jail::{ThreadRole, confine_thread};
 
 /// Bytes of a device thread's stack: nothing of the guest's size lies on it.
 const STACK_SIZE: usize = 256 << 10;
@@ -20,31 +21,63 @@ pub struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Sets DEVICE_NEEDS_RESET when its thread unwinds: a driver must learn that nobody
+/// serves its queue any more.
+pub(super) struct PanicGuard(pub(super) Arc<dyn Interrupt>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.needs_reset();
+        }
+    }
+}
+
 impl Worker {
-    /// Starts `body`, which gets the stop event and must return soon after it
-    /// becomes readable. `name` is what `ps -L` shows, 15 bytes at most.
+    /// Starts `body` on a thread of a device, confined to what the device declares. It
+    /// gets the stop event and must return soon after that becomes readable; when it
+    /// fails, or the thread can't be confined, the driver learns that the device needs
+    /// a reset. `suffix` comes behind the device's name in what `ps -L` shows, 15 bytes
+    /// at most.
     ///
     /// # Errors
     /// When no thread or file descriptor can be had.
-    pub fn start<F>(name: &str, body: F) -> io::Result<Self>
+    pub fn start<F>(
+        declaration: &'static Declaration,
+        suffix: &str,
+        interrupt: Arc<dyn Interrupt>,
+        body: F,
+    ) -> io::Result<Self>
     where
-        F: FnOnce(Arc<EventFd>) + Send + 'static,
+        F: FnOnce(Arc<EventFd>) -> io::Result<()> + Send + 'static,
     {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let stop_event = Arc::clone(&stop);
-        let role = Role::of_thread(name);
-        let thread = Builder::new()
-            .name(name.into())
-            .stack_size(STACK_SIZE)
-            .spawn(move || {
-                confine_thread(role);
-                body(stop_event);
-            })?;
+        let thread = spawn(declaration, suffix, move |confined| {
+            let guard = PanicGuard(interrupt);
+            if confined.and_then(|()| body(stop_event)).is_err() {
+                guard.0.needs_reset();
+            }
+        })?;
         Ok(Self {
             stop,
             thread: Some(thread),
         })
     }
+}
+
+/// Starts a device's thread, and tells it whether it is confined: it must not serve the
+/// guest if it isn't.
+pub(super) fn spawn(
+    declaration: &'static Declaration,
+    suffix: &str,
+    body: impl FnOnce(io::Result<()>) + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let role = ThreadRole::Device(&declaration.profile);
+    Builder::new()
+        .name(format!("{}{suffix}", declaration.name))
+        .stack_size(STACK_SIZE)
+        .spawn(move || body(confine_thread(role).map_err(io::Error::other)))
 }
 
 impl Worker {

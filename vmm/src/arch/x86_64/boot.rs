@@ -91,7 +91,7 @@ pub enum BootError {
     #[error("the initrd can't be read: {0}")]
     ReadInitrd(String),
     /// The kernel can't be read.
-    #[error("the kernel can't be read: {0}")]
+    #[error("the kernel can't be read")]
     ReadKernel(#[from] std::io::Error),
     /// The boot data can't be written to guest memory.
     #[error("the boot data can't be written: {0}")]

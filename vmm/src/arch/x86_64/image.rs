@@ -5,6 +5,8 @@
 //! that the host need not have; so zeroes are left out. What is copied goes from the
 //! page cache to guest memory with no system call between.
 
+#![allow(unsafe_code, reason = "guest memory is filled from a file in place")]
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ptr;

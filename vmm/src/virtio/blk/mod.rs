@@ -11,12 +11,14 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use self::queue_worker::QueueWorker;
+use vmm_sys_util::eventfd::EventFd;
+
+use self::queue_worker::{Job, QueueWorker};
 use self::request::ID_SIZE;
 use super::counters::{Counters, counters};
-use super::worker::Worker;
-use super::{Activation, DeviceType, F_EVENT_IDX, Interrupt, VirtioDevice, read_config};
+use super::{Activation, Declaration, F_EVENT_IDX, Interrupt, Plug, VirtioDevice, read_config};
 use crate::block::{Backend, EngineKind};
+use crate::jail::{Allow, Argument, Profile};
 
 /// Feature bits. Section 5.2.3.
 const F_SEG_MAX: u64 = 1 << 2;
@@ -65,6 +67,44 @@ pub struct Options {
     pub engine: EngineKind,
 }
 
+/// Operations of io_uring_register(2), whose highest bit says that the ring is named by
+/// its index.
+const REGISTER_OPCODE: u64 = 0x7fff_ffff;
+const REGISTER_ENABLE_RINGS: u64 = 12;
+const REGISTER_RING_FDS: u64 = 20;
+
+/// What it is.
+pub static DECLARATION: Declaration = Declaration {
+    name: "blk",
+    device_type: 2,
+    pci_class: [0x01, 0x80, 0x00],
+    profile: Profile {
+        name: "blk",
+        allows: &[
+            Allow::any(libc::SYS_readv),
+            Allow::any(libc::SYS_preadv),
+            Allow::any(libc::SYS_pwritev),
+            Allow::any(libc::SYS_preadv2),
+            Allow::any(libc::SYS_pwritev2),
+            Allow::any(libc::SYS_pread64),
+            Allow::any(libc::SYS_pwrite64),
+            Allow::any(libc::SYS_fdatasync),
+            Allow::any(libc::SYS_fsync),
+            Allow::any(libc::SYS_fallocate),
+            Allow::any(libc::SYS_io_uring_enter),
+            // A ring that the main thread made and restricted becomes this thread's.
+            Allow::when(
+                libc::SYS_io_uring_register,
+                &[
+                    Argument::masked(1, REGISTER_OPCODE, REGISTER_ENABLE_RINGS),
+                    Argument::masked(1, REGISTER_OPCODE, REGISTER_RING_FDS),
+                ],
+            ),
+        ],
+    },
+    plug: Plug::Hot,
+};
+
 counters! {
     /// What a block device counts.
     pub(super) struct BlockCounters {
@@ -110,7 +150,8 @@ pub struct Block {
     shared: Arc<Shared>,
     queues: u16,
     engine: EngineKind,
-    workers: Vec<Worker>,
+    /// One for each queue, from when it is plugged.
+    workers: Vec<QueueWorker>,
 }
 
 /// Reaches a block device while the machine runs.
@@ -145,8 +186,7 @@ impl Block {
     /// A device over a disk.
     ///
     /// # Errors
-    /// When the serial is longer than 20 bytes or not ASCII, the disk has no
-    /// size, or the engine asked for is not to be had.
+    /// When the serial is longer than 20 bytes or not ASCII, or the disk has no size.
     pub fn new(backend: Backend, options: &Options) -> io::Result<Self> {
         let mut id = [0; ID_SIZE];
         let serial = options.serial.as_bytes();
@@ -167,9 +207,24 @@ impl Block {
                 interrupt: Mutex::new(None),
             }),
             queues: options.queues.clamp(1, MAX_QUEUES),
-            engine: options.engine.resolve()?,
+            engine: options.engine,
             workers: Vec::new(),
         })
+    }
+
+    /// The worker of a queue. One whose doorbell is another than when it was plugged,
+    /// or that never was, is made anew, for which the thread must not be confined.
+    fn worker(&mut self, index: u16, doorbell: &Arc<EventFd>) -> io::Result<&mut QueueWorker> {
+        let index = usize::from(index);
+        if !matches!(self.workers.get(index), Some(worker) if worker.is_rung_by(doorbell)) {
+            let fresh = QueueWorker::new(&self.shared, self.engine, doorbell)?;
+            match self.workers.get_mut(index) {
+                Some(worker) => *worker = fresh,
+                None => self.workers.push(fresh),
+            }
+        }
+        let missing = || io::Error::other("a queue without a worker");
+        self.workers.get_mut(index).ok_or_else(missing)
     }
 
     /// A way to reach it later.
@@ -202,8 +257,8 @@ impl Block {
 }
 
 impl VirtioDevice for Block {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::Block
+    fn declaration(&self) -> &'static Declaration {
+        &DECLARATION
     }
 
     fn features(&self) -> u64 {
@@ -231,6 +286,12 @@ impl VirtioDevice for Block {
         // All fields are read-only without VIRTIO_BLK_F_CONFIG_WCE.
     }
 
+    fn plugged(&mut self, doorbells: &[Arc<EventFd>]) -> io::Result<()> {
+        let worker = |doorbell| QueueWorker::new(&self.shared, self.engine, doorbell);
+        self.workers = doorbells.iter().map(worker).collect::<io::Result<_>>()?;
+        Ok(())
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
             memory,
@@ -238,24 +299,20 @@ impl VirtioDevice for Block {
             queues,
             interrupt,
         } = activation;
-        self.workers.clear();
+        self.reset();
         if queues.is_empty() {
             return Err(io::Error::other("no request queue is enabled"));
         }
         self.shared.set_interrupt(Some(Arc::clone(&interrupt)));
         for active in queues {
-            let queue = QueueWorker {
-                shared: Arc::clone(&self.shared),
+            let worker = self.worker(active.index, &active.doorbell)?;
+            // On failure, the queues begun are stopped by the reset to come.
+            worker.start(Job {
                 memory: Arc::clone(&memory),
                 features,
-                engine: self.engine,
                 interrupt: Arc::clone(&interrupt),
                 active,
-            };
-            let name = format!("blk-q{}", queue.active.index);
-            // On failure the workers begun are stopped by the reset to come.
-            let worker = Worker::start(&name, move |stop| queue.run(stop))?;
-            self.workers.push(worker);
+            })?;
         }
         Ok(())
     }
@@ -266,6 +323,8 @@ impl VirtioDevice for Block {
         for worker in &self.workers {
             worker.request_stop();
         }
-        self.workers.clear();
+        for worker in &mut self.workers {
+            worker.wait_idle();
+        }
     }
 }

@@ -6,26 +6,188 @@
 //!          └── return chains ◄─ status ◄─ completions ◄┘     (1 system call)
 //! ```
 
+//!
+//! The thread is made at the queue's first start and stays until the device goes: its
+//! ring was made for it when the device was plugged, and is its own.
+//!
+//! ```text
+//!   prepared ── start ──► serving ── stop requested, or a broken queue ──► idle
+//!                            ▲                                              │
+//!                            └────────────────── start ─────────────────────┘
+//! ```
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::request::{Action, Rules, Status, parse};
-use super::{DEPTH, Shared};
-use crate::block::{Completion, Engine, EngineKind, Op, Setup};
+use super::{DECLARATION, DEPTH, Shared};
+use crate::block::{Completion, Engine, EngineKind, Op, Prepared, Wakes};
 use crate::virtio::queue::{Broken, Buffers, HostByte, Ring};
+use crate::virtio::worker::{PanicGuard, spawn};
 use crate::virtio::{ActiveQueue, Interrupt, Memory};
 
-/// What a queue worker is made from.
-pub(super) struct QueueWorker {
-    pub(super) shared: Arc<Shared>,
+/// A queue to serve, until the next reset.
+pub(super) struct Job {
     pub(super) memory: Memory,
     pub(super) features: u64,
-    pub(super) engine: EngineKind,
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) active: ActiveQueue,
+}
+
+/// A queue's thread, or what it will be made from. Dropping it stops and joins.
+pub(super) struct QueueWorker {
+    shared: Arc<Shared>,
+    wakes: Wakes,
+    /// Until there is a thread.
+    prepared: Option<Prepared>,
+    thread: Option<Thread>,
+    /// Whether a job was sent whose end was not seen.
+    is_serving: bool,
+}
+
+struct Thread {
+    jobs: Sender<Job>,
+    /// One message for each job that has ended.
+    ended: Receiver<()>,
+    handle: JoinHandle<()>,
+}
+
+impl QueueWorker {
+    /// Prepares to serve the queue that rings `doorbell`.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        engine: EngineKind,
+        doorbell: &Arc<EventFd>,
+    ) -> io::Result<Self> {
+        let wakes = Wakes {
+            doorbell: Arc::clone(doorbell),
+            stop: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+        };
+        Ok(Self {
+            shared: Arc::clone(shared),
+            prepared: Some(engine.prepare(&shared.backend, wakes.clone())?),
+            wakes,
+            thread: None,
+            is_serving: false,
+        })
+    }
+
+    /// Whether it serves the queue that rings `doorbell`.
+    pub(super) fn is_rung_by(&self, doorbell: &Arc<EventFd>) -> bool {
+        Arc::ptr_eq(&self.wakes.doorbell, doorbell)
+    }
+
+    /// Serves a queue until a stop is requested. A queue that breaks the rules, or a
+    /// host that fails, is reported to the driver.
+    ///
+    /// # Errors
+    /// When no thread can be had, or the one there was is gone.
+    pub(super) fn start(&mut self, job: Job) -> io::Result<()> {
+        self.wait_idle();
+        // Nothing is written: the nonblocking read says so.
+        let _ = self.wakes.stop.read();
+        if let Some(prepared) = self.prepared.take() {
+            let (jobs, to_do) = channel();
+            let (end, ended) = channel();
+            let shared = Arc::clone(&self.shared);
+            let suffix = format!("-q{}", job.active.index);
+            let handle = spawn(&DECLARATION, &suffix, move |confined| {
+                let engine =
+                    confined.and_then(|()| prepared.start(Arc::clone(&shared.backend), DEPTH));
+                serve_jobs(&shared, engine, &to_do, &end);
+            })?;
+            self.thread = Some(Thread {
+                jobs,
+                ended,
+                handle,
+            });
+        }
+        let gone = || io::Error::other("the queue's thread is gone");
+        let thread = self.thread.as_ref().ok_or_else(gone)?;
+        thread.jobs.send(job).map_err(|_| gone())?;
+        self.is_serving = true;
+        Ok(())
+    }
+
+    /// Requests the end of the job, without waiting for it.
+    pub(super) fn request_stop(&self) {
+        // Fails only when the counter is full, and then it is written already.
+        let _ = self.wakes.stop.write(1);
+    }
+
+    /// Waits until the job has ended, after its stop was requested.
+    pub(super) fn wait_idle(&mut self) {
+        if let (true, Some(thread)) = (self.is_serving, &self.thread) {
+            // It fails when the thread has unwound, which ends a job too.
+            let _ = thread.ended.recv();
+        }
+        self.is_serving = false;
+    }
+}
+
+impl Drop for QueueWorker {
+    fn drop(&mut self) {
+        self.request_stop();
+        self.wait_idle();
+        if let Some(Thread {
+            jobs,
+            ended,
+            handle,
+        }) = self.thread.take()
+        {
+            drop((jobs, ended));
+            // A panic of the thread was reported to the driver.
+            let _ = handle.join();
+        }
+    }
+}
+
+fn serve_jobs(
+    shared: &Arc<Shared>,
+    mut engine: io::Result<Engine>,
+    jobs: &Receiver<Job>,
+    end: &Sender<()>,
+) {
+    while let Ok(job) = jobs.recv() {
+        let guard = PanicGuard(Arc::clone(&job.interrupt));
+        let served = match &mut engine {
+            Ok(engine) => {
+                let served = serve(shared, engine, job);
+                engine.drain().and(served)
+            }
+            Err(error) => Err(io::Error::from(error.kind())),
+        };
+        if served.is_err() {
+            guard.0.needs_reset();
+        }
+        if end.send(()).is_err() {
+            return;
+        }
+    }
+}
+
+fn serve(shared: &Arc<Shared>, engine: &mut Engine, job: Job) -> io::Result<()> {
+    let ring = Ring::new(&job.active.queue, Arc::clone(&job.memory));
+    let ring = ring.map_err(io::Error::other)?;
+    engine.begin(job.memory);
+    let depth = ring.size().min(DEPTH);
+    Serving {
+        shared,
+        features: job.features,
+        interrupt: job.interrupt,
+        index: job.active.index,
+        ring,
+        engine,
+        requests: (0..depth).map(|_| None).collect(),
+        free: (0..depth).rev().collect(),
+        spare: Vec::new(),
+    }
+    .serve()
 }
 
 /// A request that the engine has.
@@ -39,14 +201,14 @@ struct InFlight {
     rest: Buffers,
 }
 
-/// A queue worker at work.
-struct Running {
-    shared: Arc<Shared>,
+/// A job at work.
+struct Serving<'a> {
+    shared: &'a Shared,
     features: u64,
     interrupt: Arc<dyn Interrupt>,
     index: u16,
     ring: Ring,
-    engine: Engine,
+    engine: &'a mut Engine,
     /// By token.
     requests: Vec<Option<InFlight>>,
     free: Vec<u16>,
@@ -54,47 +216,7 @@ struct Running {
     spare: Vec<Buffers>,
 }
 
-impl QueueWorker {
-    /// Serves the queue until `stop` is written. A queue that breaks the rules, or
-    /// a host that fails to wait, is reported to the driver, and then there is only
-    /// the end to wait for: the thread leaves when all in flight is done.
-    pub(super) fn run(self, stop: Arc<EventFd>) {
-        let interrupt = Arc::clone(&self.interrupt);
-        let result = self.start(stop).and_then(|mut running| running.serve());
-        if result.is_err() {
-            interrupt.needs_reset();
-        }
-    }
-
-    fn start(self, stop: Arc<EventFd>) -> io::Result<Running> {
-        let ring = Ring::new(&self.active.queue, Arc::clone(&self.memory));
-        let ring = ring.map_err(io::Error::other)?;
-        let depth = ring.size().min(DEPTH);
-        let engine = Engine::new(
-            self.engine,
-            Setup {
-                backend: Arc::clone(&self.shared.backend),
-                memory: self.memory,
-                depth,
-                doorbell: self.active.doorbell,
-                stop,
-            },
-        )?;
-        Ok(Running {
-            shared: self.shared,
-            features: self.features,
-            interrupt: self.interrupt,
-            index: self.active.index,
-            ring,
-            engine,
-            requests: (0..depth).map(|_| None).collect(),
-            free: (0..depth).rev().collect(),
-            spare: Vec::new(),
-        })
-    }
-}
-
-impl Running {
+impl Serving<'_> {
     fn serve(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
         loop {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{F_MRG_RXBUF, ReceiveTransmit};
+use super::{DECLARATION, F_MRG_RXBUF, ReceiveTransmit};
 use crate::net::{Link, Vhost, Vring};
 use crate::virtio::queue::Ring;
 use crate::virtio::worker::{DOORBELL, Epoll, STOP, Worker};
@@ -78,19 +78,17 @@ impl Drop for KernelPair {
     }
 }
 
-/// Tells the driver once the kernel says that a queue is broken.
+/// Notifies the driver once the kernel says that a queue is broken.
 pub(super) fn watch(broken: EventFd, interrupt: Arc<dyn Interrupt>) -> io::Result<Worker> {
-    Worker::start("net-broken", move |stop| {
-        let wait = || {
-            let epoll = Epoll::new()?;
-            epoll.watch(stop.as_ref(), STOP, EventSet::IN)?;
-            epoll.watch(&broken, DOORBELL, EventSet::IN)?;
-            let mut events = [EpollEvent::default(); 2];
-            let count = epoll.wait(&mut events, false)?;
-            Ok::<_, io::Error>(events[..count].iter().any(|event| event.data() == STOP))
-        };
-        if !matches!(wait(), Ok(true)) {
-            interrupt.needs_reset();
+    Worker::start(&DECLARATION, "-broken", interrupt, move |stop| {
+        let epoll = Epoll::new()?;
+        epoll.watch(stop.as_ref(), STOP, EventSet::IN)?;
+        epoll.watch(&broken, DOORBELL, EventSet::IN)?;
+        let mut events = [EpollEvent::default(); 2];
+        let count = epoll.wait(&mut events, false)?;
+        match events[..count].iter().any(|event| event.data() == STOP) {
+            true => Ok(()),
+            false => Err(io::Error::other("the driver broke a queue's rules")),
         }
     })
 }

@@ -29,8 +29,10 @@ use super::counters::{Counters, counters};
 use super::queue::Ring;
 use super::worker::{self, Worker};
 use super::{
-    Activation, ActiveQueue, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config,
+    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, VirtioDevice,
+    read_config,
 };
+use crate::jail::{Allow, Argument, Profile};
 use crate::net::{Link, Offload, Vhost};
 
 pub use self::kernel::KERNEL_FEATURES;
@@ -90,6 +92,31 @@ pub struct Options {
     /// The MTU that the driver is told, in bytes without the Ethernet header.
     pub mtu: u16,
 }
+
+/// `VHOST_NET_SET_BACKEND`: `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
+const VHOST_NET_SET_BACKEND: u64 = 0x4008_af30;
+
+/// What it is.
+pub static DECLARATION: Declaration = Declaration {
+    name: "net",
+    device_type: 1,
+    pci_class: [0x02, 0x00, 0x00],
+    profile: Profile {
+        name: "net",
+        allows: &[
+            Allow::any(libc::SYS_readv),
+            // How many pairs of queues take part.
+            Allow::when(
+                libc::SYS_ioctl,
+                &[
+                    Argument::is(1, libc::TUNSETQUEUE),
+                    Argument::is(1, VHOST_NET_SET_BACKEND),
+                ],
+            ),
+        ],
+    },
+    plug: Plug::Hot,
+};
 
 counters! {
     /// What a network device counts, as the guest sees it. Bytes are those of packets
@@ -266,13 +293,10 @@ impl Net {
         };
         let doorbell = Arc::clone(&active.doorbell);
         let counters = Arc::clone(&self.counters);
-        Worker::start("net-control", move |stop| {
-            let served = worker::serve(&stop, &doorbell, &counters.notifications, || {
+        Worker::start(&DECLARATION, "-control", interrupt, move |stop| {
+            worker::serve(&stop, &doorbell, &counters.notifications, || {
                 control.serve().map_err(io::Error::other)
-            });
-            if served.is_err() {
-                interrupt.needs_reset();
-            }
+            })
         })
         .map(Some)
     }
@@ -300,8 +324,8 @@ fn offload(features: u64) -> Offload {
 }
 
 impl VirtioDevice for Net {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::Net
+    fn declaration(&self) -> &'static Declaration {
+        &DECLARATION
     }
 
     fn features(&self) -> u64 {
@@ -363,8 +387,9 @@ impl VirtioDevice for Net {
             self.workers.push(kernel::watch(broken, interrupt)?);
         }
         for pump in pumps {
-            let worker = Worker::start("net", move |stop| pump.run(&stop))?;
-            self.workers.push(worker);
+            let interrupt = Arc::clone(&activation.interrupt);
+            let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| pump.serve(&stop));
+            self.workers.push(worker?);
         }
         self.workers.extend(self.control(&activation, live.len())?);
         Ok(())

@@ -3,6 +3,8 @@
 //! All events are edge-triggered and never read, so that a wake-up costs one
 //! system call, and each packet one.
 
+#![allow(unsafe_code, reason = "readv(2) and writev(2) on guest memory")]
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
@@ -109,15 +111,11 @@ impl Pump {
         })
     }
 
-    /// Moves packets until `stop` is written. A queue that breaks the rules is reported
-    /// to the driver, and the thread ends.
-    pub(super) fn run(mut self, stop: &EventFd) {
-        if self.serve(stop).is_err() {
-            self.interrupt.needs_reset();
-        }
-    }
-
-    fn serve(&mut self, stop: &EventFd) -> io::Result<()> {
+    /// Moves packets until `stop` is written.
+    ///
+    /// # Errors
+    /// When a queue breaks the rules, or the link fails.
+    pub(super) fn serve(mut self, stop: &EventFd) -> io::Result<()> {
         self.epoll.watch(stop, STOP, EventSet::IN)?;
         self.receiver.ring.quiet();
         let mut events = [EpollEvent::default(); 4];

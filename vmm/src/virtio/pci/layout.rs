@@ -8,7 +8,7 @@
 
 use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity, LayoutError};
 use crate::pci::msix;
-use crate::virtio::DeviceType;
+use crate::virtio::Declaration;
 
 /// PCI vendor ID of virtio. Section 4.1.2.
 const VENDOR: u16 = 0x1af4;
@@ -108,21 +108,16 @@ fn capability(kind: CfgType, bar: u8, region: Region, extra: usize) -> Vec<u8> {
 
 /// Builds the configuration space of a virtio function.
 pub(super) fn config_space(
-    kind: DeviceType,
+    declaration: &Declaration,
     msix: &msix::Msix,
 ) -> Result<(ConfigSpace, Offsets), LayoutError> {
-    let id = kind as u16;
+    let id = declaration.device_type;
     let mut config = ConfigSpace::new(Identity {
         vendor: VENDOR,
         device: DEVICE_BASE + id,
         // Section 4.1.2: 1 or higher for a device that is not transitional.
         revision: 1,
-        class: match kind {
-            DeviceType::Net => [0x02, 0x00, 0x00],
-            DeviceType::Block => [0x01, 0x80, 0x00],
-            DeviceType::Vsock => [0x07, 0x80, 0x00],
-            DeviceType::Entropy | DeviceType::Balloon => [0x00, 0xff, 0x00],
-        },
+        class: declaration.pci_class,
         subsystem_vendor: VENDOR,
         subsystem: DEVICE_BASE + id,
     });

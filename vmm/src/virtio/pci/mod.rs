@@ -62,7 +62,7 @@ impl VirtioPciDevice {
     /// When the interrupt controller has no vectors left, the process no file
     /// descriptors, or the device has more than 128 queues.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: Memory,
         interrupts: Arc<dyn Interrupts>,
     ) -> io::Result<Self> {
@@ -73,7 +73,7 @@ impl VirtioPciDevice {
         let vectors = u16::try_from(sizes.len() + 1).map_err(io::Error::other)?;
         let msix = Msix::new(vectors, interrupts.as_ref())?;
         let (config, offsets) =
-            layout::config_space(device.device_type(), &msix).map_err(io::Error::other)?;
+            layout::config_space(device.declaration(), &msix).map_err(io::Error::other)?;
         let shared = Arc::new(Shared::new(msix, sizes.len()));
         let doorbells = sizes
             .iter()
@@ -83,7 +83,12 @@ impl VirtioPciDevice {
                     bound: None,
                 })
             })
-            .collect::<io::Result<_>>()?;
+            .collect::<io::Result<Vec<_>>>()?;
+        let events: Vec<_> = doorbells
+            .iter()
+            .map(|bell| Arc::clone(&bell.event))
+            .collect();
+        device.plugged(&events)?;
         Ok(Self {
             config,
             offsets,

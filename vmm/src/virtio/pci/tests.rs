@@ -8,7 +8,7 @@ use super::*;
 use crate::pci::config::register;
 use crate::virtio::counters::counters;
 use crate::virtio::testing::{FakeInterrupts, Guest};
-use crate::virtio::{DeviceType, F_EVENT_IDX, F_VERSION_1};
+use crate::virtio::{Declaration, F_EVENT_IDX, F_VERSION_1, blk};
 
 counters! {
     struct ProbeCounters {
@@ -30,8 +30,8 @@ impl Probe {
 }
 
 impl VirtioDevice for Probe {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::Block
+    fn declaration(&self) -> &'static Declaration {
+        &blk::DECLARATION
     }
     fn features(&self) -> u64 {
         F_EVENT_IDX | 0x3

@@ -4,6 +4,11 @@
 //! The guest may write any of it at any time, so it is only ever read and written
 //! volatile or atomically, and never looked at twice: what was read is a copy.
 
+#![allow(
+    unsafe_code,
+    reason = "a virtqueue in guest memory, which the guest changes meanwhile"
+)]
+
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};

@@ -1,5 +1,10 @@
 //! Ranges of guest memory, in order, as a system call takes them.
 
+#![allow(
+    unsafe_code,
+    reason = "ranges of guest memory, which the guest changes meanwhile"
+)]
+
 use super::host::{self, Host};
 use super::{Broken, MAX_SEGMENTS};
 

@@ -11,6 +11,8 @@
 //! Virtio 1.2, section 5.10.6: a side sends no more than the other said it takes
 //! (5.10.6.3), and half-closes are told by SHUTDOWN (5.10.6.5).
 
+#![allow(unsafe_code, reason = "readv(2) and writev(2) on guest memory")]
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

@@ -1,5 +1,7 @@
 //! The thread between the queues, the listening socket and the connections.
 
+#![allow(unsafe_code, reason = "readv(2) and writev(2) on guest memory")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -99,13 +101,10 @@ impl Hub {
     }
 
     /// Moves packets until `stop` is written; then all connections are dropped.
-    pub(super) fn run(mut self, stop: &EventFd) {
-        if self.serve(stop).is_err() {
-            self.interrupt.needs_reset();
-        }
-    }
-
-    fn serve(&mut self, stop: &EventFd) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When a queue breaks the rules.
+    pub(super) fn serve(mut self, stop: &EventFd) -> io::Result<()> {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         self.epoll.watch(stop, STOP, EventSet::IN)?;
         self.epoll

@@ -25,7 +25,10 @@ use std::sync::Arc;
 use self::hub::Hub;
 use super::counters::{Counters, counters};
 use super::worker::Worker;
-use super::{Activation, DeviceType, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, read_config};
+use super::{
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, VirtioDevice, read_config,
+};
+use crate::jail::{Allow, Argument, Profile};
 
 /// Feature bit: streams. Section 5.10.3.
 const F_STREAM: u64 = 1 << 0;
@@ -50,6 +53,31 @@ pub struct Options {
     /// Where it listens on the host. Nothing may be there yet.
     pub path: PathBuf,
 }
+
+/// What it is.
+pub static DECLARATION: Declaration = Declaration {
+    name: "vsock",
+    device_type: 19,
+    pci_class: [0x07, 0x80, 0x00],
+    profile: Profile {
+        name: "vsock",
+        allows: &[
+            Allow::any(libc::SYS_readv),
+            Allow::any(libc::SYS_accept4),
+            Allow::any(libc::SYS_connect),
+            Allow::any(libc::SYS_recvfrom),
+            Allow::any(libc::SYS_recvmsg),
+            Allow::any(libc::SYS_sendto),
+            Allow::any(libc::SYS_sendmsg),
+            Allow::any(libc::SYS_shutdown),
+            Allow::any(libc::SYS_getsockopt),
+            // To programs on this host, and nowhere else.
+            Allow::when(libc::SYS_socket, &[Argument::is(0, libc::AF_UNIX as u64)]),
+            Allow::when(libc::SYS_ioctl, &[Argument::is(1, libc::FIONBIO)]),
+        ],
+    },
+    plug: Plug::Fixed,
+};
 
 counters! {
     /// What a socket device counts, as the guest sees it.
@@ -115,8 +143,8 @@ impl Drop for Vsock {
 }
 
 impl VirtioDevice for Vsock {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::Vsock
+    fn declaration(&self) -> &'static Declaration {
+        &DECLARATION
     }
 
     fn features(&self) -> u64 {
@@ -144,6 +172,7 @@ impl VirtioDevice for Vsock {
         self.worker = None;
         let listener = Arc::clone(&self.listener);
         let counters = Arc::clone(&self.counters);
+        let interrupt = Arc::clone(&activation.interrupt);
         let hub = Hub::new(
             self.cid.into(),
             self.path.clone(),
@@ -151,7 +180,8 @@ impl VirtioDevice for Vsock {
             counters,
             activation,
         )?;
-        self.worker = Some(Worker::start("vsock", move |stop| hub.run(&stop))?);
+        let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| hub.serve(&stop));
+        self.worker = Some(worker?);
         Ok(())
     }
 

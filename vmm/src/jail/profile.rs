@@ -1,0 +1,85 @@
+//! What a thread may ask of the kernel, as data: each kind of device declares its
+//! profile beside its code, and the sandbox turns profiles into filters.
+
+use libc::c_long;
+
+/// A system call that a profile allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Allow {
+    pub(super) call: c_long,
+    /// Allowed when any of these holds; empty: always.
+    pub(super) only: &'static [Argument],
+}
+
+impl Allow {
+    /// Allows a call with any arguments.
+    #[must_use]
+    pub const fn any(call: c_long) -> Self {
+        Self { call, only: &[] }
+    }
+
+    /// Allows a call when any of `only` holds.
+    #[must_use]
+    pub const fn when(call: c_long, only: &'static [Argument]) -> Self {
+        Self { call, only }
+    }
+}
+
+/// A condition on one argument of a call, of which the lower 32 bits are compared:
+/// the kernel ignores the upper half of these arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Argument {
+    pub(super) index: u8,
+    pub(super) mask: u64,
+    pub(super) value: u64,
+}
+
+impl Argument {
+    /// The argument has this value.
+    #[must_use]
+    pub const fn is(index: u8, value: u64) -> Self {
+        Self {
+            index,
+            mask: 0xffff_ffff,
+            value,
+        }
+    }
+
+    /// Of the bits in `mask`, those in `value` are set and no others.
+    #[must_use]
+    pub const fn masked(index: u8, mask: u64, value: u64) -> Self {
+        Self { index, mask, value }
+    }
+}
+
+/// The system calls that one kind of thread makes beyond what every thread does.
+#[derive(Debug)]
+pub struct Profile {
+    /// Whose it is: unique, for messages.
+    pub name: &'static str,
+    /// What it allows.
+    pub allows: &'static [Allow],
+}
+
+/// What a thread is there for. It decides the thread's filter.
+#[derive(Debug, Clone, Copy)]
+pub enum ThreadRole {
+    /// The process's first thread: signals, control socket, console.
+    Main,
+    /// Runs a vCPU.
+    Vcpu,
+    /// Serves a device.
+    Device(&'static Profile),
+}
+
+impl ThreadRole {
+    /// The profile's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Vcpu => "vcpu",
+            Self::Device(profile) => profile.name,
+        }
+    }
+}

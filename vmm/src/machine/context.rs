@@ -1,0 +1,275 @@
+//! Devices made from their descriptions and plugged into slots.
+
+#![allow(unsafe_code, reason = "fcntl(2) locks")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hearth_vmm_api as api;
+use vm_memory::GuestMemoryMmap;
+
+use super::bus::Bus;
+use super::devices::{Device, Handle};
+use super::{Error, Taps};
+use crate::block::Backend;
+use crate::config;
+use crate::irq::Interrupts;
+use crate::irq::kvm::KvmInterrupts;
+use crate::net::{Tap, Vhost};
+use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::{Block, Options};
+use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
+use crate::virtio::pci::VirtioPciDevice;
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{self, Vsock};
+
+/// What a device needs of the machine.
+pub(super) struct DeviceContext {
+    pub(super) bus: Arc<Bus>,
+    pub(super) memory: Arc<GuestMemoryMmap>,
+    pub(super) interrupts: Arc<KvmInterrupts>,
+    pub(super) vcpus: u8,
+}
+
+impl DeviceContext {
+    /// Makes and plugs a device, from its files where those are open already.
+    pub(super) fn plug(
+        &self,
+        device: &config::Device,
+        taps: &mut Taps,
+        mut open: Vec<OwnedFd>,
+    ) -> Result<Device, Error> {
+        match device {
+            config::Device::Disk(disk) => self.disk(disk, open.pop()),
+            config::Device::Nic(nic) => self.nic(nic, taps, open),
+            config::Device::Rng => self.fixed("entropy source", Box::new(Rng::new()), Handle::None),
+            config::Device::Balloon => {
+                let balloon = Balloon::new();
+                let handle = Handle::Balloon(balloon.handle());
+                self.fixed("--balloon", Box::new(balloon), handle)
+            }
+            config::Device::Vsock(options) => {
+                let what = format!("--vsock {}", options.path.display());
+                let device = Vsock::new(vsock::Options {
+                    cid: options.cid,
+                    path: options.path.clone(),
+                })
+                .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+                self.fixed(&what, Box::new(device), Handle::None)
+            }
+        }
+    }
+
+    /// A device of which there is one at most.
+    fn fixed(
+        &self,
+        what: &str,
+        device: Box<dyn VirtioDevice>,
+        handle: Handle,
+    ) -> Result<Device, Error> {
+        let id = device.declaration().name.to_owned();
+        self.insert(what, id, device, |_| handle)
+    }
+
+    /// Puts a device into the next free slot, of which `handle` learns.
+    fn insert(
+        &self,
+        what: &str,
+        id: String,
+        device: Box<dyn VirtioDevice>,
+        handle: impl FnOnce(u8) -> Handle,
+    ) -> Result<Device, Error> {
+        let declaration = device.declaration();
+        let function = VirtioPciDevice::new(
+            device,
+            Arc::clone(&self.memory),
+            Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
+        )
+        .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+        let counters = function.counters();
+        let slot = self
+            .bus
+            .pci
+            .add(None, Box::new(function))
+            .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+        Ok(Device {
+            id,
+            slot,
+            declaration,
+            counters,
+            unplug_requested: false,
+            handle: handle(slot),
+        })
+    }
+
+    /// A disk, from its file where that is open already.
+    fn disk(&self, disk: &config::Disk, file: Option<OwnedFd>) -> Result<Device, Error> {
+        let what = format!("--disk {}", disk.path.display());
+        let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
+        let backend = match file {
+            Some(file) => Backend::from_file(File::from(file), disk.read_only),
+            None => Backend::open(&disk.path, disk.read_only),
+        }
+        .map_err(fail)?;
+        lock(&backend).map_err(fail)?;
+        let size_bytes = backend.size().map_err(fail)?;
+        if size_bytes < SECTOR {
+            return Err(Error::Device(format!(
+                "{what}: a disk has at least {SECTOR} bytes"
+            )));
+        }
+        let options = Options {
+            serial: disk.serial.clone(),
+            queues: disk.queues.unwrap_or(self.vcpus.into()),
+            engine: disk.engine,
+        };
+        let device = Block::new(backend, &options).map_err(fail)?;
+        let handle = device.handle();
+        let describe = |slot| {
+            let description = api::Disk {
+                id: disk.id.clone(),
+                slot,
+                path: disk.path.clone(),
+                size_bytes,
+                read_only: disk.read_only,
+                serial: disk.serial.clone(),
+                unplug_requested: false,
+            };
+            Handle::Disk(description, handle)
+        };
+        self.insert(&what, disk.id.clone(), Box::new(device), describe)
+    }
+
+    /// A network interface, on its tap where that is open already, once
+    /// for each pair of queues; as many of vhost-net may come behind them.
+    fn nic(
+        &self,
+        nic: &config::Nic,
+        taps: &mut Taps,
+        mut open: Vec<OwnedFd>,
+    ) -> Result<Device, Error> {
+        let queues = usize::from(nic.queues);
+        let vhosts = match open.len() == 2 * queues {
+            true => open.split_off(queues),
+            false => Vec::new(),
+        };
+        let (name, open) = match &nic.tap {
+            config::Tap::Name(name) => (name.clone(), open),
+            config::Tap::Fds(fds) => {
+                let numbers: Vec<_> = fds.iter().map(i32::to_string).collect();
+                let name = format!("descriptor {}", numbers.join(":"));
+                (name, fds.iter().filter_map(|fd| taps.remove(fd)).collect())
+            }
+        };
+        let what = format!("--nic {name}");
+        let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
+        let links = if open.is_empty() {
+            Tap::open_queues(&name, queues)
+        } else if open.len() == queues {
+            Tap::from_fds(open)
+        } else {
+            let wrong = format!("{queues} queues need as many descriptors of the tap");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, wrong))
+        };
+        let options = NetOptions {
+            mac: nic.mac,
+            mtu: nic.mtu,
+        };
+        let mut device = Net::with_pairs(links.map_err(fail)?, options).map_err(fail)?;
+        let vhosts = self.vhosts(nic, vhosts).map_err(fail)?;
+        let vhost = !vhosts.is_empty();
+        if vhost {
+            device = device.in_kernel(vhosts).map_err(fail)?;
+        }
+        let describe = |slot| {
+            Handle::Nic(api::Nic {
+                id: nic.id.clone(),
+                slot,
+                tap: name,
+                mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
+                mtu: nic.mtu,
+                queues: nic.queues,
+                vhost,
+                unplug_requested: false,
+            })
+        };
+        self.insert(&what, nic.id.clone(), Box::new(device), describe)
+    }
+
+    /// The kernel's half of each pair of queues, from its file where that is open
+    /// already; nothing where it is not wanted, or not asked for and not to be had.
+    fn vhosts(&self, nic: &config::Nic, open: Vec<OwnedFd>) -> io::Result<Vec<Vhost>> {
+        let memory = || Arc::clone(&self.memory);
+        let vhosts: io::Result<_> = match (nic.vhost, open.is_empty()) {
+            (Some(false), true) => return Ok(Vec::new()),
+            (Some(false), false) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is off, but descriptors of it came along",
+            )),
+            (wanted, true) => {
+                let opened = (0..nic.queues)
+                    .map(|_| Vhost::open(memory(), KERNEL_FEATURES))
+                    .collect();
+                match (opened, wanted) {
+                    (Err(_), None) => return Ok(Vec::new()),
+                    (opened, _) => opened,
+                }
+            }
+            (_, false) => open
+                .into_iter()
+                .map(|fd| Vhost::from_fd(fd, memory(), KERNEL_FEATURES))
+                .collect(),
+        };
+        vhosts.map_err(|error| io::Error::new(error.kind(), format!("vhost-net: {error}")))
+    }
+}
+
+/// Locks a disk against every other VMM, until its last handle is closed: shared for
+/// one that is only read. An "open file description" lock (fcntl(2)), which belongs
+/// to the open file and not to the process.
+fn lock(backend: &Backend) -> io::Result<()> {
+    let kind = if backend.read_only() {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    // SAFETY: a flock of zeroes is a valid one: the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = i16::try_from(kind).map_err(io::Error::other)?;
+    let deadline = Instant::now() + UNLOCKING;
+    loop {
+        // SAFETY: the pointer is to a live flock.
+        let result =
+            unsafe { libc::fcntl(backend.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A ring of io_uring lets go of its files a moment after its process
+            // has ended.
+            Some(libc::EAGAIN | libc::EACCES) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Some(libc::EAGAIN | libc::EACCES) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    "another machine uses this disk",
+                ));
+            }
+            // A file system without locks, where there is nothing to guard with.
+            Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// How long a disk may stay locked by a process that has ended.
+const UNLOCKING: Duration = Duration::from_secs(1);
+
+/// The smallest disk in bytes: one sector.
+const SECTOR: u64 = 512;

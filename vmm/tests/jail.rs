@@ -1,0 +1,281 @@
+//! What each kind of thread in the jail can't do, tried in a process of its own: this
+//! program again, which has one thread when it enters.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hearth_vmm::block::{Backend, EngineKind, Op, Prepared, Wakes};
+use hearth_vmm::jail::{self, Policy, ThreadRole};
+use hearth_vmm::virtio::{DECLARATIONS, profiles};
+use hearth_vmm_api::SandboxLayer;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// A user that nobody is.
+const USER: u32 = 64_001;
+
+/// Who gets past the filter with an attempt: whatever the kernel says then, it is not
+/// the filter's EPERM.
+#[derive(Clone, Copy)]
+enum Past {
+    Nobody,
+    Main,
+    /// The threads of disks, and those that they inherit their filters from.
+    Disks,
+    /// The threads of the socket device, and the same.
+    Sockets,
+}
+
+impl Past {
+    fn includes(self, role: ThreadRole) -> bool {
+        let name = role.name();
+        match self {
+            Self::Nobody => false,
+            Self::Main => name == "main",
+            Self::Disks => ["main", "vcpu", "blk"].contains(&name),
+            Self::Sockets => ["main", "vcpu", "vsock"].contains(&name),
+        }
+    }
+}
+
+fn call(number: libc::c_long, arguments: [libc::c_long; 4]) -> io::Result<()> {
+    let [a, b, c, d] = arguments;
+    // SAFETY: no attempt below passes a pointer but to a string that lives on, or to
+    // the 120 bytes of `struct io_uring_params`; none has an effect on memory else.
+    match unsafe { libc::syscall(number, a, b, c, d) } {
+        ..0 => Err(io::Error::last_os_error()),
+        fd => {
+            if number == libc::SYS_io_uring_setup || number == libc::SYS_openat {
+                // SAFETY: the call has just made it.
+                unsafe { libc::close(i32::try_from(fd).unwrap_or(-1)) };
+            }
+            Ok(())
+        }
+    }
+}
+
+const BAD_FD: libc::c_long = -1;
+const X32: libc::c_long = 0x4000_0000;
+
+/// Every attempt: its name, who gets past the filter, and the call.
+fn attempts(parameters: &mut [u64; 15]) -> Vec<(&'static str, Past, libc::c_long, [i64; 4])> {
+    let text = |text: &'static std::ffi::CStr| text.as_ptr() as i64;
+    let (file, link) = (text(c"/etc/passwd"), text(c"/tmp/hearth-no-link"));
+    let here = i64::from(libc::AT_FDCWD);
+    let (inet, unix) = (i64::from(libc::AF_INET), i64::from(libc::AF_UNIX));
+    let stream = i64::from(libc::SOCK_STREAM | libc::SOCK_CLOEXEC);
+    let child = i64::from(libc::SIGCHLD);
+    // REGISTER_FILES, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS.
+    let register = libc::SYS_io_uring_register;
+    let setup = parameters.as_mut_ptr() as i64;
+    vec![
+        ("execve", Past::Nobody, libc::SYS_execve, [file, 0, 0, 0]),
+        ("fork", Past::Nobody, libc::SYS_clone, [child, 0, 0, 0]),
+        ("ptrace", Past::Nobody, libc::SYS_ptrace, [0; 4]),
+        ("unshare", Past::Nobody, libc::SYS_unshare, [0; 4]),
+        ("mount", Past::Nobody, libc::SYS_mount, [0; 4]),
+        ("bpf", Past::Nobody, libc::SYS_bpf, [0; 4]),
+        ("kill", Past::Nobody, libc::SYS_kill, [0; 4]),
+        (
+            "symlinkat",
+            Past::Nobody,
+            libc::SYS_symlinkat,
+            [file, here, link, 0],
+        ),
+        (
+            "inet socket",
+            Past::Nobody,
+            libc::SYS_socket,
+            [inet, stream, 0, 0],
+        ),
+        (
+            "unix socket",
+            Past::Sockets,
+            libc::SYS_socket,
+            [unix, stream, 0, 0],
+        ),
+        ("x32 getpid", Past::Nobody, X32 | libc::SYS_getpid, [0; 4]),
+        ("openat", Past::Main, libc::SYS_openat, [here, file, 0, 0]),
+        (
+            "new ring",
+            Past::Main,
+            libc::SYS_io_uring_setup,
+            [1, setup, 0, 0],
+        ),
+        ("register files", Past::Main, register, [BAD_FD, 2, 0, 0]),
+        (
+            "register restrictions",
+            Past::Main,
+            register,
+            [BAD_FD, 11, 0, 0],
+        ),
+        ("enable a ring", Past::Disks, register, [BAD_FD, 12, 0, 0]),
+        (
+            "enter a ring",
+            Past::Disks,
+            libc::SYS_io_uring_enter,
+            [BAD_FD, 0, 0, 0],
+        ),
+    ]
+}
+
+/// Makes every attempt on a thread of `role`; what went otherwise, in words.
+fn try_all(role: ThreadRole) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut parameters = [0; 15];
+    for (what, past, number, arguments) in attempts(&mut parameters) {
+        let result = call(number, arguments);
+        let code = result.as_ref().err().and_then(io::Error::raw_os_error);
+        let is_past = code != Some(libc::EPERM);
+        if is_past != past.includes(role) {
+            wrong.push(format!("{what} by {}: {result:?}", role.name()));
+        }
+        // Whoever may open files finds none of the host's.
+        if what == "openat" && result.is_ok() {
+            wrong.push(format!("{} opens /etc/passwd", role.name()));
+        }
+    }
+    wrong
+}
+
+fn disk(path: PathBuf) -> (Arc<Backend>, Prepared) {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    let file = options.open(path).expect("a disk");
+    file.set_len(4096).expect("grows");
+    let backend = Backend::from_file(file, false).expect("a disk");
+    let event = || Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("event"));
+    let wakes = Wakes {
+        doorbell: event(),
+        stop: event(),
+    };
+    let prepared = EngineKind::Auto
+        .prepare(&backend, wakes)
+        .expect("an engine");
+    (Arc::new(backend), prepared)
+}
+
+/// A disk's thread still does what it is there for.
+fn serve(backend: Arc<Backend>, prepared: Prepared) -> io::Result<()> {
+    assert!(backend.as_raw_fd() >= 0);
+    let mut engine = prepared.start(backend, 4)?;
+    let mut done = Vec::new();
+    for token in 0..2 {
+        let (offset, length) = (0, 4096);
+        engine.submit(token, Op::Discard { offset, length })?;
+    }
+    while done.len() < 2 {
+        engine.wait(true, &mut done)?;
+    }
+    match done.iter().all(|completion| completion.result == 0) {
+        true => Ok(()),
+        false => Err(io::Error::other("a discard failed")),
+    }
+}
+
+/// In the process of its own.
+fn inside(folder: &Path) -> Vec<String> {
+    let before = disk(folder.join("first"));
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let user = is_root.then_some(USER);
+    let policy = Policy::best_effort();
+    let mut layers = jail::enter(&[folder.to_owned()], user, user, &policy).expect("the jail");
+    layers.extend(jail::confine_process(profiles()).expect("seccomp"));
+    let mut wrong = Vec::new();
+    if is_root {
+        for layer in [
+            SandboxLayer::User,
+            SandboxLayer::Seccomp,
+            SandboxLayer::IoUring,
+        ] {
+            if !layers.contains(&layer) {
+                wrong.push(format!("no {layer} layer"));
+            }
+        }
+    }
+    wrong.extend(try_all(ThreadRole::Main));
+    // A disk that is plugged later: its ring is made by the main thread.
+    let later = disk(folder.join("later"));
+    let roles = DECLARATIONS
+        .iter()
+        .map(|kind| ThreadRole::Device(&kind.profile));
+    let tried = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let run = |role: ThreadRole| {
+            jail::confine_thread(role).expect("confined");
+            tried.fetch_add(1, Ordering::SeqCst);
+            try_all(role)
+        };
+        let mut threads: Vec<_> = roles.map(|role| scope.spawn(move || run(role))).collect();
+        threads.push(scope.spawn(move || run(ThreadRole::Vcpu)));
+        for thread in threads {
+            wrong.extend(thread.join().expect("a thread"));
+        }
+        for (backend, prepared) in [before, later] {
+            let blk = ThreadRole::Device(&hearth_vmm::virtio::blk::DECLARATION.profile);
+            let served = scope.spawn(move || {
+                jail::confine_thread(blk).expect("confined");
+                serve(backend, prepared)
+            });
+            if let Err(error) = served.join().expect("a thread") {
+                wrong.push(format!("a disk's thread: {error}"));
+            }
+        }
+    });
+    if tried.into_inner() != DECLARATIONS.len() + 1 {
+        wrong.push("not every role was tried".to_owned());
+    }
+    wrong
+}
+
+/// Runs this program again, as `user` where that is said.
+fn outside(user: Option<u32>) -> bool {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.env("HEARTH_JAIL_FOLDER", folder.path());
+    // Best effort: who is not root has its own folder.
+    let _ = std::os::unix::fs::chown(folder.path(), Some(USER), Some(USER));
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+    let who = if user.is_some() {
+        "ordinary user"
+    } else {
+        "own user"
+    };
+    match command.status() {
+        Ok(status) if status.success() => {
+            eprintln!("test every_thread_is_confined, {who} ... ok");
+            true
+        }
+        // The program may lie where others can't reach it.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            eprintln!("test every_thread_is_confined, {who} ... SKIPPED: {error}");
+            true
+        }
+        other => {
+            eprintln!("test every_thread_is_confined, {who} ... FAILED: {other:?}");
+            false
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    if let Some(folder) = std::env::var_os("HEARTH_JAIL_FOLDER") {
+        let wrong = inside(&PathBuf::from(folder));
+        for line in &wrong {
+            eprintln!("{line}");
+        }
+        return ExitCode::from(u8::from(!wrong.is_empty()));
+    }
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let all = outside(None) & (!is_root || outside(Some(USER)));
+    ExitCode::from(u8::from(!all))
+}
