@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use hearth_vmm_api::SandboxLayer;
 use ipnet::Ipv4Net;
 
 use crate::model::HostId;
@@ -48,6 +49,15 @@ pub struct ServeArgs {
     /// The VMM's program [default: hearth-vmm beside this program]
     #[arg(long, env = "HEARTH_VMM")]
     pub vmm_binary: Option<PathBuf>,
+    /// Sandbox layers that instances may run without where this host lacks them:
+    /// `hearth doctor` lists them [default: none]
+    #[arg(
+        long,
+        env = "HEARTH_JAIL_LAYERS_OPTIONAL",
+        value_name = "LAYER",
+        value_delimiter = ','
+    )]
+    pub jail_layers_optional: Vec<SandboxLayer>,
     /// Where the images lie [default: images in the data folder]
     #[arg(long, env = "HEARTH_IMAGES_DIR")]
     pub images_dir: Option<PathBuf>,
@@ -89,6 +99,8 @@ pub struct Config {
     pub host_id: HostId,
     /// The VMM's program.
     pub vmm_binary: PathBuf,
+    /// Sandbox layers that instances may run without.
+    pub jail_layers_optional: Vec<SandboxLayer>,
     /// Where the images lie.
     pub images_dir: PathBuf,
     /// How long a guest has to power down at StopInstances before it is forced.
@@ -181,6 +193,7 @@ impl Config {
             memory_overcommit: args.memory_overcommit,
             host_id: HostId(host_id),
             vmm_binary,
+            jail_layers_optional: args.jail_layers_optional,
             stop_grace: Duration::from_secs(args.stop_grace),
             terminate_grace: Duration::from_secs(args.terminate_grace),
         })

@@ -94,7 +94,11 @@ async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialSt
 
 /// What stands for this host.
 fn hosts(config: &Config, db: &Db) -> anyhow::Result<Hosts> {
-    let compute = HostCompute::open(&config.data_dir, &config.vmm_binary)?;
+    let compute = HostCompute::open(
+        &config.data_dir,
+        &config.vmm_binary,
+        config.jail_layers_optional.clone(),
+    )?;
     let storage = HostStorage::open(&config.data_dir)?;
     let network = LinuxNetwork::new(
         config.public_pool,
@@ -265,7 +269,11 @@ pub(crate) async fn purge(config: Config) -> Result<(), Failure> {
 }
 
 async fn remove_all(config: &Config) -> anyhow::Result<()> {
-    let compute = HostCompute::open(&config.data_dir, &config.vmm_binary)?;
+    let compute = HostCompute::open(
+        &config.data_dir,
+        &config.vmm_binary,
+        config.jail_layers_optional.clone(),
+    )?;
     compute.purge().await.context("removing the instances")?;
     let db = Db::in_memory().await;
     LinuxNetwork::new(

@@ -81,12 +81,14 @@ fn its_vmm_is_in_the_jail() {
     ));
     let machine: Value = serde_json::from_str(&machine).expect("JSON");
     let layers = [
+        "cgroup",
         "namespaces",
         "chroot",
         "user",
         "capabilities",
         "landlock",
         "seccomp",
+        "io-uring",
     ];
     assert_eq!(machine["jail"], json!(layers));
     // As its host sees it: no user that anybody is, and no way to any privilege.

@@ -26,7 +26,8 @@ fn a_machine_lives_its_whole_life_in_the_jail() {
             "user",
             "capabilities",
             "landlock",
-            "seccomp"
+            "seccomp",
+            "io-uring"
         ])
     );
     vm.run("dd if=/dev/vda of=/dev/null bs=1M count=8");

@@ -182,7 +182,10 @@ impl Builder {
             // Its folder is its own; the disk stays ours, it is handed in open.
             std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("root");
             let user = user.to_string();
-            args.extend(["--jail", "--uid", &user, "--gid", &user].map(str::to_owned));
+            // Who runs a test puts it in no cgroup with a limit.
+            let jail = ["--jail", "--jail-optional", "cgroup"];
+            args.extend(jail.map(str::to_owned));
+            args.extend(["--uid", &user, "--gid", &user].map(str::to_owned));
         }
 
         let mut cmdline = manifest["boot"]["cmdline"]

@@ -7,6 +7,8 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use hearth_vmm_api::SandboxLayer;
+
 use super::{LaunchSpec, smbios_uuid};
 use crate::model::BootMethod;
 
@@ -56,7 +58,8 @@ pub enum ArgvError {
 }
 
 /// The arguments, without the program's name. `taps` are the numbers under
-/// which the VMM inherits the taps, in the order of the interfaces.
+/// which the VMM inherits the taps, in the order of the interfaces; `optional` the
+/// sandbox layers that it may go on without.
 ///
 /// # Errors
 /// When the parts don't fit together or can't be written down.
@@ -65,6 +68,7 @@ pub fn render(
     places: &Places<'_>,
     taps: &[RawFd],
     owner: Option<Owner>,
+    optional: &[SandboxLayer],
 ) -> Result<Vec<OsString>, ArgvError> {
     if taps.len() != spec.nics.len() {
         return Err(ArgvError::Taps {
@@ -130,7 +134,18 @@ pub fn render(
         flag("--uid", uid.to_string().into());
         flag("--gid", gid.to_string().into());
     }
-    argv.push("--jail".into());
+    if !optional.is_empty() {
+        flag(
+            "--jail-optional",
+            optional
+                .iter()
+                .map(|layer| layer.name())
+                .collect::<Vec<_>>()
+                .join(",")
+                .into(),
+        );
+    }
+    argv.push("--jail=require".into());
     argv.push("--daemonize".into());
     Ok(argv)
 }
@@ -188,7 +203,14 @@ mod tests {
 
     #[test]
     fn a_whole_machine() {
-        let argv = render(&spec(), &places(), &[7], Some(Owner { uid: 5, gid: 6 })).unwrap();
+        let argv = render(
+            &spec(),
+            &places(),
+            &[7],
+            Some(Owner { uid: 5, gid: 6 }),
+            &[],
+        )
+        .unwrap();
         let uuid = smbios_uuid(&spec().instance);
         let smbios = format!("product=t3.micro,uuid={uuid},asset-tag=i-00000000000000abc");
         let expected = [
@@ -222,7 +244,7 @@ mod tests {
             "5",
             "--gid",
             "6",
-            "--jail",
+            "--jail=require",
             "--daemonize",
         ];
         assert_eq!(argv, expected.map(OsString::from));
@@ -240,9 +262,18 @@ mod tests {
             initrd: None,
             ..places()
         };
-        let argv = render(&spec, &bare, &[7], None).unwrap();
+        let argv = render(
+            &spec,
+            &bare,
+            &[7],
+            None,
+            &[SandboxLayer::Landlock, SandboxLayer::User],
+        )
+        .unwrap();
         let second = "path=/data/two.raw,id=disk1,serial=vol00000000000000002,readonly";
         assert!(argv.contains(&OsString::from(second)), "{argv:?}");
+        let optional = ["--jail-optional", "landlock,user"].map(OsString::from);
+        assert!(argv.windows(2).any(|pair| pair == optional), "{argv:?}");
         for absent in ["--initrd", "--uid", "--gid"] {
             assert!(!argv.contains(&OsString::from(absent)), "{absent}");
         }
@@ -251,17 +282,20 @@ mod tests {
     #[test]
     fn what_cannot_be_written_down_is_refused() {
         assert_eq!(
-            render(&spec(), &places(), &[], None),
+            render(&spec(), &places(), &[], None, &[]),
             Err(ArgvError::Taps { taps: 0, nics: 1 })
         );
         let mut bad = spec();
         bad.disks[0].path = "/data/a,readonly".into();
         assert_eq!(
-            render(&bad, &places(), &[7], None),
+            render(&bad, &places(), &[7], None, &[]),
             Err(ArgvError::Path("/data/a,readonly".into()))
         );
         bad.disks.clear();
-        assert_eq!(render(&bad, &places(), &[7], None), Err(ArgvError::NoDisk));
+        assert_eq!(
+            render(&bad, &places(), &[7], None, &[]),
+            Err(ArgvError::NoDisk)
+        );
     }
 
     #[test]

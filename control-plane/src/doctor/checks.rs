@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use hearth_vmm_api::SandboxLayer;
+
 use super::kvm::Trial;
 
 /// What was found on this machine. An `Err` says in words why not.
@@ -19,6 +21,10 @@ pub struct Facts {
     pub vhost_net: Result<(), String>,
     /// Whether a ring can be made.
     pub io_uring: Result<(), String>,
+    /// Each sandbox layer but the control group.
+    pub layers: Vec<(SandboxLayer, Result<String, String>)>,
+    /// The layers that instances may run without.
+    pub optional_layers: Vec<SandboxLayer>,
     /// The controllers of cgroup v2's root.
     pub cgroup_controllers: Result<Vec<String>, String>,
     /// The data folder, or its nearest parent that exists.
@@ -63,7 +69,7 @@ const DISK_MIB: u64 = 4096;
 /// All verdicts, in the table's order.
 #[must_use]
 pub fn judge(facts: &Facts) -> Vec<Row> {
-    vec![
+    let mut rows = vec![
         row(
             "root",
             if facts.root {
@@ -129,7 +135,51 @@ pub fn judge(facts: &Facts) -> Vec<Row> {
             Level::Lesser,
             "volumes are sparse, but they grow; choose another --data-dir",
         ),
-    ]
+    ];
+    rows.extend(facts.layers.iter().map(|(layer, found)| {
+        let otherwise = match facts.optional_layers.contains(layer) {
+            true => Level::Lesser,
+            false => Level::Missing,
+        };
+        let (name, advice) = sandbox_layer(*layer);
+        row(name, found.clone(), otherwise, advice)
+    }));
+    rows
+}
+
+/// A layer's row and what to do for it.
+fn sandbox_layer(layer: SandboxLayer) -> (&'static str, &'static str) {
+    match layer {
+        SandboxLayer::Cgroup => (
+            "sandbox: cgroup",
+            "see cgroup v2; HEARTH_JAIL_LAYERS_OPTIONAL=cgroup runs instances without it",
+        ),
+        SandboxLayer::Namespaces => (
+            "sandbox: namespaces",
+            "run as root, in a container with CAP_SYS_ADMIN; HEARTH_JAIL_LAYERS_OPTIONAL=namespaces,chroot runs instances without it",
+        ),
+        SandboxLayer::Chroot => (
+            "sandbox: chroot",
+            "run as root, in a container with CAP_SYS_ADMIN; HEARTH_JAIL_LAYERS_OPTIONAL=namespaces,chroot runs instances without it",
+        ),
+        SandboxLayer::User => (
+            "sandbox: user",
+            "run as root; HEARTH_JAIL_LAYERS_OPTIONAL=user runs instances without it",
+        ),
+        SandboxLayer::Capabilities => (
+            "sandbox: capabilities",
+            "the kernel must let a process drop capabilities",
+        ),
+        SandboxLayer::Landlock => (
+            "sandbox: landlock",
+            "boot with landlock in lsm=; HEARTH_JAIL_LAYERS_OPTIONAL=landlock runs instances without it",
+        ),
+        SandboxLayer::Seccomp => ("sandbox: seccomp", "the kernel needs CONFIG_SECCOMP_FILTER"),
+        SandboxLayer::IoUring => (
+            "sandbox: io-uring",
+            "the kernel must be 5.10 or newer, or sysctl kernel.io_uring_disabled=2",
+        ),
+    }
 }
 
 fn at_least(have: u64, want: u64, of_what: &str) -> Result<String, String> {
@@ -217,9 +267,9 @@ pub fn table(rows: &[Row]) -> String {
             Level::Missing => "MISSING",
         };
         // Writing to a String can't fail.
-        let _ = writeln!(out, "{:<10} {verdict:<8} {}", row.name, row.found);
+        let _ = writeln!(out, "{:<21} {verdict:<8} {}", row.name, row.found);
         if !row.advice.is_empty() {
-            let _ = writeln!(out, "{:<10} {:<8} -> {}", "", "", row.advice);
+            let _ = writeln!(out, "{:<21} {:<8} -> {}", "", "", row.advice);
         }
     }
     out
@@ -237,6 +287,10 @@ mod tests {
             tun: Ok(()),
             vhost_net: Ok(()),
             io_uring: Ok(()),
+            layers: SandboxLayer::ALL
+                .map(|layer| (layer, Ok("yes".into())))
+                .to_vec(),
+            optional_layers: Vec::new(),
             cgroup_controllers: Ok(vec!["cpu".into(), "memory".into(), "pids".into()]),
             data_folder: "/var/lib".into(),
             reflink: Ok(()),
@@ -292,6 +346,22 @@ mod tests {
             rows.iter()
                 .all(|r| r.level == Level::Good || !r.advice.is_empty())
         );
+    }
+
+    #[test]
+    fn a_missing_layer_stops_instances_unless_they_may_run_without() {
+        for layer in SandboxLayer::ALL {
+            let mut facts = Facts {
+                layers: vec![(layer, Err("no".into()))],
+                ..good()
+            };
+            let (name, _) = sandbox_layer(layer);
+            assert!(name.ends_with(layer.name()));
+            assert_eq!(level(&facts, name), Level::Missing);
+            facts.optional_layers = vec![layer];
+            assert_eq!(level(&facts, name), Level::Lesser);
+            assert!(able(&judge(&facts)));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 pub mod checks;
 pub mod kvm;
 pub mod probe;
+mod sandbox;
 
 pub use checks::{Facts, Level, Row};
 

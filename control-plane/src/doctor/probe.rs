@@ -7,7 +7,9 @@ use std::{
     process::Command,
 };
 
-use super::{Facts, kvm};
+use hearth_vmm_api::SandboxLayer;
+
+use super::{Facts, kvm, sandbox};
 
 /// Tries everything out.
 #[must_use]
@@ -19,8 +21,11 @@ pub fn gather() -> Facts {
         .find(|path| path.is_dir())
         .unwrap_or(Path::new("/"))
         .to_owned();
+    let root = rustix::process::geteuid().is_root();
     Facts {
-        root: rustix::process::geteuid().is_root(),
+        layers: sandbox::gather(root),
+        optional_layers: optional_layers(),
+        root,
         kvm: kvm::attempt(),
         nftables: nftables(),
         tun: opens("/dev/net/tun"),
@@ -35,6 +40,14 @@ pub fn gather() -> Facts {
         data_folder: folder.display().to_string(),
         memory_mib: memory_mib(),
     }
+}
+
+/// As `hearth serve` has it from the same variable; a name that is none is refused there.
+fn optional_layers() -> Vec<SandboxLayer> {
+    let text = std::env::var("HEARTH_JAIL_LAYERS_OPTIONAL").unwrap_or_default();
+    text.split(',')
+        .filter_map(|name| name.parse().ok())
+        .collect()
 }
 
 fn opens(path: &str) -> Result<(), String> {

@@ -30,6 +30,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use hearth_vmm_api::SandboxLayer;
+
 use super::bootfiles::{MAX_INITRD, MAX_KERNEL};
 use super::{ComputeError, ComputeHost, LaunchSpec, Observed, argv};
 use crate::model::{BootMethod, InstanceId};
@@ -54,6 +56,8 @@ pub struct HostCompute {
     /// The program that has the `read-boot-files` subcommand: this very one.
     reader: PathBuf,
     cgroups: Cgroups,
+    /// Sandbox layers that VMMs may run without.
+    optional_layers: Vec<SandboxLayer>,
     /// One change at a time for each instance.
     locks: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     /// Held from the choice of a user until it is written down.
@@ -76,13 +80,19 @@ impl HostCompute {
     /// # Errors
     /// When the folder can't be made. What else the host lacks is said when an
     /// instance is launched, and warned of now.
-    pub fn open(data: &Path, vmm: &Path) -> Result<Self, ComputeError> {
+    pub fn open(
+        data: &Path,
+        vmm: &Path,
+        optional_layers: Vec<SandboxLayer>,
+    ) -> Result<Self, ComputeError> {
         let cgroups = Cgroups::new();
         if let Err(e) = cgroups.check() {
             tracing::warn!("no instance can be launched: {e}");
         }
         // The program may be replaced on disk while it runs; this is the one.
-        Self::with(data, vmm, Path::new("/proc/self/exe"), cgroups)
+        let mut host = Self::with(data, vmm, Path::new("/proc/self/exe"), cgroups)?;
+        host.optional_layers = optional_layers;
+        Ok(host)
     }
 
     fn with(
@@ -106,6 +116,7 @@ impl HostCompute {
             vmm: vmm.to_owned(),
             reader: reader.to_owned(),
             cgroups,
+            optional_layers: Vec::new(),
             locks: Mutex::default(),
             choosing_uid: Mutex::default(),
             watched: Arc::default(),
@@ -277,7 +288,7 @@ impl HostCompute {
         let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
         // VMMs run as users of their own where this process may choose users.
         let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
-        let argv = argv::render(&launch.spec, &places, &fds, owner)
+        let argv = argv::render(&launch.spec, &places, &fds, owner, &self.optional_layers)
             .map_err(|e| ComputeError::Refused(e.to_string()))?;
         let door = doing("entering the control group", self.cgroups.door(id))?;
         let started = spawn::start_vmm(&self.vmm, &argv, door, taps, &folder.log()).await;
@@ -297,6 +308,11 @@ impl HostCompute {
             let words = folder.last_words();
             ComputeError::Refused(words.unwrap_or_else(|| "it ended at once".to_owned()))
         })?;
+        let machine = doing(
+            "asking the VMM for its sandbox",
+            client::machine(&folder.socket()).await,
+        )?;
+        self.check_sandbox(&machine.jail)?;
         doing("noting the VMM", folder.set_identity(&identity))?;
         // It has them open; their names are of no more use.
         for file in [kernel, initrd] {
@@ -306,6 +322,23 @@ impl HostCompute {
             )?;
         }
         Ok(identity)
+    }
+
+    /// The VMM ends by itself where a layer can't be had; one that runs without it all
+    /// the same is not the VMM that this control plane was made for.
+    fn check_sandbox(&self, standing: &[SandboxLayer]) -> Result<(), ComputeError> {
+        let missing: Vec<_> = SandboxLayer::ALL
+            .into_iter()
+            .filter(|layer| !standing.contains(layer) && !self.optional_layers.contains(layer))
+            .map(SandboxLayer::name)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(ComputeError::Refused(format!(
+            "it runs without the sandbox layers {}; --jail-layers-optional allows that",
+            missing.join(", ")
+        )))
     }
 
     /// The socket of a VMM that runs.

@@ -41,7 +41,9 @@ while True:
     request = c.recv(65536).decode()
     line = request.split("\r\n")[0]
     machine = {"id": flags["--id"], "pid": os.getpid(), "state": "running", "vcpus": 1,
-               "memory_bytes": 1, "resets": resets, "disks": [], "nics": []}
+               "memory_bytes": 1, "resets": resets, "disks": [], "nics": [],
+               "jail": ["cgroup", "namespaces", "chroot", "user", "capabilities", "landlock",
+                        "seccomp", "io-uring"][:6 if words == "open" else 8]}
     body, status = "", "204 No Content"
     if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
     if line.startswith("PUT /v1/reset"): body, status = '{"error": "not now"}', "409 Conflict"
@@ -262,6 +264,11 @@ async fn a_launch_that_fails_leaves_no_process_and_says_why() {
         "hearth-vmm did not start: --kernel: not a bzImage"
     );
     assert_eq!(observed(&host, &spec).await, Some(Observed::Incomplete));
+    let spec = bench.spec("open");
+    let e = launch(&host, &spec).await.unwrap_err();
+    let line = e.to_string();
+    assert!(line.contains("layers seccomp, io-uring"), "{line}");
+    assert!(host.cgroups.members(&spec.instance).unwrap().is_empty());
     let spec = bench.spec("broken");
     let e = launch(&host, &spec).await.unwrap_err();
     assert_eq!(
