@@ -94,11 +94,12 @@ lab_boot() {
     # code that has them off (GIF=0): a busy guest with two vCPUs takes a triple
     # fault or this lab's own kernel runs over its stack, within a minute or two.
     # With one, the same guests run on. Guests may have several vCPUs on it.
+    # lsm=: with Landlock, a layer of each VMM's sandbox.
     local vng=("$HEARTH_VENV/bin/vng" -v -r "$kernel" --disable-kvm --force-9p --cpus 1
         --memory "$(lab_memory)M" --user root --name hearth-lab
         --cwd /
         --rwdir="$LAB_SHARE" --rwdir="$LAB_LOGS"
-        --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog kvm_amd.vgif=0 kvm_amd.vls=0'
+        --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog kvm_amd.vgif=0 kvm_amd.vls=0 lsm=landlock,lockdown,yama,integrity,apparmor,bpf'
         --qemu-opts="$opts"
         -- "$HEARTH_ROOT/scripts/lib/lab-guest.sh '$(<"$dir/key.pub")' $((limit > 0 ? limit + 120 : 0))")
     local guard=()

@@ -9,7 +9,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// What was found of a layer, or why it can't be had.
-pub type Finding = (SandboxLayer, Result<String, String>);
+pub(super) type Finding = (SandboxLayer, Result<String, String>);
 
 /// Tries every layer but the control group, which has a row of its own.
 pub(super) fn gather(root: bool) -> Vec<Finding> {
