@@ -317,6 +317,7 @@ impl Fields {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may start programs")]
 mod tests {
     use super::*;
 

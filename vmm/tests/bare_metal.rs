@@ -1,6 +1,8 @@
 //! The whole program with guests of a few bytes, on whatever `/dev/kvm` is here:
 //! what a power-off, a reset, a triple fault and a stop look like from outside.
 
+#![allow(clippy::disallowed_methods, reason = "a test may start programs")]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! What each kind of thread in the jail can't do, tried in a process of its own: this
 //! program again, which has one thread when it enters.
 
+#![allow(clippy::disallowed_methods, reason = "a test may start programs")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -82,6 +82,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may start programs")]
 mod tests {
     use super::*;
     use crate::arch::x86_64::layout::GENERATION;

@@ -70,7 +70,10 @@ const COMPLETIONS: u32 = 512;
 const GET_EVENTS: u32 = 1;
 
 /// A ring that takes no requests yet, and never others than ours.
-pub(super) struct Prepared(IoUring);
+pub(super) struct Prepared {
+    ring: IoUring,
+    epoll: Epoll,
+}
 
 /// One queue's ring.
 pub struct Uring {
@@ -144,7 +147,12 @@ impl Prepared {
         let mut restrictions: Vec<_> = OPCODES.into_iter().map(Restriction::sqe_op).collect();
         restrictions.push(Restriction::sqe_flags_required(FIXED_FILE));
         submitter.register_restrictions(&mut restrictions)?;
-        Ok(Self(ring))
+        // Made now, while a process that has run out of descriptors can say so.
+        let epoll = Epoll::new()?;
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        epoll.watch(wakes.stop.as_ref(), worker::STOP, EventSet::IN)?;
+        epoll.watch(wakes.doorbell.as_ref(), worker::DOORBELL, edge)?;
+        Ok(Self { ring, epoll })
     }
 
     /// Enables the ring, which from here on is the calling thread's.
@@ -154,15 +162,11 @@ impl Prepared {
         wakes: Wakes,
         depth: u16,
     ) -> io::Result<Uring> {
-        let ring = self.0;
+        let Self { ring, epoll } = self;
         // Saves a file table look-up on each entry; older kernels lack it. The ring's
         // restrictions don't hold before it is enabled.
         let _ = ring.submitter().register_ring_fd();
         ring.submitter().register_enable_rings()?;
-        let epoll = Epoll::new()?;
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        epoll.watch(wakes.stop.as_ref(), worker::STOP, EventSet::IN)?;
-        epoll.watch(wakes.doorbell.as_ref(), worker::DOORBELL, edge)?;
         Ok(Uring {
             ring,
             backend,

@@ -207,6 +207,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may start programs")]
 mod tests {
     use super::*;
 
