@@ -7,7 +7,7 @@
 
 use crate::arch::x86_64::layout::{MIB, SMBIOS, SMBIOS_SIZE};
 
-/// What of the machine the tables tell.
+/// What the tables say about the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Who made it.

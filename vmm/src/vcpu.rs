@@ -258,8 +258,8 @@ fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
             return;
         }
         match step(index, &mut fd, surroundings) {
-            Step::Again => {}
-            Step::Tell(message) => report(surroundings, message),
+            Step::Continue => {}
+            Step::Report(message) => report(surroundings, message),
             Step::End(message) => {
                 report(surroundings, message);
                 return;
@@ -269,8 +269,8 @@ fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
 }
 
 enum Step {
-    Again,
-    Tell(Report),
+    Continue,
+    Report(Report),
     End(Report),
 }
 
@@ -281,24 +281,24 @@ fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -> Step {
     let failure = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
             bus.port_read(port, data);
-            return Step::Again;
+            return Step::Continue;
         }
         Ok(VcpuExit::IoOut(port, data)) => {
             return match bus.port_write(port, data) {
-                None => Step::Again,
-                Some(request @ Request::Eject(_)) => Step::Tell(Report::Guest(request)),
+                None => Step::Continue,
+                Some(request @ Request::Eject(_)) => Step::Report(Report::Guest(request)),
                 Some(request) => Step::End(Report::Guest(request)),
             };
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
             bus.memory_read(address, data);
-            return Step::Again;
+            return Step::Continue;
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
             bus.memory_write(address, data);
-            return Step::Again;
+            return Step::Continue;
         }
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Again,
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Continue,
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
             return Step::End(Report::Guest(Request::PowerOff));
         }
@@ -314,9 +314,9 @@ fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -> Step {
         Err(error) => match error.errno() {
             libc::EINTR => {
                 fd.set_kvm_immediate_exit(0);
-                return Step::Again;
+                return Step::Continue;
             }
-            libc::EAGAIN => return Step::Again,
+            libc::EAGAIN => return Step::Continue,
             _ => format!("KVM_RUN failed: {error}"),
         },
     };
@@ -342,7 +342,7 @@ fn internal_error(fd: &mut VcpuFd) -> String {
     format!("KVM internal error {}: {what}", internal.suberror)
 }
 
-/// The registers in one line, as far as KVM still tells them.
+/// The registers in one line, as far as KVM still gives them.
 fn registers(fd: &VcpuFd) -> String {
     let (Ok(r), Ok(s)) = (fd.get_regs(), fd.get_sregs()) else {
         return "registers unknown".to_owned();

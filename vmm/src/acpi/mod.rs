@@ -66,7 +66,7 @@ struct Image {
 }
 
 impl Image {
-    /// Puts a table behind the others and tells its guest-physical address.
+    /// Puts a table behind the others and returns its guest-physical address.
     fn append(&mut self, table: &[u8]) -> u64 {
         let start = self.bytes.len().next_multiple_of(ALIGNMENT);
         self.bytes.resize(start, 0);

@@ -1,4 +1,4 @@
-//! `--smbios`: what the machine says it is, made from its name where it wasn't told.
+//! `--smbios`: what the machine says it is, made from its name where the flag doesn't say.
 
 use super::options::Options;
 use crate::smbios::{Identity, MAX_STRING, Uuid};
@@ -24,7 +24,7 @@ pub(super) fn parse(text: Option<&str>, id: &str) -> Result<Identity, String> {
             ));
         }
     }
-    // Only a machine that was told to be an EC2 instance says so: a guest that
+    // Only a machine that the flag makes an EC2 instance says so: a guest that
     // believes it waits for the metadata service.
     let manufacturer = if uuid.to_string().starts_with("ec2") {
         "Amazon EC2"

@@ -40,7 +40,7 @@ impl Parent {
 
     /// The machine can't run: has the parent print this line and exit with 2.
     pub fn fail(mut self, line: &str) {
-        // If the parent is gone, there is no one left to tell.
+        // If the parent is gone, nobody is left to read it.
         let _ = self.pipe.write_all(line.as_bytes());
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`config`], [`msix`] and [`window`] are register machines without I/O. The
-//! root decides where a BAR decodes and tells the device when that changes.
+//! root decides where a BAR decodes and notifies the device when that changes.
 //!
 //! Specifications: PCI Local Bus 3.0 (configuration header, BARs, MSI-X), PCI
 //! Express Base 2.0 section 7.2.2 (ECAM).

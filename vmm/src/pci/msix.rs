@@ -46,7 +46,7 @@ const fn masked_entry() -> [u8; ENTRY_SIZE] {
 struct State {
     entry: [u8; ENTRY_SIZE],
     pending: bool,
-    /// What the interrupt controller was last told; `None` is masked.
+    /// The route that the interrupt controller has; `None` is masked.
     routed: Option<MsiMessage>,
 }
 

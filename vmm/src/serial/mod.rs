@@ -156,7 +156,7 @@ impl Serial {
     }
 
     /// Carries output on to where it goes. Returns whether to call this again after
-    /// [`TICK`]; if not, [`Self::output_waits`] tells when.
+    /// [`TICK`]; if not, [`Self::output_waits`] is signalled then.
     pub fn progress(&self) -> bool {
         self.sink.lock().progress()
     }

@@ -66,7 +66,7 @@ impl Worker {
     }
 }
 
-/// Starts a device's thread, and tells it whether it is confined: it must not serve the
+/// Starts a device's thread, which learns whether it is confined: it must not serve the
 /// guest if it isn't.
 pub(super) fn spawn(
     declaration: &'static Declaration,

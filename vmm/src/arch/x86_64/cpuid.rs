@@ -52,7 +52,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// How many bits of the APIC id tell the cores apart.
+    /// How many bits of the APIC id distinguish the cores.
     fn core_bits(self) -> u32 {
         u32::from(self.vcpus).next_power_of_two().trailing_zeros()
     }

@@ -1,4 +1,4 @@
-//! Guest memory: which ranges are RAM, and what the kernel is told about them.
+//! Guest memory: which ranges are RAM, and what the kernel learns about them.
 
 #![allow(unsafe_code, reason = "maps guest memory")]
 

@@ -26,7 +26,7 @@ pub const CONFIG_ADDRESS: u16 = 0xcf8;
 /// First port of the data register.
 pub const CONFIG_DATA: u16 = 0xcfc;
 
-/// Where BARs may be placed, as `_CRS` of the bridge tells the guest.
+/// Where BARs may be placed, as `_CRS` of the bridge says.
 #[derive(Debug, Clone)]
 pub struct Windows {
     /// Below 4 GiB, for 32-bit BARs and, without `high`, for all.
@@ -174,7 +174,7 @@ impl PciRoot {
     }
 
     fn lock(&self) -> MutexGuard<'_, Bus> {
-        // Registers are never left half-written, so poison tells nothing.
+        // Registers are never left half-written, so poison means nothing.
         self.bus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

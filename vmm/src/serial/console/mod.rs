@@ -2,10 +2,10 @@
 //!
 //! A client gets the newest 64 KiB of output, then what comes, byte for byte; what it
 //! sends is typed into the guest. Up to [`MAX_CLIENTS`] are attached at once: all see
-//! everything, and all may type, as if round one terminal; one more is told so and let
-//! go. A client that shuts down its sending side goes on reading.
+//! everything, and all may type, as if round one terminal; one more reads that it is
+//! full and is let go. A client that shuts down its sending side goes on reading.
 //!
-//! Nobody waits for a client. One that reads too slowly misses output, and is told how
+//! Nobody waits for a client. One that reads too slowly misses output, and reads how
 //! much; one that types faster than the guest reads has to wait, byte by byte, in its
 //! own socket.
 

@@ -47,7 +47,7 @@ pub(super) struct Rules<'a> {
     pub(super) features: u64,
     /// Whether writes are refused.
     pub(super) read_only: bool,
-    /// What the driver is told when it asks.
+    /// The answer to VIRTIO_BLK_T_GET_ID.
     pub(super) id: &'a [u8; ID_SIZE],
 }
 

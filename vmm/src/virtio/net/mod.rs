@@ -89,7 +89,7 @@ const SMALLEST_MTU: u16 = 68;
 pub struct Options {
     /// Its hardware address.
     pub mac: [u8; 6],
-    /// The MTU that the driver is told, in bytes without the Ethernet header.
+    /// The MTU that the driver reads, in bytes without the Ethernet header.
     pub mtu: u16,
 }
 
@@ -241,7 +241,7 @@ impl Net {
         let needed = if offload.intersects(Offload::TSO4 | Offload::TSO6) {
             LARGEST
         } else {
-            // Ethernet header, VLAN tag, and a tap that is larger than we were told.
+            // Ethernet header, VLAN tag, and a tap whose MTU is larger than the flag says.
             HEADER_SIZE + 18 + usize::from(self.options.mtu).max(1500)
         };
         live.iter()

@@ -227,7 +227,7 @@ impl Receiver {
                 }
                 // No packet at all: the next is read into the same room.
                 Ok(got) if got > 0 => {}
-                // Nothing there, or the link is down: an edge tells of the next.
+                // Nothing there, or the link is down: an edge signals the next.
                 Ok(_) | Err(_) => {
                     more = false;
                     break;

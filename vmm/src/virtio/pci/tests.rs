@@ -16,7 +16,7 @@ counters! {
     }
 }
 
-/// A device that tells what is done to it, and keeps what it is given.
+/// A device that records what is done to it, and keeps what it is given.
 #[derive(Default, Clone)]
 struct Probe {
     log: Arc<Mutex<Vec<String>>>,

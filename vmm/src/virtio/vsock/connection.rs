@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Virtio 1.2, section 5.10.6: a side sends no more than the other said it takes
-//! (5.10.6.3), and half-closes are told by SHUTDOWN (5.10.6.5).
+//! (5.10.6.3), and half-closes are sent as SHUTDOWN (5.10.6.5).
 
 #![allow(unsafe_code, reason = "readv(2) and writev(2) on guest memory")]
 
@@ -26,13 +26,13 @@ use super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::virtio::queue::Segments;
 
 /// Bytes from the guest that we hold while the host's program doesn't read: what
-/// the guest is told as our `buf_alloc`, and the most that a connection allocates.
+/// the guest sees as our `buf_alloc`, and the most that a connection allocates.
 pub(super) const BUFFER: u32 = 64 * 1024;
 
 /// The most bytes of one packet to the guest.
 const MAX_PAYLOAD: usize = 64 * 1024;
 
-/// Bytes handed on after which the guest is told, if no packet went there anyway.
+/// Bytes handed on after which the guest gets a credit update, if no packet went there anyway.
 const UPDATE: u32 = BUFFER / 4;
 
 /// The longest first line: `CONNECT 4294967295` and the end of line.
@@ -82,7 +82,7 @@ pub(super) struct Connection {
     hung_up: bool,
     /// The host's program sends no more.
     ended: bool,
-    /// Shutdown flags that the guest was told, and that it told us.
+    /// Shutdown flags sent to the guest, and received from it.
     told_shutdown: u32,
     guest_shutdown: u32,
     /// Bytes from the guest that the host's program has not taken.
@@ -238,7 +238,7 @@ impl Connection {
         self.asked = false;
     }
 
-    /// Breaks the connection off; the guest is told.
+    /// Resets the connection; the guest gets an RST.
     pub(super) fn reset(&mut self) {
         self.pending = Pending::RESET;
     }

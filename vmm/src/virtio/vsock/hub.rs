@@ -75,7 +75,7 @@ impl Hub {
             interrupt,
             ..
         } = activation;
-        // The event queue tells of migration, which there is none of.
+        // The event queue reports migration, which does not happen.
         let [receive, transmit, _event]: [ActiveQueue; 3] = queues
             .try_into()
             .map_err(|_| io::Error::other("a socket queue is not enabled"))?;
