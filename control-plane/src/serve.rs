@@ -229,6 +229,7 @@ fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Cont
         network.clone(),
         Arc::new(VolumeController {
             db: db.clone(),
+            host: config.host_id.clone(),
             storage: hosts.storage.clone(),
         }),
         Arc::new(ReachabilityController::new(

@@ -130,6 +130,7 @@ fn controllers(config: &Arc<Config>, db: &Db) -> Vec<Arc<dyn Controller>> {
         }),
         Arc::new(VolumeController {
             db: db.clone(),
+            host: host.clone(),
             storage: storage.clone(),
         }),
         Arc::new(ReachabilityController::new(

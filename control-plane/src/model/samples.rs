@@ -89,6 +89,7 @@ pub fn volume(n: u8) -> Volume {
         id: VolumeId::from_random(n.into()),
         scope: scope(),
         zone: "us-east-1a".into(),
+        host: None,
         size_gib: 8,
         volume_type: "gp3".into(),
         image: Some(ImageId::from_random(1)),

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, Index, InstanceId, Scope, resource::resource};
+use super::{HostId, ImageId, Index, InstanceId, Scope, resource::resource};
 
 /// A volume: a raw disk of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,10 @@ pub struct Volume {
     pub scope: Scope,
     /// Its availability zone.
     pub zone: String,
+    /// The host whose storage it is in; none before it is placed. No other
+    /// host's controllers touch it.
+    #[serde(default)]
+    pub host: Option<HostId>,
     /// Its size in GiB, never below the source's.
     pub size_gib: u32,
     /// EC2's name of its class, as `gp3`.

@@ -119,6 +119,7 @@ fn make(
                 id: member.volume.clone(),
                 scope: scope.clone(),
                 zone: launch.zone.clone(),
+                host: None,
                 size_gib: launch.volume_gib,
                 volume_type: launch.volume_type.clone(),
                 image: Some(launch.image.clone()),

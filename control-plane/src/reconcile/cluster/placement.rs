@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::transact;
 use crate::{
-    model::{Host, HostId, Instance, InstanceId, InstanceState, StateReason},
+    model::{Host, HostId, Instance, InstanceId, InstanceState, StateReason, Volume},
     reconcile::{Again, Clock, Controller, instance::record},
     scheduler::{Demand, Ledger},
     store::{Change, Db, View},
@@ -71,6 +71,12 @@ fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
                     host: Some(host.id.clone()),
                     ..instance.clone()
                 });
+                for volume in record::volumes(view, instance) {
+                    change.put(&Volume {
+                        host: Some(host.id.clone()),
+                        ..volume.clone()
+                    });
+                }
             }
             None => {
                 let reason = StateReason::insufficient_capacity();
@@ -90,7 +96,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Eni, PrivateAddress, PublicAddress, Tags, Volume, samples},
+        model::{Eni, PrivateAddress, PublicAddress, Tags, samples},
         reconcile::testing,
     };
 
@@ -117,6 +123,11 @@ mod tests {
         // All that the third had allocated is free again.
         assert_eq!(view.all::<Eni>().count(), 2);
         assert_eq!(view.all::<Volume>().count(), 2);
+        // The volumes are where their instances are.
+        assert!(
+            view.all::<Volume>()
+                .all(|v| v.host.as_ref().is_some_and(|h| h.0 == "test-host"))
+        );
         assert_eq!(view.all::<PublicAddress>().count(), 2);
         assert_eq!(view.all::<PrivateAddress>().count(), 2);
         assert!(

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 
 use crate::{
-    model::{Volume, VolumeId},
+    model::{HostId, Volume, VolumeId},
     reconcile::{Again, Controller, cluster::transact},
     storage::StorageHost,
     store::Db,
@@ -16,6 +16,8 @@ use crate::{
 pub struct VolumeController {
     /// Desired state.
     pub db: Db,
+    /// This host.
+    pub host: HostId,
     /// The volumes.
     pub storage: Arc<dyn StorageHost>,
 }
@@ -32,6 +34,8 @@ impl Controller for VolumeController {
         let view = self.db.view();
         let going: Vec<&VolumeId> = view
             .by(Volume::DELETING, "")
+            // One that never had a host has no data on any.
+            .filter(|volume| volume.host.as_ref().is_none_or(|host| *host == self.host))
             .map(|volume| &volume.id)
             .collect();
         for id in going {
@@ -57,11 +61,19 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn only_what_was_deleted_goes_with_its_tags() {
+    async fn only_what_was_deleted_on_this_host_goes_with_its_tags() {
         let db = Db::in_memory().await;
         let storage = Arc::new(FakeStorage::default());
-        for (n, deleting) in [(1, true), (2, false)] {
+        let host = |name: &str| Some(HostId(name.into()));
+        // The last is another host's, though this one has a file of that name.
+        for (n, host, deleting) in [
+            (1, host("here"), true),
+            (2, host("here"), false),
+            (3, None, true),
+            (4, host("there"), true),
+        ] {
             let volume = Volume {
+                host,
                 attachment: None,
                 deleting,
                 ..samples::volume(n)
@@ -82,16 +94,17 @@ mod tests {
         }
         let controller = VolumeController {
             db: db.clone(),
+            host: HostId("here".into()),
             storage: storage.clone(),
         };
         for _ in 0..2 {
             assert_eq!(controller.pass().await.unwrap(), Again::Idle);
-            let kept = VolumeId::from_random(2);
-            assert_eq!(storage.observe().await.unwrap(), [kept.clone()].into());
+            let kept = [2, 4].map(VolumeId::from_random);
+            assert_eq!(storage.observe().await.unwrap(), kept.clone().into());
             let view = db.view();
             let records: Vec<_> = view.all::<Volume>().map(|v| v.id.clone()).collect();
-            assert_eq!(records, [kept]);
-            assert_eq!(view.all::<Tags>().count(), 1);
+            assert_eq!(records, kept);
+            assert_eq!(view.all::<Tags>().count(), 2);
         }
     }
 }
