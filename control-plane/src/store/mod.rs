@@ -175,13 +175,36 @@ pub enum StoreError {
     /// SQLite failed.
     #[error("database error")]
     Sqlite(#[from] rusqlite::Error),
-    /// The database was written by another version of Hearth.
-    #[error("the database has schema {found}, this program knows {known}")]
+    /// The database was written by a newer Hearth.
+    #[error(
+        "the database has schema {found} and this program knows {known}: run the Hearth that \
+         wrote it, or put back the copy that it made (hearth.db.schema-{known})"
+    )]
     Schema {
         /// What the file says.
         found: u64,
         /// What is known here.
         known: u64,
+    },
+    /// The database was written by an older Hearth, and can't be brought up.
+    #[error("can't bring the database from schema {from} to {to}; it is as it was")]
+    Migration {
+        /// What the file says.
+        from: u64,
+        /// What this program needs.
+        to: u64,
+        /// Why not.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The database can't be copied before it is brought up.
+    #[error("can't copy the database to {}, so it is not brought up to this program", path.display())]
+    Backup {
+        /// Where the copy would be.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
     },
 }
 

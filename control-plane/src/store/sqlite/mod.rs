@@ -1,15 +1,21 @@
 //! The embedded store: SQLite in its write-ahead mode, on a thread of its own.
+//!
+//! A commit that fails, for want of space or because the disk does, leaves the
+//! store as it was, and the next one is tried as if it had not been.
+
+mod reserve;
+mod schema;
 
 use std::{
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, config::DbConfig, params};
 use tokio::sync::oneshot;
 
 use super::{
@@ -17,35 +23,18 @@ use super::{
     core::{Core, Engine, Write},
 };
 
-/// The layout of the tables below.
-const SCHEMA: u64 = 1;
-
-const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS meta (
-    name  TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
-) WITHOUT ROWID, STRICT;
-CREATE TABLE IF NOT EXISTS entries (
-    key      TEXT PRIMARY KEY,
-    value    BLOB NOT NULL,
-    created  INTEGER NOT NULL,
-    modified INTEGER NOT NULL,
-    lease    INTEGER
-) WITHOUT ROWID, STRICT;
-CREATE INDEX IF NOT EXISTS entries_by_lease ON entries (lease) WHERE lease IS NOT NULL;
-CREATE TABLE IF NOT EXISTS leases (
-    id     INTEGER PRIMARY KEY AUTOINCREMENT,
-    ttl_ms INTEGER NOT NULL
-) STRICT;
-";
-
 /// The first SQLite without the WAL-reset bug, which loses or corrupts commits
 /// when a checkpoint meets a writer: <https://sqlite.org/wal.html#walresetbug>.
 const SOUND: i32 = 3_051_003;
 
+/// After how many commits the store's own space is looked at.
+const REFILL: u64 = 256;
+
 struct Sqlite {
     connection: Connection,
+    path: PathBuf,
     revision: Revision,
+    commits: u64,
 }
 
 impl Sqlite {
@@ -60,42 +49,42 @@ impl Sqlite {
             .mode(0o600)
             .open(path)
             .map_err(StoreError::Io)?;
-        let connection = Connection::open(path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        // A commit that was answered must outlast a power cut.
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.execute_batch(TABLES)?;
-        let schema = read_meta(&connection, "schema")?;
-        match schema {
-            None => {
-                connection.execute(
-                    "INSERT INTO meta (name, value) VALUES ('schema', ?1), ('revision', 0)",
-                    params![SCHEMA.cast_signed()],
-                )?;
-            }
-            Some(found) if found != SCHEMA => {
-                return Err(StoreError::Schema {
-                    found,
-                    known: SCHEMA,
-                });
-            }
-            Some(_) => {}
+        let mut connection = Connection::open(path)?;
+        set_up(&connection)?;
+        schema::prepare(&mut connection, path, schema::KNOWN)?;
+        if let Err(error) = reserve::refill(&connection, path) {
+            tracing::warn!(%error, "the store has no space of its own");
         }
-        let revision = Revision(read_meta(&connection, "revision")?.unwrap_or(0));
+        let revision = Revision(schema::read_meta(&connection, "revision")?.unwrap_or(0));
         Ok(Self {
             connection,
+            path: path.to_owned(),
             revision,
+            commits: 0,
         })
+    }
+
+    /// Sees now and then to the store's own space.
+    fn keep_reserve(&mut self) {
+        self.commits += 1;
+        if self.commits.is_multiple_of(REFILL)
+            && let Err(error) = reserve::refill(&self.connection, &self.path)
+        {
+            tracing::warn!(%error, "the store's own space can't be restored");
+        }
     }
 }
 
-fn read_meta(connection: &Connection, name: &str) -> Result<Option<u64>, StoreError> {
-    let value = connection
-        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
-            row.get::<_, i64>(0)
-        })
-        .optional()?;
-    Ok(value.map(i64::cast_unsigned))
+/// What a connection needs before its first statement.
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // A commit that was answered must outlast a power cut.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // What SQLite puts aside must not need a disk that may be full.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // The log is part of the store's own space: it stays when the process ends.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(())
 }
 
 /// A row of `key, value, created, modified`.
@@ -161,8 +150,10 @@ impl Engine for Sqlite {
                 .prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")?
                 .execute([number])?;
         }
+        // When this fails, the transaction is rolled back as it goes out of scope.
         transaction.commit()?;
         self.revision = revision;
+        self.keep_reserve();
         Ok(())
     }
 
@@ -197,6 +188,9 @@ impl Engine for Sqlite {
         Ok(leases.collect::<Result<_, _>>()?)
     }
 }
+
+/// The pause after a failure to end leases.
+const RETRY: Duration = Duration::from_secs(1);
 
 type Job = Box<dyn FnOnce(&mut Core<Sqlite>) + Send>;
 
@@ -257,8 +251,15 @@ impl SqliteStore {
                 let Some(jobs) = weak.upgrade() else { return };
                 let next = call(&jobs, Core::expire).await;
                 drop(jobs);
-                let Ok(Some(next)) = next else { return };
-                tokio::time::sleep_until(next).await;
+                match next {
+                    Ok(Some(next)) => tokio::time::sleep_until(next).await,
+                    Ok(None) | Err(StoreError::Closed) => return,
+                    // The disk may be full, and won't be for ever.
+                    Err(error) => {
+                        tracing::warn!(%error, "leases can't be ended");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
             }
         });
     }
@@ -350,20 +351,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_schema_is_refused() {
+    async fn a_newer_schema_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hearth.db");
         drop(SqliteStore::open(&path).await.unwrap());
         Connection::open(&path)
             .unwrap()
-            .execute("UPDATE meta SET value = 99 WHERE name = 'schema'", [])
+            .execute(
+                "UPDATE meta SET value = 99 WHERE name IN ('schema', 'min_reader')",
+                [],
+            )
             .unwrap();
         let refused = SqliteStore::open(&path).await;
         assert!(matches!(
             refused,
             Err(StoreError::Schema {
                 found: 99,
-                known: 1
+                known: 2
             })
         ));
     }

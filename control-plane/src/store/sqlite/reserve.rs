@@ -1,0 +1,111 @@
+//! Space of the store's own, so that it can write when its file system is full to
+//! the last byte: TerminateInstances must work just then.
+//!
+//! It lies inside the database's own files, where nobody else can take it in the
+//! moment that it is needed: pages of the file that hold nothing, which SQLite
+//! uses before it grows the file, and a write-ahead log that keeps its length and
+//! is written over from its beginning after each checkpoint. Neither needs a new
+//! block of a file system that writes in place, as ext4 and XFS do.
+//!
+//! <https://sqlite.org/fileformat2.html#the_freelist>,
+//! <https://sqlite.org/wal.html#avoiding_excessively_large_wal_files>
+
+use std::{fs, path::Path};
+
+use rusqlite::Connection;
+
+/// How much there is of either, in bytes. A commit of one instance's step takes
+/// some 20 KiB of the log, which begins anew every 4 MiB; only what is new takes
+/// pages.
+const RESERVE: u64 = 8 << 20;
+
+/// Restores the reserve if half of it is gone and the file system has plenty.
+///
+/// # Errors
+/// If SQLite fails; the database is as it was.
+pub(super) fn refill(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
+    if pages(connection)? * page_size(connection)? >= RESERVE / 2 && log_length(path) >= RESERVE {
+        return Ok(());
+    }
+    let plenty = path
+        .parent()
+        .and_then(|folder| rustix::fs::statvfs(folder).ok())
+        .is_some_and(|s| s.f_bavail * s.f_frsize > 4 * RESERVE);
+    if !plenty {
+        return Ok(());
+    }
+    // The pages go through the log, which so comes by its length as well.
+    connection.execute(
+        "INSERT INTO reserve (filler) VALUES (zeroblob(?1))",
+        [RESERVE.cast_signed()],
+    )?;
+    connection.execute("DELETE FROM reserve", [])?;
+    // Not so far as to cut the log.
+    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+}
+
+/// How many pages hold nothing.
+fn pages(connection: &Connection) -> rusqlite::Result<u64> {
+    pragma(connection, "freelist_count")
+}
+
+fn page_size(connection: &Connection) -> rusqlite::Result<u64> {
+    pragma(connection, "page_size")
+}
+
+fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
+    connection
+        .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+        .map(i64::cast_unsigned)
+}
+
+fn log_length(path: &Path) -> u64 {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    fs::metadata(name).map_or(0, |m| m.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema::{KNOWN, prepare};
+    use super::*;
+
+    fn open(path: &Path) -> Connection {
+        let mut connection = Connection::open(path).unwrap();
+        super::super::set_up(&connection).unwrap();
+        prepare(&mut connection, path, KNOWN).unwrap();
+        connection
+    }
+
+    #[test]
+    fn it_is_there_outlasts_the_process_and_is_restored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let connection = open(&path);
+        refill(&connection, &path).unwrap();
+        let size = fs::metadata(&path).unwrap().len();
+        let all = pages(&connection).unwrap();
+        assert!(all >= RESERVE / 4096 && log_length(&path) >= RESERVE);
+        // Twice is once.
+        refill(&connection, &path).unwrap();
+        assert_eq!(pages(&connection).unwrap(), all);
+        drop(connection);
+        assert!(
+            log_length(&path) >= RESERVE,
+            "the log went with the process"
+        );
+
+        let connection = open(&path);
+        refill(&connection, &path).unwrap();
+        let put = "INSERT INTO entries (key, value, created, modified) VALUES (?1, zeroblob(65536), 1, 1)";
+        for n in 0..100 {
+            connection.execute(put, [format!("/{n}")]).unwrap();
+        }
+        // What is new went into the reserve.
+        assert_eq!(fs::metadata(&path).unwrap().len(), size);
+        let left = pages(&connection).unwrap();
+        assert!(left < all / 2, "{left}");
+        refill(&connection, &path).unwrap();
+        assert!(pages(&connection).unwrap() >= RESERVE / 4096);
+    }
+}
