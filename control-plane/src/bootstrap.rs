@@ -32,14 +32,22 @@ pub struct Machine {
     pub cpus: u32,
     /// Its memory in MiB.
     pub memory_mib: u64,
+    /// What may be promised to volumes, in GiB ([`crate::storage::Space::capacity_gib`]).
+    pub disk_gib: u64,
+}
+
+/// What the host's kernel, its services and Hearth itself may need of so much
+/// memory, in MiB, unless a setting says otherwise.
+fn default_memory_reserve_mib(total_mib: u64) -> u64 {
+    (total_mib / 16).clamp(256, 2048)
 }
 
 impl Machine {
-    /// Asks this machine.
+    /// Asks this machine; how much disk it has is known by its storage.
     ///
     /// # Errors
     /// If the kernel doesn't tell.
-    pub fn probe() -> std::io::Result<Self> {
+    pub fn probe(disk_gib: u64) -> std::io::Result<Self> {
         let cpus = std::thread::available_parallelism()?.get();
         let meminfo = std::fs::read_to_string(Path::new("/proc/meminfo"))?;
         let memory_mib = total_memory(&meminfo)
@@ -47,6 +55,7 @@ impl Machine {
         Ok(Self {
             cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
             memory_mib,
+            disk_gib,
         })
     }
 }
@@ -112,6 +121,10 @@ fn plan(
 }
 
 fn host_of(config: &Config, machine: Machine) -> Host {
+    let reserve = config
+        .memory_reserve_mib
+        .unwrap_or_else(|| default_memory_reserve_mib(machine.memory_mib));
+    let memory_mib = machine.memory_mib.saturating_sub(reserve);
     // Both ratios are at most 100 and the products far below the integers' ends.
     #[allow(
         clippy::cast_possible_truncation,
@@ -120,13 +133,14 @@ fn host_of(config: &Config, machine: Machine) -> Host {
     )]
     let (vcpus, memory_mib) = (
         (f64::from(machine.cpus) * config.cpu_overcommit) as u32,
-        (machine.memory_mib as f64 * config.memory_overcommit) as u64,
+        (memory_mib as f64 * config.memory_overcommit) as u64,
     );
     Host {
         id: config.host_id.clone(),
         zone: config.zone.clone(),
         vcpus,
         memory_mib,
+        disk_gib: machine.disk_gib,
     }
 }
 
@@ -168,6 +182,7 @@ mod tests {
         let machine = Machine {
             cpus: 2,
             memory_mib: 3000,
+            disk_gib: 100,
         };
         bootstrap(&db, &config, machine).await.unwrap();
         let view = db.view();
@@ -178,7 +193,9 @@ mod tests {
         let group = view.all::<SecurityGroup>().next().unwrap();
         assert_eq!(group.rules.len(), 2);
         let host = view.shared::<Host>("test-host").unwrap();
-        assert_eq!((host.vcpus, host.memory_mib), (8, 3000));
+        // The host keeps some memory for itself.
+        assert_eq!((host.vcpus, host.memory_mib), (8, 3000 - 256));
+        assert_eq!(host.disk_gib, 100);
 
         bootstrap(&db, &config, machine).await.unwrap();
         assert_eq!(db.view().revision(), view.revision());
@@ -189,6 +206,29 @@ mod tests {
             .unwrap();
         assert_eq!(db.view().shared::<Host>("test-host").unwrap().vcpus, 16);
         assert_eq!(db.view().all::<Vpc>().count(), 1);
+    }
+
+    #[test]
+    fn the_host_keeps_memory_for_itself() {
+        for (total, kept) in [(3000, 256), (24 << 10, 1536), (512 << 10, 2048)] {
+            assert_eq!(default_memory_reserve_mib(total), kept);
+        }
+        let machine = Machine {
+            cpus: 1,
+            memory_mib: 4096,
+            disk_gib: 1,
+        };
+        let given = Config {
+            memory_reserve_mib: Some(1000),
+            memory_overcommit: 2.0,
+            ..Config::for_tests()
+        };
+        assert_eq!(host_of(&given, machine).memory_mib, 2 * 3096);
+        let all = Config {
+            memory_reserve_mib: Some(5000),
+            ..given
+        };
+        assert_eq!(host_of(&all, machine).memory_mib, 0);
     }
 
     #[test]

@@ -43,6 +43,17 @@ pub struct ServeArgs {
     /// How much memory is handed out for each byte of this host's
     #[arg(long, env = "HEARTH_MEMORY_OVERCOMMIT", default_value_t = 1.0)]
     pub memory_overcommit: f64,
+    /// How much memory is kept for this host itself, in MiB [default: a sixteenth, 256 to 2048]
+    #[arg(long, env = "HEARTH_MEMORY_RESERVE_MIB")]
+    pub memory_reserve_mib: Option<u64>,
+    /// How much disk is promised to volumes for each byte that is free; volumes take
+    /// space only as they are written
+    #[arg(long, env = "HEARTH_DISK_OVERCOMMIT", default_value_t = 4.0)]
+    pub disk_overcommit: f64,
+    /// How much of the data folder's file system guests must leave free, in MiB;
+    /// those that write are paused at it [default: a twentieth, 256 to 2048]
+    #[arg(long, env = "HEARTH_DISK_RESERVE_MIB")]
+    pub disk_reserve_mib: Option<u64>,
     /// This host's name [default: its host name]
     #[arg(long, env = "HEARTH_HOST_ID")]
     pub host_id: Option<String>,
@@ -95,6 +106,14 @@ pub struct Config {
     pub cpu_overcommit: f64,
     /// Memory handed out for each byte there is.
     pub memory_overcommit: f64,
+    /// Memory kept for the host itself, in MiB; none to let it follow from what
+    /// there is.
+    pub memory_reserve_mib: Option<u64>,
+    /// Disk promised to volumes for each byte that is free.
+    pub disk_overcommit: f64,
+    /// What guests must leave free of the data folder's file system, in MiB; none
+    /// to let it follow from its size.
+    pub disk_reserve_mib: Option<u64>,
     /// This host's name.
     pub host_id: HostId,
     /// The VMM's program.
@@ -153,6 +172,7 @@ impl Config {
         for (flag, ratio) in [
             ("--cpu-overcommit", args.cpu_overcommit),
             ("--memory-overcommit", args.memory_overcommit),
+            ("--disk-overcommit", args.disk_overcommit),
         ] {
             if !(0.01..=100.0).contains(&ratio) {
                 return refuse(format!("{flag} {ratio}: must be from 0.01 to 100"));
@@ -191,6 +211,9 @@ impl Config {
             public_pool: pool,
             cpu_overcommit: args.cpu_overcommit,
             memory_overcommit: args.memory_overcommit,
+            memory_reserve_mib: args.memory_reserve_mib,
+            disk_overcommit: args.disk_overcommit,
+            disk_reserve_mib: args.disk_reserve_mib,
             host_id: HostId(host_id),
             vmm_binary,
             jail_layers_optional: args.jail_layers_optional,
@@ -271,6 +294,7 @@ mod tests {
             (["--public-pool", "10.0.0.0/30"], "--public-pool"),
             (["--cpu-overcommit", "0"], "--cpu-overcommit"),
             (["--memory-overcommit", "NaN"], "--memory-overcommit"),
+            (["--disk-overcommit", "0"], "--disk-overcommit"),
             (["--data-dir", "here"], "--data-dir"),
             (["--host-id", "a/b"], "--host-id"),
             (["--listen", "nowhere"], "--listen"),

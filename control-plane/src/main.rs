@@ -10,10 +10,10 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use hearth::{
-    compute::bootfiles,
+    compute::{self, bootfiles},
     config::{Config, ServeArgs},
     doctor, images,
-    model::Scope,
+    model::{InstanceId, Scope},
 };
 
 /// EC2 on this machine.
@@ -38,6 +38,14 @@ enum Command {
         /// The folder of manifests and disks
         folder: PathBuf,
     },
+    /// Shows how long the steps of an instance's last launch took
+    Trace {
+        /// The instance, as i-0123456789abcdef0
+        instance: String,
+        /// The data folder of the hearth that runs it
+        #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
+        data_dir: PathBuf,
+    },
     /// Tells whether instances can run on this machine, and what to do if not
     Doctor {
         /// Only one line for each reason why none can
@@ -58,6 +66,7 @@ fn main() -> ExitCode {
     let (args, purge) = match Cli::parse().command {
         Command::Serve(args) => (args, false),
         Command::Purge(args) => (args, true),
+        Command::Trace { instance, data_dir } => return trace(&instance, &data_dir),
         // It reads its flag itself.
         Command::Images { folder } => return list_images(&folder),
         Command::Doctor { brief: _ } => return doctor::main(),
@@ -122,6 +131,23 @@ fn list_images(folder: &Path) -> ExitCode {
             let _ = writeln!(io::stderr(), "hearth: {problem}");
         }
         return ExitCode::from(u8::from(!scan.problems.is_empty()));
+    }
+}
+
+fn trace(instance: &str, data: &Path) -> ExitCode {
+    let traced = instance
+        .parse::<InstanceId>()
+        .map_err(anyhow::Error::new)
+        .and_then(|id| Ok(compute::host::trace_of(data, &id)?))
+        .and_then(|found| {
+            found.ok_or_else(|| anyhow::anyhow!("there is no launch of it in {}", data.display()))
+        });
+    match traced {
+        Ok(record) => {
+            let _ = write!(io::stdout(), "{record}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error.context(instance.to_owned()), 1),
     }
 }
 

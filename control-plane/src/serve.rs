@@ -15,7 +15,10 @@ use hearth::{
     api::{self, Cloud, Console},
     auth::credentials::CredentialStore,
     bootstrap::{Machine, bootstrap},
-    compute::{ComputeHost, host::HostCompute},
+    compute::{
+        ComputeHost,
+        host::{HostCompute, protect_from_oom_killer},
+    },
     config::Config,
     model::{HostId, InstanceId, Scope},
     network::{NetworkHost, host::LinuxNetwork},
@@ -23,7 +26,9 @@ use hearth::{
         Controller,
         cluster::{GarbageController, PlacementController},
         drive,
-        host::{ImageController, NetworkController, ReachabilityController, VolumeController},
+        host::{
+            DiskGuard, ImageController, NetworkController, ReachabilityController, VolumeController,
+        },
         instance::InstanceController,
         system_clock,
     },
@@ -60,6 +65,9 @@ struct Hosts {
 /// Serves until SIGTERM or SIGINT; the instances run on.
 pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let lock = lock(&config).map_err(Failure::Setup)?;
+    if let Err(error) = protect_from_oom_killer() {
+        tracing::warn!(%error, "should memory run out, the kernel may end this process");
+    }
     let config = Arc::new(config);
     let (db, hosts, credentials, listener) = set_up(&config).await.map_err(Failure::Setup)?;
     let result = run(config, db, hosts, credentials, listener)
@@ -81,11 +89,17 @@ async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialSt
     let db = Db::open(Arc::new(store))
         .await
         .context("reading the database")?;
-    let machine = Machine::probe().context("looking at this machine")?;
+    let reserve = config
+        .disk_reserve_mib
+        .map(|mib| mib.saturating_mul(1 << 20));
+    let storage = HostStorage::open(&config.data_dir, reserve)?;
+    let space = storage.space().await?;
+    let disk_gib = space.capacity_gib(storage.reserve(), config.disk_overcommit);
+    let machine = Machine::probe(disk_gib).context("looking at this machine")?;
     bootstrap(&db, config, machine)
         .await
         .context("writing the default VPC")?;
-    let hosts = hosts(config, &db)?;
+    let hosts = hosts(config, &db, storage)?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}", config.listen))?;
@@ -93,13 +107,12 @@ async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialSt
 }
 
 /// What stands for this host.
-fn hosts(config: &Config, db: &Db) -> anyhow::Result<Hosts> {
+fn hosts(config: &Config, db: &Db, storage: HostStorage) -> anyhow::Result<Hosts> {
     let compute = HostCompute::open(
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
     )?;
-    let storage = HostStorage::open(&config.data_dir)?;
     let network = LinuxNetwork::new(
         config.public_pool,
         &config.region,
@@ -173,6 +186,14 @@ async fn run(
     for controller in controllers(&config, &db, &hosts) {
         tasks.spawn(drive(controller, db.clone(), receiver.clone()));
     }
+    let guard = DiskGuard {
+        db: db.clone(),
+        host: config.host_id.clone(),
+        storage: hosts.storage.clone(),
+        writers: hosts.compute.clone(),
+        overcommit: config.disk_overcommit,
+    };
+    tasks.spawn(guard.run(receiver.clone()));
     let cloud = Cloud {
         db: db.clone(),
         config: Arc::clone(&config),
@@ -291,7 +312,12 @@ async fn remove_all(config: &Config) -> anyhow::Result<()> {
         .await?
         .context("removing the volumes")?;
     // Last: as long as any of the above is there, the database says what it is.
-    for name in ["hearth.db", "hearth.db-wal", "hearth.db-shm", "host-id"] {
+    // With its logs, and the copies that were made before it was brought up to date.
+    for entry in fs::read_dir(&config.data_dir)? {
+        let name = entry?.file_name();
+        if name != "host-id" && !name.to_string_lossy().starts_with("hearth.db") {
+            continue;
+        }
         let path = config.data_dir.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

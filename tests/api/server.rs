@@ -48,6 +48,7 @@ impl Server {
             let machine = Machine {
                 cpus: 8,
                 memory_mib: 16384,
+                disk_gib: 1000,
             };
             bootstrap(&db, &config, machine).await.expect("bootstrap");
             let image = image(&config.account_id);

@@ -2,5 +2,6 @@
 //! file systems. Needs root.
 
 mod boot_files;
+mod full_disk;
 mod network;
 mod storage;

@@ -42,7 +42,7 @@ async fn volumes_are_clones_in_a_pool_that_leaves_no_trace() {
         path,
     };
 
-    let host = HostStorage::open(&data).expect("opened");
+    let host = HostStorage::open(&data, Some(0)).expect("opened");
     if host.cloning() == Cloning::Reflink {
         // The folder's own file system can do it: nothing to mount.
         assert!(traces(&data).is_empty());
@@ -73,7 +73,7 @@ async fn volumes_are_clones_in_a_pool_that_leaves_no_trace() {
 
     // Opened again, as after a restart: what is mounted is used.
     let before = traces(&data);
-    let again = HostStorage::open(&data).expect("opened again");
+    let again = HostStorage::open(&data, Some(0)).expect("opened again");
     assert_eq!(again.cloning(), host.cloning());
     assert_eq!(traces(&data), before);
     assert_eq!(

@@ -187,6 +187,8 @@ mod tests {
                 mac: [2, 0, 0, 0xab, 0xcd, 0xef],
                 mtu: 1500,
             }],
+            clone_of: None,
+            trace: Default::default(),
         }
     }
 

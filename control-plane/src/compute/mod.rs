@@ -10,7 +10,7 @@
 //! The reconcilers speak to [`ComputeHost`] alone. Every method may be called
 //! again after a crash at any point and finds its way from what is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -20,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::model::{BootMethod, EniId, InstanceId, VolumeId};
+use crate::model::{BootMethod, EniId, ImageId, InstanceId, VolumeId};
 
 pub mod argv;
 pub mod bootfiles;
 pub mod fake;
 pub mod host;
+pub mod trace;
 
 /// Everything that a cold boot of an instance needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,22 @@ pub struct LaunchSpec {
     /// The interfaces, the primary first; the taps given to
     /// [`ComputeHost::launch`] are in the same order.
     pub nics: Vec<NicSpec>,
+    /// What the root disk is a fresh clone of: at a first boot, whose boot files
+    /// may be taken from there.
+    #[serde(default)]
+    pub clone_of: Option<Box<CloneOf>>,
+    /// What was done for it so far, and when.
+    #[serde(skip)]
+    pub trace: trace::Trace,
+}
+
+/// The image that a root disk was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneOf {
+    /// The image; its id is a hash of its disk.
+    pub image: ImageId,
+    /// Its disk. It may be gone.
+    pub path: PathBuf,
 }
 
 /// A disk of an instance.
@@ -125,8 +142,8 @@ pub trait ComputeHost: Send + Sync {
     /// is not in the map.
     async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError>;
 
-    /// Boots the instance from cold, unless this very boot runs already; reads
-    /// the kernel and initrd from its root disk first. `taps` are in the order
+    /// Boots the instance from cold, unless this very boot runs already; the
+    /// kernel and initrd are those on its root disk. `taps` are in the order
     /// of [`LaunchSpec::nics`]. After an error nothing runs.
     async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError>;
 
@@ -160,6 +177,23 @@ pub trait ComputeHost: Send + Sync {
 
     /// A counter that moves whenever a VMM has ended: time to look again.
     fn exits(&self) -> watch::Receiver<u64>;
+}
+
+/// Instances that can be stopped where they are, when the host has no disk left
+/// for what they write. They notice nothing but the time that has passed.
+pub trait Pausable: Send + Sync {
+    /// Stops the instance where it is, or lets it go on; one that isn't there is
+    /// no error.
+    ///
+    /// # Errors
+    /// When the host can't do it.
+    fn set_paused(&self, id: &InstanceId, paused: bool) -> std::io::Result<()>;
+
+    /// The instances that are stopped so, whoever did it.
+    ///
+    /// # Errors
+    /// When the host can't be asked.
+    fn paused(&self) -> std::io::Result<BTreeSet<InstanceId>>;
 }
 
 /// The SMBIOS UUID of an instance: the same for its whole life, and beginning

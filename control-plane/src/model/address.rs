@@ -32,6 +32,11 @@ pub struct Host {
     pub vcpus: u32,
     /// How much memory may be handed out, in MiB.
     pub memory_mib: u64,
+    /// How much disk may be promised to volumes, in GiB: what they take already,
+    /// and what is free beyond the host's reserve times the overcommit ratio. 0
+    /// while the reserve is touched: nothing new is taken then.
+    #[serde(default)]
+    pub disk_gib: u64,
 }
 
 shared! { Host { kind: "hosts", key: |this| &this.id.0 } }

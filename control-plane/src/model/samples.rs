@@ -207,5 +207,6 @@ pub fn host(id: &str, vcpus: u32) -> Host {
         zone: "us-east-1a".into(),
         vcpus,
         memory_mib: 1024,
+        disk_gib: 1000,
     }
 }

@@ -5,6 +5,7 @@ use std::{convert::Infallible, net::Ipv4Addr};
 use crate::{
     config::Config,
     model::{Host, InstanceId, PrivateAddress, PublicAddress, samples},
+    scheduler::overhead_mib,
     store::Db,
 };
 
@@ -19,7 +20,8 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             id: Config::for_tests().host_id,
             zone: "us-east-1a".into(),
             vcpus: room,
-            memory_mib: u64::from(room) * 1024,
+            memory_mib: u64::from(room) * (1024 + overhead_mib(1024)),
+            disk_gib: u64::from(room) * 8,
         });
         for &n in instances {
             let mut instance = samples::instance(n);

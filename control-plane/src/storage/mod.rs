@@ -17,6 +17,9 @@ use crate::model::{ImageId, VolumeId};
 
 pub mod fake;
 pub mod host;
+mod space;
+
+pub use space::{Pressure, Space, default_reserve};
 
 /// A volume to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,19 @@ pub enum StorageError {
         size_bytes: u64,
         /// The size of the image's disk.
         source_bytes: u64,
+    },
+    /// The volume would take from what the host keeps free.
+    #[error(
+        "{volume} is not made: it takes {needed_bytes} bytes at once, and {free_bytes} are free \
+         beyond the reserve"
+    )]
+    NoSpace {
+        /// The volume.
+        volume: VolumeId,
+        /// What making it takes.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
     },
     /// An operation on the host failed.
     #[error("{doing}")]

@@ -4,14 +4,16 @@
 //! mounted. `hearth read-boot-files` is a process of its own ([`main`]) that
 //! has the disk, open and read-only, for its standard input, and a file for its
 //! standard output; it gives up every right ([`sandbox`]) before it reads the
-//! first byte, and copies the one file it was asked for. It is run at every
-//! cold boot, once for each file, so that a kernel upgrade by the guest takes
-//! effect; what the guest's journal has not yet written back is honoured.
+//! first byte, and copies the one or two files that it was asked for. It is run
+//! at every cold boot but the first, so that a kernel upgrade by the guest takes
+//! effect; what the guest's journal has not yet written back is honoured. At the
+//! first boot the disk is still its image, whose files are read once for all.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -72,21 +74,26 @@ pub enum BootFileError {
     Output(io::Error),
 }
 
-/// Copies one file of an ext4 file system on `disk` to `out`; symbolic links
-/// are followed, inside that file system. `partition` 0 is the whole disk.
+/// The ext4 file system on `disk`; `partition` 0 is the whole disk.
 ///
 /// # Errors
 /// In one line, what is wrong with the disk.
+pub fn open(disk: File, partition: u32) -> Result<Ext4, BootFileError> {
+    let slice = partition::find(disk, partition)?;
+    Ext4::load(Box::new(slice)).map_err(|what| BootFileError::FileSystem { partition, what })
+}
+
+/// Copies one file of a file system to `out`; symbolic links are followed, inside
+/// that file system.
+///
+/// # Errors
+/// In one line, what is wrong with the file.
 pub fn extract(
-    disk: File,
-    partition: u32,
+    fs: &Ext4,
     path: &str,
     limit: u64,
     out: &mut impl Write,
 ) -> Result<u64, BootFileError> {
-    let slice = partition::find(disk, partition)?;
-    let fs = Ext4::load(Box::new(slice))
-        .map_err(|what| BootFileError::FileSystem { partition, what })?;
     let failed = |what| BootFileError::File {
         path: path.to_owned(),
         what,
@@ -127,19 +134,28 @@ impl Ext4Read for Slice {
     }
 }
 
-/// Copies one file from the root disk on standard input to standard output
+/// Copies one or two files from the root disk on standard input
 #[derive(Debug, Parser)]
 #[command(name = "hearth read-boot-files", disable_version_flag = true)]
 struct Args {
     /// The partition, 1 the first; 0 when the disk is the file system
     #[arg(long)]
     partition: u32,
-    /// The file's path in it
+    /// The path in it of the file that goes to standard output
     #[arg(long)]
     path: String,
-    /// The most bytes that are copied
+    /// The most bytes of it that are copied
     #[arg(long)]
     limit: u64,
+    /// The path in it of another file
+    #[arg(long, requires_all = ["second_limit", "second_to"])]
+    second_path: Option<String>,
+    /// The most bytes of that which are copied
+    #[arg(long)]
+    second_limit: Option<u64>,
+    /// The file outside that it is copied to; it must be there
+    #[arg(long)]
+    second_to: Option<PathBuf>,
     /// The user to drop to, when run as root
     #[arg(long, default_value_t = 65534)]
     uid: u32,
@@ -172,10 +188,28 @@ fn run(args: &Args) -> Result<(), String> {
     let dup = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
     let disk = dup(io::stdin().as_fd()).map_err(|e| format!("standard input: {e}"))?;
     let mut out = dup(io::stdout().as_fd()).map_err(|e| format!("standard output: {e}"))?;
-    sandbox::enter(args.uid, args.gid, args.limit).map_err(|e| format!("no sandbox: {e}"))?;
-    extract(disk, args.partition, &args.path, args.limit, &mut out)
-        .map(drop)
-        .map_err(|e| e.to_string())
+    let second = match (&args.second_path, args.second_limit, &args.second_to) {
+        (Some(path), Some(limit), Some(to)) => {
+            let out = OpenOptions::new().write(true).open(to);
+            let out = out.map_err(|e| format!("{}: {e}", to.display()))?;
+            Some((path, limit, out))
+        }
+        _ => None,
+    };
+    // What started it may be the last that the kernel ends.
+    let _ = crate::compute::host::offer_to_oom_killer();
+    let most = second.as_ref().map_or(0, |(_, limit, _)| *limit);
+    sandbox::enter(args.uid, args.gid, args.limit.max(most))
+        .map_err(|e| format!("no sandbox: {e}"))?;
+    let copy = || -> Result<(), BootFileError> {
+        let fs = open(disk, args.partition)?;
+        extract(&fs, &args.path, args.limit, &mut out)?;
+        if let Some((path, limit, mut out)) = second {
+            extract(&fs, path, limit, &mut out)?;
+        }
+        Ok(())
+    };
+    copy().map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -80,7 +80,8 @@ impl Bench {
 
 fn read(disk: &Path, partition: u32, path: &str, limit: u64) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
-    let n = extract(File::open(disk).unwrap(), partition, path, limit, &mut out)
+    let n = open(File::open(disk).unwrap(), partition)
+        .and_then(|fs| extract(&fs, path, limit, &mut out))
         .map_err(|e| e.to_string())?;
     assert_eq!(n, out.len() as u64);
     Ok(out)

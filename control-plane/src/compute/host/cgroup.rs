@@ -13,6 +13,7 @@ use rustix::fs::statfs;
 
 use crate::compute::LaunchSpec;
 use crate::model::InstanceId;
+use crate::scheduler::overhead_mib;
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
@@ -20,11 +21,10 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// The period of `cpu.max`, in microseconds: the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
-/// What a VMM may need beside its guest's memory: its own code and heap, the
-/// I/O in flight, and the page cache of its disks, which the kernel takes back.
-const MEMORY_ALLOWANCE: u64 = 192 << 20;
-/// KVM's page tables and the like, which grow with the guest's memory.
-const MEMORY_OVERHEAD_SHARE: u64 = 64;
+/// The page cache of its disks that a VMM may hold beyond what it was admitted
+/// with. The kernel takes it back before anybody goes short, so it is not
+/// counted in admission; with less, a guest's writes wait for the disk.
+const PAGE_CACHE: u64 = 128 << 20;
 /// Threads beside the vCPUs: devices, io_uring's workers.
 const TASKS_ALLOWANCE: u64 = 512;
 /// How long the kernel may take to end what was killed.
@@ -40,8 +40,8 @@ pub(super) struct Cgroups {
 
 /// What is written into a group's files, in order.
 pub(super) fn limits(spec: &LaunchSpec) -> Vec<(&'static str, String)> {
-    let guest = u64::from(spec.memory_mib) << 20;
-    let memory = guest + guest / MEMORY_OVERHEAD_SHARE + MEMORY_ALLOWANCE;
+    let guest_mib = u64::from(spec.memory_mib);
+    let memory = ((guest_mib + overhead_mib(guest_mib)) << 20) + PAGE_CACHE;
     let vcpus = u64::from(spec.vcpus);
     vec![
         ("cpu.max", format!("{} {CPU_PERIOD}", vcpus * CPU_PERIOD)),
@@ -124,7 +124,15 @@ impl Cgroups {
         }
         let enable = CONTROLLERS.map(|c| format!("+{c}")).join(" ");
         for folder in [self.root.clone(), self.parent()] {
-            write(&folder.join("cgroup.subtree_control"), &enable)?;
+            let file = folder.join("cgroup.subtree_control");
+            let enabled = fs::read_to_string(&file).unwrap_or_default();
+            // A write takes a lock that all groups of the host share.
+            if CONTROLLERS
+                .iter()
+                .any(|c| !enabled.split_whitespace().any(|e| e == *c))
+            {
+                write(&file, &enable)?;
+            }
         }
         for (file, value) in limits(spec) {
             write(&path.join(file), &value)?;
@@ -136,6 +144,22 @@ impl Cgroups {
     pub(super) fn door(&self, id: &InstanceId) -> io::Result<File> {
         let path = self.path(id).join("cgroup.procs");
         named(&path, OpenOptions::new().write(true).open(&path))
+    }
+
+    /// Stops every process of the group where it is, or lets them go on. None is
+    /// no error. The kernel ends frozen processes all the same when told to.
+    pub(super) fn freeze(&self, id: &InstanceId, frozen: bool) -> io::Result<()> {
+        let path = self.path(id).join("cgroup.freeze");
+        match fs::write(&path, if frozen { "1" } else { "0" }) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            outcome => named(&path, outcome),
+        }
+    }
+
+    /// Whether the group was told to stop where it is.
+    pub(super) fn is_frozen(&self, id: &InstanceId) -> bool {
+        fs::read_to_string(self.path(id).join("cgroup.freeze")).is_ok_and(|s| s.trim() == "1")
     }
 
     /// The processes in the group; none when there is no group.

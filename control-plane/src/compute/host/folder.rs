@@ -6,6 +6,7 @@
 //! | `launch.json`   | hearth | what is launched, and its user: the first written |
 //! | `kernel`, `initrd` | boot-file reader | gone once the VMM has them open    |
 //! | `identity.json` | hearth | which process it became: the last written       |
+//! | `trace.json`    | hearth | how long the steps of the launch took           |
 //! | `vmm.log`       | VMM    | what it says on standard error                  |
 //! | `vmm/`          | VMM    | the only place it may write once it runs:       |
 //! | `vmm/vmm.sock`  |        | its control socket                              |
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::process::Identity;
 use crate::compute::argv::Owner;
-use crate::compute::{LaunchSpec, Observed};
+use crate::compute::{LaunchSpec, Observed, trace};
 
 /// What GetConsoleOutput returns at most: 64 KiB.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_GetConsoleOutput.html>
@@ -136,6 +137,7 @@ impl Folder {
         for file in [
             "identity.json",
             "launch.json",
+            "trace.json",
             "kernel",
             "initrd",
             "vmm.log",
@@ -210,7 +212,17 @@ impl Folder {
         absent_is_fine(fs::remove_dir_all(&self.path))
     }
 
-    /// Writes a record, whole or not at all.
+    /// What is known of how long the last launch took.
+    pub(super) fn trace(&self) -> io::Result<Option<trace::Record>> {
+        record(&self.path.join("trace.json"))
+    }
+
+    pub(super) fn set_trace(&self, record: &trace::Record) -> io::Result<()> {
+        self.put("trace.json", record)
+    }
+
+    /// Writes a record, whole or not at all. It needn't outlast a power cut: no VMM
+    /// does, so nothing waits for the disk here.
     fn put(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
         let temp = self.path.join(format!(".{name}"));
         let mut file = OpenOptions::new()
@@ -220,7 +232,6 @@ impl Folder {
             .mode(0o600)
             .open(&temp)?;
         file.write_all(&serde_json::to_vec_pretty(value)?)?;
-        file.sync_all()?;
         fs::rename(&temp, self.path.join(name))
     }
 }
@@ -335,6 +346,8 @@ mod tests {
                 },
                 disks: vec![],
                 nics: vec![],
+                clone_of: None,
+                trace: Default::default(),
             },
         }
     }

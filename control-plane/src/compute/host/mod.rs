@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   launch:  lock ─ clear ─ launch.json ─ cgroup ─ kernel, initrd ─ VMM ─ identity.json
+//!                                                   (once an image)
 //! ```
 //!
 //! `hearth` may be killed between any two of these steps, and during them. What
@@ -11,13 +12,15 @@
 //! pid file, believed only if that process is in the instance's control group
 //! and answers on the instance's socket.
 
+mod bootcache;
 mod cgroup;
 mod client;
 mod folder;
+mod oom;
 mod process;
 mod spawn;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -30,14 +33,19 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::argv::{self, Owner};
 use hearth_vmm_api::SandboxLayer;
 
 use super::bootfiles::{MAX_INITRD, MAX_KERNEL};
-use super::{ComputeError, ComputeHost, LaunchSpec, Observed, argv};
+use super::{ComputeError, ComputeHost, LaunchSpec, Observed, Pausable, trace};
 use crate::model::{BootMethod, InstanceId};
+pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};
+
+use bootcache::{BootCache, BootFiles};
 use cgroup::Cgroups;
 use folder::{Folder, Launch};
 use process::Identity;
+use spawn::Wanted;
 
 /// The users that VMMs run as, one for each instance: a range that neither
 /// distributions, containers nor systemd give out.
@@ -45,6 +53,8 @@ use process::Identity;
 const FIRST_UID: u32 = 0x7100_0000;
 /// How many there are.
 const UIDS: u32 = 1 << 16;
+/// The user that reads images' boot files, as everywhere on Linux.
+const NOBODY: u32 = 65534;
 
 /// The instances of this machine.
 #[derive(Debug)]
@@ -58,10 +68,12 @@ pub struct HostCompute {
     cgroups: Cgroups,
     /// Sandbox layers that VMMs may run without.
     optional_layers: Vec<SandboxLayer>,
+    /// The boot files of images.
+    boot_cache: BootCache,
     /// One change at a time for each instance.
     locks: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
-    /// Held from the choice of a user until it is written down.
-    choosing_uid: Mutex<()>,
+    /// The users that instances have; none before they were first asked for.
+    uids: Mutex<Option<HashMap<InstanceId, u32>>>,
     /// The processes whose end is waited for.
     watched: Arc<Mutex<BTreeSet<u32>>>,
     exits: watch::Sender<u64>,
@@ -111,14 +123,16 @@ impl HostCompute {
             .and_then(|()| let_pass(&data))
             .and_then(|()| let_pass(&instances));
         doing(format!("making {}", instances.display()), made)?;
+        let boot_cache = doing("sweeping the boot files", BootCache::open(&data))?;
         Ok(Self {
+            boot_cache,
             instances,
             vmm: vmm.to_owned(),
             reader: reader.to_owned(),
             cgroups,
             optional_layers: Vec::new(),
             locks: Mutex::default(),
-            choosing_uid: Mutex::default(),
+            uids: Mutex::default(),
             watched: Arc::default(),
             exits: watch::Sender::new(0),
         })
@@ -212,19 +226,7 @@ impl HostCompute {
 
     /// A user that no other instance has, written down before it is used.
     fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
-        let _choosing = self
-            .choosing_uid
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut taken = BTreeSet::new();
-        for id in self.known()? {
-            if id != spec.instance {
-                taken.extend(self.folder(&id).launch()?.map(|l| l.uid));
-            }
-        }
-        let uid = (FIRST_UID..FIRST_UID + UIDS)
-            .find(|uid| !taken.contains(uid))
-            .ok_or_else(|| io::Error::other("every user for VMMs is taken"))?;
+        let uid = self.choose_uid(&spec.instance)?;
         let launch = Launch {
             spec: spec.clone(),
             uid,
@@ -233,33 +235,74 @@ impl HostCompute {
         Ok(launch)
     }
 
-    async fn read_boot_files(&self, launch: &Launch, folder: &Folder) -> Result<(), ComputeError> {
-        let BootMethod::Linux {
-            partition,
-            kernel,
-            initrd,
-            ..
-        } = &launch.spec.boot_method;
+    /// The user that the instance has, or one that nobody has. Nothing is written
+    /// while the lock is held, so that launches don't wait for each other.
+    fn choose_uid(&self, id: &InstanceId) -> io::Result<u32> {
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        let uids = match &mut *uids {
+            Some(uids) => uids,
+            none => {
+                let mut found = HashMap::new();
+                for id in self.known()? {
+                    if let Some(launch) = self.folder(&id).launch()? {
+                        found.insert(id, launch.uid);
+                    }
+                }
+                none.insert(found)
+            }
+        };
+        if let Some(uid) = uids.get(id) {
+            return Ok(*uid);
+        }
+        let taken: HashSet<u32> = uids.values().copied().collect();
+        let uid = (FIRST_UID..FIRST_UID + UIDS)
+            .find(|uid| !taken.contains(uid))
+            .ok_or_else(|| io::Error::other("every user for VMMs is taken"))?;
+        uids.insert(id.clone(), uid);
+        Ok(uid)
+    }
+
+    /// Its user may be another's from now on: nothing of the instance is left.
+    fn give_back_uid(&self, id: &InstanceId) {
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(uids) = &mut *uids {
+            uids.remove(id);
+        }
+    }
+
+    /// Where the kernel and initrd of this launch are: of a fresh clone, in the
+    /// cache; else read from the disk, into the instance's folder.
+    async fn boot_files(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+    ) -> Result<BootFiles, ComputeError> {
+        let method = &launch.spec.boot_method;
+        if let Some(clone) = &launch.spec.clone_of
+            && clone.path.exists()
+        {
+            let owner = Owner {
+                uid: NOBODY,
+                gid: NOBODY,
+            };
+            let read = async |files: &BootFiles| {
+                read_boot_files(&self.reader, &clone.path, method, owner, files).await
+            };
+            let cached = self.boot_cache.get(clone, method, read).await;
+            return doing("reading the boot files of its image", cached)?
+                .map_err(ComputeError::Unbootable);
+        }
         let Some(root) = launch.spec.disks.first() else {
             return Err(ComputeError::Unbootable("there is none".to_owned()));
         };
-        let mut wanted = vec![(kernel, MAX_KERNEL, folder.kernel())];
-        wanted.extend(initrd.iter().map(|i| (i, MAX_INITRD, folder.initrd())));
-        for (path, limit, to) in wanted {
-            let owner = launch.owner();
-            let read = spawn::read_boot_file(
-                &self.reader,
-                &root.path,
-                *partition,
-                path,
-                limit,
-                owner,
-                &to,
-            );
-            doing(format!("reading {path} from the root disk"), read.await)?
-                .map_err(ComputeError::Unbootable)?;
-        }
-        Ok(())
+        let files = BootFiles {
+            kernel: folder.kernel(),
+            initrd: folder.initrd(),
+        };
+        let read = read_boot_files(&self.reader, &root.path, method, launch.owner(), &files);
+        doing("reading the boot files from the root disk", read.await)?
+            .map_err(ComputeError::Unbootable)?;
+        Ok(files)
     }
 
     /// The steps of a launch behind its first record.
@@ -270,12 +313,14 @@ impl HostCompute {
         taps: &[OwnedFd],
     ) -> Result<Identity, ComputeError> {
         let id = &launch.spec.instance;
+        let trace = &launch.spec.trace;
         doing(
             "making the control group",
             self.cgroups.create(&launch.spec),
         )?;
-        self.read_boot_files(launch, folder).await?;
-        let (kernel, initrd) = (folder.kernel(), folder.initrd());
+        trace.mark("control group made");
+        let BootFiles { kernel, initrd } = self.boot_files(launch, folder).await?;
+        trace.mark("boot files there");
         let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
         let places = argv::Places {
             kernel: &kernel,
@@ -299,6 +344,7 @@ impl HostCompute {
                 words.unwrap_or_else(|| format!("it ended with {status}")),
             ));
         }
+        trace.mark("VMM started, its vCPUs run");
         let members = doing("looking for the VMM", self.cgroups.members(id))?;
         let identity = match folder.claimed_pid().filter(|pid| members.contains(pid)) {
             Some(pid) => doing("looking at the VMM", Identity::of(pid))?,
@@ -314,8 +360,9 @@ impl HostCompute {
         )?;
         self.check_sandbox(&machine.jail)?;
         doing("noting the VMM", folder.set_identity(&identity))?;
-        // It has them open; their names are of no more use.
-        for file in [kernel, initrd] {
+        trace.mark("noted");
+        // It has them open; their names, here, are of no more use.
+        for file in [folder.kernel(), folder.initrd()] {
             doing(
                 "removing boot files",
                 folder::absent_is_fine(fs::remove_file(file)),
@@ -343,6 +390,11 @@ impl HostCompute {
 
     /// The socket of a VMM that runs.
     async fn live_socket(&self, id: &InstanceId) -> Result<PathBuf, ComputeError> {
+        if self.cgroups.is_frozen(id) {
+            // It would answer to nobody: the caller needn't wait for that.
+            let paused = io::Error::other("it is paused until the host has disk space again");
+            return doing(format!("asking the VMM of {id}"), Err(paused));
+        }
         match doing("looking", self.look(id).await)? {
             Observed::Running { .. } => Ok(self.folder(id).socket()),
             _ => Err(ComputeError::NotRunning(id.clone())),
@@ -356,6 +408,43 @@ impl HostCompute {
             client::put(&socket, what).await,
         )
     }
+}
+
+/// Copies the kernel and the initrd, if there is one, from a disk. `Ok(Err(line))`
+/// says what is wrong with it.
+async fn read_boot_files(
+    reader: &Path,
+    disk: &Path,
+    method: &BootMethod,
+    owner: Owner,
+    to: &BootFiles,
+) -> io::Result<Result<(), String>> {
+    let BootMethod::Linux {
+        partition,
+        kernel,
+        initrd,
+        ..
+    } = method;
+    let first = Wanted {
+        path: kernel,
+        limit: MAX_KERNEL,
+        to: &to.kernel,
+    };
+    let second = initrd.as_ref().map(|initrd| Wanted {
+        path: initrd,
+        limit: MAX_INITRD,
+        to: &to.initrd,
+    });
+    spawn::read_boot_files(reader, disk, *partition, &first, second.as_ref(), owner).await
+}
+
+/// How long the steps of an instance's last launch took; none when there was none
+/// on this host.
+///
+/// # Errors
+/// When its folder can't be read.
+pub fn trace_of(data: &Path, id: &InstanceId) -> io::Result<Option<trace::Record>> {
+    Folder::new(data.join("instances").join(id.as_str())).trace()
 }
 
 /// Adds the right to pass through a folder, not to see what is in it.
@@ -395,8 +484,16 @@ impl ComputeHost for HostCompute {
         let _locked = doing(format!("locking {}", folder.path().display()), locked)?;
         let ended = self.cgroups.remove(id).await;
         doing("ending what an earlier launch left", ended)?;
+        spec.trace.mark("what was there is cleared away");
         let launch = doing("beginning the launch", self.begin(spec, &folder))?;
-        match self.bring_up(&launch, &folder, &taps).await {
+        spec.trace.mark("begun");
+        let outcome = self.bring_up(&launch, &folder, &taps).await;
+        let error = outcome.as_ref().err().map(ToString::to_string);
+        let record = spec.trace.record(spec.boot, error);
+        if let Err(error) = folder.set_trace(&record) {
+            tracing::debug!(instance = %id, %error, "the launch's times are not kept");
+        }
+        match outcome {
             Ok(identity) => {
                 // One that has ended already counts as an end, too.
                 if !doing("watching the VMM", self.watch_exit(&identity))? {
@@ -457,7 +554,9 @@ impl ComputeHost for HostCompute {
         self.kill(id).await?;
         let lock = self.lock(id);
         let _held = lock.lock().await;
-        doing(format!("forgetting {id}"), self.folder(id).remove())
+        doing(format!("forgetting {id}"), self.folder(id).remove())?;
+        self.give_back_uid(id);
+        Ok(())
     }
 
     async fn purge(&self) -> Result<(), ComputeError> {
@@ -468,11 +567,24 @@ impl ComputeHost for HostCompute {
         doing(
             "removing the instances' folder",
             folder::absent_is_fine(fs::remove_dir_all(&self.instances)),
-        )
+        )?;
+        doing("removing the boot files", self.boot_cache.purge())
     }
 
     fn exits(&self) -> watch::Receiver<u64> {
         self.exits.subscribe()
+    }
+}
+
+impl Pausable for HostCompute {
+    fn set_paused(&self, id: &InstanceId, paused: bool) -> io::Result<()> {
+        self.cgroups.freeze(id, paused)
+    }
+
+    fn paused(&self) -> io::Result<BTreeSet<InstanceId>> {
+        let mut all = self.cgroups.list()?;
+        all.retain(|id| self.cgroups.is_frozen(id));
+        Ok(all)
     }
 }
 

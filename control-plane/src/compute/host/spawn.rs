@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use super::oom;
 use crate::compute::argv::Owner;
 
 /// How long a file may take to be read from a disk. A big initrd on a slow disk
@@ -22,30 +23,53 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// What is kept of what a child says.
 const MAX_WORDS: u64 = 4096;
 
-/// Reads one file out of a root disk, in a sandboxed process. `Ok(Err(line))`
-/// says what is wrong with the disk.
-pub(super) async fn read_boot_file(
+/// A file to be read from a disk.
+pub(super) struct Wanted<'a> {
+    /// Its path there.
+    pub(super) path: &'a str,
+    /// The most bytes of it.
+    pub(super) limit: u64,
+    /// Where the copy is made, anew.
+    pub(super) to: &'a Path,
+}
+
+/// Reads a file, or two, out of a root disk, in one sandboxed process.
+/// `Ok(Err(line))` says what is wrong with the disk.
+pub(super) async fn read_boot_files(
     program: &Path,
     disk: &Path,
     partition: u32,
-    path: &str,
-    limit: u64,
+    first: &Wanted<'_>,
+    second: Option<&Wanted<'_>>,
     owner: Owner,
-    to: &Path,
 ) -> io::Result<Result<(), String>> {
     let disk = File::open(disk)?;
-    let out = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)?;
-    let mut child = Command::new(program)
+    let create = |to: &Path| {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)
+    };
+    let out = create(first.to)?;
+    let path = first.path;
+    let mut command = Command::new(program);
+    command
         .arg("read-boot-files")
         .args(["--partition".to_owned(), partition.to_string()])
-        .args(["--limit".to_owned(), limit.to_string()])
+        .args(["--limit".to_owned(), first.limit.to_string()])
         .args(["--uid".to_owned(), owner.uid.to_string()])
         .args(["--gid".to_owned(), owner.gid.to_string()])
-        .arg(format!("--path={path}"))
+        .arg(format!("--path={path}"));
+    if let Some(second) = second {
+        create(second.to)?;
+        command
+            .arg(format!("--second-path={}", second.path))
+            .args(["--second-limit".to_owned(), second.limit.to_string()])
+            .arg("--second-to")
+            .arg(second.to);
+    }
+    let mut child = command
         .env_clear()
         .current_dir("/")
         .stdin(disk)
@@ -110,6 +134,7 @@ pub(super) async fn start_vmm(
         // Everything that this process ever becomes is in the group, from its
         // first instruction on.
         rustix::io::write(&door, b"0")?;
+        oom::offer()?;
         for fd in &inherited {
             // SAFETY: the parent owns the tap until this child has been waited
             // for, so the number is an open descriptor here.

@@ -142,6 +142,8 @@ impl Bench {
                 read_only: false,
             }],
             nics: vec![],
+            clone_of: None,
+            trace: Default::default(),
         }
     }
 }
@@ -189,6 +191,8 @@ async fn a_whole_life_and_another_boot() {
     };
     assert!(host.cgroups.members(&spec.instance).unwrap().contains(&pid));
     assert!(!host.folder(&spec.instance).kernel().exists());
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "500");
     // The same boot again changes nothing.
     launch(&host, &spec).await.unwrap();
     assert_eq!(
@@ -249,6 +253,109 @@ async fn a_whole_life_and_another_boot() {
         fs::read_dir(bench.dir.path().join("data")).unwrap().count(),
         0
     );
+}
+
+#[tokio::test]
+async fn a_fresh_clone_boots_its_images_files_and_later_boots_their_own() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let image = bench.dir.path().join("image.raw");
+    // The reader counts how often it is run.
+    let reader = format!(
+        "#!/bin/sh\necho x >> {}/reads\n",
+        bench.dir.path().display()
+    );
+    let reader = READER.replace("#!/bin/sh\n", &reader);
+    fs::write(bench.dir.path().join("reader"), reader).unwrap();
+    fs::write(&image, "kernel\n").unwrap();
+    let reads = || {
+        fs::read_to_string(bench.dir.path().join("reads"))
+            .unwrap()
+            .len()
+            / 2
+    };
+    // What is on the root disk itself would be refused.
+    let mut spec = bench.spec("refuse");
+    spec.clone_of = Some(Box::new(crate::compute::CloneOf {
+        image: crate::model::ImageId::from_random(1),
+        path: image.clone(),
+    }));
+    let specs = [1, 2, 3].map(|n| LaunchSpec {
+        instance: InstanceId::from_random(n),
+        trace: trace::Trace::of(jiff::Timestamp::now()),
+        ..spec.clone()
+    });
+    let all = futures_util::future::join_all(specs.iter().map(|spec| launch(&host, spec))).await;
+    for (outcome, spec) in all.into_iter().zip(&specs) {
+        outcome.unwrap();
+        assert!(!host.folder(&spec.instance).kernel().exists());
+    }
+    assert_eq!(reads(), 1);
+    spec = specs[2].clone();
+    // How long it took is there to be shown.
+    let data = bench.dir.path().join("data");
+    let shown = trace_of(&data, &spec.instance).unwrap().unwrap();
+    let steps: Vec<&str> = shown.marks.iter().map(|m| m.step.as_str()).collect();
+    assert_eq!(steps.len(), 6, "{steps:?}");
+    assert!(steps[4].starts_with("VMM started"), "{steps:?}");
+    assert!(shown.asked.is_some_and(|asked| asked <= shown.marks[0].at));
+    assert_eq!(trace_of(&data, &InstanceId::from_random(9)).unwrap(), None);
+
+    // The next boot's files are what is on the disk by then; and so are those of
+    // a clone whose image is gone.
+    host.kill(&spec.instance).await.unwrap();
+    (spec.boot, spec.clone_of) = (2, None);
+    let refused = launch(&host, &spec).await.unwrap_err();
+    assert!(refused.to_string().contains("not a bzImage"), "{refused}");
+    let failed = trace_of(&data, &spec.instance).unwrap().unwrap();
+    assert!(failed.boot == 2 && failed.error.is_some(), "{failed:?}");
+    spec.clone_of = Some(Box::new(crate::compute::CloneOf {
+        image: crate::model::ImageId::from_random(1),
+        path: bench.dir.path().join("gone"),
+    }));
+    let _ = launch(&host, &spec).await.unwrap_err();
+    assert_eq!(reads(), 3);
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+    assert_eq!(fs::read_dir(data).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn each_instance_has_a_user_of_its_own_until_it_is_forgotten() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let mut spec = bench.spec("kernel");
+    let id = |n| InstanceId::from_random(n);
+    let uid = |host: &HostCompute, n| host.folder(&id(n)).launch().unwrap().map(|l| l.uid);
+    for n in 1..=2 {
+        spec.instance = id(n);
+        launch(&host, &spec).await.unwrap();
+    }
+    assert_eq!(
+        (uid(&host, 1), uid(&host, 2)),
+        (Some(FIRST_UID), Some(FIRST_UID + 1))
+    );
+    // Another process learns who has which.
+    let host = bench.open(&root);
+    host.forget(&id(1)).await.unwrap();
+    for n in 3..=4 {
+        spec.instance = id(n);
+        launch(&host, &spec).await.unwrap();
+    }
+    assert_eq!(
+        (uid(&host, 3), uid(&host, 4)),
+        (Some(FIRST_UID), Some(FIRST_UID + 2))
+    );
+    host.forget(&id(2)).await.unwrap();
+    spec.instance = id(5);
+    launch(&host, &spec).await.unwrap();
+    assert_eq!(uid(&host, 5), Some(FIRST_UID + 1));
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
 }
 
 #[tokio::test]
@@ -323,6 +430,47 @@ async fn a_vmm_that_was_never_noted_is_found() {
     fs::remove_dir(&root).unwrap();
 }
 
+#[tokio::test]
+async fn a_paused_instance_stands_still_goes_on_and_can_be_ended() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let spec = bench.spec("kernel");
+    let id = &spec.instance;
+    host.set_paused(id, true).unwrap();
+    launch(&host, &spec).await.unwrap();
+    assert!(host.paused().unwrap().is_empty());
+    host.set_paused(id, true).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !fs::read_to_string(host.cgroups.path(id).join("cgroup.events"))
+        .unwrap()
+        .contains("frozen 1")
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "it never stands still"
+        );
+        tokio::task::yield_now().await;
+    }
+    // Another hearth finds it so, and is told at once that it can't be asked.
+    let host = bench.open(&root);
+    assert_eq!(host.paused().unwrap(), [id.clone()].into());
+    assert!(matches!(
+        observed(&host, &spec).await,
+        Some(Observed::Running { .. })
+    ));
+    let e = host.resets(id).await.unwrap_err();
+    assert!(format!("{e:?}").contains("is paused"), "{e:?}");
+    host.set_paused(id, false).unwrap();
+    assert_eq!(host.resets(id).await.unwrap(), 0);
+    host.set_paused(id, true).unwrap();
+    host.forget(id).await.unwrap();
+    assert_eq!(observed(&host, &spec).await, None);
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
+
 #[test]
 fn limits_follow_the_instance_type() {
     let dir = tempfile::tempdir().unwrap();
@@ -334,7 +482,8 @@ fn limits_follow_the_instance_type() {
     assert_eq!(get("cpu.max"), "200000 100000");
     assert_eq!(
         get("memory.max"),
-        &((1024_u64 + 16 + 192) << 20).to_string()
+        // The guest, its VMM, and page cache.
+        &((1024_u64 + 16 + 8 + 128) << 20).to_string()
     );
     assert_eq!(get("pids.max"), "514");
 }

@@ -11,7 +11,7 @@ use super::transact;
 use crate::{
     model::{Host, HostId, Instance, InstanceId, InstanceState, StateReason, Volume},
     reconcile::{Again, Clock, Controller, instance::record},
-    scheduler::{Demand, Ledger},
+    scheduler::{Ledger, Shortfall},
     store::{Change, Db, View},
 };
 
@@ -46,15 +46,15 @@ fn unplaced(view: &View) -> impl Iterator<Item = &Instance> {
 
 /// What becomes of each instance without a host: a host, or none. First come,
 /// first served.
-fn plan(view: &View) -> Vec<(InstanceId, Option<HostId>)> {
-    let mut ledger = Ledger::new(view.all::<Host>(), view.all::<Instance>());
+fn plan(view: &View) -> Vec<(InstanceId, Result<HostId, Shortfall>)> {
+    let mut ledger = Ledger::of(view);
     let mut waiting: Vec<&Instance> = unplaced(view)
         .filter(|i| i.state == InstanceState::Pending)
         .collect();
     waiting.sort_by_key(|i| (i.launched_at, i.launch_index));
     waiting
         .into_iter()
-        .map(|i| (i.id.clone(), ledger.place(&Demand::of_instance(i))))
+        .map(|i| (i.id.clone(), ledger.place(&ledger.demand(i))))
         .collect()
 }
 
@@ -63,7 +63,10 @@ fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
         let Some(instance) = view.find::<Instance>(&id) else {
             continue;
         };
-        match host.and_then(|id| view.shared::<Host>(&id.0)) {
+        if let Err(missing) = &host {
+            tracing::warn!(instance = %id, %missing, "no host has room");
+        }
+        match host.ok().and_then(|id| view.shared::<Host>(&id.0)) {
             Some(host) => {
                 // Written as it is: two placements on one host can't both commit.
                 change.put(host);

@@ -1,10 +1,12 @@
 //! The controllers of this host beside those of its instances' lives.
 
+mod disk;
 mod images;
 mod network;
 mod reachability;
 mod volumes;
 
+pub use disk::DiskGuard;
 pub use images::ImageController;
 pub use network::NetworkController;
 pub use reachability::ReachabilityController;

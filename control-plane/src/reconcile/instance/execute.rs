@@ -19,7 +19,9 @@ use super::{
     record,
 };
 use crate::{
-    compute::{ComputeError, ComputeHost, DiskSpec, LaunchSpec, NicSpec, Observed},
+    compute::{
+        CloneOf, ComputeError, ComputeHost, DiskSpec, LaunchSpec, NicSpec, Observed, trace::Trace,
+    },
     config::Config,
     images,
     model::{Image, Instance, InstanceId, InstanceState, InstanceType, StateReason, VolumeId},
@@ -372,7 +374,10 @@ impl InstanceController {
             .ok_or_else(|| lost("Its image is gone"))?;
         let kind = InstanceType::find(&instance.instance_type)
             .ok_or_else(|| lost("Its instance type is gone"))?;
+        let trace = Trace::of(instance.launched_at);
+        trace.mark("placed and picked up");
         let root = self.root_volume(view, instance, image).await?;
+        trace.mark("root volume there");
         self.network.ensure().await.context("making its taps")?;
         let mut nics = Vec::new();
         let mut taps = Vec::new();
@@ -384,6 +389,7 @@ impl InstanceController {
                 mtu: MTU,
             });
         }
+        trace.mark("network there");
         let spec = LaunchSpec {
             instance: instance.id.clone(),
             boot: instance.boots,
@@ -397,6 +403,13 @@ impl InstanceController {
                 read_only: false,
             }],
             nics,
+            clone_of: (instance.boots == 1).then(|| {
+                Box::new(CloneOf {
+                    image: image.id.clone(),
+                    path: images::disk_path(&self.config.images_dir, image),
+                })
+            }),
+            trace,
         };
         match self.compute.launch(&spec, taps).await {
             Ok(()) => Ok(()),

@@ -10,13 +10,14 @@
 //! swept when the host is opened.
 
 mod pool;
+mod space;
 mod sparse;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,13 +27,23 @@ use rustix::io::Errno;
 
 pub use self::pool::Cloning;
 use self::sparse::copy_sparse;
-use super::{Source, StorageError, StorageHost, VolumeSpec};
+use super::{Source, Space, StorageError, StorageHost, VolumeSpec, default_reserve};
 use crate::model::{ImageId, VolumeId};
 
 /// What a volume's name begins with while it is made.
 const MAKING: &str = ".making-";
 /// Where imported images lie, in the volumes' folder.
 const IMAGES: &str = ".images";
+
+/// How a file came by what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    /// By reflink, or it is empty.
+    Cloned,
+    /// Byte by byte.
+    Copied,
+}
+
 type Locks = Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>;
 
 /// The volumes of this machine.
@@ -46,6 +57,8 @@ struct Inner {
     data: PathBuf,
     volumes: PathBuf,
     cloning: Cloning,
+    /// What guests must leave free, in bytes.
+    reserve: u64,
     /// One maker at a time for each file.
     locks: Locks,
 }
@@ -59,11 +72,12 @@ fn doing<T>(what: impl FnOnce() -> String, outcome: io::Result<T>) -> Result<T, 
 
 impl HostStorage {
     /// Opens the volumes under `data`: mounts the pool where one is needed,
-    /// and sweeps what a crash has left half-made. Blocks.
+    /// and sweeps what a crash has left half-made. No volume is made of the last
+    /// `reserve` bytes ([`default_reserve`] when none). Blocks.
     ///
     /// # Errors
     /// When the folder can't be made or a pool that has volumes can't be mounted.
-    pub fn open(data: &Path) -> Result<Self, StorageError> {
+    pub fn open(data: &Path, reserve: Option<u64>) -> Result<Self, StorageError> {
         let volumes = data.join("volumes");
         doing(
             || format!("making {}", volumes.display()),
@@ -76,12 +90,24 @@ impl HostStorage {
         for dir in [volumes.clone(), volumes.join(IMAGES)] {
             doing(|| format!("sweeping {}", dir.display()), sweep(&dir))?;
         }
-        tracing::info!(folder = %volumes.display(), ?cloning, "volumes");
+        let space = doing(
+            || format!("measuring {}", data.display()),
+            space::measure(data, &volumes, cloning == Cloning::Pool),
+        )?;
+        let reserve = reserve.unwrap_or_else(|| default_reserve(space.total));
+        tracing::info!(
+            folder = %volumes.display(),
+            ?cloning,
+            available_mib = space.available >> 20,
+            reserve_mib = reserve >> 20,
+            "volumes"
+        );
         Ok(Self {
             inner: Arc::new(Inner {
                 data: data.to_owned(),
                 volumes,
                 cloning,
+                reserve,
                 locks: Mutex::default(),
             }),
         })
@@ -90,6 +116,34 @@ impl HostStorage {
     /// How a volume comes from its image here.
     pub fn cloning(&self) -> Cloning {
         self.inner.cloning
+    }
+
+    /// What guests must leave free, in bytes.
+    pub fn reserve(&self) -> u64 {
+        self.inner.reserve
+    }
+
+    /// How much room there is now.
+    ///
+    /// # Errors
+    /// When the file system can't be asked.
+    pub async fn space(&self) -> Result<Space, StorageError> {
+        self.blocking(Inner::space).await
+    }
+
+    /// What each volume takes, in bytes.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub async fn allocated(&self) -> Result<BTreeMap<VolumeId, u64>, StorageError> {
+        self.blocking(|inner| {
+            let folder = &inner.volumes;
+            doing(
+                || format!("reading {}", folder.display()),
+                space::allocated(folder),
+            )
+        })
+        .await
     }
 
     /// Runs what blocks where it may.
@@ -148,8 +202,41 @@ impl Inner {
         self.volumes.join(format!("{id}.raw"))
     }
 
+    fn space(&self) -> Result<Space, StorageError> {
+        doing(
+            || format!("measuring {}", self.data.display()),
+            space::measure(&self.data, &self.volumes, self.cloning == Cloning::Pool),
+        )
+    }
+
+    /// Whether there is room to make this volume now, beyond what is kept free.
+    fn check_room(&self, volume: &VolumeSpec) -> Result<(), StorageError> {
+        let needed = match &volume.source {
+            // A clone takes a few blocks, a copy all that is in the image.
+            Some(source) if self.cloning == Cloning::Copy => doing(
+                || format!("reading image {}", source.image),
+                fs::metadata(&source.path),
+            )?
+            .blocks()
+            .saturating_mul(512),
+            _ => 0,
+        };
+        let free = self.space()?.available.saturating_sub(self.reserve);
+        if free > needed {
+            return Ok(());
+        }
+        Err(StorageError::NoSpace {
+            volume: volume.id.clone(),
+            needed_bytes: needed,
+            free_bytes: free,
+        })
+    }
+
     fn ensure(&self, volume: &VolumeSpec) -> Result<PathBuf, StorageError> {
         let path = self.path(&volume.id);
+        if !path.exists() {
+            self.check_room(volume)?;
+        }
         if let Some(source) = &volume.source {
             let size = doing(
                 || format!("reading image {}", source.image),
@@ -164,11 +251,9 @@ impl Inner {
                 });
             }
         }
-        self.make(&path, |temp| {
-            if let Some(source) = &volume.source {
-                self.fill(source, temp)?;
-            }
-            Ok(())
+        self.make(&path, |temp| match &volume.source {
+            Some(source) => self.fill(source, temp),
+            None => Ok(Filled::Cloned),
         })?;
         doing(|| format!("growing {}", path.display()), {
             OpenOptions::new().write(true).open(&path).and_then(|f| {
@@ -186,7 +271,7 @@ impl Inner {
     fn make(
         &self,
         path: &Path,
-        fill: impl FnOnce(&File) -> Result<(), StorageError>,
+        fill: impl FnOnce(&File) -> Result<Filled, StorageError>,
     ) -> Result<(), StorageError> {
         let lock = self
             .locks
@@ -213,7 +298,7 @@ impl Inner {
     fn make_locked(
         &self,
         path: &Path,
-        fill: impl FnOnce(&File) -> Result<(), StorageError>,
+        fill: impl FnOnce(&File) -> Result<Filled, StorageError>,
     ) -> Result<(), StorageError> {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(());
@@ -229,12 +314,18 @@ impl Inner {
                 .open(&temp),
         )
         .and_then(|file| {
-            fill(&file)?;
+            let copied = fill(&file)?;
             doing(|| format!("making {}", path.display()), {
-                // A name must not outlast its data in a power cut.
-                file.sync_all()
-                    .and_then(|()| fs::rename(&temp, path))
-                    .and_then(|()| File::open(folder)?.sync_all())
+                // A name must not outlast its data in a power cut. XFS and Btrfs
+                // log a clone and a rename in their order, and a guest's first
+                // flush brings both to the disk: there nothing waits for it here.
+                match copied {
+                    Filled::Copied => file
+                        .sync_all()
+                        .and_then(|()| fs::rename(&temp, path))
+                        .and_then(|()| File::open(folder)?.sync_all()),
+                    Filled::Cloned => fs::rename(&temp, path),
+                }
             })
         });
         if made.is_err() {
@@ -244,20 +335,21 @@ impl Inner {
     }
 
     /// Fills an empty file with an image, the quickest way there is.
-    fn fill(&self, source: &Source, to: &File) -> Result<(), StorageError> {
+    fn fill(&self, source: &Source, to: &File) -> Result<Filled, StorageError> {
         let context = || format!("cloning image {}", source.image);
         let image = doing(context, File::open(&source.path))?;
         if self.cloning == Cloning::Copy {
-            return doing(context, copy_sparse(&image, to));
+            return doing(context, copy_sparse(&image, to)).map(|()| Filled::Copied);
         }
         match ioctl_ficlone(to.as_fd(), image.as_fd()) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(Filled::Cloned),
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL) => {
                 let base = doing(context, self.import(&source.image, &image)?)?;
                 doing(
                     context,
                     ioctl_ficlone(to.as_fd(), base.as_fd()).map_err(io::Error::from),
                 )
+                .map(|()| Filled::Cloned)
             }
             Err(e) => doing(context, Err(e.into())),
         }
@@ -275,7 +367,9 @@ impl Inner {
                 .create(&folder),
         )?;
         let base = folder.join(format!("{id}.raw"));
-        self.make(&base, |temp| doing(context, copy_sparse(image, temp)))?;
+        self.make(&base, |temp| {
+            doing(context, copy_sparse(image, temp)).map(|()| Filled::Copied)
+        })?;
         Ok(File::open(base))
     }
 }
@@ -331,7 +425,7 @@ pub fn purge(data: &Path) -> Result<(), StorageError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
@@ -350,6 +444,7 @@ mod tests {
                 data: data.to_owned(),
                 volumes,
                 cloning,
+                reserve: 0,
                 locks: Mutex::default(),
             }),
         }
@@ -411,6 +506,22 @@ mod tests {
         want.size_bytes = 16 << 20;
         host.ensure_volume(&want).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 32 << 20, "never cut");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_of_what_is_kept_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = opened(dir.path());
+        let want = spec(1, Some(image(dir.path())));
+        Arc::get_mut(&mut host.inner).unwrap().reserve = u64::MAX;
+        let e = host.ensure_volume(&want).await.unwrap_err();
+        assert!(matches!(e, StorageError::NoSpace { .. }), "{e}");
+        assert!(host.observe().await.unwrap().is_empty());
+        // What is there already stays usable.
+        Arc::get_mut(&mut host.inner).unwrap().reserve = 0;
+        host.ensure_volume(&want).await.unwrap();
+        Arc::get_mut(&mut host.inner).unwrap().reserve = u64::MAX;
+        host.ensure_volume(&want).await.unwrap();
     }
 
     #[tokio::test]

@@ -40,6 +40,7 @@ use crate::api::shared::found;
 use crate::{
     api::ApiError,
     model::{Instance, InstanceState},
+    scheduler::Shortfall,
     store::Scoped,
 };
 
@@ -117,8 +118,10 @@ fn incorrect_state(instance: &Instance, done: &str) -> ApiError {
     )
 }
 
-/// `InsufficientInstanceCapacity`, a fault of ours by EC2's own status.
-fn insufficient_capacity(instance_type: &str, zone: &str) -> ApiError {
+/// `InsufficientInstanceCapacity`, a fault of ours by EC2's own status. What is
+/// missing is for the log: callers get EC2's words.
+fn insufficient_capacity(instance_type: &str, zone: &str, missing: &Shortfall) -> ApiError {
+    tracing::warn!(instance_type, %missing, "no host has room");
     ApiError::new(
         "InsufficientInstanceCapacity",
         format!(

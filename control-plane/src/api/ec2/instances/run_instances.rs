@@ -20,8 +20,8 @@ use crate::{
         shared::{Row, TagSpecification, tag},
     },
     model::{
-        EniAttachmentId, EniId, Host, Instance, InstanceId, InstanceState, InstanceType, Launch,
-        Member, PublicAddress, Reservation, ReservationId, VolumeId,
+        EniAttachmentId, EniId, Instance, InstanceId, InstanceState, InstanceType, Launch, Member,
+        PublicAddress, Reservation, ReservationId, VolumeId,
     },
     records::launch::{expand, free_in},
     scheduler::{Demand, Ledger},
@@ -322,28 +322,41 @@ impl Action for RunInstances {
 /// their place were first.
 fn places(view: Scoped<'_>, request: &Request, launch: &Resolved) -> Result<u32, ApiError> {
     let cloud = view.whole();
-    let mut ledger = Ledger::new(cloud.all::<Host>(), cloud.all::<Instance>());
+    let mut ledger = Ledger::of(cloud);
     let waiting = cloud.by(Instance::UNPLACED, "");
     for waiting in waiting.filter(|i| i.state == InstanceState::Pending) {
-        ledger.place(&Demand::of_instance(waiting));
+        let _ = ledger.place(&ledger.demand(waiting));
     }
     let under_way = cloud.by(Reservation::PENDING, "");
-    for launch in under_way.filter_map(|reservation| reservation.pending.as_ref()) {
+    for pending in under_way.filter_map(|reservation| reservation.pending.as_ref()) {
         let made = |member: &&Member| cloud.find::<Instance>(&member.instance).is_some();
-        let kind = InstanceType::find(&launch.instance_type);
-        for _ in launch.members.iter().filter(|member| !made(member)) {
-            kind.map(|kind| ledger.place(&Demand::of(kind, &launch.zone)));
+        let kind = InstanceType::find(&pending.instance_type);
+        let demand = kind.map(|k| Demand::of(k, &pending.zone, pending.volume_gib.into()));
+        for _ in pending.members.iter().filter(|member| !made(member)) {
+            demand.iter().for_each(|demand| {
+                let _ = ledger.place(demand);
+            });
         }
     }
-    let demand = Demand::of(launch.kind, &launch.subnet.zone);
-    let mut count = 0;
-    while count < request.max_count && ledger.place(&demand).is_some() {
-        count += 1;
+    let demand = Demand::of(
+        launch.kind,
+        &launch.subnet.zone,
+        u64::from(launch.volume_gib),
+    );
+    for count in 0..request.max_count {
+        match ledger.place(&demand) {
+            Ok(_) => {}
+            Err(_) if count >= request.min_count => return Ok(count),
+            Err(missing) => {
+                return Err(insufficient_capacity(
+                    launch.kind.name,
+                    &launch.subnet.zone,
+                    &missing,
+                ));
+            }
+        }
     }
-    if count < request.min_count {
-        return Err(insufficient_capacity(launch.kind.name, &launch.subnet.zone));
-    }
-    Ok(count)
+    Ok(request.max_count)
 }
 
 /// Whether there are addresses for so many: it may have changed when they are

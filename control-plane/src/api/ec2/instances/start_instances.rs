@@ -14,7 +14,7 @@ use crate::{
     api::{Action, ApiError, Ctx},
     model::{Eni, Host, Instance, InstanceState, Intent},
     records::launch::free_public,
-    scheduler::{Demand, Ledger},
+    scheduler::Ledger,
 };
 
 /// The action.
@@ -44,8 +44,7 @@ impl Action for StartInstances {
         let pool: Vec<Ipv4Addr> = ctx.config.public_addresses().collect();
         let instances_set = ctx
             .transact(|view, change| {
-                let mut ledger =
-                    Ledger::new(view.whole().all::<Host>(), view.whole().all::<Instance>());
+                let mut ledger = Ledger::of(view.whole());
                 let mut changes = Vec::new();
                 for instance in named(view, &request.ids)? {
                     match instance.state {
@@ -58,10 +57,12 @@ impl Action for StartInstances {
                     }
                     // Its volume is on its host, and so is its place.
                     if let Some(id) = &instance.host {
-                        if !ledger.place_on(id, &Demand::of_instance(instance)) {
+                        let demand = ledger.demand(instance);
+                        if let Err(missing) = ledger.place_on(id, &demand) {
                             return Err(insufficient_capacity(
                                 &instance.instance_type,
                                 &instance.zone,
+                                &missing,
                             ));
                         }
                         // Written as it is: two placements on one host can't both commit.

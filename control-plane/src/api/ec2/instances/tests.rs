@@ -34,6 +34,7 @@ async fn with_machine(db: Db, cpus: u32) -> Ctx {
     let machine = Machine {
         cpus,
         memory_mib: u64::from(cpus) * 8 * 1024,
+        disk_gib: 1000,
     };
     bootstrap(&db, &Config::for_tests(), machine).await.unwrap();
     db.transact(|_, change| {
