@@ -127,17 +127,20 @@ count = bad = 0
 with open(sys.argv[1]) as file:
     services = json.load(file)
 for service in services:
-    model = session.get_service_model(service["name"], api_version=service["version"])
+    model = session.get_service_model(service["botocore"], api_version=service["version"])
+    if model.signing_name != service["signing_name"]:
+        print(f"{service['botocore']}: signs as {model.signing_name}")
+        bad += 1
     unknown = set(model.operation_names) - set(service["known"])
     if unknown:
-        print(f"{service['name']}: not in operations.txt: {sorted(unknown)}")
+        print(f"{service['botocore']}: not in operations.txt: {sorted(unknown)}")
         bad += 1
     names = [a["name"] for a in service["actions"]]
     assert len(names) == len(set(names)), "an action is registered twice"
     for action in service["actions"]:
         faults.clear()
         check(model, action)
-        if action["iam"] != f"{service['name']}:{action['name']}":
+        if action["iam"] != f"{service['arn_name']}:{action['name']}":
             faults.append(f"its IAM name is {action['iam']}")
         for fault in faults:
             print(f"{action['name']}: {fault}")

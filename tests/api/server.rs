@@ -219,7 +219,9 @@ pub(super) fn shapes() -> serde_json::Value {
             })
             .collect();
         serde_json::json!({
-            "name": service.name,
+            "botocore": service.botocore,
+            "signing_name": service.signing_name,
+            "arn_name": service.arn_name,
             "version": service.version,
             "known": service.known.lines().collect::<Vec<_>>(),
             "actions": actions,

@@ -20,8 +20,8 @@ use jiff::Timestamp;
 
 use super::{
     ApiError, Cloud,
-    registry::{Call, Service, services},
-    wire::{Dialect, Form, xml},
+    registry::{Call, Service, services, signed_for},
+    wire::{Form, Protocol},
 };
 use crate::auth::{
     self,
@@ -57,36 +57,39 @@ impl Dispatch {
 
     /// Answers one request.
     pub(super) async fn answer(&self, received: &Received<'_>, request_id: &str) -> Response<Body> {
-        // Which dialect an error is told in is the caller's own say: before the
-        // signature is verified it decides nothing else.
-        let incoming = received.incoming();
-        let claimed = sigv4::parse(&incoming).ok();
-        let service = claimed
-            .and_then(|claim| self.services.iter().find(|s| s.name == claim.service))
+        // Which service's protocol an error is told in is the caller's own say:
+        // before the signature is verified it decides nothing else.
+        let claimed = sigv4::parse(&received.incoming()).ok();
+        let mut service = claimed
+            .and_then(|claim| signed_for(&self.services, &claim.service).next())
             .unwrap_or(&self.services[0]);
-        match self.carry_out(received, request_id).await {
-            Ok(body) => respond(StatusCode::OK, body),
+        match self.carry_out(received, request_id, &mut service).await {
+            Ok(body) => respond(service.protocol, StatusCode::OK, body),
             Err(error) => refuse(service, error, request_id),
         }
     }
 
-    async fn carry_out(
-        &self,
+    /// Leaves in `service` the one that the request turned out to be for.
+    async fn carry_out<'s>(
+        &'s self,
         received: &Received<'_>,
         request_id: &str,
+        service: &mut &'s Service,
     ) -> Result<String, ApiError> {
         let now = Timestamp::now();
         let incoming = received.incoming();
         let (caller, scope) =
             auth::authenticate(&incoming, &self.credentials, &self.cloud.config.region, now)?;
-        let Some(service) = self.services.iter().find(|s| s.name == scope) else {
-            let names: Vec<&str> = self.services.iter().map(|s| s.name).collect();
+        let mut signed_for = signed_for(&self.services, &scope).peekable();
+        let Some(first) = signed_for.peek() else {
+            let names: Vec<&str> = self.services.iter().map(|s| s.signing_name).collect();
             return Err(AuthError::Scope(format!(
                 "Credential should be scoped to a service that Hearth has: {}",
                 names.join(", ")
             ))
             .into());
         };
+        *service = first;
         let mut form = received.form()?;
         let action = form.take("Action")?;
         let version = form.take("Version")?;
@@ -96,20 +99,17 @@ impl Dispatch {
                 "The request must contain the parameter Action",
             )
         })?;
-        match version {
-            Some(version) if version == service.version => {}
-            Some(version) => {
-                let version = super::wire::quoted(&version);
-                return Err(ApiError::new(
-                    "NoSuchVersion",
-                    format!(
-                        "The version {version} is not valid for this web service: it has {}",
-                        service.version
-                    ),
-                ));
-            }
-            None => return Err(ApiError::missing("Version")),
-        }
+        let version = version.ok_or_else(|| ApiError::missing("Version"))?;
+        *service = signed_for.find(|s| s.version == version).ok_or_else(|| {
+            let version = super::wire::quoted(&version);
+            ApiError::new(
+                "NoSuchVersion",
+                format!(
+                    "The version {version} is not valid for this web service: it has {}",
+                    service.version
+                ),
+            )
+        })?;
         let action = service.find(&action)?;
         let call = Call {
             cloud: self.cloud.clone(),
@@ -167,19 +167,14 @@ impl Received<'_> {
     }
 }
 
-fn refuse(service: &Service, mut error: ApiError, request_id: &str) -> Response<Body> {
-    if service.dialect == Dialect::Query && error.code == "AuthFailure" {
-        error.code = "InvalidClientTokenId".into();
-        error.message = "The security token included in the request is invalid.".into();
-        error.status = 403;
-    }
+fn refuse(service: &Service, error: ApiError, request_id: &str) -> Response<Body> {
+    let error = service.errors.translate(error);
     if let Some(internal) = &error.internal {
         tracing::error!(request_id, "{internal:#}");
     } else {
         tracing::debug!(request_id, code = %error.code, message = error.message, "refused");
     }
-    let body = xml::error(
-        service.dialect,
+    let body = service.protocol.error(
         service.namespace,
         request_id,
         &error.code,
@@ -187,15 +182,15 @@ fn refuse(service: &Service, mut error: ApiError, request_id: &str) -> Response<
         error.status < 500,
     );
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    respond(status, body)
+    respond(service.protocol, status, body)
 }
 
-pub(super) fn respond(status: StatusCode, body: String) -> Response<Body> {
+fn respond(protocol: Protocol, status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,
-        header::HeaderValue::from_static("text/xml;charset=UTF-8"),
+        header::HeaderValue::from_static(protocol.content_type()),
     );
     response
 }
@@ -203,15 +198,9 @@ pub(super) fn respond(status: StatusCode, body: String) -> Response<Body> {
 /// The answer to a request whose body could not be read: nothing of it was
 /// verified.
 pub(super) fn unreadable(status: StatusCode, message: &str, request_id: &str) -> Response<Body> {
-    let body = xml::error(
-        Dialect::Ec2,
-        "",
-        request_id,
-        "InvalidRequest",
-        message,
-        true,
-    );
-    respond(status, body)
+    let protocol = Protocol::Ec2;
+    let body = protocol.error("", request_id, "InvalidRequest", message, true);
+    respond(protocol, status, body)
 }
 
 /// The parts of an HTTP request that the dispatch reads.

@@ -95,6 +95,69 @@ impl ApiError {
     }
 }
 
+/// What a service calls the errors that all services share: those of signatures,
+/// authorization and parameters. The shared code speaks EC2's words.
+#[derive(Debug)]
+pub struct Vocabulary(&'static [Word]);
+
+#[derive(Debug)]
+struct Word {
+    /// EC2's code.
+    shared: &'static str,
+    code: &'static str,
+    status: u16,
+    /// Where the words are the service's own, too.
+    message: Option<&'static str>,
+}
+
+impl Vocabulary {
+    /// EC2's own.
+    pub const EC2: Self = Self(&[]);
+
+    /// What the `query` services have in common.
+    ///
+    /// <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>
+    pub const QUERY: Self = Self(&[
+        Word {
+            shared: "AuthFailure",
+            code: "InvalidClientTokenId",
+            status: 403,
+            message: Some("The security token included in the request is invalid."),
+        },
+        Word::new("UnauthorizedOperation", "AccessDenied", 403),
+        Word::new("InvalidParameterValue", "ValidationError", 400),
+        Word::new("InvalidParameterCombination", "ValidationError", 400),
+        Word::new("MissingParameter", "ValidationError", 400),
+        Word::new("UnknownParameter", "ValidationError", 400),
+        Word::new("NoSuchVersion", "InvalidAction", 400),
+        Word::new("InternalError", "InternalFailure", 500),
+        Word::new("Unavailable", "ServiceUnavailable", 503),
+    ]);
+
+    /// The error in this service's words.
+    pub fn translate(&self, mut error: ApiError) -> ApiError {
+        if let Some(word) = self.0.iter().find(|w| w.shared == error.code) {
+            error.code = word.code.into();
+            error.status = word.status;
+            if let Some(message) = word.message {
+                error.message = message.into();
+            }
+        }
+        error
+    }
+}
+
+impl Word {
+    const fn new(shared: &'static str, code: &'static str, status: u16) -> Self {
+        Self {
+            shared,
+            code,
+            status,
+            message: None,
+        }
+    }
+}
+
 impl From<WireError> for ApiError {
     fn from(error: WireError) -> Self {
         let code = match &error {
@@ -109,8 +172,6 @@ impl From<WireError> for ApiError {
 
 impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> Self {
-        // STS says InvalidClientTokenId where EC2 says AuthFailure: the
-        // dispatch knows the service and sets that right.
         let (code, status) = match &error {
             AuthError::Missing => ("MissingAuthenticationToken", 403),
             AuthError::Incomplete(_) => ("IncompleteSignature", 400),
@@ -150,5 +211,22 @@ impl From<TransactError<ApiError>> for ApiError {
             },
             TransactError::Store(source) => Self::internal(source),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_has_words_of_its_own() {
+        let unknown_key = || ApiError::from(AuthError::UnknownKey);
+        let ec2 = Vocabulary::EC2.translate(unknown_key());
+        assert_eq!((&*ec2.code, ec2.status), ("AuthFailure", 401));
+        let query = Vocabulary::QUERY.translate(unknown_key());
+        assert_eq!((&*query.code, query.status), ("InvalidClientTokenId", 403));
+        assert!(query.message.contains("security token"));
+        let own = Vocabulary::QUERY.translate(ApiError::new("NoSuchEntity", "it"));
+        assert_eq!((&*own.code, &*own.message), ("NoSuchEntity", "it"));
     }
 }

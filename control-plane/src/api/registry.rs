@@ -7,20 +7,29 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Action, ApiError, Cloud, Ctx, Idempotency,
-    wire::{Dialect, Form, Shape, from_form, shape_of, xml},
+    error::Vocabulary,
+    wire::{Form, Protocol, Shape, shape_of},
 };
 use crate::auth::{self, Caller};
 
-/// A service: what a credential's scope names.
+/// A service: all that is known of it in one place.
 pub struct Service {
-    /// Its name in the scope, as `ec2`.
-    pub name: &'static str,
-    /// How it speaks.
-    pub dialect: Dialect,
+    /// Its name in a credential's scope, as `ec2`. Two services may share one:
+    /// they differ in their version then.
+    pub signing_name: &'static str,
     /// The one `Version` it has.
     pub version: &'static str,
+    /// How it speaks.
+    pub protocol: Protocol,
     /// The XML namespace of its answers.
     pub namespace: &'static str,
+    /// What it calls the errors that come before its actions.
+    pub errors: &'static Vocabulary,
+    /// Its part of an ARN (`arn:aws:ec2:…`) and of its actions' names in IAM
+    /// (`ec2:RunInstances`).
+    pub arn_name: &'static str,
+    /// botocore's name for it, for the tests that hold it against that model.
+    pub botocore: &'static str,
     /// The names of all operations that AWS has, one a line: what is among them
     /// and not in `actions` is not there *yet*.
     pub known: &'static str,
@@ -49,8 +58,18 @@ impl Service {
 
 /// Every service.
 pub fn services() -> Vec<Service> {
-    // The first is whose dialect unsigned callers are told off in.
+    // The first is whose protocol unsigned callers are told off in.
     vec![super::ec2::service(), super::sts::service()]
+}
+
+/// The services with this signing name, in the registry's order.
+pub fn signed_for<'s>(
+    services: &'s [Service],
+    signing_name: &str,
+) -> impl Iterator<Item = &'s Service> {
+    services
+        .iter()
+        .filter(move |service| service.signing_name == signing_name)
 }
 
 /// What one call brings along, before it is authorized.
@@ -95,14 +114,14 @@ pub fn action<A: Action>() -> Registered {
         unsupported: A::UNSUPPORTED,
         request: shape_of::<A::Request>,
         response: shape_of::<A::Response>,
-        call: |service, call| Box::pin(run::<A>(service.dialect, service.namespace, call)),
+        call: |service, call| Box::pin(run::<A>(service.protocol, service.namespace, call)),
     }
 }
 
 /// Typed decode → authorize → handle (which a dry run leaves before it changes
 /// anything) → encode.
 async fn run<A: Action>(
-    dialect: Dialect,
+    protocol: Protocol,
     namespace: &'static str,
     mut call: Call,
 ) -> Result<String, ApiError> {
@@ -111,7 +130,7 @@ async fn run<A: Action>(
     if let Some(name) = call.form.find_any(A::UNSUPPORTED) {
         return Err(ApiError::unsupported(&format!("The parameter {name}")));
     }
-    let request: A::Request = from_form(&call.form, dialect)?;
+    let request: A::Request = protocol.decode(&call.form)?;
 
     let authorized = auth::authorize(&call.caller, A::IAM, &A::resources(&request))?;
     let idempotency = A::client_token(&request)
@@ -132,7 +151,9 @@ async fn run<A: Action>(
     if dry_run {
         return Err(ApiError::dry_run());
     }
-    xml::response(dialect, namespace, A::NAME, &request_id, &response).map_err(ApiError::internal)
+    protocol
+        .encode(namespace, A::NAME, &request_id, &response)
+        .map_err(ApiError::internal)
 }
 
 fn dry_run(form: &mut Form) -> Result<bool, ApiError> {

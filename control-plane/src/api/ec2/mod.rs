@@ -13,17 +13,21 @@ mod volumes;
 mod vpcs;
 
 use super::{
+    error::Vocabulary,
     registry::{Registered, Service, action},
-    wire::Dialect,
+    wire::Protocol,
 };
 
 /// The service.
 pub fn service() -> Service {
     Service {
-        name: "ec2",
-        dialect: Dialect::Ec2,
+        signing_name: "ec2",
         version: "2016-11-15",
+        protocol: Protocol::Ec2,
         namespace: "http://ec2.amazonaws.com/doc/2016-11-15/",
+        errors: &Vocabulary::EC2,
+        arn_name: "ec2",
+        botocore: "ec2",
         known: include_str!("operations.txt"),
         actions: actions(),
     }

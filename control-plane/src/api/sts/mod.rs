@@ -5,17 +5,21 @@
 pub mod get_caller_identity;
 
 use super::{
+    error::Vocabulary,
     registry::{Service, action},
-    wire::Dialect,
+    wire::Protocol,
 };
 
 /// The service.
 pub fn service() -> Service {
     Service {
-        name: "sts",
-        dialect: Dialect::Query,
+        signing_name: "sts",
         version: "2011-06-15",
+        protocol: Protocol::Query,
         namespace: "https://sts.amazonaws.com/doc/2011-06-15/",
+        errors: &Vocabulary::QUERY,
+        arn_name: "sts",
+        botocore: "sts",
         known: include_str!("operations.txt"),
         actions: vec![action::<get_caller_identity::GetCallerIdentity>()],
     }

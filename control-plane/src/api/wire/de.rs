@@ -1,7 +1,7 @@
 //! The serde deserializer over a [`Form`].
 //!
 //! Structures take named children, sequences take children numbered from 1
-//! without a gap (`X.1`; `X.member.1` in the `query` dialect), scalars take the
+//! without a gap (`X.1`; `X.member.1` in the `query` protocol), scalars take the
 //! value. With `#[serde(deny_unknown_fields)]` on the request a parameter that
 //! it does not have becomes EC2's `UnknownParameter` under its full name.
 
@@ -14,18 +14,18 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use super::{Dialect, Form, Node, WireError, join, quoted};
+use super::{Form, Node, Protocol, WireError, join, quoted};
 
 /// Reads a request out of its form.
 ///
 /// # Errors
 /// When a parameter is unknown, missing, no number where one is asked for, or
 /// a list has a gap.
-pub fn from_form<T: DeserializeOwned>(form: &Form, dialect: Dialect) -> Result<T, WireError> {
+pub fn from_form<T: DeserializeOwned>(form: &Form, protocol: Protocol) -> Result<T, WireError> {
     T::deserialize(NodeDeserializer {
         node: &form.root,
         path: String::new(),
-        dialect,
+        protocol,
     })
 }
 
@@ -62,7 +62,7 @@ impl WireError {
 struct NodeDeserializer<'a> {
     node: &'a Node,
     path: String,
-    dialect: Dialect,
+    protocol: Protocol,
 }
 
 impl<'a> NodeDeserializer<'a> {
@@ -96,7 +96,7 @@ impl<'a> NodeDeserializer<'a> {
     /// The elements of a list with their full names, in order.
     fn elements(&self) -> Result<Vec<NodeDeserializer<'a>>, WireError> {
         let (mut node, mut path) = (self.node, self.path.clone());
-        if self.dialect == Dialect::Query {
+        if self.protocol == Protocol::Query {
             // An empty list is written `X=` by the `query` protocol.
             if node.children.is_empty() && node.value.as_deref() == Some("") {
                 return Ok(Vec::new());
@@ -127,7 +127,7 @@ impl<'a> NodeDeserializer<'a> {
             .map(|(_, node, path)| NodeDeserializer {
                 node,
                 path,
-                dialect: self.dialect,
+                protocol: self.protocol,
             })
             .collect())
     }
@@ -206,7 +206,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'_> {
                 rest: self.node.children.iter(),
                 next: None,
                 path: &self.path,
-                dialect: self.dialect,
+                protocol: self.protocol,
             })
             .map_err(|e| match e {
                 WireError::Missing(name) if !name.contains('.') => {
@@ -269,7 +269,7 @@ struct Members<'a> {
     rest: btree_map::Iter<'a, String, Node>,
     next: Option<(&'a str, &'a Node)>,
     path: &'a str,
-    dialect: Dialect,
+    protocol: Protocol,
 }
 
 impl<'de> MapAccess<'de> for Members<'_> {
@@ -297,7 +297,7 @@ impl<'de> MapAccess<'de> for Members<'_> {
         seed.deserialize(NodeDeserializer {
             node,
             path: join(self.path, name),
-            dialect: self.dialect,
+            protocol: self.protocol,
         })
     }
 }
@@ -337,7 +337,7 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Request, WireError> {
-        from_form(&Form::parse(text.as_bytes()).unwrap(), Dialect::Ec2)
+        from_form(&Form::parse(text.as_bytes()).unwrap(), Protocol::Ec2)
     }
 
     fn message(text: &str) -> String {
@@ -428,12 +428,12 @@ mod tests {
     }
 
     #[test]
-    fn the_query_dialect_says_member() {
+    fn the_query_protocol_says_member() {
         let form = Form::parse(b"Name=n&InstanceId.member.1=a&Filter=").unwrap();
-        let request: Request = from_form(&form, Dialect::Query).unwrap();
+        let request: Request = from_form(&form, Protocol::Query).unwrap();
         assert_eq!(request.ids, ["a"]);
         assert!(request.filters.is_empty());
-        assert!(from_form::<Request>(&form, Dialect::Ec2).is_err());
+        assert!(from_form::<Request>(&form, Protocol::Ec2).is_err());
     }
 
     #[test]
@@ -442,7 +442,7 @@ mod tests {
         struct Loose {}
         let form = Form::parse(b"A=1").unwrap();
         assert_eq!(
-            from_form::<Loose>(&form, Dialect::Ec2).unwrap_err(),
+            from_form::<Loose>(&form, Protocol::Ec2).unwrap_err(),
             WireError::Unknown("A".into())
         );
     }

@@ -4,6 +4,7 @@
 //! Pure: text in, typed value out, and back. Everything here meets bytes of
 //! callers, so every size is bounded and nothing panics.
 //!
+//! - [`Protocol`] — how a service speaks: all that the dispatch needs of the rest.
 //! - [`Form`] — the fields of a request, as a bounded tree.
 //! - [`from_form`] — a serde deserializer over that tree.
 //! - [`xml`] — a serde serializer of answers, and the shape of errors.
@@ -15,24 +16,16 @@
 
 mod de;
 mod form;
+mod protocol;
 mod shape;
 mod time;
 pub mod xml;
 
 pub use de::from_form;
 pub use form::{Form, MAX_BYTES, Node};
+pub use protocol::Protocol;
 pub use shape::{Shape, shape_of};
 pub use time::Time;
-
-/// Which of the two protocols a service speaks. They differ in how lists are
-/// written and in what surrounds an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// `ec2`: lists are `X.1` in requests and `<item>` in answers.
-    Ec2,
-    /// `query`: lists are `X.member.1` in requests and `<member>` in answers.
-    Query,
-}
 
 /// Why a request could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The serde serializer of answers, and errors, in both dialects.
+//! The serde serializer of answers, and errors, in both protocols.
 //!
 //! A structure's member is an element of its name; what is `None` is left out;
 //! a list is an element that holds an `<item>` (or `<member>`) for each
@@ -12,7 +12,7 @@ use serde::{
     ser::{self, Impossible, SerializeSeq, SerializeStruct},
 };
 
-use super::Dialect;
+use super::Protocol;
 
 /// Why a value has no form in XML: always a fault in the type, never in the data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,7 @@ impl ser::Error for XmlError {
 /// # Errors
 /// When the type has a form that the wire can't carry.
 pub fn response<T: Serialize>(
-    dialect: Dialect,
+    protocol: Protocol,
     namespace: &str,
     action: &str,
     request_id: &str,
@@ -38,14 +38,14 @@ pub fn response<T: Serialize>(
 ) -> Result<String, XmlError> {
     let mut out = String::from(DECLARATION);
     let _ = write!(out, "<{action}Response xmlns=\"{namespace}\">");
-    match dialect {
-        Dialect::Ec2 => {
+    match protocol {
+        Protocol::Ec2 => {
             text(&mut out, "requestId", request_id);
-            value.serialize(Element::bare(&mut out, dialect))?;
+            value.serialize(Element::bare(&mut out, protocol))?;
         }
-        Dialect::Query => {
+        Protocol::Query => {
             let _ = write!(out, "<{action}Result>");
-            value.serialize(Element::bare(&mut out, dialect))?;
+            value.serialize(Element::bare(&mut out, protocol))?;
             let _ = write!(out, "</{action}Result><ResponseMetadata>");
             text(&mut out, "RequestId", request_id);
             out.push_str("</ResponseMetadata>");
@@ -57,7 +57,7 @@ pub fn response<T: Serialize>(
 
 /// An error's answer.
 pub fn error(
-    dialect: Dialect,
+    protocol: Protocol,
     namespace: &str,
     request_id: &str,
     code: &str,
@@ -65,8 +65,8 @@ pub fn error(
     sender: bool,
 ) -> String {
     let mut out = String::from(DECLARATION);
-    match dialect {
-        Dialect::Ec2 => {
+    match protocol {
+        Protocol::Ec2 => {
             out.push_str("<Response><Errors><Error>");
             text(&mut out, "Code", code);
             text(&mut out, "Message", message);
@@ -74,7 +74,7 @@ pub fn error(
             text(&mut out, "RequestID", request_id);
             out.push_str("</Response>");
         }
-        Dialect::Query => {
+        Protocol::Query => {
             let _ = write!(out, "<ErrorResponse xmlns=\"{namespace}\"><Error>");
             text(&mut out, "Type", if sender { "Sender" } else { "Receiver" });
             text(&mut out, "Code", code);
@@ -118,15 +118,15 @@ fn escape(out: &mut String, value: &str) {
 struct Element<'o> {
     out: &'o mut String,
     name: Option<&'static str>,
-    dialect: Dialect,
+    protocol: Protocol,
 }
 
 impl<'o> Element<'o> {
-    fn bare(out: &'o mut String, dialect: Dialect) -> Self {
+    fn bare(out: &'o mut String, protocol: Protocol) -> Self {
         Self {
             out,
             name: None,
-            dialect,
+            protocol,
         }
     }
 
@@ -290,7 +290,7 @@ impl Open<'_> {
         value.serialize(Element {
             out: self.0.out,
             name: Some(name),
-            dialect: self.0.dialect,
+            protocol: self.0.protocol,
         })
     }
 
@@ -306,9 +306,9 @@ impl SerializeSeq for Open<'_> {
     type Error = XmlError;
 
     fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), XmlError> {
-        let name = match self.0.dialect {
-            Dialect::Ec2 => "item",
-            Dialect::Query => "member",
+        let name = match self.0.protocol {
+            Protocol::Ec2 => "item",
+            Protocol::Query => "member",
         };
         self.child(name, value)
     }
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn ec2_answers() {
         assert_eq!(
-            response(Dialect::Ec2, "http://ns/", "Do", "req", &answer()).unwrap(),
+            response(Protocol::Ec2, "http://ns/", "Do", "req", &answer()).unwrap(),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\">\
              <requestId>req</requestId><groupId>a&lt;b&gt;&amp;&quot;c&quot;&#xD;\u{fffd}</groupId>\
              <tagSet><item><key>k</key><ok>true</ok></item></tagSet></DoResponse>"
@@ -387,7 +387,7 @@ mod tests {
         let mut answer = answer();
         answer.group_id = "g".into();
         assert_eq!(
-            response(Dialect::Query, "http://ns/", "Do", "req", &answer).unwrap(),
+            response(Protocol::Query, "http://ns/", "Do", "req", &answer).unwrap(),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\"><DoResult>\
              <groupId>g</groupId><tagSet><member><key>k</key><ok>true</ok></member></tagSet>\
              </DoResult><ResponseMetadata><RequestId>req</RequestId></ResponseMetadata></DoResponse>"
@@ -395,14 +395,14 @@ mod tests {
     }
 
     #[test]
-    fn errors_in_both_dialects() {
+    fn errors_in_both_protocols() {
         assert_eq!(
-            error(Dialect::Ec2, "", "req", "C", "<m>", true),
+            error(Protocol::Ec2, "", "req", "C", "<m>", true),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response><Errors><Error><Code>C</Code>\
              <Message>&lt;m&gt;</Message></Error></Errors><RequestID>req</RequestID></Response>"
         );
         assert_eq!(
-            error(Dialect::Query, "ns", "req", "C", "m", false),
+            error(Protocol::Query, "ns", "req", "C", "m", false),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ErrorResponse xmlns=\"ns\"><Error>\
              <Type>Receiver</Type><Code>C</Code><Message>m</Message></Error>\
              <RequestId>req</RequestId></ErrorResponse>"
@@ -412,9 +412,9 @@ mod tests {
     #[test]
     fn what_has_no_form_is_an_error() {
         let map = std::collections::BTreeMap::from([("a", 1)]);
-        assert!(response(Dialect::Ec2, "", "A", "", &map).is_err());
-        assert!(response(Dialect::Ec2, "", "A", "", &1).is_err());
-        assert!(response(Dialect::Ec2, "", "A", "", &vec![1]).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &map).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &1).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &vec![1]).is_err());
     }
 
     /// The text of every leaf element, as an XML reader sees it.
@@ -456,7 +456,7 @@ mod tests {
         ) {
             #[derive(Serialize)]
             struct One { value: String }
-            let xml = response(Dialect::Ec2, "ns", "A", "r", &One { value: text.clone() }).unwrap();
+            let xml = response(Protocol::Ec2, "ns", "A", "r", &One { value: text.clone() }).unwrap();
             let expected: String = text.chars().map(|c| match c {
                 '\t' | '\n' | '\r' => c,
                 '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',

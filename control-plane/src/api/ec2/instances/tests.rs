@@ -8,7 +8,7 @@ use super::{super::security_groups::*, *};
 use crate::{
     api::{
         Action, ApiError, Ctx, Idempotency,
-        wire::{Dialect, Form, from_form},
+        wire::{Form, Protocol, from_form},
     },
     bootstrap::{Machine, bootstrap},
     config::Config,
@@ -47,7 +47,7 @@ async fn with_machine(db: Db, cpus: u32) -> Ctx {
 }
 
 fn request<T: DeserializeOwned>(text: &str) -> T {
-    from_form(&Form::parse(text.as_bytes()).unwrap(), Dialect::Ec2).unwrap()
+    from_form(&Form::parse(text.as_bytes()).unwrap(), Protocol::Ec2).unwrap()
 }
 
 pub(super) async fn call<A: Action>(ctx: &Ctx, text: &str) -> Result<A::Response, ApiError> {

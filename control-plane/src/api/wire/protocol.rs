@@ -1,0 +1,68 @@
+//! The protocols that services speak, and the seams between a protocol and the
+//! dispatch.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Form, WireError, from_form, xml};
+
+/// How a service's requests and answers are written.
+///
+/// What differs between protocols is all here or below: [`decode`](Self::decode)
+/// (a typed request out of what was received), [`encode`](Self::encode) (a typed
+/// answer), [`error`](Self::error) and [`content_type`](Self::content_type). One seam
+/// lies in the dispatch: where the operation's name and version stand, for these two
+/// in the form's `Action` and `Version`. The JSON protocols have them in the header
+/// `X-Amz-Target`, REST JSON and RPC v2 CBOR in the path: a protocol of those kinds
+/// adds its arm there and here, and nothing to any action.
+///
+/// <https://smithy.io/2.0/aws/protocols/index.html>
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// `ec2`: lists are `X.1` in requests and `<item>` in answers.
+    Ec2,
+    /// `query`: lists are `X.member.1` in requests and `<member>` in answers.
+    Query,
+}
+
+impl Protocol {
+    /// Reads a typed request.
+    ///
+    /// # Errors
+    /// As [`from_form`]'s.
+    pub fn decode<T: DeserializeOwned>(self, form: &Form) -> Result<T, WireError> {
+        from_form(form, self)
+    }
+
+    /// Writes an action's answer.
+    ///
+    /// # Errors
+    /// When the type has a form that the wire can't carry.
+    pub fn encode<T: Serialize>(
+        self,
+        namespace: &str,
+        action: &str,
+        request_id: &str,
+        answer: &T,
+    ) -> Result<String, xml::XmlError> {
+        xml::response(self, namespace, action, request_id, answer)
+    }
+
+    /// Writes an error; `sender` says whose fault it is.
+    pub fn error(
+        self,
+        namespace: &str,
+        request_id: &str,
+        code: &str,
+        message: &str,
+        sender: bool,
+    ) -> String {
+        xml::error(self, namespace, request_id, code, message, sender)
+    }
+
+    /// The media type of answers and errors.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Ec2 | Self::Query => "text/xml;charset=UTF-8",
+        }
+    }
+}
