@@ -1,9 +1,11 @@
-//! The configuration of one `hearth`: flags and environment into one validated
-//! description.
+//! The configuration of one `hearth`: flags, environment and the configuration
+//! file into one validated description.
+
+mod file;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -11,29 +13,93 @@ use clap::Args;
 use hearth_vmm_api::SandboxLayer;
 use ipnet::Ipv4Net;
 
-use crate::model::HostId;
+use crate::{
+    auth::credentials::{Account, is_account_id},
+    model::HostId,
+};
+
+pub use file::{ConfigFile, Region};
+
+/// The account that there is where none is named.
+const DEFAULT_ACCOUNT: &str = "000000000000";
+/// The region that there is where none is named.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// Where the accounts are kept and named: what every command needs that deals
+/// with them.
+#[derive(Debug, Clone, Args)]
+pub struct AccountsArgs {
+    /// Where everything is kept that outlives a reboot of this machine
+    #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
+    pub data_dir: PathBuf,
+    /// A file in TOML that names accounts and regions
+    #[arg(long, env = "HEARTH_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The default account's number, 12 digits; it owns the images [default: the
+    /// configuration file's first, or 000000000000]
+    #[arg(long, env = "HEARTH_ACCOUNT_ID")]
+    pub account_id: Option<String>,
+}
+
+impl AccountsArgs {
+    /// Reads the configuration file, if one is named.
+    ///
+    /// # Errors
+    /// One line that names the file and what is wrong with it.
+    pub fn read_file(&self) -> Result<ConfigFile, ConfigError> {
+        let Some(path) = &self.config else {
+            return Ok(ConfigFile::default());
+        };
+        let place = |why: String| ConfigError(format!("--config {}: {why}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|e| place(e.to_string()))?;
+        ConfigFile::parse(&text).map_err(place)
+    }
+
+    /// The default account, checked.
+    ///
+    /// # Errors
+    /// When it isn't 12 digits.
+    pub fn default_account(&self, file: &ConfigFile) -> Result<String, ConfigError> {
+        let first = file.accounts.first().map(|account| account.id.as_str());
+        let id = self.account_id.as_deref().or(first);
+        let id = id.unwrap_or(DEFAULT_ACCOUNT);
+        if !is_account_id(id) {
+            return Err(ConfigError(format!(
+                "--account-id {id:?}: must be 12 digits"
+            )));
+        }
+        Ok(id.to_owned())
+    }
+
+    /// Where the access keys are kept.
+    pub fn credentials(&self) -> PathBuf {
+        credentials_in(&self.data_dir)
+    }
+}
+
+fn credentials_in(data_dir: &Path) -> PathBuf {
+    data_dir.join("credentials.json")
+}
 
 /// What `hearth serve` may be told.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Where everything is kept that outlives a reboot of this machine
-    #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
-    pub data_dir: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub accounts: AccountsArgs,
     /// Where sockets and process ids are kept
     #[arg(long, env = "HEARTH_RUN_DIR", default_value = "/run/hearth")]
     pub run_dir: PathBuf,
     /// Where the API listens
     #[arg(long, env = "HEARTH_LISTEN", default_value = "127.0.0.1:8773")]
     pub listen: SocketAddr,
-    /// The region's name
-    #[arg(long, env = "HEARTH_REGION", default_value = "us-east-1")]
-    pub region: String,
-    /// This host's availability zone: the region's name and a letter [default: the region's a]
+    /// This host's region [default: the configuration file's first, or us-east-1]
+    #[arg(long, env = "HEARTH_REGION")]
+    pub region: Option<String>,
+    /// This host's availability zone: the region's name and a letter [default: the
+    /// region's first]
     #[arg(long, env = "HEARTH_ZONE")]
     pub zone: Option<String>,
-    /// The account's number, 12 digits
-    #[arg(long, env = "HEARTH_ACCOUNT_ID", default_value = "000000000000")]
-    pub account_id: String,
     /// The pool of public addresses, /16 to /29; its first is this host's
     #[arg(long, env = "HEARTH_PUBLIC_POOL", default_value = "203.0.113.0/24")]
     pub public_pool: Ipv4Net,
@@ -94,12 +160,17 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Where the API listens.
     pub listen: SocketAddr,
-    /// The region's name.
+    /// This host's region.
     pub region: String,
     /// This host's availability zone.
     pub zone: String,
-    /// The account's number.
+    /// Every region that requests may be for, this host's among them.
+    pub regions: Vec<Region>,
+    /// The default account's number: it owns the images.
     pub account_id: String,
+    /// The accounts that the configuration file names. `hearth account` makes
+    /// others; the credential store knows all.
+    pub accounts: Vec<Account>,
     /// The pool of public addresses.
     pub public_pool: Ipv4Net,
     /// vCPUs handed out for each CPU.
@@ -138,30 +209,13 @@ impl Config {
     /// One line that names the flag and what would be right.
     pub fn new(
         args: ServeArgs,
+        file: ConfigFile,
         hostname: &str,
         program: Option<PathBuf>,
     ) -> Result<Self, ConfigError> {
         let refuse = |message: String| Err(ConfigError(message));
-        let zone = args.zone.unwrap_or_else(|| format!("{}a", args.region));
-        if args.region.is_empty() || !args.region.bytes().all(is_name_byte) {
-            return refuse(format!(
-                "--region {:?}: lower-case letters, digits and -",
-                args.region
-            ));
-        }
-        let letter = zone.strip_prefix(args.region.as_str()).unwrap_or_default();
-        if letter.len() != 1 || !letter.bytes().all(|b| b.is_ascii_lowercase()) {
-            return refuse(format!(
-                "--zone {zone:?}: must be the region's name and a letter, as {}a",
-                args.region
-            ));
-        }
-        if args.account_id.len() != 12 || !args.account_id.bytes().all(|b| b.is_ascii_digit()) {
-            return refuse(format!(
-                "--account-id {:?}: must be 12 digits",
-                args.account_id
-            ));
-        }
+        let account_id = args.accounts.default_account(&file)?;
+        let (regions, region, zone) = place(file.regions, args.region, args.zone)?;
         let pool = args.public_pool.trunc();
         if pool != args.public_pool || !(16..=29).contains(&pool.prefix_len()) {
             return refuse(format!(
@@ -182,7 +236,8 @@ impl Config {
         if host_id.is_empty() || host_id.contains('/') || host_id.len() > 253 {
             return refuse(format!("--host-id {host_id:?}: must be a host name"));
         }
-        for (flag, path) in [("--data-dir", &args.data_dir), ("--run-dir", &args.run_dir)] {
+        let data_dir = args.accounts.data_dir;
+        for (flag, path) in [("--data-dir", &data_dir), ("--run-dir", &args.run_dir)] {
             if !path.is_absolute() {
                 return refuse(format!(
                     "{flag} {}: must be an absolute path",
@@ -199,15 +254,15 @@ impl Config {
             );
         };
         Ok(Self {
-            images_dir: args
-                .images_dir
-                .unwrap_or_else(|| args.data_dir.join("images")),
-            data_dir: args.data_dir,
+            images_dir: args.images_dir.unwrap_or_else(|| data_dir.join("images")),
+            data_dir,
             run_dir: args.run_dir,
             listen: args.listen,
-            region: args.region,
+            region,
             zone,
-            account_id: args.account_id,
+            regions,
+            account_id,
+            accounts: file.accounts,
             public_pool: pool,
             cpu_overcommit: args.cpu_overcommit,
             memory_overcommit: args.memory_overcommit,
@@ -232,7 +287,18 @@ impl Config {
         let command = ServeArgs::augment_args(clap::Command::new("hearth"));
         let matches = command.get_matches_from(["hearth"]);
         let args = ServeArgs::from_arg_matches(&matches).expect("the defaults parse");
-        Self::new(args, "test-host", Some("/usr/bin/hearth".into())).expect("and are valid")
+        let file = ConfigFile::default();
+        Self::new(args, file, "test-host", Some("/usr/bin/hearth".into())).expect("and are valid")
+    }
+
+    /// The names of all regions.
+    pub fn region_names(&self) -> Vec<&str> {
+        self.regions.iter().map(|r| r.name.as_str()).collect()
+    }
+
+    /// Where the access keys are kept.
+    pub fn credentials(&self) -> PathBuf {
+        credentials_in(&self.data_dir)
     }
 
     /// The host's own address in the public pool: the first after the network's.
@@ -249,8 +315,42 @@ impl Config {
     }
 }
 
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
+/// All regions, and where in them this host is.
+fn place(
+    mut regions: Vec<Region>,
+    region: Option<String>,
+    zone: Option<String>,
+) -> Result<(Vec<Region>, String, String), ConfigError> {
+    let refuse = |message: String| Err(ConfigError(message));
+    if regions.is_empty() {
+        let name = region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
+        let zone = zone.clone().unwrap_or_else(|| format!("{name}a"));
+        let only = Region {
+            name,
+            zones: vec![zone],
+        };
+        if let Err(why) = only.check_name() {
+            return refuse(format!("--region {why}"));
+        }
+        if let Err(why) = only.check_zones() {
+            return refuse(format!("--zone {why}"));
+        }
+        regions.push(only);
+    }
+    let name = region.unwrap_or_else(|| regions[0].name.clone());
+    let Some(here) = regions.iter().find(|r| r.name == name) else {
+        return refuse(format!(
+            "--region {name:?}: the configuration file has no such region"
+        ));
+    };
+    let zone = zone.unwrap_or_else(|| here.zones[0].clone());
+    if !here.zones.contains(&zone) {
+        return refuse(format!(
+            "--zone {zone:?}: the region {name} has {}",
+            here.zones.join(", ")
+        ));
+    }
+    Ok((regions, name, zone))
 }
 
 #[cfg(test)]
@@ -267,7 +367,55 @@ mod tests {
 
     fn config(flags: &[&str]) -> Result<Config, String> {
         let args = Cli::try_parse_from([&["hearth"], flags].concat()).map_err(|e| e.to_string())?;
-        Config::new(args.serve, "box", Some("/opt/bin/hearth".into())).map_err(|e| e.to_string())
+        with_file(args.serve, "")
+    }
+
+    fn with_file(args: ServeArgs, text: &str) -> Result<Config, String> {
+        let file = ConfigFile::parse(text)?;
+        Config::new(args, file, "box", Some("/opt/bin/hearth".into())).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_file_names_accounts_and_regions() {
+        let text = "
+            [[region]]
+            name = 'eu-test-1'
+            zones = ['eu-test-1b', 'eu-test-1c']
+            [[region]]
+            name = 'us-test-1'
+            zones = ['us-test-1a']
+            [[account]]
+            id = '111122223333'
+            [[account.key]]
+            access_key_id = 'AKIAONE'
+            secret_access_key = 'one'
+        ";
+        let args = |flags: &[&str]| Cli::parse_from([&["hearth"], flags].concat()).serve;
+        let c = with_file(args(&[]), text).unwrap();
+        assert_eq!(
+            (c.region.as_str(), c.zone.as_str()),
+            ("eu-test-1", "eu-test-1b")
+        );
+        assert_eq!(c.region_names(), ["eu-test-1", "us-test-1"]);
+        assert_eq!(c.account_id, "111122223333");
+        assert_eq!(c.accounts[0].keys[0].access_key_id, "AKIAONE");
+        let c = with_file(
+            args(&["--region", "us-test-1", "--account-id", "444455556666"]),
+            text,
+        );
+        let c = c.unwrap();
+        assert_eq!(
+            (c.zone.as_str(), c.account_id.as_str()),
+            ("us-test-1a", "444455556666")
+        );
+        for (flags, name) in [
+            (["--region", "mars-1"], "--region"),
+            (["--zone", "eu-test-1a"], "--zone"),
+            (["--zone", "us-test-1a"], "--zone"),
+        ] {
+            let refused = with_file(args(&flags), text).unwrap_err();
+            assert!(refused.contains(name), "{refused}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `hearth`: the cloud's control plane.
 
+mod account;
 mod serve;
 
 use std::{
@@ -46,6 +47,9 @@ enum Command {
         #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
         data_dir: PathBuf,
     },
+    /// Makes, lists and ends accounts and their access keys; a hearth that is
+    /// running follows
+    Account(account::AccountCommand),
     /// Tells whether instances can run on this machine, and what to do if not
     Doctor {
         /// Only one line for each reason why none can
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => (args, false),
         Command::Purge(args) => (args, true),
         Command::Trace { instance, data_dir } => return trace(&instance, &data_dir),
+        Command::Account(command) => return account::main(command),
         // It reads its flag itself.
         Command::Images { folder } => return list_images(&folder),
         Command::Doctor { brief: _ } => return doctor::main(),
@@ -75,7 +80,11 @@ fn main() -> ExitCode {
         .nodename()
         .to_string_lossy()
         .into_owned();
-    let config = match Config::new(args, &hostname, std::env::current_exe().ok()) {
+    let config = args
+        .accounts
+        .read_file()
+        .and_then(|file| Config::new(args, file, &hostname, std::env::current_exe().ok()));
+    let config = match config {
         Ok(config) => config,
         Err(error) => return refuse(&error.into(), 2),
     };

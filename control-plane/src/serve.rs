@@ -79,8 +79,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
 
 async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialStore, TcpListener)> {
     same_host(config)?;
-    let path = config.data_dir.join("credentials.json");
-    let credentials = CredentialStore::load_or_create(&path, &config.account_id)
+    let path = config.credentials();
+    let credentials = CredentialStore::open(&path, &config.account_id, config.accounts.clone())
         .with_context(|| format!("the credentials in {}", path.display()))?;
     let path = config.data_dir.join("hearth.db");
     let store = SqliteStore::open(&path)

@@ -8,7 +8,7 @@ use std::{
 
 use hearth::{
     api::{self, registry},
-    auth::credentials::{AccessKey, CredentialStore},
+    auth::credentials::{AccessKey, Account, CredentialStore},
     bootstrap::{Machine, bootstrap},
     compute::fake::FakeCompute,
     config::Config,
@@ -30,6 +30,8 @@ use hearth::{
 pub(super) struct Server {
     endpoint: String,
     key: AccessKey,
+    /// Of another account.
+    other: AccessKey,
     region: String,
     _runtime: tokio::runtime::Runtime,
 }
@@ -39,10 +41,18 @@ impl Server {
     pub(super) fn start() -> Self {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let (sender, receiver) = mpsc::channel();
-        let key = AccessKey::generate();
+        let (key, other) = (AccessKey::generate(), AccessKey::generate());
         let config = Arc::new(Config::for_tests());
         let region = config.region.clone();
-        let credentials = CredentialStore::new(&config.account_id, key.clone());
+        let account = |id: &str, key: &AccessKey| Account {
+            id: id.to_owned(),
+            name: None,
+            keys: vec![key.clone()],
+        };
+        let credentials = CredentialStore::given(vec![
+            account(&config.account_id, &key),
+            account("111122223333", &other),
+        ]);
         runtime.spawn(async move {
             let db = Db::in_memory().await;
             let machine = Machine {
@@ -81,6 +91,7 @@ impl Server {
         Self {
             endpoint: format!("http://{address}"),
             key,
+            other,
             region,
             _runtime: runtime,
         }
@@ -96,6 +107,8 @@ impl Server {
             .env("AWS_ENDPOINT_URL", &self.endpoint)
             .env("AWS_ACCESS_KEY_ID", &self.key.access_key_id)
             .env("AWS_SECRET_ACCESS_KEY", &self.key.secret_access_key)
+            .env("OTHER_ACCESS_KEY_ID", &self.other.access_key_id)
+            .env("OTHER_SECRET_ACCESS_KEY", &self.other.secret_access_key)
             .env("AWS_DEFAULT_REGION", &self.region)
             .env("AWS_MAX_ATTEMPTS", "1")
             .env("AWS_EC2_METADATA_DISABLED", "true")

@@ -47,6 +47,12 @@ def other(service, **kwargs):
     return boto3.client(service, **kwargs)
 
 
+# Each key is its own account's.
+identity = other("sts", aws_access_key_id=os.environ["OTHER_ACCESS_KEY_ID"],
+                 aws_secret_access_key=os.environ["OTHER_SECRET_ACCESS_KEY"]).get_caller_identity()
+assert identity["Account"] == "111122223333", identity
+assert identity["Arn"] == "arn:aws:iam::111122223333:root", identity
+
 with refused("AuthFailure"):
     other("ec2", aws_access_key_id="AKIANOBODY", aws_secret_access_key="x").describe_regions()
 with refused("InvalidClientTokenId"):

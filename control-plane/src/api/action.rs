@@ -138,7 +138,7 @@ impl Ctx {
         Self {
             dry_run,
             db: cloud.db,
-            scope: Scope::new(caller.account.clone(), cloud.config.region.clone()),
+            scope: Scope::new(caller.account.clone(), caller.region.clone()),
             config: cloud.config,
             console: cloud.console,
             caller,
@@ -254,6 +254,7 @@ impl Ctx {
             arn: format!("arn:aws:iam::{account}:root"),
             user_id: account.clone(),
             account,
+            region: config.region.clone(),
             access_key_id: "AKIATEST".into(),
         };
         let authorized = crate::auth::authorize(&caller, "test", &[]).expect("root may all");

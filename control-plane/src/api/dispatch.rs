@@ -78,9 +78,9 @@ impl Dispatch {
     ) -> Result<String, ApiError> {
         let now = Timestamp::now();
         let incoming = received.incoming();
-        let (caller, scope) =
-            auth::authenticate(&incoming, &self.credentials, &self.cloud.config.region, now)?;
-        let mut signed_for = signed_for(&self.services, &scope).peekable();
+        let regions = self.cloud.config.region_names();
+        let (caller, claim) = auth::authenticate(&incoming, &self.credentials, &regions, now)?;
+        let mut signed_for = signed_for(&self.services, &claim.service).peekable();
         let Some(first) = signed_for.peek() else {
             let names: Vec<&str> = self.services.iter().map(|s| s.signing_name).collect();
             return Err(AuthError::Scope(format!(

@@ -103,6 +103,29 @@ pub struct Claim {
     expires: Option<i64>,
 }
 
+/// The parameters that a presigned URL has beside the request's own.
+pub const PRESIGNED: [&str; 7] = [
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-Security-Token",
+    "X-Amz-Signature",
+    "X-Amz-SignedHeaders",
+];
+
+impl Claim {
+    /// Whether the signature is in the query.
+    pub fn is_presigned(&self) -> bool {
+        self.expires.is_some()
+    }
+
+    /// The region in the credential's scope.
+    pub fn region(&self) -> &str {
+        &self.scope[1]
+    }
+}
+
 /// Reads the signature of a request.
 ///
 /// # Errors
@@ -277,7 +300,7 @@ fn claim(
     })
 }
 
-/// Verifies a claim with the secret of the key that it names.
+/// Verifies a claim with the secret of the key that it names, for one of `regions`.
 ///
 /// # Errors
 /// When the signature is not that key's, or not for here and now.
@@ -285,7 +308,7 @@ pub fn verify(
     claim: &Claim,
     request: &Incoming<'_>,
     secret: &str,
-    region: &str,
+    regions: &[&str],
     now: Timestamp,
 ) -> Result<(), AuthError> {
     // A header that AWS gives a meaning must be covered, or a stranger between
@@ -304,10 +327,11 @@ pub fn verify(
         return Err(AuthError::Mismatch);
     }
     // Only whoever has the secret learns what else is wrong.
-    if claim.scope[1] != region {
+    if !regions.contains(&claim.region()) {
         return Err(AuthError::Scope(format!(
-            "Credential should be scoped to a valid region, not '{}': this is '{region}'",
-            claim.scope[1]
+            "Credential should be scoped to a valid region, not '{}': there is {}",
+            claim.region(),
+            regions.join(", ")
         )));
     }
     let latest = claim.expires.map_or(SKEW, SignedDuration::from_secs);
@@ -324,8 +348,10 @@ pub fn verify(
     }
 }
 
-/// The names and values of a query, percent-decoded, in the order they came.
-fn pairs(query: &str) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+/// The names and values of a query, percent-decoded, in the order they came: what
+/// is signed, and so what a request of this query says. A `+` is a plus here, as in
+/// RFC 3986; only a form's body has it for a space.
+pub fn pairs(query: &str) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
     query.split('&').filter(|p| !p.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let decode = |s: &str| percent_decode(s.as_bytes()).collect();

@@ -43,7 +43,7 @@ fn check(
         headers,
         body,
     };
-    verify(&parse(&request)?, &request, SECRET, "us-east-1", at(now))
+    verify(&parse(&request)?, &request, SECRET, &["us-east-1"], at(now))
 }
 
 /// The worked example of the reference: IAM's ListUsers.
@@ -95,7 +95,7 @@ fn the_references_list_users() {
         &claim,
         &request,
         SECRET,
-        "us-east-1",
+        &["us-east-1"],
         at("2015-08-30T12:36:00Z"),
     )
     .unwrap();
@@ -187,7 +187,7 @@ fn another_region_is_refused() {
     };
     let claim = parse(&request).unwrap();
     let now = at("2015-08-30T12:36:00Z");
-    let refused = verify(&claim, &request, SECRET, "eu-west-1", now);
+    let refused = verify(&claim, &request, SECRET, &["eu-west-1"], now);
     assert!(matches!(refused, Err(AuthError::Scope(_))));
 }
 

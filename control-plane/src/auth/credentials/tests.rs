@@ -1,0 +1,214 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+const FIRST: &str = "000000000000";
+const OTHER: &str = "111122223333";
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("credentials.json")
+    }
+
+    fn open(&self) -> CredentialStore {
+        CredentialStore::load_or_create(&self.path(), FIRST).unwrap()
+    }
+
+    fn change(&self, what: &Changed) -> io::Result<Account> {
+        change(&self.path(), FIRST, &[], what)
+    }
+
+    fn keys(&self, account: &str) -> Vec<AccessKey> {
+        let accounts = file::read(&self.path(), FIRST).unwrap();
+        let account = accounts.into_iter().find(|a| a.id == account);
+        account.map(|a| a.keys).unwrap_or_default()
+    }
+}
+
+fn create(id: &str) -> Changed {
+    Changed::Create {
+        id: Some(id.into()),
+        name: Some("other".into()),
+    }
+}
+
+fn rotate(id: &str, keep: bool) -> Changed {
+    Changed::Rotate {
+        id: id.into(),
+        keep,
+    }
+}
+
+fn delete(id: &str) -> Changed {
+    Changed::Delete { id: id.into() }
+}
+
+fn knows(store: &CredentialStore, key: &AccessKey) -> bool {
+    let found = store.find(&key.access_key_id);
+    found.is_some_and(|(_, secret)| secret == key.secret_access_key)
+}
+
+#[test]
+fn the_first_key_is_made_once_and_kept_private() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let first = folder.keys(FIRST);
+    folder.open();
+    assert_eq!(folder.keys(FIRST), first);
+    for entry in fs::read_dir(folder.0.path()).unwrap() {
+        let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    let [key] = &first[..] else {
+        panic!("{first:?}")
+    };
+    assert!(knows(&store, key));
+    assert_eq!(key.access_key_id.len(), 20);
+    assert_eq!(key.secret_access_key.len(), 40);
+    assert!(!format!("{first:?}").contains(&key.secret_access_key));
+}
+
+#[test]
+fn a_file_of_the_first_form_is_the_default_accounts_key() {
+    let folder = Folder::new();
+    let key = AccessKey::generate();
+    fs::write(folder.path(), serde_json::to_vec(&key).unwrap()).unwrap();
+    let store = folder.open();
+    let found = store.find(&key.access_key_id).unwrap();
+    assert_eq!(found, (FIRST.into(), key.secret_access_key.clone()));
+    // It is left as it is until something changes, and then nothing is lost.
+    let text = fs::read_to_string(folder.path()).unwrap();
+    assert!(!text.contains("accounts"));
+    folder.change(&create(OTHER)).unwrap();
+    assert!(knows(&store, &key));
+    assert_eq!(store.accounts(), [FIRST, OTHER]);
+}
+
+#[test]
+fn a_broken_file_is_an_error_and_stays() {
+    for text in [
+        "{}",
+        "",
+        "{\"accounts\": 1}",
+        "{\"accounts\": [{\"id\": \"12\"}]}",
+    ] {
+        let folder = Folder::new();
+        fs::write(folder.path(), text).unwrap();
+        assert!(CredentialStore::load_or_create(&folder.path(), FIRST).is_err());
+        assert_eq!(fs::read_to_string(folder.path()).unwrap(), text);
+    }
+}
+
+#[test]
+fn a_running_store_follows_every_change() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let made = folder.change(&create(OTHER)).unwrap().keys.remove(0);
+    assert_eq!(store.find(&made.access_key_id).unwrap().0, OTHER);
+
+    // Beside the old key, and then in its place.
+    let second = folder.change(&rotate(OTHER, true)).unwrap().keys.remove(1);
+    assert!(knows(&store, &made) && knows(&store, &second));
+    let third = folder.change(&rotate(OTHER, true)).unwrap().keys.remove(1);
+    assert!(!knows(&store, &made) && knows(&store, &second) && knows(&store, &third));
+    let only = folder.change(&rotate(OTHER, false)).unwrap().keys;
+    assert!(!knows(&store, &third) && knows(&store, &only[0]) && only.len() == 1);
+
+    folder.change(&delete(OTHER)).unwrap();
+    assert!(!knows(&store, &only[0]));
+    assert_eq!(store.accounts(), [FIRST]);
+
+    // What can't be read changes nothing.
+    let first = folder.keys(FIRST).remove(0);
+    fs::write(folder.path(), "?").unwrap();
+    assert!(knows(&store, &first));
+}
+
+#[test]
+fn senseless_changes_are_refused() {
+    let folder = Folder::new();
+    folder.open();
+    folder.change(&create(OTHER)).unwrap();
+    for (what, why) in [
+        (create(OTHER), "already"),
+        (create(FIRST), "already"),
+        (create("12"), "12 digits"),
+        (rotate("999999999999", false), "no account"),
+        (delete("999999999999"), "no account"),
+        (delete(FIRST), "default account"),
+    ] {
+        let error = folder.change(&what).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(why), "{what:?}: {error}");
+    }
+    let given = [Account {
+        id: "444455556666".into(),
+        name: None,
+        keys: vec![AccessKey::generate()],
+    }];
+    for what in [
+        create("444455556666"),
+        rotate("444455556666", false),
+        delete("444455556666"),
+    ] {
+        assert!(
+            change(&folder.path(), FIRST, &given, &what).is_err(),
+            "{what:?}"
+        );
+    }
+}
+
+#[test]
+fn changes_at_once_are_all_kept() {
+    let folder = Folder::new();
+    folder.open();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let folder = &folder;
+            scope.spawn(move || folder.change(&create(&format!("{n:012}1")[1..])).unwrap());
+        }
+    });
+    assert_eq!(folder.open().accounts().len(), 9);
+}
+
+#[test]
+fn given_accounts_stand_beside_the_kept_ones() {
+    let folder = Folder::new();
+    let key = AccessKey::generate();
+    let given = vec![
+        Account {
+            id: OTHER.into(),
+            name: None,
+            keys: vec![key.clone()],
+        },
+        Account {
+            id: "444455556666".into(),
+            name: None,
+            keys: Vec::new(),
+        },
+    ];
+    let open = || CredentialStore::open(&folder.path(), OTHER, given.clone()).unwrap();
+    let store = open();
+    assert_eq!(store.find(&key.access_key_id).unwrap().0, OTHER);
+    assert_eq!(store.accounts(), [OTHER, "444455556666"]);
+    // Whoever is named without a key gets one, once.
+    let made = folder.keys("444455556666");
+    assert!(knows(&store, &made[0]) && knows(&open(), &made[0]));
+    assert!(folder.keys(OTHER).is_empty());
+
+    let twice = vec![Account {
+        id: OTHER.into(),
+        name: None,
+        keys: made,
+    }];
+    assert!(CredentialStore::open(&folder.path(), OTHER, twice).is_err());
+
+    let listed = list(&folder.path(), OTHER, &given).unwrap();
+    assert!(listed[OTHER].given && listed[OTHER].access_key_ids == [key.access_key_id]);
+}
