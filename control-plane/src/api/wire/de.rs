@@ -14,7 +14,7 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use super::{Form, Node, Protocol, WireError, join, quoted};
+use super::{Form, Node, Protocol, WireError, carriable, join, quoted};
 
 /// Reads a request out of its form.
 ///
@@ -77,10 +77,14 @@ impl<'a> NodeDeserializer<'a> {
         if let Some(child) = self.node.children.keys().next() {
             return Err(WireError::Unknown(quoted(&join(&self.path, child))));
         }
-        self.node
-            .value
-            .as_deref()
-            .ok_or_else(|| self.invalid("it has no value"))
+        let value = self.node.value.as_deref();
+        let value = value.ok_or_else(|| self.invalid("it has no value"))?;
+        // No answer could give it back.
+        if let Some(c) = value.chars().find(|c| !carriable(*c)) {
+            let code = c.escape_unicode();
+            return Err(self.invalid(format!("it has the character {code}, which is not allowed")));
+        }
+        Ok(value)
     }
 
     fn number<T: FromStr>(&self) -> Result<T, WireError> {

@@ -52,13 +52,33 @@ pub enum WireError {
 /// At most this much of a caller's text is repeated to it in an error.
 const QUOTED: usize = 128;
 
-/// The first characters of `text`, for an error message.
+/// The first characters of `text`, for an error message; controls among them in
+/// a form that can be read.
 pub(crate) fn quoted(text: &str) -> String {
-    let mut short: String = text.chars().take(QUOTED).collect();
-    if short.len() < text.len() {
-        short.push('…');
+    let mut short = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == QUOTED {
+            short.push('…');
+            break;
+        }
+        if c.is_control() || !carriable(c) {
+            short.extend(c.escape_unicode());
+        } else {
+            short.push(c);
+        }
     }
     short
+}
+
+/// Whether XML 1.0 has the character, as itself or as a reference. What it doesn't
+/// have is in no answer, so no request may bring it in.
+/// <https://www.w3.org/TR/xml/#charsets>
+fn carriable(c: char) -> bool {
+    match c {
+        '\t' | '\n' | '\r' => true,
+        '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => false,
+        _ => true,
+    }
 }
 
 /// `parent.child`, or `child` at the top.
@@ -67,5 +87,18 @@ fn join(parent: &str, child: &str) -> String {
         child.to_owned()
     } else {
         format!("{parent}.{child}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_is_short_and_readable() {
+        assert_eq!(quoted("a\u{1}b\nc\u{ffff}é"), "a\\u{1}b\\u{a}c\\u{ffff}é");
+        let long = "é".repeat(QUOTED + 1);
+        assert_eq!(quoted(&long), "é".repeat(QUOTED) + "…");
+        assert_eq!(quoted(&long[2..]), long[2..]);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A structure's member is an element of its name; what is `None` is left out;
 //! a list is an element that holds an `<item>` (or `<member>`) for each
-//! element. What comes out is always well-formed XML 1.0, whatever characters a
-//! caller once put into a tag: those that XML can't carry become U+FFFD.
+//! element. What comes out is always well-formed XML 1.0, and says what the value
+//! says: a character that XML can't carry is an error. Requests bring none in.
 
 use std::fmt::{Display, Write as _};
 
@@ -12,9 +12,10 @@ use serde::{
     ser::{self, Impossible, SerializeSeq, SerializeStruct},
 };
 
-use super::Protocol;
+use super::{Protocol, carriable};
 
-/// Why a value has no form in XML: always a fault in the type, never in the data.
+/// Why a value has no form in XML: a fault in the type, or text that no request
+/// could have brought in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct XmlError(String);
@@ -40,14 +41,14 @@ pub fn response<T: Serialize>(
     let _ = write!(out, "<{action}Response xmlns=\"{namespace}\">");
     match protocol {
         Protocol::Ec2 => {
-            text(&mut out, "requestId", request_id);
+            text(&mut out, "requestId", request_id)?;
             value.serialize(Element::bare(&mut out, protocol))?;
         }
         Protocol::Query => {
             let _ = write!(out, "<{action}Result>");
             value.serialize(Element::bare(&mut out, protocol))?;
             let _ = write!(out, "</{action}Result><ResponseMetadata>");
-            text(&mut out, "RequestId", request_id);
+            text(&mut out, "RequestId", request_id)?;
             out.push_str("</ResponseMetadata>");
         }
     }
@@ -55,7 +56,8 @@ pub fn response<T: Serialize>(
     Ok(out)
 }
 
-/// An error's answer.
+/// An error's answer. Its text is shown to people: what XML can't carry is spelled
+/// out in it.
 pub fn error(
     protocol: Protocol,
     namespace: &str,
@@ -68,19 +70,19 @@ pub fn error(
     match protocol {
         Protocol::Ec2 => {
             out.push_str("<Response><Errors><Error>");
-            text(&mut out, "Code", code);
-            text(&mut out, "Message", message);
+            shown(&mut out, "Code", code);
+            shown(&mut out, "Message", message);
             out.push_str("</Error></Errors>");
-            text(&mut out, "RequestID", request_id);
+            shown(&mut out, "RequestID", request_id);
             out.push_str("</Response>");
         }
         Protocol::Query => {
             let _ = write!(out, "<ErrorResponse xmlns=\"{namespace}\"><Error>");
-            text(&mut out, "Type", if sender { "Sender" } else { "Receiver" });
-            text(&mut out, "Code", code);
-            text(&mut out, "Message", message);
+            shown(&mut out, "Type", if sender { "Sender" } else { "Receiver" });
+            shown(&mut out, "Code", code);
+            shown(&mut out, "Message", message);
             out.push_str("</Error>");
-            text(&mut out, "RequestId", request_id);
+            shown(&mut out, "RequestId", request_id);
             out.push_str("</ErrorResponse>");
         }
     }
@@ -89,28 +91,32 @@ pub fn error(
 
 const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 
-fn text(out: &mut String, name: &str, value: &str) {
-    let _ = write!(out, "<{name}>");
-    escape(out, value);
-    let _ = write!(out, "</{name}>");
+fn text(out: &mut String, name: &str, value: &str) -> Result<(), XmlError> {
+    if let Some(c) = value.chars().find(|c| !carriable(*c)) {
+        let code = c.escape_unicode();
+        return Err(XmlError(format!(
+            "{name} has the character {code}, which XML can't carry"
+        )));
+    }
+    shown(out, name, value);
+    Ok(())
 }
 
-/// <https://www.w3.org/TR/xml/#charsets>: what XML 1.0 can't carry, not even as
-/// a reference, becomes U+FFFD. A bare carriage return would be read as a line
-/// feed, so it is written as a reference.
-fn escape(out: &mut String, value: &str) {
+fn shown(out: &mut String, name: &str, value: &str) {
+    let _ = write!(out, "<{name}>");
     for c in value.chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
+            // A bare carriage return would be read as a line feed.
             '\r' => out.push_str("&#xD;"),
-            '\t' | '\n' => out.push(c),
-            '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            _ => out.push(c),
+            c if carriable(c) => out.push(c),
+            c => out.extend(c.escape_unicode()),
         }
     }
+    let _ = write!(out, "</{name}>");
 }
 
 /// Writes one value as the element `name`; without a name, a structure's
@@ -173,10 +179,7 @@ impl<'o> Serializer for Element<'o> {
 
     fn serialize_str(self, value: &str) -> Result<(), XmlError> {
         match self.name {
-            Some(name) => {
-                text(self.out, name, value);
-                Ok(())
-            }
+            Some(name) => text(self.out, name, value),
             None => Err(self.no("a scalar without a name")),
         }
     }
@@ -362,7 +365,7 @@ mod tests {
 
     fn answer() -> Answer {
         Answer {
-            group_id: "a<b>&\"c\"\r\u{1}".into(),
+            group_id: "a<b>&\"c\"\r".into(),
             from_port: None,
             tag_set: vec![Tag {
                 key: "k".into(),
@@ -377,7 +380,7 @@ mod tests {
         assert_eq!(
             response(Protocol::Ec2, "http://ns/", "Do", "req", &answer()).unwrap(),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\">\
-             <requestId>req</requestId><groupId>a&lt;b&gt;&amp;&quot;c&quot;&#xD;\u{fffd}</groupId>\
+             <requestId>req</requestId><groupId>a&lt;b&gt;&amp;&quot;c&quot;&#xD;</groupId>\
              <tagSet><item><key>k</key><ok>true</ok></item></tagSet></DoResponse>"
         );
     }
@@ -456,13 +459,18 @@ mod tests {
         ) {
             #[derive(Serialize)]
             struct One { value: String }
-            let xml = response(Protocol::Ec2, "ns", "A", "r", &One { value: text.clone() }).unwrap();
-            let expected: String = text.chars().map(|c| match c {
-                '\t' | '\n' | '\r' => c,
-                '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
-                c => c,
-            }).collect();
-            prop_assert_eq!(leaves(&xml), vec!["r".to_owned(), expected]);
+            let answer = response(Protocol::Ec2, "ns", "A", "r", &One { value: text.clone() });
+            match answer {
+                Ok(xml) => prop_assert_eq!(leaves(&xml), vec!["r".to_owned(), text.clone()]),
+                Err(_) => prop_assert!(!text.chars().all(carriable)),
+            }
+            // An error is told whatever is in it.
+            let xml = error(Protocol::Ec2, "", "r", "C", &text, true);
+            let spelled = text.chars().fold(String::new(), |mut out, c| {
+                if carriable(c) { out.push(c) } else { out.extend(c.escape_unicode()) }
+                out
+            });
+            prop_assert_eq!(leaves(&xml), vec!["C".to_owned(), spelled, "r".to_owned()]);
         }
     }
 }
