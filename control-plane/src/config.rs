@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 use crate::{
     auth::credentials::{Account, is_account_id},
     model::HostId,
+    tls,
 };
 
 pub use file::{ConfigFile, Region};
@@ -77,6 +78,11 @@ impl AccountsArgs {
     }
 }
 
+/// The folder of the certificate authority.
+pub fn authority_in(data_dir: &Path) -> PathBuf {
+    data_dir.join("tls")
+}
+
 fn credentials_in(data_dir: &Path) -> PathBuf {
     data_dir.join("credentials.json")
 }
@@ -93,6 +99,21 @@ pub struct ServeArgs {
     /// Where the API listens
     #[arg(long, env = "HEARTH_LISTEN", default_value = "127.0.0.1:8773")]
     pub listen: SocketAddr,
+    /// Serve TLS with a certificate of Hearth's own authority, which `hearth ca` prints
+    #[arg(long, env = "HEARTH_TLS", conflicts_with = "tls_cert")]
+    pub tls: bool,
+    /// Serve TLS with this certificate: a file in PEM, with those between it and its root
+    #[arg(long, env = "HEARTH_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// That certificate's private key: a file in PEM
+    #[arg(long, env = "HEARTH_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// A further host name or address that --tls's certificate is for; may be repeated
+    #[arg(long = "tls-name", requires = "tls")]
+    pub tls_names: Vec<String>,
+    /// Listen beyond this machine without TLS, where anybody on the way reads along
+    #[arg(long, env = "HEARTH_INSECURE_LISTEN")]
+    pub insecure_listen: bool,
     /// This host's region [default: the configuration file's first, or us-east-1]
     #[arg(long, env = "HEARTH_REGION")]
     pub region: Option<String>,
@@ -160,6 +181,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Where the API listens.
     pub listen: SocketAddr,
+    /// What it serves TLS with; nothing is for plain HTTP.
+    pub tls: Option<tls::Source>,
     /// This host's region.
     pub region: String,
     /// This host's availability zone.
@@ -215,6 +238,7 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let refuse = |message: String| Err(ConfigError(message));
         let account_id = args.accounts.default_account(&file)?;
+        let tls = tls(&args, hostname)?;
         let (regions, region, zone) = place(file.regions, args.region, args.zone)?;
         let pool = args.public_pool.trunc();
         if pool != args.public_pool || !(16..=29).contains(&pool.prefix_len()) {
@@ -258,6 +282,7 @@ impl Config {
             data_dir,
             run_dir: args.run_dir,
             listen: args.listen,
+            tls,
             region,
             zone,
             regions,
@@ -313,6 +338,40 @@ impl Config {
         let last = u32::from(self.public_pool.broadcast());
         (first..last).map(Ipv4Addr::from)
     }
+}
+
+/// What TLS is served with. Beyond this machine none is refused: whoever reads a
+/// signed request along sees what it holds, and each answer, private keys too.
+fn tls(args: &ServeArgs, hostname: &str) -> Result<Option<tls::Source>, ConfigError> {
+    if let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) {
+        return Ok(Some(tls::Source::Given {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }));
+    }
+    let address = args.listen.ip();
+    if args.tls {
+        let mut names = vec!["localhost".into(), "127.0.0.1".into(), "::1".into()];
+        names.push(hostname.to_owned());
+        if !address.is_unspecified() {
+            names.push(address.to_string());
+        }
+        names.extend(args.tls_names.iter().cloned());
+        names.sort();
+        names.dedup();
+        return Ok(Some(tls::Source::Own {
+            folder: authority_in(&args.accounts.data_dir),
+            names,
+        }));
+    }
+    if !address.to_canonical().is_loopback() && !args.insecure_listen {
+        return Err(ConfigError(format!(
+            "--listen {}: beyond this machine the API speaks TLS; give --tls, or --tls-cert and \
+             --tls-key, or --insecure-listen",
+            args.listen
+        )));
+    }
+    Ok(None)
 }
 
 /// All regions, and where in them this host is.
@@ -429,6 +488,51 @@ mod tests {
         let all: Vec<_> = c.public_addresses().collect();
         assert_eq!((all[0], all.len()), (Ipv4Addr::new(203, 0, 113, 2), 253));
         assert_eq!(all[252], Ipv4Addr::new(203, 0, 113, 254));
+    }
+
+    #[test]
+    fn beyond_this_machine_tls_is_asked_for() {
+        assert_eq!(config(&["--listen", "[::1]:1"]).unwrap().tls, None);
+        for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            let refused = config(&["--listen", address]).unwrap_err();
+            assert!(refused.contains("--insecure-listen"), "{refused}");
+            let plain = config(&["--listen", address, "--insecure-listen"]).unwrap();
+            assert_eq!(plain.tls, None);
+        }
+        let own = config(&[
+            "--listen",
+            "192.0.2.1:1",
+            "--tls",
+            "--tls-name",
+            "x.example",
+        ]);
+        let Some(tls::Source::Own { folder, names }) = own.unwrap().tls else {
+            panic!("no authority of its own");
+        };
+        assert_eq!(folder, PathBuf::from("/var/lib/hearth/tls"));
+        let wanted = [
+            "127.0.0.1",
+            "192.0.2.1",
+            "::1",
+            "box",
+            "localhost",
+            "x.example",
+        ];
+        assert_eq!(names, wanted);
+        let given = config(&[
+            "--tls-cert",
+            "/c",
+            "--tls-key",
+            "/k",
+            "--listen",
+            "0.0.0.0:1",
+        ]);
+        assert!(matches!(
+            given.unwrap().tls,
+            Some(tls::Source::Given { .. })
+        ));
+        assert!(config(&["--tls-cert", "/c"]).is_err());
+        assert!(config(&["--tls", "--tls-cert", "/c", "--tls-key", "/k"]).is_err());
     }
 
     #[test]

@@ -7,14 +7,16 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::SystemTime,
 };
 
 use clap::{Parser, Subcommand};
 use hearth::{
     compute::{self, bootfiles},
-    config::{Config, ServeArgs},
-    doctor, images,
+    config::{Config, ServeArgs, authority_in},
+    descriptors, doctor, images,
     model::{InstanceId, Scope},
+    tls::Authority,
 };
 
 /// EC2 on this machine.
@@ -50,6 +52,13 @@ enum Command {
     /// Makes, lists and ends accounts and their access keys; a hearth that is
     /// running follows
     Account(account::AccountCommand),
+    /// Prints the certificate of the authority that `serve --tls` uses, for clients to
+    /// trust (`AWS_CA_BUNDLE`); makes the authority if there is none
+    Ca {
+        /// Where everything is kept that outlives a reboot of this machine
+        #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
+        data_dir: PathBuf,
+    },
     /// Tells whether instances can run on this machine, and what to do if not
     Doctor {
         /// Only one line for each reason why none can
@@ -72,6 +81,7 @@ fn main() -> ExitCode {
         Command::Purge(args) => (args, true),
         Command::Trace { instance, data_dir } => return trace(&instance, &data_dir),
         Command::Account(command) => return account::main(command),
+        Command::Ca { data_dir } => return print_authority(&data_dir),
         // It reads its flag itself.
         Command::Images { folder } => return list_images(&folder),
         Command::Doctor { brief: _ } => return doctor::main(),
@@ -95,6 +105,10 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .init();
+    // A connection each for callers, and some for each instance.
+    if let Err(error) = descriptors::raise_limit() {
+        tracing::warn!(%error, "the limit of file descriptors can't be raised");
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&anyhow::Error::from(error), 1),
@@ -110,6 +124,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::Failure::Setup(error)) => refuse(&error, 2),
         Err(serve::Failure::Running(error)) => refuse(&error, 1),
+    }
+}
+
+fn print_authority(data_dir: &Path) -> ExitCode {
+    let folder = authority_in(data_dir);
+    match Authority::load_or_create(&folder, SystemTime::now()) {
+        Ok(authority) => {
+            let _ = io::stdout().write_all(authority.certificate.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error, 1),
     }
 }
 

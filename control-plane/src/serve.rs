@@ -34,6 +34,7 @@ use hearth::{
     },
     storage::{self, host::HostStorage},
     store::{Db, SqliteStore},
+    tls::{Authority, Source, Tls},
 };
 use rustix::fs::FlockOperation;
 use tokio::{
@@ -69,8 +70,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         tracing::warn!(%error, "should memory run out, the kernel may end this process");
     }
     let config = Arc::new(config);
+    let tls = config.tls.clone().map(Tls::open).transpose();
+    let tls = tls.context("TLS").map_err(Failure::Setup)?;
     let (db, hosts, credentials, listener) = set_up(&config).await.map_err(Failure::Setup)?;
-    let result = run(config, db, hosts, credentials, listener)
+    let result = run(config, db, hosts, credentials, listener, tls)
         .await
         .map_err(Failure::Running);
     drop(lock);
@@ -180,6 +183,7 @@ async fn run(
     hosts: Hosts,
     credentials: CredentialStore,
     listener: TcpListener,
+    tls: Option<Tls>,
 ) -> anyhow::Result<()> {
     let (shutdown, receiver) = watch::channel(false);
     let mut tasks = JoinSet::new();
@@ -203,9 +207,19 @@ async fn run(
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let router = api::router(cloud, credentials);
-    let server = tokio::spawn(api::serve(listener, router, receiver));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let server = tokio::spawn(async move {
+        match tls {
+            Some(tls) => api::serve_tls(listener, &tls, router, receiver).await,
+            None => api::serve(listener, router, receiver).await,
+        }
+    });
     // Connections are taken from here on.
-    let _ = writeln!(io::stdout(), "hearth: the API is at http://{address}");
+    let _ = writeln!(io::stdout(), "hearth: the API is at {scheme}://{address}");
+    if let Some(Source::Own { folder, .. }) = &config.tls {
+        let path = Authority::certificate_in(folder);
+        let _ = writeln!(io::stdout(), "hearth: clients trust {}", path.display());
+    }
     tracing::info!(%address, host = %config.host_id, zone = config.zone, "serving");
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),

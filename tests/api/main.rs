@@ -7,6 +7,7 @@
 
 mod server;
 
+use hearth::tls::{Authority, Source, Tls};
 use server::{Server, python};
 
 /// Runs one of the scripts beside this file against a server of its own.
@@ -33,6 +34,33 @@ fn names_on_the_wire_are_botocores() {
 #[test]
 fn the_way_in() {
     script("way_in.py");
+}
+
+#[test]
+fn odd_http() {
+    script("plain_http.py");
+}
+
+/// With an authority of its own, which the client is told to trust.
+#[test]
+fn tls() {
+    let Some(python) = python() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = Source::Own {
+        folder: folder.path().to_owned(),
+        names: vec!["localhost".into(), "127.0.0.1".into()],
+    };
+    let server = Server::start_tls(Tls::open(source).expect("an authority"));
+    let certificate = Authority::certificate_in(folder.path());
+    let certificate = certificate.to_str().expect("its path is UTF-8");
+    server.run(&python, "tls.py", &[certificate]);
+}
+
+#[test]
+fn floods() {
+    script("flood.py");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use hearth::{
     },
     storage::fake::FakeStorage,
     store::Db,
+    tls::Tls,
 };
 
 /// A served API. It goes with the value.
@@ -39,6 +40,17 @@ pub(super) struct Server {
 impl Server {
     /// A new cloud with its default VPC and one image.
     pub(super) fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same, in TLS.
+    pub(super) fn start_tls(tls: Tls) -> Self {
+        Self::start_with(Some(tls))
+    }
+
+    fn start_with(tls: Option<Tls>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        hearth::descriptors::raise_limit().expect("as hearth itself does");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let (sender, receiver) = mpsc::channel();
         let (key, other) = (AccessKey::generate(), AccessKey::generate());
@@ -85,11 +97,14 @@ impl Server {
                 .expect("a loopback port");
             let address = listener.local_addr().expect("its address");
             sender.send(address).expect("the test waits");
-            api::serve(listener, router, shutdown).await;
+            match tls {
+                Some(tls) => api::serve_tls(listener, &tls, router, shutdown).await,
+                None => api::serve(listener, router, shutdown).await,
+            }
         });
         let address = receiver.recv().expect("the server starts");
         Self {
-            endpoint: format!("http://{address}"),
+            endpoint: format!("{scheme}://{address}"),
             key,
             other,
             region,

@@ -5,7 +5,7 @@ import os
 import urllib.parse
 
 import boto3
-from botocore.auth import SigV4Auth
+from botocore.auth import SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
@@ -75,6 +75,39 @@ assert status == 200 and "us-east-1" in text, text
 status, text = raw(None, method="GET", path=path.replace("DescribeRegions", "DescribeVpcs"))
 assert status == 403 and "SignatureDoesNotMatch" in text, text
 
+# A GET has one meaning: the parameters that reach the action are those that were
+# signed. A plus is a plus, and a space is %20.
+def get(query, presigned):
+    credentials = Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    request = AWSRequest("GET", f"{endpoint}/?Version=2016-11-15&{query}")
+    if presigned:
+        SigV4QueryAuth(credentials, "ec2", "us-east-1", expires=60).add_auth(request)
+    else:
+        SigV4Auth(credentials, "ec2", "us-east-1").add_auth(request)
+    parts = urllib.parse.urlsplit(request.url)
+    return raw(None, dict(request.headers.items()), "GET", f"/?{parts.query}")
+
+
+for presigned in (False, True):
+    for value, encoded in [("a b", "a%20b"), ("a+b", "a%2Bb"), ("a%20b", "a%2520b"),
+                           ("é+ü", "%C3%A9%2B%C3%BC"), ("日本", "%E6%97%A5%E6%9C%AC"),
+                           ("a&b=c", "a%26b%3Dc"), ("~-._", "~-._")]:
+        # An id that can't be is repeated in the error, letter by letter.
+        status, text = get(f"Action=DescribeKeyPairs&KeyName.1={encoded}", presigned)
+        shown = value.replace("&", "&amp;")
+        assert status == 400 and f"'{shown}'" in text, (value, presigned, status, text)
+    for query, code in [
+        ("Action=DescribeRegions&DryRun=", "InvalidParameterValue"),
+        ("Action=DescribeRegions&RegionName.1=us-east-1&RegionName.1=us-east-1",
+         "InvalidParameterValue"),
+        ("Action=DescribeRegions&X-Amz-Bogus=1", "UnknownParameter"),
+        ("Action=DescribeRegions&Bogus", "UnknownParameter"),
+    ]:
+        status, text = get(query, presigned)
+        assert status == 400 and f"<Code>{code}</Code>" in text, (query, presigned, status, text)
+status, text = get("Action=DescribeRegions&X-Amz-Date=20150830T123600Z", False)
+assert status == 400 and "<Code>UnknownParameter</Code>" in text, (status, text)
+
 # Of what is signed, everything is looked at.
 for body, code in [
     ("Action=DescribeRegions&Version=2016-11-15", None),
@@ -101,3 +134,18 @@ assert ec2.describe_regions(DryRun=False)["Regions"]
 with refused("DryRunOperation"):
     ec2.create_key_pair(KeyName="dry", DryRun=True)
 assert ec2.describe_key_pairs()["KeyPairs"] == []
+
+# Text that no answer could carry is refused, whatever it is for, and never altered.
+for control in ["\0", "\x01", "\x1f", "\ufffe"]:
+    with refused("InvalidParameterValue", "not allowed"):
+        ec2.create_key_pair(KeyName=f"a{control}b", KeyType="ed25519")
+    with refused("InvalidParameterValue", "not allowed"):
+        ec2.create_security_group(GroupName=f"a{control}b", Description="x")
+    with refused("InvalidParameterValue", "not allowed"):
+        ec2.create_security_group(GroupName="a", Description=f"a{control}b")
+    for tag in [{"Key": f"a{control}b", "Value": "x"}, {"Key": "a", "Value": f"a{control}b"}]:
+        with refused("InvalidParameterValue", "not allowed"):
+            ec2.create_tags(Resources=["vpc-0123456789abcdef0"], Tags=[tag])
+# An error repeats what was sent in a form that can be read.
+status, text = signed("Action=Describe%01Regions&Version=2016-11-15")
+assert status == 400 and "Describe\\u{1}Regions" in text, text

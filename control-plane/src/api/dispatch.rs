@@ -1,7 +1,7 @@
 //! The one way in.
 //!
 //! ```text
-//! body (bounded) → signature → form → Version, Action → [`registry`]:
+//! head names a key → body (bounded) → signature → form → Version, Action → [`registry`]:
 //!     typed request → authorize → DryRun → ClientToken → handle → encode
 //! ```
 //!
@@ -43,6 +43,8 @@ pub(super) struct Received<'a> {
     pub query: &'a str,
     pub headers: &'a HeaderMap,
     pub body: &'a [u8],
+    /// To be asked when the signature has been found good, before anything is done.
+    pub verified: &'a (dyn Fn() -> Result<(), ApiError> + Sync),
 }
 
 impl Dispatch {
@@ -55,14 +57,31 @@ impl Dispatch {
         }
     }
 
+    /// Looks at the head alone: whether it names a key that there is. The refusal
+    /// is what the whole request would get.
+    pub(super) fn claim(
+        &self,
+        received: &Received<'_>,
+        request_id: &str,
+    ) -> Result<(), Box<Response<Body>>> {
+        auth::claim(&received.incoming(), &self.credentials).map_err(|error| {
+            let service = self.claimed(received);
+            Box::new(refuse(service, error.into(), request_id))
+        })
+    }
+
+    /// The service whose protocol an error is told in: the caller's own say, which
+    /// decides nothing else before the signature is verified.
+    fn claimed(&self, received: &Received<'_>) -> &Service {
+        let claimed = sigv4::parse(&received.incoming()).ok();
+        claimed
+            .and_then(|claim| signed_for(&self.services, &claim.service).next())
+            .unwrap_or(&self.services[0])
+    }
+
     /// Answers one request.
     pub(super) async fn answer(&self, received: &Received<'_>, request_id: &str) -> Response<Body> {
-        // Which service's protocol an error is told in is the caller's own say:
-        // before the signature is verified it decides nothing else.
-        let claimed = sigv4::parse(&received.incoming()).ok();
-        let mut service = claimed
-            .and_then(|claim| signed_for(&self.services, &claim.service).next())
-            .unwrap_or(&self.services[0]);
+        let mut service = self.claimed(received);
         match self.carry_out(received, request_id, &mut service).await {
             Ok(body) => respond(service.protocol, StatusCode::OK, body),
             Err(error) => refuse(service, error, request_id),
@@ -80,6 +99,7 @@ impl Dispatch {
         let incoming = received.incoming();
         let regions = self.cloud.config.region_names();
         let (caller, claim) = auth::authenticate(&incoming, &self.credentials, &regions, now)?;
+        (received.verified)()?;
         let mut signed_for = signed_for(&self.services, &claim.service).peekable();
         let Some(first) = signed_for.peek() else {
             let names: Vec<&str> = self.services.iter().map(|s| s.signing_name).collect();
@@ -90,7 +110,7 @@ impl Dispatch {
             .into());
         };
         *service = first;
-        let mut form = received.form()?;
+        let mut form = received.form(claim.is_presigned())?;
         let action = form.take("Action")?;
         let version = form.take("Version")?;
         let action = action.ok_or_else(|| {
@@ -134,14 +154,18 @@ impl Received<'_> {
     }
 
     /// The parameters: of a POST in the body, of a GET in the query.
-    fn form(&self) -> Result<Form, ApiError> {
+    fn form(&self, presigned: bool) -> Result<Form, ApiError> {
         if self.path != "/" {
             let message = "The path of every request is /";
             return Err(ApiError::new("InvalidRequest", message).with_status(404));
         }
-        let presigned = |name: &str| name.starts_with("X-Amz-");
-        let mut query = Form::parse(self.query.as_bytes())?;
-        query.remove_if(presigned);
+        // As the signature read it, so that nothing else is done than what was signed.
+        let mut query = Form::from_pairs(sigv4::pairs(self.query))?;
+        if presigned {
+            for name in sigv4::PRESIGNED {
+                query.take(name)?;
+            }
+        }
         if self.method == Method::GET {
             if !self.body.is_empty() {
                 return Err(ApiError::new("InvalidRequest", "A GET request has no body"));
@@ -197,9 +221,14 @@ fn respond(protocol: Protocol, status: StatusCode, body: String) -> Response<Bod
 
 /// The answer to a request whose body could not be read: nothing of it was
 /// verified.
-pub(super) fn unreadable(status: StatusCode, message: &str, request_id: &str) -> Response<Body> {
+pub(super) fn unreadable(
+    status: StatusCode,
+    code: &str,
+    message: &str,
+    request_id: &str,
+) -> Response<Body> {
     let protocol = Protocol::Ec2;
-    let body = protocol.error("", request_id, "InvalidRequest", message, true);
+    let body = protocol.error("", request_id, code, message, true);
     respond(protocol, status, body)
 }
 

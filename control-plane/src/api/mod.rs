@@ -17,4 +17,4 @@ pub mod wire;
 pub use action::{Action, Cloud, Ctx, Done, Idempotency};
 pub use console::Console;
 pub use error::ApiError;
-pub use server::{router, serve};
+pub use server::{router, serve, serve_tls};

@@ -41,18 +41,27 @@ impl Form {
                 "the request is longer than {MAX_BYTES} bytes"
             )));
         }
-        let mut form = Self::default();
         let fields = bytes.split(|b| *b == b'&').filter(|f| !f.is_empty());
-        for (count, field) in fields.enumerate() {
+        Self::from_pairs(fields.map(|field| {
+            let mut halves = field.splitn(2, |b| *b == b'=');
+            let mut decoded = || decode(halves.next().unwrap_or_default());
+            (decoded(), decoded())
+        }))
+    }
+
+    /// Builds a form of names and values that are decoded already.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse)'s.
+    pub fn from_pairs(pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> Result<Self, WireError> {
+        let mut form = Self::default();
+        for (count, (name, value)) in pairs.enumerate() {
             if count == MAX_FIELDS {
                 return Err(WireError::Malformed(format!(
                     "the request has more than {MAX_FIELDS} parameters"
                 )));
             }
-            let mut halves = field.splitn(2, |b| *b == b'=');
-            let name = decode(halves.next().unwrap_or_default())?;
-            let value = decode(halves.next().unwrap_or_default())?;
-            form.insert(&name, value)?;
+            form.insert(&utf8(name)?, utf8(value)?)?;
         }
         Ok(form)
     }
@@ -178,17 +187,19 @@ fn drop_no_ops(node: &mut Node, plain: &str, no_ops: &[(&str, &str)]) {
     });
 }
 
-fn decode(bytes: &[u8]) -> Result<String, WireError> {
+/// Undoes the encoding of a form: `+` is a space.
+fn decode(bytes: &[u8]) -> Vec<u8> {
     let spaced: Vec<u8> = bytes
         .iter()
         .map(|b| if *b == b'+' { b' ' } else { *b })
         .collect();
-    match percent_decode(&spaced).decode_utf8() {
-        Ok(text) => Ok(text.into_owned()),
-        Err(_) => Err(WireError::Malformed(
-            "the request is not UTF-8 once its percent-encoding is undone".into(),
-        )),
-    }
+    percent_decode(&spaced).collect()
+}
+
+fn utf8(bytes: Vec<u8>) -> Result<String, WireError> {
+    String::from_utf8(bytes).map_err(|_| {
+        WireError::Malformed("the request is not UTF-8 once its percent-encoding is undone".into())
+    })
 }
 
 #[cfg(test)]
