@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 use crate::{
     auth::credentials::{Account, is_account_id},
     model::HostId,
+    network::HostPort,
     tls,
 };
 
@@ -124,6 +125,9 @@ pub struct ServeArgs {
     /// The pool of public addresses, /16 to /29; its first is this host's
     #[arg(long, env = "HEARTH_PUBLIC_POOL", default_value = "203.0.113.0/24")]
     pub public_pool: Ipv4Net,
+    /// Ports of this host that instances may reach, as tcp/3128,udp/123 [default: none]
+    #[arg(long, env = "HEARTH_GUEST_HOST_PORTS", value_delimiter = ',')]
+    pub guest_host_ports: Vec<HostPort>,
     /// How many vCPUs are handed out for each CPU of this host
     #[arg(long, env = "HEARTH_CPU_OVERCOMMIT", default_value_t = 4.0)]
     pub cpu_overcommit: f64,
@@ -196,6 +200,8 @@ pub struct Config {
     pub accounts: Vec<Account>,
     /// The pool of public addresses.
     pub public_pool: Ipv4Net,
+    /// Ports of the host that instances may reach.
+    pub guest_host_ports: Vec<HostPort>,
     /// vCPUs handed out for each CPU.
     pub cpu_overcommit: f64,
     /// Memory handed out for each byte there is.
@@ -289,6 +295,7 @@ impl Config {
             account_id,
             accounts: file.accounts,
             public_pool: pool,
+            guest_host_ports: args.guest_host_ports,
             cpu_overcommit: args.cpu_overcommit,
             memory_overcommit: args.memory_overcommit,
             memory_reserve_mib: args.memory_reserve_mib,

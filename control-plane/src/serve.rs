@@ -121,7 +121,8 @@ fn hosts(config: &Config, db: &Db, storage: HostStorage) -> anyhow::Result<Hosts
         &config.region,
         &config.run_dir,
         db.changed(),
-    )?;
+    )?
+    .with_open_ports(config.guest_host_ports.iter().copied());
     Ok(Hosts {
         compute: Arc::new(compute),
         storage: Arc::new(storage),

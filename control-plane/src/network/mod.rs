@@ -27,7 +27,7 @@ pub mod host;
 pub mod names;
 pub mod plan;
 
-pub use plan::{Group, Interface, Topology, VpcNet};
+pub use plan::{Group, HostPort, Interface, Limits, Topology, VpcNet};
 
 /// Why the host's network could not be brought to what is desired.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use hearth::model::{InstanceState, Protocol};
 use super::cloud::{Cloud, all_egress, anywhere, ingress, isolated};
 
 /// What the socket hears within some seconds, and from whom.
-fn hear(socket: &UdpSocket) -> (String, std::net::SocketAddr) {
+pub(super) fn hear(socket: &UdpSocket) -> (String, std::net::SocketAddr) {
     let mut buffer = [0; 64];
     socket
         .set_read_timeout(Some(Duration::from_secs(5)))
@@ -23,7 +23,7 @@ fn hear(socket: &UdpSocket) -> (String, std::net::SocketAddr) {
 }
 
 /// Whether nothing has come so far.
-fn silent(socket: &UdpSocket) -> bool {
+pub(super) fn silent(socket: &UdpSocket) -> bool {
     socket.set_nonblocking(true).expect("a socket has a mode");
     let nothing = matches!(socket.recv(&mut [0; 64]), Err(e) if e.kind() == ErrorKind::WouldBlock);
     socket.set_nonblocking(false).expect("a socket has a mode");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hearth::model::*;
 use hearth::network::host::LinuxNetwork;
 use hearth::network::plan::topology;
-use hearth::network::{NetworkHost as _, Topology};
+use hearth::network::{Limits, NetworkHost as _, Topology};
 use hearth::store::View;
 use tokio::sync::watch;
 
@@ -53,32 +53,48 @@ pub(super) fn isolated(test: &str, body: impl AsyncFnOnce()) {
 pub(super) struct Cloud {
     view: View,
     sender: watch::Sender<Arc<View>>,
+    limits: Limits,
     /// The network under test.
     pub(super) network: LinuxNetwork,
 }
 
 const LAUNCHED: jiff::Timestamp = jiff::Timestamp::UNIX_EPOCH;
 
-fn network(sender: &watch::Sender<Arc<View>>) -> LinuxNetwork {
+fn scope() -> Scope {
+    Scope::new("000000000000", "us-east-1")
+}
+
+/// The one port of the host that instances may reach.
+pub(super) const OPEN_PORT: u16 = 3128;
+
+fn network(sender: &watch::Sender<Arc<View>>, limits: Limits) -> LinuxNetwork {
     let pool = "203.0.113.0/24".parse().expect("a net");
     let run = std::path::Path::new("/run/hearth");
-    LinuxNetwork::new(pool, "us-east-1", run, sender.subscribe()).expect("/run can be written")
+    let open = format!("tcp/{OPEN_PORT}").parse().expect("a port");
+    LinuxNetwork::new(pool, "us-east-1", run, sender.subscribe())
+        .expect("/run can be written")
+        .with_open_ports([open])
+        .with_limits(limits)
 }
 
 impl Cloud {
     pub(super) fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    pub(super) fn with_limits(limits: Limits) -> Self {
         let subnet = SubnetId::from_random(1);
         let view = View::default()
             .with(Vpc {
                 id: VpcId::from_random(1),
-                owner: "000000000000".into(),
+                scope: scope(),
                 cidr: "172.31.0.0/16".parse().expect("a net"),
                 is_default: true,
                 dhcp_options: DhcpOptionsId::from_random(1),
             })
             .with(Subnet {
                 id: subnet,
-                owner: "000000000000".into(),
+                scope: scope(),
                 vpc: VpcId::from_random(1),
                 cidr: "172.31.0.0/20".parse().expect("a net"),
                 zone: "us-east-1a".into(),
@@ -86,17 +102,18 @@ impl Cloud {
                 map_public_ip: true,
             });
         let (sender, _) = watch::channel(Arc::new(view.clone()));
-        let network = network(&sender);
+        let network = network(&sender, limits);
         Self {
             view,
             sender,
+            limits,
             network,
         }
     }
 
     /// As if hearth had ended and started again.
     pub(super) fn restart(&mut self) {
-        self.network = network(&self.sender);
+        self.network = network(&self.sender, self.limits);
     }
 
     pub(super) fn put<T: Resource>(&mut self, resource: T) {
@@ -124,7 +141,7 @@ impl Cloud {
     pub(super) fn group(&mut self, n: u128, rules: Vec<Rule>) {
         self.put(SecurityGroup {
             id: GroupId::from_random(n),
-            owner: "000000000000".into(),
+            scope: scope(),
             vpc: VpcId::from_random(1),
             name: format!("group-{n}"),
             description: String::new(),
@@ -138,13 +155,14 @@ impl Cloud {
         let subnet = SubnetId::from_random(1);
         let eni = Eni {
             id: EniId::from_random(u128::from(n) << 24),
-            owner: "000000000000".into(),
+            scope: scope(),
             vpc: VpcId::from_random(1),
             subnet: subnet.clone(),
             description: String::new(),
             mac: [2, 0, 0, 0, 0, n],
             private_ip: [172, 31, 0, n].into(),
             public_ip: Some([203, 0, 113, n].into()),
+            last_public_ip: None,
             auto_public_ip: true,
             groups: groups.iter().map(|g| GroupId::from_random(*g)).collect(),
             source_dest_check: true,
@@ -155,7 +173,7 @@ impl Cloud {
         let mut instance = Instance {
             id,
             reservation: ReservationId::from_random(1),
-            owner: "000000000000".into(),
+            scope: scope(),
             launch_index: 0,
             image: ImageId::from_random(1),
             instance_type: "t3.micro".into(),
@@ -206,7 +224,7 @@ impl Cloud {
     /// Changes the interface of instance `n`.
     pub(super) fn interface(&mut self, n: u8, edit: impl FnOnce(&mut Eni)) {
         let id = EniId::from_random(u128::from(n) << 24);
-        let mut eni = self.view.get::<Eni>(&id).expect("it was put").clone();
+        let mut eni = self.view.find::<Eni>(&id).expect("it was put").clone();
         edit(&mut eni);
         self.put(eni);
     }
@@ -214,12 +232,29 @@ impl Cloud {
     /// Plugs a guest into the tap of instance `n` and gives it its address.
     pub(super) async fn guest(&self, n: u8) -> Guest {
         let id = EniId::from_random(u128::from(n) << 24);
-        let eni = self.view.get::<Eni>(&id).expect("it was put").clone();
+        let eni = self.view.find::<Eni>(&id).expect("it was put").clone();
         let tap = self.network.open_tap(&eni).await.expect("its tap is there");
         let guest = Guest::new(&format!("guest-{n}"), tap, eni.mac);
         guest.dhcp();
         guest
     }
+}
+
+/// A machine beyond the host's uplink, in the namespace `outside`, that knows no
+/// way to the pool: it can answer only what comes with the host's own address,
+/// 198.51.100.1. It serves a page on 198.51.100.2, and on the link-local
+/// 169.254.170.2 as a cloud does that the host itself is an instance of.
+pub(super) fn outside() {
+    super::guest::sh(
+        "ip netns add outside
+        ip link add up0 type veth peer name eth0 netns outside
+        ip addr add 198.51.100.1/24 dev up0; ip link set up0 up
+        ip -n outside addr add 198.51.100.2/24 dev eth0; ip -n outside link set eth0 up
+        ip -n outside addr add 169.254.170.2/32 dev eth0
+        ip route add 169.254.170.2 dev up0 src 198.51.100.1
+        mkdir -p /run/www; echo outside > /run/www/index.html
+        ip netns exec outside busybox httpd -p 80 -h /run/www",
+    );
 }
 
 pub(super) fn anywhere() -> Peer {

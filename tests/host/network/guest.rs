@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Output, Stdio};
 
@@ -103,6 +103,24 @@ impl Guest {
         inside(&self.name, move || {
             UdpSocket::bind(("0.0.0.0", port)).expect("the port is free")
         })
+    }
+
+    /// Sends this IPv4 packet as it is.
+    pub(super) fn raw(&self, to: Ipv4Addr, packet: &[u8]) {
+        use nix::sys::socket::{
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+        };
+        let packet = packet.to_vec();
+        inside(&self.name, move || {
+            // IPPROTO_RAW brings its own header: raw(7).
+            let protocol = SockProtocol::Raw;
+            let family = AddressFamily::Inet;
+            let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+                .expect("root may send what it likes");
+            let [a, b, c, d] = to.octets();
+            let to = SockaddrIn::new(a, b, c, d, 0);
+            sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty()).expect("it goes out");
+        });
     }
 
     /// Fetches a page; `None` when nothing answers within two seconds.

@@ -1,7 +1,7 @@
 //! Links, addresses, routes and neighbours through rtnetlink, in the namespace
 //! that the connection was made in; and the sysctls of links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
@@ -9,10 +9,12 @@ use std::os::fd::AsRawFd;
 use futures_util::TryStreamExt as _;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType,
 };
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
 };
@@ -28,6 +30,69 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Its MAC address.
     pub(super) mac: Option<[u8; 6]>,
+}
+
+/// A rule of policy routing (ip-rule(8)) for IPv4.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PolicyRule {
+    /// Its place: lower ones are asked first.
+    pub(super) priority: u32,
+    /// What it is about.
+    pub(super) of: Packets,
+    /// What it says of them.
+    pub(super) verdict: Verdict,
+}
+
+/// What a rule of policy routing is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Packets {
+    /// All.
+    All,
+    /// Those that this host makes itself, and questions whether a source
+    /// address is one that its link may have.
+    Own,
+    /// Those whose mark has these bits.
+    Marked(u32),
+}
+
+/// What a rule of policy routing says.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Verdict {
+    /// Ask the rule of this priority next.
+    Goto(u32),
+    /// Look into the table of this host's own addresses.
+    Local,
+    /// Drop them.
+    Blackhole,
+}
+
+impl PolicyRule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let attributes = &mut message.attributes;
+        attributes.push(RuleAttribute::Priority(self.priority));
+        match self.of {
+            Packets::All => {}
+            Packets::Own => attributes.push(RuleAttribute::Iifname("lo".to_owned())),
+            Packets::Marked(bits) => {
+                attributes.push(RuleAttribute::FwMark(bits));
+                attributes.push(RuleAttribute::FwMask(bits));
+            }
+        }
+        message.header.action = match self.verdict {
+            Verdict::Goto(priority) => {
+                message.attributes.push(RuleAttribute::Goto(priority));
+                RuleAction::Goto
+            }
+            Verdict::Local => {
+                message.header.table = libc::RT_TABLE_LOCAL;
+                RuleAction::ToTable
+            }
+            Verdict::Blackhole => RuleAction::Blackhole,
+        };
+        message
+    }
 }
 
 /// A netlink connection.
@@ -143,6 +208,46 @@ impl Netlink {
     pub(super) async fn address(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
         let request = self.handle.address().add(index, IpAddr::V4(address), 32);
         request.replace().execute().await.map_err(io_error)
+    }
+
+    /// The IPv4 addresses of all links.
+    pub(super) async fn addresses(&self) -> io::Result<BTreeSet<Ipv4Addr>> {
+        let mut stream = Box::pin(self.handle.address().get().execute());
+        let mut addresses = BTreeSet::new();
+        while let Some(message) = stream.try_next().await.map_err(io_error)? {
+            for attribute in message.attributes {
+                // The peer's, where there is one, is AddressAttribute::Address.
+                if let AddressAttribute::Local(IpAddr::V4(address)) = attribute {
+                    addresses.insert(address);
+                }
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Adds a policy routing rule, if there is none like it.
+    pub(super) async fn add_rule(&self, rule: &PolicyRule) -> io::Result<()> {
+        let mut request = self.handle.rule().add().v4();
+        *request.message_mut() = rule.message();
+        match request.execute().await.map_err(io_error) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Deletes a policy routing rule, there or not.
+    pub(super) async fn delete_rule(&self, rule: &PolicyRule) -> io::Result<()> {
+        match self
+            .handle
+            .rule()
+            .del(rule.message())
+            .execute()
+            .await
+            .map_err(io_error)
+        {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
     }
 
     /// Fixes a neighbour's MAC address.

@@ -35,7 +35,8 @@ use tokio::sync::watch;
 use self::netns::Namespace;
 use self::services::{Services, Shared};
 use super::plan::connections::{self, OverPool, Owners};
-use super::plan::{nft::Table, rules};
+use super::plan::nft::{Table, difference, replace};
+use super::plan::{HostPort, HostSide, Limits, host_rules, rules};
 use super::{Error, NetworkHost, Result, Topology, VpcNet, names};
 use crate::metadata::token::TokenKey;
 use crate::model::{Eni, EniId, VpcId};
@@ -79,6 +80,7 @@ struct Applied {
     namespace: Namespace,
     vpc: VpcNet,
     table: Table,
+    generation: Option<nft::Generation>,
     services: Option<Services>,
 }
 
@@ -86,6 +88,10 @@ struct Applied {
 #[derive(Default)]
 struct State {
     vpcs: BTreeMap<VpcId, Applied>,
+    /// The host's own namespace, once prepared.
+    host: Option<uplink::Prepared>,
+    /// The host's addresses when last listed.
+    addresses: BTreeSet<Ipv4Addr>,
     /// Who had the public addresses when connections were last gone through.
     owners: Option<Owners>,
 }
@@ -95,6 +101,8 @@ pub struct LinuxNetwork {
     pool: Ipv4Net,
     shared: Shared,
     key_file: PathBuf,
+    open_ports: BTreeSet<HostPort>,
+    limits: Limits,
     state: tokio::sync::Mutex<State>,
 }
 
@@ -151,11 +159,32 @@ impl LinuxNetwork {
             pool,
             shared,
             key_file,
+            open_ports: BTreeSet::new(),
+            limits: Limits::default(),
             state,
         })
     }
 
-    async fn apply_vpc(&self, applied: &mut BTreeMap<VpcId, Applied>, vpc: &VpcNet) -> Result<()> {
+    /// Lets instances reach these ports of the host; by default none.
+    #[must_use]
+    pub fn with_open_ports(mut self, ports: impl IntoIterator<Item = HostPort>) -> Self {
+        self.open_ports = ports.into_iter().collect();
+        self
+    }
+
+    /// Gives each interface other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    async fn apply_vpc(
+        &self,
+        applied: &mut BTreeMap<VpcId, Applied>,
+        vpc: &VpcNet,
+        host: &HostSide,
+    ) -> Result<()> {
         let name = names::namespace(&vpc.id);
         let wire = Wire::new(&vpc.id, self.pool);
         let found = step(
@@ -174,31 +203,24 @@ impl LinuxNetwork {
                 None,
             ),
         };
-        let table = rules::vpc_table(vpc);
-        let script = match &known {
-            Some(known) => super::plan::nft::difference(names::TABLE, &known.table, &table),
-            None => super::plan::nft::replace(names::TABLE, &table),
-        };
-        let whole = super::plan::nft::replace(names::TABLE, &table);
-        if !script.is_empty() {
-            // The rules come before the links: nothing passes unfiltered.
-            let result = namespace
-                .run_async(move || async move {
-                    nft::apply(&script).or_else(|error| {
-                        tracing::warn!(%error, "an increment failed; replacing the table");
-                        nft::apply(&whole)
-                    })
-                })
-                .await;
-            step(|| format!("applying the rules of {}", vpc.id), result)?;
-        }
+        let table = rules::vpc_table(vpc, host, &self.limits);
+        let increment =
+            (known.as_ref()).map(|known| difference(names::TABLE, &known.table, &table));
+        let generation = known.as_ref().and_then(|known| known.generation);
+        let whole = replace(names::TABLE, &table) + &rules::arp_table();
+        // The rules come before the links: nothing passes unfiltered.
+        let brought = namespace
+            .run_async(move || async move { nft::bring(generation, increment.as_deref(), &whole) })
+            .await;
+        let brought = step(|| format!("applying the rules of {}", vpc.id), brought)?;
         step(
             || format!("wiring {} to the host", vpc.id),
             uplink::wire(vpc, &namespace, &wire).await,
         )?;
         let shaped = {
             let (vpc, wire) = (vpc.clone(), wire.clone());
-            let before = known.as_ref().map(|known| known.vpc.clone());
+            // Who has been at the rules may have been at the rest too.
+            let before = (known.as_ref().filter(|_| !brought.replaced)).map(|k| k.vpc.clone());
             namespace
                 .run_async(move || async move { vpc::shape(&vpc, &wire, before.as_ref()).await })
                 .await
@@ -215,6 +237,7 @@ impl LinuxNetwork {
                 namespace,
                 vpc,
                 table,
+                generation: brought.generation,
                 services,
             };
             applied.insert(done.vpc.id.clone(), done);
@@ -349,12 +372,28 @@ impl NetworkHost for LinuxNetwork {
         let mut state = self.state.lock().await;
         let mut first = None;
         note(&mut first, self.sweep(&mut state.vpcs, desired).await);
-        if !desired.vpcs.is_empty() {
-            let up = uplink::up(self.pool, state.vpcs.is_empty()).await;
-            note(&mut first, step(|| "preparing the host".into(), up));
+        let addresses = uplink::addresses().await;
+        let addresses = step(|| "listing the host's addresses".into(), addresses);
+        note(&mut first, addresses.map(|all| state.addresses = all));
+        let mut host = HostSide {
+            addresses: state.addresses.clone(),
+            ports: self.open_ports.clone(),
+        };
+        // The first VPC brings it.
+        host.addresses.insert(host_address(self.pool));
+        if desired.vpcs.is_empty() {
+            state.host = None;
+        } else {
+            let table = host_rules::host_table(self.pool, &host);
+            let up = uplink::up(self.pool, table, state.host.take()).await;
+            let up = step(|| "preparing the host".into(), up);
+            note(&mut first, up.map(|up| state.host = Some(up)));
         }
         for vpc in desired.vpcs.values() {
-            note(&mut first, self.apply_vpc(&mut state.vpcs, vpc).await);
+            note(
+                &mut first,
+                self.apply_vpc(&mut state.vpcs, vpc, &host).await,
+            );
         }
         let owners = connections::owners(desired);
         if state.owners.as_ref() != Some(&owners) {
@@ -400,6 +439,7 @@ impl NetworkHost for LinuxNetwork {
 
     async fn purge(&self) -> Result<()> {
         let mut state = self.state.lock().await;
+        state.host = None;
         let swept = self.sweep(&mut state.vpcs, &Topology::default()).await;
         let forgotten = self.forget(&state, &Owners::new()).await;
         state.owners = None;

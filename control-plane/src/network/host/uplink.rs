@@ -12,18 +12,33 @@ use super::netns::Namespace;
 use super::{MTU, Wire, nft};
 use crate::network::VpcNet;
 use crate::network::names::{IGW, IGW_PREFIX, TABLE, igw};
-use crate::network::plan::{nft::replace, rules::host_table};
+use crate::network::plan::nft::{Table, difference, replace};
 
-/// Prepares the host for any VPC; `first` sets also what stays once set.
-pub(super) async fn up(pool: Ipv4Net, first: bool) -> io::Result<()> {
-    if !first {
-        return Ok(());
+/// What the host was brought to.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    table: Table,
+    generation: Option<nft::Generation>,
+}
+
+/// Prepares the host for any VPC. `before` is what this process brought it to
+/// the last time; what another has done to the rules since is undone.
+pub(super) async fn up(
+    pool: Ipv4Net,
+    table: Table,
+    before: Option<Prepared>,
+) -> io::Result<Prepared> {
+    let increment = (before.as_ref()).map(|before| difference(TABLE, &before.table, &table));
+    let generation = before.and_then(|before| before.generation);
+    let whole = replace(TABLE, &table);
+    let brought = blocking(move || nft::bring(generation, increment.as_deref(), &whole)).await?;
+    if brought.replaced {
+        // Public addresses that nobody has go nowhere, least of all to the uplink.
+        Netlink::connect()?.refuse(pool).await?;
+        sysctl("ipv4/ip_forward", "1")?;
     }
-    sysctl("ipv4/ip_forward", "1")?;
-    let script = replace(TABLE, &host_table(pool));
-    blocking(move || nft::apply(&script)).await?;
-    // Public addresses that nobody has go nowhere, least of all to the uplink.
-    Netlink::connect()?.refuse(pool).await
+    let generation = brought.generation;
+    Ok(Prepared { table, generation })
 }
 
 /// Takes that back, when no VPC is left.
@@ -32,7 +47,14 @@ pub(super) async fn down(pool: Ipv4Net) -> io::Result<()> {
     Netlink::connect()?.unrefuse(pool).await
 }
 
-async fn blocking(f: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+/// The host's addresses.
+pub(super) async fn addresses() -> io::Result<BTreeSet<Ipv4Addr>> {
+    Netlink::connect()?.addresses().await
+}
+
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(f)
         .await
         .map_err(io::Error::other)?

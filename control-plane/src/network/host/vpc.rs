@@ -6,12 +6,12 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::link::{Link, Netlink, sysctl, sysctl_if_there};
+use super::link::{Link, Netlink, Packets, PolicyRule, Verdict, sysctl, sysctl_if_there};
 use super::{MTU, Wire, conntrack, tap};
 use crate::model::EniId;
 use crate::network::names::{IGW, TAP_PREFIX};
 use crate::network::plan::connections::InVpc;
-use crate::network::plan::rules::{DNS_ADDRESS, IMDS_ADDRESS};
+use crate::network::plan::rules::{DNS_ADDRESS, FILTERED, IMDS_ADDRESS};
 use crate::network::{Interface, VpcNet};
 
 /// Brings the links, addresses and routes in the calling thread's namespace to
@@ -28,6 +28,7 @@ pub(super) async fn shape(
     let mut links = netlink.links().await?;
     if fresh {
         sysctls()?;
+        fail_closed(&netlink).await?;
         services(&netlink, vpc, links.get("lo").map_or(1, |lo| lo.index)).await?;
     }
     forget(vpc, &links, before).await?;
@@ -105,6 +106,8 @@ fn sysctls() -> io::Result<()> {
         // The larger of "all" and the link's own counts: the link's alone shall.
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "1"),
+        // A source is looked up with its packet's mark, which routing demands.
+        ("ipv4/conf/all/src_valid_mark", "1"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
         ("ipv4/conf/all/accept_redirects", "0"),
@@ -115,6 +118,27 @@ fn sysctls() -> io::Result<()> {
     }
     sysctl_if_there("ipv6/conf/all/disable_ipv6", "1")?;
     sysctl_if_there("ipv6/conf/default/disable_ipv6", "1")
+}
+
+/// Routes only what nftables has marked, so that nothing passes where its rules
+/// are gone. That holds for what is for the namespace itself too: the rule for
+/// its own addresses, which is the first by default, comes after.
+async fn fail_closed(netlink: &Netlink) -> io::Result<()> {
+    let rule = |priority, of, verdict| PolicyRule {
+        priority,
+        of,
+        verdict,
+    };
+    for rule in [
+        rule(10, Packets::All, Verdict::Local),
+        rule(1, Packets::Own, Verdict::Goto(10)),
+        rule(2, Packets::Marked(FILTERED), Verdict::Goto(10)),
+        rule(3, Packets::All, Verdict::Blackhole),
+    ] {
+        netlink.add_rule(&rule).await?;
+    }
+    let first = rule(0, Packets::All, Verdict::Local);
+    netlink.delete_rule(&first).await
 }
 
 /// The addresses that every instance may ask, on the loopback; and no way out

@@ -12,10 +12,39 @@ use crate::model::{
 use crate::store::View;
 
 pub mod connections;
+pub mod host_rules;
 pub mod nft;
 pub mod rules;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub use host_rules::{HostPort, HostSide};
+
+/// What one interface may use of what all share; above that, its packets are
+/// dropped and nobody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tracked connections that it has opened, and as many that were opened to
+    /// it from outside the VPC.
+    pub connections: u32,
+    /// New ones of each a second.
+    pub new_connections: u32,
+    /// Packets a second to DNS, IMDS and DHCP.
+    ///
+    /// <https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html>
+    pub service_packets: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // A host's nf_conntrack_max is 262144 from 4 GiB of memory on.
+            connections: 16384,
+            new_connections: 1000,
+            service_packets: 1024,
+        }
+    }
+}
 
 /// The full desired network of one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -25,8 +25,16 @@ pub struct Table {
 pub struct Set {
     /// Its type, as `ifname . ether_addr . ipv4_addr`.
     pub kind: &'static str,
-    /// Its elements.
+    /// What else it is declared with, as `size 4096; flags dynamic,timeout;`.
+    pub options: &'static str,
+    /// Its elements; none of a dynamic set, which packets fill.
     pub elements: BTreeSet<String>,
+}
+
+impl Set {
+    fn declaration(&self) -> String {
+        format!("type {}; {}", self.kind, self.options)
+    }
 }
 
 /// A map.
@@ -53,9 +61,10 @@ pub fn replace(name: &str, table: &Table) -> String {
     let mut out = format!("table inet {name}\ndelete table inet {name}\n");
     // Writing to a String doesn't fail; the results are let go for that reason.
     let _ = writeln!(out, "table inet {name} {{");
-    for (set, Set { kind, elements }) in &table.sets {
-        let _ = writeln!(out, "\tset {set} {{\n\t\ttype {kind}");
-        write_elements(&mut out, elements.iter().cloned());
+    for (name, set) in &table.sets {
+        let declaration = set.declaration();
+        let _ = writeln!(out, "\tset {name} {{\n\t\t{}", declaration.trim_end());
+        write_elements(&mut out, set.elements.iter().cloned());
         out.push_str("\t}\n");
     }
     // Chains first, empty, so that a verdict map may name them.
@@ -101,9 +110,10 @@ pub fn difference(name: &str, old: &Table, new: &Table) -> String {
     for chain in new.chains.keys().filter(|c| !old.chains.contains_key(*c)) {
         let _ = writeln!(out, "add chain inet {name} {chain}");
     }
-    for (set, Set { kind, .. }) in &new.sets {
+    for (set, declared) in &new.sets {
         if !old.sets.contains_key(set) {
-            let _ = writeln!(out, "add set inet {name} {set} {{ type {kind}; }}");
+            let declaration = declared.declaration();
+            let _ = writeln!(out, "add set inet {name} {set} {{ {declaration} }}");
         }
     }
     for (set, Set { elements, .. }) in &new.sets {
@@ -174,7 +184,10 @@ fn same_shape(old: &Table, new: &Table) -> bool {
     let maps = |t: &Table| -> Vec<(String, &'static str)> {
         t.maps.iter().map(|(n, m)| (n.clone(), m.kind)).collect()
     };
-    let sets = |(n, s): (&String, &Set)| new.sets.get(n).is_none_or(|o| o.kind == s.kind);
+    let sets = |(n, s): (&String, &Set)| {
+        let same = |o: &Set| o.kind == s.kind && o.options == s.options;
+        new.sets.get(n).is_none_or(same)
+    };
     hooks(old) == hooks(new) && maps(old) == maps(new) && old.sets.iter().all(sets)
 }
 
@@ -217,8 +230,13 @@ mod tests {
         t.maps.insert("jumps".into(), Map { kind, elements });
         if !members.is_empty() {
             let elements = members.iter().map(|m| (*m).to_owned()).collect();
-            let kind = "ipv4_addr";
-            t.sets.insert("members".into(), Set { kind, elements });
+            let (kind, options) = ("ipv4_addr", "");
+            let set = Set {
+                kind,
+                options,
+                elements,
+            };
+            t.sets.insert("members".into(), set);
         }
         t
     }

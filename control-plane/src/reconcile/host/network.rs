@@ -13,8 +13,9 @@ use crate::{
 };
 
 /// How long the host's network is taken on trust before it is gone through
-/// again, though nothing is desired anew.
-const TRUST: std::time::Duration = std::time::Duration::from_secs(60);
+/// again, though nothing is desired anew: less than the driver's resync, so that
+/// rules that another program took away are back after one.
+const TRUST: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// The network of this host.
 pub struct NetworkController {
