@@ -1,29 +1,14 @@
-//! What is there before the first call: the account's default VPC with its
-//! subnet and security group, and the record of this host.
-//!
-//! <https://docs.aws.amazon.com/vpc/latest/userguide/default-vpc.html>
+//! What is there before the first call: the record of this host, and what each
+//! account has in each region from the beginning.
 
 use std::{convert::Infallible, path::Path};
 
-use ipnet::Ipv4Net;
-
 use crate::{
     config::Config,
-    model::{
-        DhcpOptionsId, Direction, GroupId, GroupName, Host, Peer, Protocol, Rule, RuleId, Scope,
-        SecurityGroup, Subnet, SubnetId, Vpc, VpcId,
-    },
-    store::{Change, Db, TransactError, View},
+    model::{Host, Scope},
+    records::settlement,
+    store::{Db, TransactError},
 };
-
-/// The default VPC's addresses, and its one subnet's: as EC2's.
-const VPC: Ipv4Net = net([172, 31, 0, 0], 16);
-const SUBNET: Ipv4Net = net([172, 31, 0, 0], 20);
-const ANYWHERE: Ipv4Net = net([0, 0, 0, 0], 0);
-
-const fn net([a, b, c, d]: [u8; 4], prefix: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix)
-}
 
 /// What this machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,48 +61,36 @@ pub async fn bootstrap(
     config: &Config,
     machine: Machine,
 ) -> Result<(), TransactError<Infallible>> {
+    let host = host_of(config, machine);
     db.transact(|view, change| {
-        plan(view, change, config, machine, &mut || rand::random());
+        if view.shared::<Host>(&host.id.0) != Some(&host) {
+            change.put(&host);
+        }
+        Ok(())
+    })
+    .await?;
+    let scope = Scope::new(config.account_id.clone(), config.region.clone());
+    settle(db, config, &scope).await
+}
+
+/// Gives an account its default VPC in a region, if it never had one.
+///
+/// # Errors
+/// If the store fails.
+pub async fn settle(
+    db: &Db,
+    config: &Config,
+    scope: &Scope,
+) -> Result<(), TransactError<Infallible>> {
+    if settlement::is_settled(db.view().at(scope)) {
+        return Ok(());
+    }
+    let zones = config.zones_of(&scope.region);
+    db.transact_at(scope, |view, change| {
+        settlement::settle(view, change, zones);
         Ok(())
     })
     .await
-}
-
-fn plan(
-    view: &View,
-    change: &mut Change<'_>,
-    config: &Config,
-    machine: Machine,
-    random: &mut dyn FnMut() -> u128,
-) {
-    let host = host_of(config, machine);
-    if view.shared::<Host>(&host.id.0) != Some(&host) {
-        change.put(&host);
-    }
-    let scope = Scope::new(config.account_id.clone(), config.region.clone());
-    if view.all::<Vpc>().any(|v| v.is_default && v.scope == scope) {
-        return;
-    }
-    let vpc = Vpc {
-        id: VpcId::from_random(random()),
-        scope: scope.clone(),
-        cidr: VPC,
-        is_default: true,
-        dhcp_options: DhcpOptionsId::from_random(random()),
-    };
-    change.put(&Subnet {
-        id: SubnetId::from_random(random()),
-        scope: scope.clone(),
-        vpc: vpc.id.clone(),
-        cidr: SUBNET,
-        zone: config.zone.clone(),
-        is_default: true,
-        map_public_ip: true,
-    });
-    let group = default_group(&vpc, random);
-    change.put(&GroupName::of(&group));
-    change.put(&group);
-    change.put(&vpc);
 }
 
 fn host_of(config: &Config, machine: Machine) -> Host {
@@ -144,36 +117,10 @@ fn host_of(config: &Config, machine: Machine) -> Host {
     }
 }
 
-/// The group that a VPC is born with: its members may all talk to each other,
-/// and to anybody.
-///
-/// <https://docs.aws.amazon.com/vpc/latest/userguide/default-security-group.html>
-fn default_group(vpc: &Vpc, random: &mut dyn FnMut() -> u128) -> SecurityGroup {
-    let id = GroupId::from_random(random());
-    let mut rule = |direction, peer| Rule {
-        id: RuleId::from_random(random()),
-        direction,
-        matcher: Protocol::All,
-        peer,
-        description: None,
-    };
-    SecurityGroup {
-        scope: vpc.scope.clone(),
-        vpc: vpc.id.clone(),
-        name: "default".into(),
-        description: "default VPC security group".into(),
-        rules: vec![
-            rule(Direction::Ingress, Peer::Group(id.clone())),
-            rule(Direction::Egress, Peer::Ipv4(ANYWHERE)),
-        ],
-        deleting: false,
-        id,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{SecurityGroup, Subnet, Vpc};
 
     #[tokio::test]
     async fn it_is_all_there_once() {

@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     auth::credentials::{Account, is_account_id},
-    model::HostId,
+    model::{HostId, Scope},
     network::HostPort,
     tls,
 };
@@ -321,6 +321,20 @@ impl Config {
         let args = ServeArgs::from_arg_matches(&matches).expect("the defaults parse");
         let file = ConfigFile::default();
         Self::new(args, file, "test-host", Some("/usr/bin/hearth".into())).expect("and are valid")
+    }
+
+    /// Where images are: with the default account, in every region.
+    pub fn image_scopes(&self) -> Vec<Scope> {
+        let regions = self.regions.iter();
+        regions
+            .map(|region| Scope::new(self.account_id.clone(), region.name.clone()))
+            .collect()
+    }
+
+    /// The names of a region's zones.
+    pub fn zones_of(&self, region: &str) -> &[String] {
+        let region = self.regions.iter().find(|r| r.name == region);
+        region.map_or(&[], |region| &region.zones)
     }
 
     /// The names of all regions.

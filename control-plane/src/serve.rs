@@ -20,7 +20,7 @@ use hearth::{
         host::{HostCompute, protect_from_oom_killer},
     },
     config::Config,
-    model::{HostId, InstanceId, Scope},
+    model::{HostId, InstanceId},
     network::{NetworkHost, host::LinuxNetwork},
     reconcile::{
         Controller,
@@ -251,7 +251,7 @@ fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Cont
         Arc::new(ImageController::new(
             db.clone(),
             config.images_dir.clone(),
-            Scope::new(config.account_id.clone(), config.region.clone()),
+            config.image_scopes(),
         )),
         Arc::new(PlacementController {
             db: db.clone(),

@@ -95,6 +95,10 @@ pub struct Cloud {
     pub console: Arc<dyn Console>,
 }
 
+/// How many resources' steps go in one transaction: each is a few changes, and
+/// etcd's default is 128 of them.
+const STEPS: usize = 25;
+
 /// What a handler knows beside its request. Only the dispatch makes one, and
 /// only after the authorization.
 pub struct Ctx {
@@ -185,6 +189,37 @@ impl Ctx {
             .map_err(|error: TransactError<ApiError>| error.into())
     }
 
+    /// [`transact`](Self::transact) for calls on many resources: `step` is taken for
+    /// each of `items`. Few are one transaction. Many are several, since a store
+    /// bounds the size of one; then all are tried out first, so that a call that
+    /// must be refused for one of them is refused before it has changed another.
+    ///
+    /// # Errors
+    /// As `transact`.
+    pub async fn each<I: Sync, T>(
+        &self,
+        items: &[I],
+        step: impl Fn(Scoped<'_>, &mut Change<'_>, &I) -> Result<T, ApiError>,
+    ) -> Result<Vec<T>, ApiError> {
+        let all = |items: &[I], view: Scoped<'_>, change: &mut Change<'_>| {
+            let steps = items.iter().map(|item| step(view, change, item));
+            steps.collect::<Result<Vec<T>, ApiError>>()
+        };
+        if items.len() > STEPS || self.dry_run {
+            let view = self.db.view();
+            let mut tried = |view: Scoped<'_>, change: &mut Change<'_>| all(items, view, change);
+            self.db.try_out(&view, &self.scope, &mut tried)?;
+        }
+        let mut out = Vec::with_capacity(items.len());
+        for items in items.chunks(STEPS) {
+            out.extend(
+                self.transact(|view, change| all(items, view, change))
+                    .await?,
+            );
+        }
+        Ok(out)
+    }
+
     /// [`transact`](Self::transact) for what a `ClientToken` makes idempotent: a
     /// call with a token that was used before, with the same parameters, makes
     /// nothing and has what was made then. `make` answers the id of what it makes.
@@ -248,13 +283,20 @@ impl Ctx {
     /// A context for tests of handlers, without the way in.
     #[cfg(test)]
     pub fn for_tests(db: Db) -> Self {
+        let config = Config::for_tests();
+        Self::for_tests_at(db, &Scope::new(config.account_id, config.region))
+    }
+
+    /// The same for a caller elsewhere.
+    #[cfg(test)]
+    pub fn for_tests_at(db: Db, scope: &Scope) -> Self {
         let config = Arc::new(Config::for_tests());
-        let account = config.account_id.clone();
+        let account = scope.account.clone();
         let caller = Caller {
             arn: format!("arn:aws:iam::{account}:root"),
             user_id: account.clone(),
             account,
-            region: config.region.clone(),
+            region: scope.region.clone(),
             access_key_id: "AKIATEST".into(),
         };
         let authorized = crate::auth::authorize(&caller, "test", &[]).expect("root may all");

@@ -23,10 +23,14 @@ use super::{
     registry::{Call, Service, services, signed_for},
     wire::{Form, Protocol},
 };
-use crate::auth::{
-    self,
-    credentials::CredentialStore,
-    sigv4::{self, AuthError, Incoming},
+use crate::{
+    auth::{
+        self,
+        credentials::CredentialStore,
+        sigv4::{self, AuthError, Incoming},
+    },
+    bootstrap,
+    model::Scope,
 };
 
 /// All that a request needs.
@@ -131,6 +135,10 @@ impl Dispatch {
             )
         })?;
         let action = service.find(&action)?;
+        // An account that has just been made has its default VPC, too.
+        let scope = Scope::new(caller.account.clone(), caller.region.clone());
+        let settled = bootstrap::settle(&self.cloud.db, &self.cloud.config, &scope).await;
+        settled.map_err(ApiError::internal)?;
         let call = Call {
             cloud: self.cloud.clone(),
             caller,

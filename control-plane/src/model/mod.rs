@@ -17,6 +17,7 @@ mod reservation;
 pub(crate) mod resource;
 #[cfg(test)]
 pub mod samples;
+mod settlement;
 mod tags;
 mod volume;
 mod vpc;
@@ -35,6 +36,7 @@ pub use reservation::*;
 pub use resource::{
     Described, Identifier, Index, Keys, Regional, Resource, Scope, Shared, Visible,
 };
+pub use settlement::*;
 pub use tags::*;
 pub use volume::*;
 pub use vpc::*;

@@ -3,3 +3,4 @@
 
 pub mod launch;
 pub mod security_group;
+pub mod settlement;

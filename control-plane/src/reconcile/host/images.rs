@@ -24,7 +24,8 @@ const LOOK: Duration = Duration::from_secs(10);
 pub struct ImageController {
     db: Db,
     folder: PathBuf,
-    scope: Scope,
+    /// The owner, in each region: an image is in all of them.
+    scopes: Vec<Scope>,
     /// What was verified: a folder that can't be written keeps no record.
     known: Arc<Mutex<images::Known>>,
     /// The problems already told, so that the log has each once.
@@ -32,12 +33,12 @@ pub struct ImageController {
 }
 
 impl ImageController {
-    /// A controller of the images in this folder, in this scope.
-    pub fn new(db: Db, folder: PathBuf, scope: Scope) -> Self {
+    /// A controller of the images in this folder, in each of these scopes.
+    pub fn new(db: Db, folder: PathBuf, scopes: Vec<Scope>) -> Self {
         Self {
             db,
             folder,
-            scope,
+            scopes,
             known: Arc::default(),
             told: Mutex::default(),
         }
@@ -63,7 +64,10 @@ impl Controller for ImageController {
     }
 
     async fn pass(&self) -> anyhow::Result<Again> {
-        let (folder, scope) = (self.folder.clone(), self.scope.clone());
+        let folder = self.folder.clone();
+        let Some(scope) = self.scopes.first().cloned() else {
+            return Ok(Again::Idle);
+        };
         // It reads whole disks when they are new.
         let known = Arc::clone(&self.known);
         let scan = tokio::task::spawn_blocking(move || {
@@ -76,9 +80,15 @@ impl Controller for ImageController {
         self.tell(&scan.problems);
         self.db
             .transact(|view, change| {
-                for image in &scan.images {
-                    if view.at(&image.scope).get::<Image>(&image.id) != Some(image) {
-                        change.put(image);
+                let in_scope = |image: &Image, scope: &Scope| Image {
+                    scope: scope.clone(),
+                    ..image.clone()
+                };
+                for scope in &self.scopes {
+                    for image in scan.images.iter().map(|image| in_scope(image, scope)) {
+                        if view.at(scope).get::<Image>(&image.id) != Some(&image) {
+                            change.put(&image);
+                        }
                     }
                 }
                 if scan.more {
@@ -92,7 +102,7 @@ impl Controller for ImageController {
                     .map(|i| &i.image)
                     .collect();
                 // An instance still boots by its image's manifest.
-                let own = view.at(&self.scope).all::<Image>();
+                let own = self.scopes.iter().flat_map(|s| view.at(s).all::<Image>());
                 for image in own {
                     if !there.contains(&image.id) && !needed.contains(&image.id) {
                         change.delete(image);

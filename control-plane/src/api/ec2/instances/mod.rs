@@ -20,6 +20,8 @@ pub mod terminate_instances;
 #[cfg(test)]
 mod race_tests;
 #[cfg(test)]
+mod tenancy_tests;
+#[cfg(test)]
 mod tests;
 
 pub use describe_instance_attribute::DescribeInstanceAttribute;
@@ -32,6 +34,8 @@ pub use run_instances::RunInstances;
 pub use start_instances::StartInstances;
 pub use stop_instances::StopInstances;
 pub use terminate_instances::TerminateInstances;
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -92,19 +96,21 @@ pub struct StateChanges {
     pub instances_set: Vec<StateChange>,
 }
 
-/// The instances that a request names, each once, in its order.
-fn named<'v>(view: Scoped<'v>, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
+/// The ids that a request names, each once, in its order.
+fn each_once(ids: &[String]) -> Result<Vec<&String>, ApiError> {
     if ids.is_empty() {
         return Err(ApiError::missing("InstanceId"));
     }
-    let mut named: Vec<&Instance> = Vec::new();
-    for text in ids {
-        let instance = found::<Instance>(view, text)?;
-        if !named.iter().any(|i| i.id == instance.id) {
-            named.push(instance);
-        }
-    }
-    Ok(named)
+    let mut seen = BTreeSet::new();
+    Ok(ids.iter().filter(|id| seen.insert(*id)).collect())
+}
+
+/// The instances that a request names, each once, in its order.
+fn named<'v>(view: Scoped<'v>, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
+    let ids = each_once(ids)?;
+    ids.into_iter()
+        .map(|id| found::<Instance>(view, id))
+        .collect()
 }
 
 /// `IncorrectInstanceState`: what was asked for can't be done in this state.

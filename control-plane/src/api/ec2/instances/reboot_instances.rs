@@ -5,9 +5,9 @@
 
 use serde::Deserialize;
 
-use super::{incorrect_state, named};
+use super::{each_once, incorrect_state};
 use crate::{
-    api::{Action, ApiError, Ctx, Done},
+    api::{Action, ApiError, Ctx, Done, shared::found},
     model::{Instance, InstanceState},
 };
 
@@ -34,17 +34,17 @@ impl Action for RebootInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
-        ctx.transact(|view, change| {
-            for instance in named(view, &request.ids)? {
-                if instance.state != InstanceState::Running {
-                    return Err(incorrect_state(instance, "rebooted"));
-                }
-                let reboots_asked = instance.reboots_asked + 1;
-                change.put(&Instance {
-                    reboots_asked,
-                    ..instance.clone()
-                });
+        let ids = each_once(&request.ids)?;
+        ctx.each(&ids, |view, change, id| {
+            let instance = found::<Instance>(view, id)?;
+            if instance.state != InstanceState::Running {
+                return Err(incorrect_state(instance, "rebooted"));
             }
+            let reboots_asked = instance.reboots_asked + 1;
+            change.put(&Instance {
+                reboots_asked,
+                ..instance.clone()
+            });
             Ok(())
         })
         .await?;

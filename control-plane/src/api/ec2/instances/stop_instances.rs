@@ -4,9 +4,9 @@
 
 use serde::Deserialize;
 
-use super::{StateChange, StateChanges, incorrect_state, named, user_initiated};
+use super::{StateChange, StateChanges, each_once, incorrect_state, user_initiated};
 use crate::{
-    api::{Action, ApiError, Ctx},
+    api::{Action, ApiError, Ctx, shared::found},
     model::{Instance, InstanceState, Intent, StateReason},
 };
 
@@ -37,42 +37,40 @@ impl Action for StopInstances {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let force = request.force.unwrap_or(false);
+        let ids = each_once(&request.ids)?;
         let instances_set = ctx
-            .transact(|view, change| {
-                let mut changes = Vec::new();
-                for instance in named(view, &request.ids)? {
-                    let after = match instance.state {
-                        InstanceState::Running => {
+            .each(&ids, |view, change, id| {
+                let instance = found::<Instance>(view, id)?;
+                let after = match instance.state {
+                    InstanceState::Running => {
+                        change.put(&Instance {
+                            intent: if force {
+                                Intent::ForceStop
+                            } else {
+                                Intent::Stop
+                            },
+                            state: InstanceState::Stopping,
+                            state_since: ctx.now(),
+                            state_reason: Some(StateReason::user_initiated()),
+                            transition_reason: user_initiated(ctx.now()),
+                            ..instance.clone()
+                        });
+                        InstanceState::Stopping
+                    }
+                    InstanceState::Stopping => {
+                        if force && instance.intent != Intent::ForceStop {
+                            let intent = Intent::ForceStop;
                             change.put(&Instance {
-                                intent: if force {
-                                    Intent::ForceStop
-                                } else {
-                                    Intent::Stop
-                                },
-                                state: InstanceState::Stopping,
-                                state_since: ctx.now(),
-                                state_reason: Some(StateReason::user_initiated()),
-                                transition_reason: user_initiated(ctx.now()),
+                                intent,
                                 ..instance.clone()
                             });
-                            InstanceState::Stopping
                         }
-                        InstanceState::Stopping => {
-                            if force && instance.intent != Intent::ForceStop {
-                                let intent = Intent::ForceStop;
-                                change.put(&Instance {
-                                    intent,
-                                    ..instance.clone()
-                                });
-                            }
-                            InstanceState::Stopping
-                        }
-                        InstanceState::Stopped => InstanceState::Stopped,
-                        _ => return Err(incorrect_state(instance, "stopped")),
-                    };
-                    changes.push(StateChange::new(instance, after));
-                }
-                Ok(changes)
+                        InstanceState::Stopping
+                    }
+                    InstanceState::Stopped => InstanceState::Stopped,
+                    _ => return Err(incorrect_state(instance, "stopped")),
+                };
+                Ok(StateChange::new(instance, after))
             })
             .await?;
         Ok(StateChanges { instances_set })

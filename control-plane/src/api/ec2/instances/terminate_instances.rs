@@ -4,9 +4,9 @@
 
 use serde::Deserialize;
 
-use super::{StateChange, StateChanges, named, user_initiated};
+use super::{StateChange, StateChanges, each_once, user_initiated};
 use crate::{
-    api::{Action, ApiError, Ctx},
+    api::{Action, ApiError, Ctx, shared::found},
     model::{Instance, InstanceState, Intent, StateReason},
 };
 
@@ -34,37 +34,34 @@ impl Action for TerminateInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
+        let ids = each_once(&request.ids)?;
         let instances_set = ctx
-            .transact(|view, change| {
-                let mut changes = Vec::new();
-                for instance in named(view, &request.ids)? {
-                    if matches!(
-                        instance.state,
-                        InstanceState::ShuttingDown | InstanceState::Terminated
-                    ) {
-                        changes.push(StateChange::new(instance, instance.state));
-                        continue;
-                    }
-                    if instance.protected {
-                        return Err(ApiError::new(
-                            "OperationNotPermitted",
-                            format!(
-                                "The instance '{}' may not be terminated. Modify its 'disableApiTermination' instance attribute and try again.",
-                                instance.id
-                            ),
-                        ));
-                    }
-                    change.put(&Instance {
-                        intent: Intent::Terminate,
-                        state: InstanceState::ShuttingDown,
-                        state_since: ctx.now(),
-                        state_reason: Some(StateReason::user_initiated()),
-                        transition_reason: user_initiated(ctx.now()),
-                        ..instance.clone()
-                    });
-                    changes.push(StateChange::new(instance, InstanceState::ShuttingDown));
+            .each(&ids, |view, change, id| {
+                let instance = found::<Instance>(view, id)?;
+                if matches!(
+                    instance.state,
+                    InstanceState::ShuttingDown | InstanceState::Terminated
+                ) {
+                    return Ok(StateChange::new(instance, instance.state));
                 }
-                Ok(changes)
+                if instance.protected {
+                    return Err(ApiError::new(
+                        "OperationNotPermitted",
+                        format!(
+                            "The instance '{}' may not be terminated. Modify its 'disableApiTermination' instance attribute and try again.",
+                            instance.id
+                        ),
+                    ));
+                }
+                change.put(&Instance {
+                    intent: Intent::Terminate,
+                    state: InstanceState::ShuttingDown,
+                    state_since: ctx.now(),
+                    state_reason: Some(StateReason::user_initiated()),
+                    transition_reason: user_initiated(ctx.now()),
+                    ..instance.clone()
+                });
+                Ok(StateChange::new(instance, InstanceState::ShuttingDown))
             })
             .await?;
         Ok(StateChanges { instances_set })

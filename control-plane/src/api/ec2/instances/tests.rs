@@ -54,7 +54,7 @@ pub(super) async fn call<A: Action>(ctx: &Ctx, text: &str) -> Result<A::Response
     A::handle(ctx, request(text)).await
 }
 
-async fn code<A: Action>(ctx: &Ctx, text: &str) -> String {
+pub(super) async fn code<A: Action>(ctx: &Ctx, text: &str) -> String {
     match call::<A>(ctx, text).await {
         Ok(_) => "no error".into(),
         Err(error) => error.code.into_owned(),
@@ -587,4 +587,42 @@ async fn status_is_of_running_instances_unless_all_are_asked_for() {
     ] {
         assert_eq!(status(seen).await, expected);
     }
+}
+
+#[tokio::test]
+async fn many_are_several_transactions_and_one_that_is_refused_keeps_all() {
+    let ctx = cloud_of(100).await;
+    let text = RUN.replace("MaxCount=1", "MaxCount=60");
+    let made = call::<RunInstances>(&ctx, &text).await.unwrap();
+    let ids: Vec<String> = made
+        .instances_set
+        .into_iter()
+        .map(|i| i.instance_id)
+        .collect();
+    let all: Vec<String> = (1..)
+        .zip(&ids)
+        .map(|(n, id)| format!("InstanceId.{n}={id}"))
+        .collect();
+    let all = all.join("&");
+    let last = format!("InstanceId={}&DisableApiTermination.Value", ids[59]);
+    let protect = format!("{last}=true");
+    call::<ModifyInstanceAttribute>(&ctx, &protect)
+        .await
+        .unwrap();
+    assert_eq!(
+        code::<TerminateInstances>(&ctx, &all).await,
+        "OperationNotPermitted"
+    );
+    let pending = || {
+        let picture = ctx.view();
+        let count = picture.view().by(Instance::BY_STATE, "pending").count();
+        count
+    };
+    assert_eq!(pending(), 60);
+    let free = format!("{last}=false");
+    call::<ModifyInstanceAttribute>(&ctx, &free).await.unwrap();
+    let ended = call::<TerminateInstances>(&ctx, &all).await.unwrap();
+    let ended = ended.instances_set.iter().map(|c| &c.instance_id);
+    assert!(ended.eq(&ids));
+    assert_eq!(pending(), 0);
 }

@@ -2,17 +2,12 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeAvailabilityZones.html>
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use super::zone_id;
-use crate::{
-    api::{
-        Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Filters, Table},
-    },
-    model::Subnet,
+use crate::api::{
+    Action, ApiError, Ctx,
+    shared::{Filter, Filterable, Filters, Table},
 };
 
 /// The action.
@@ -96,19 +91,13 @@ impl Action for DescribeAvailabilityZones {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let filters = Filters::new(request.filters)?;
-        let region = &ctx.config.region;
-        // The configured zone and each that has a subnet.
-        let view = ctx.view();
-        let mut names: BTreeSet<&str> = view
-            .view()
-            .all::<Subnet>()
-            .map(|s| s.zone.as_str())
-            .collect();
-        names.insert(&ctx.config.zone);
-        let zones: Vec<Zone> = names
-            .into_iter()
+        let region = &ctx.scope().region;
+        let zones: Vec<Zone> = ctx
+            .config
+            .zones_of(region)
+            .iter()
             .map(|name| Zone {
-                zone_name: name.to_owned(),
+                zone_name: name.clone(),
                 zone_id: zone_id(name),
                 zone_state: "available".into(),
                 region_name: region.clone(),

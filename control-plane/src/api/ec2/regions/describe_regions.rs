@@ -64,21 +64,25 @@ impl Action for DescribeRegions {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let filters = Filters::new(request.filters)?;
-        let here = Region {
-            region_name: ctx.config.region.clone(),
-            region_endpoint: ctx.config.listen.to_string(),
-            opt_in_status: "opt-in-not-required".into(),
-        };
-        if let Some(other) = request.names.iter().find(|n| **n != here.region_name) {
+        let known = ctx.config.region_names();
+        if let Some(other) = request.names.iter().find(|n| !known.contains(&n.as_str())) {
             return Err(ApiError::invalid_value(
                 "RegionName",
                 other,
                 "It is no region of this cloud.",
             ));
         }
-        let region_info = Some(here)
-            .filter(|r| filters.matches(r))
+        let asked =
+            |name: &&str| request.names.is_empty() || request.names.iter().any(|n| n == name);
+        let region_info = known
             .into_iter()
+            .filter(asked)
+            .map(|name| Region {
+                region_name: name.to_owned(),
+                region_endpoint: ctx.config.listen.to_string(),
+                opt_in_status: "opt-in-not-required".into(),
+            })
+            .filter(|region| filters.matches(region))
             .collect();
         Ok(Response { region_info })
     }

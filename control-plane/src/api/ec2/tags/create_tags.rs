@@ -38,15 +38,13 @@ impl Action for CreateTags {
             return Err(ApiError::missing("Tag"));
         }
         let new = checked(&request.tags)?;
-        ctx.transact(|view, change| {
-            for id in &request.resources {
-                exists(view, change, id)?;
-                let mut tags = view.tags(id).clone();
-                tags.extend(new.clone());
-                within_limit(&tags)?;
-                change.put_tags(ctx.scope(), id, tags);
-            }
-            Ok::<_, ApiError>(())
+        ctx.each(&request.resources, |view, change, id| {
+            exists(view, change, id)?;
+            let mut tags = view.tags(id).clone();
+            tags.extend(new.clone());
+            within_limit(&tags)?;
+            change.put_tags(ctx.scope(), id, tags);
+            Ok(())
         })
         .await?;
         Ok(Done::OK)

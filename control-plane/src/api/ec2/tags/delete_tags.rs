@@ -50,14 +50,12 @@ impl Action for DeleteTags {
                 .iter()
                 .any(|tag| tag.key == *key && tag.value.as_ref().is_none_or(|v| v == value))
         };
-        ctx.transact(|view, change| {
-            for id in &request.resources {
-                exists(view, change, id)?;
-                let mut tags = view.tags(id).clone();
-                tags.retain(|key, value| !goes(key, value));
-                change.put_tags(ctx.scope(), id, tags);
-            }
-            Ok::<_, ApiError>(())
+        ctx.each(&request.resources, |view, change, id| {
+            exists(view, change, id)?;
+            let mut tags = view.tags(id).clone();
+            tags.retain(|key, value| !goes(key, value));
+            change.put_tags(ctx.scope(), id, tags);
+            Ok(())
         })
         .await?;
         Ok(Done::OK)

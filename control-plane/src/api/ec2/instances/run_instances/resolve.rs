@@ -11,8 +11,8 @@ use crate::{
         wire::quoted,
     },
     model::{
-        GroupId, Image, InstanceType, KeyPair, MetadataOptions, SecurityGroup, ShutdownBehavior,
-        Subnet, VpcId,
+        GroupId, Host, Image, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
+        ShutdownBehavior, Subnet, VpcId,
     },
     store::Scoped,
 };
@@ -190,23 +190,36 @@ fn subnet(
         }
         return Ok(subnet.clone());
     }
-    let zone = zone.unwrap_or(&ctx.config.zone);
-    if !view.all::<Subnet>().any(|s| s.zone == zone) {
-        let why = "It is no availability zone of this cloud.";
+    if let Some(zone) = zone
+        && !ctx
+            .config
+            .zones_of(&view.scope().region)
+            .iter()
+            .any(|z| z == zone)
+    {
+        let why = "It is no availability zone of this region.";
         return Err(ApiError::invalid_value(
             "Placement.AvailabilityZone",
             zone,
             why,
         ));
     }
-    view.all::<Subnet>()
-        .find(|s| s.is_default && s.zone == zone)
+    let default = |zone: &str| {
+        view.all::<Subnet>()
+            .find(|s| s.is_default && s.zone == zone)
+    };
+    // Where none is asked for, one that has a host is better than another.
+    let hosts = || view.whole().all::<Host>().map(|host| host.zone.as_str());
+    let all = || view.all::<Subnet>().find(|s| s.is_default);
+    zone.map_or_else(|| hosts().find_map(default).or_else(all), default)
         .cloned()
         .ok_or_else(|| {
             ApiError::new(
                 "MissingInput",
                 format!(
-                    "No default subnet for the availability zone {zone}: SubnetId must be given"
+                    "No default subnet{}: SubnetId must be given",
+                    zone.map(|zone| format!(" for the availability zone {zone}"))
+                        .unwrap_or_default()
                 ),
             )
         })

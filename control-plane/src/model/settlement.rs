@@ -1,0 +1,30 @@
+//! Whether an account was given what it has in a region from the beginning.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Scope, resource::regional};
+
+/// The mark that it was: an account that has deleted its default VPC keeps it
+/// deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settlement {
+    /// [`Settlement::ID`].
+    id: String,
+    /// The account and region that it is in.
+    pub scope: Scope,
+}
+
+regional! { Settlement { kind: "settlements", key: id, indexes: [] } }
+
+impl Settlement {
+    /// The one id that there is in a scope.
+    pub const ID: &'static str = "settled";
+
+    /// The mark in a scope.
+    pub fn of(scope: &Scope) -> Self {
+        Self {
+            id: Self::ID.into(),
+            scope: scope.clone(),
+        }
+    }
+}
