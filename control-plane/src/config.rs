@@ -16,7 +16,7 @@ use ipnet::Ipv4Net;
 use crate::{
     auth::credentials::{Account, is_account_id},
     model::{HostId, Scope},
-    network::HostPort,
+    network::{HostPort, names::HostNames},
     tls,
 };
 
@@ -94,9 +94,15 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub accounts: AccountsArgs,
-    /// Where sockets and process ids are kept
-    #[arg(long, env = "HEARTH_RUN_DIR", default_value = "/run/hearth")]
-    pub run_dir: PathBuf,
+    /// Which of this machine's hearths this is; what it makes on the host is
+    /// named after it (hearth-NAME), so that several live side by side, each with
+    /// a data folder, a pool and a port of its own [default: none, and just hearth]
+    #[arg(long, env = "HEARTH_NAME")]
+    pub name: Option<String>,
+    /// Where sockets and process ids are kept [default: /run/hearth, or
+    /// /run/hearth-NAME]
+    #[arg(long, env = "HEARTH_RUN_DIR")]
+    pub run_dir: Option<PathBuf>,
     /// Where the API listens
     #[arg(long, env = "HEARTH_LISTEN", default_value = "127.0.0.1:8773")]
     pub listen: SocketAddr,
@@ -179,6 +185,8 @@ pub struct ConfigError(String);
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// What this hearth names its own things on the host by.
+    pub names: HostNames,
     /// What outlives a reboot of the host.
     pub data_dir: PathBuf,
     /// Sockets and process ids.
@@ -266,8 +274,18 @@ impl Config {
         if host_id.is_empty() || host_id.contains('/') || host_id.len() > 253 {
             return refuse(format!("--host-id {host_id:?}: must be a host name"));
         }
+        if let Some(name) = args.name.as_deref()
+            && !HostNames::may_be(name)
+        {
+            return refuse(format!(
+                "--name {name:?}: 1 to 24 lower-case letters, digits and -, the first no -"
+            ));
+        }
+        let names = HostNames::new(args.name.as_deref());
         let data_dir = args.accounts.data_dir;
-        for (flag, path) in [("--data-dir", &data_dir), ("--run-dir", &args.run_dir)] {
+        let run_dir = args.run_dir;
+        let run_dir = run_dir.unwrap_or_else(|| PathBuf::from("/run").join(names.label()));
+        for (flag, path) in [("--data-dir", &data_dir), ("--run-dir", &run_dir)] {
             if !path.is_absolute() {
                 return refuse(format!(
                     "{flag} {}: must be an absolute path",
@@ -285,8 +303,9 @@ impl Config {
         };
         Ok(Self {
             images_dir: args.images_dir.unwrap_or_else(|| data_dir.join("images")),
+            names,
             data_dir,
-            run_dir: args.run_dir,
+            run_dir,
             listen: args.listen,
             tls,
             region,
@@ -505,6 +524,9 @@ mod tests {
         assert_eq!(c.host_id.0, "box");
         assert_eq!(c.vmm_binary, PathBuf::from("/opt/bin/hearth-vmm"));
         assert_eq!(c.images_dir, PathBuf::from("/var/lib/hearth/images"));
+        assert_eq!(c.run_dir, PathBuf::from("/run/hearth"));
+        let named = config(&["--name", "test"]).unwrap();
+        assert_eq!(named.run_dir, PathBuf::from("/run/hearth-test"));
         assert_eq!(c.host_address(), Ipv4Addr::new(203, 0, 113, 1));
         let all: Vec<_> = c.public_addresses().collect();
         assert_eq!((all[0], all.len()), (Ipv4Addr::new(203, 0, 113, 2), 253));
@@ -570,6 +592,9 @@ mod tests {
             (["--disk-overcommit", "0"], "--disk-overcommit"),
             (["--data-dir", "here"], "--data-dir"),
             (["--host-id", "a/b"], "--host-id"),
+            (["--name", ""], "--name"),
+            (["--name", "../x"], "--name"),
+            (["--name", "Test"], "--name"),
             (["--listen", "nowhere"], "--listen"),
         ] {
             let refused = config(&flags).unwrap_err();

@@ -3,7 +3,13 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::DirBuilderExt as _,
+            net::{SocketAddr as UnixAddress, UnixListener},
+        },
+    },
     path::Path,
     sync::Arc,
     time::Duration,
@@ -112,11 +118,13 @@ async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialSt
 /// What stands for this host.
 fn hosts(config: &Config, db: &Db, storage: HostStorage) -> anyhow::Result<Hosts> {
     let compute = HostCompute::open(
+        &config.names,
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
     )?;
     let network = LinuxNetwork::new(
+        config.names.clone(),
         config.public_pool,
         &config.region,
         &config.run_dir,
@@ -130,8 +138,27 @@ fn hosts(config: &Config, db: &Db, storage: HostStorage) -> anyhow::Result<Hosts
     })
 }
 
-/// Makes the folders, and sees to it that no other `hearth` has them.
-fn lock(config: &Config) -> anyhow::Result<File> {
+/// The data folder and the name of a `hearth`, for as long as this lives.
+struct Lock {
+    _data: File,
+    _name: UnixListener,
+}
+
+/// Makes the folders, and sees to it that no other `hearth` has them or names
+/// its own on this host as this one does: each would remove what the other made.
+fn lock(config: &Config) -> anyhow::Result<Lock> {
+    let label = config.names.label();
+    // Abstract names belong to the network namespace, as links and tables do, and
+    // end with the process.
+    let address = UnixAddress::from_abstract_name(format!("{label}/lock"))?;
+    let name = match UnixListener::bind_addr(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            return Err(anyhow!(
+                "another {label} runs on this machine: give this one a --name of its own"
+            ));
+        }
+        bound => bound.context("taking this hearth's name")?,
+    };
     // Each VMM, a user of its own, passes through to its part of the data.
     for folder in [&config.data_dir, &config.run_dir] {
         DirBuilder::new()
@@ -143,7 +170,10 @@ fn lock(config: &Config) -> anyhow::Result<File> {
     let path = config.data_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock {
+            _data: file,
+            _name: name,
+        }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(anyhow!(
             "another hearth has the data folder {}",
             config.data_dir.display()
@@ -307,6 +337,7 @@ pub(crate) async fn purge(config: Config) -> Result<(), Failure> {
 
 async fn remove_all(config: &Config) -> anyhow::Result<()> {
     let compute = HostCompute::open(
+        &config.names,
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
@@ -314,6 +345,7 @@ async fn remove_all(config: &Config) -> anyhow::Result<()> {
     compute.purge().await.context("removing the instances")?;
     let db = Db::in_memory().await;
     LinuxNetwork::new(
+        config.names.clone(),
         config.public_pool,
         &config.region,
         &config.run_dir,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hearth::model::*;
 use hearth::network::host::LinuxNetwork;
+use hearth::network::names::HostNames;
 use hearth::network::plan::topology;
 use hearth::network::{Limits, NetworkHost as _, Topology};
 use hearth::store::View;
@@ -71,10 +72,16 @@ fn network(sender: &watch::Sender<Arc<View>>, limits: Limits) -> LinuxNetwork {
     let pool = "203.0.113.0/24".parse().expect("a net");
     let run = std::path::Path::new("/run/hearth");
     let open = format!("tcp/{OPEN_PORT}").parse().expect("a port");
-    LinuxNetwork::new(pool, "us-east-1", run, sender.subscribe())
-        .expect("/run can be written")
-        .with_open_ports([open])
-        .with_limits(limits)
+    LinuxNetwork::new(
+        HostNames::new(None),
+        pool,
+        "us-east-1",
+        run,
+        sender.subscribe(),
+    )
+    .expect("/run can be written")
+    .with_open_ports([open])
+    .with_limits(limits)
 }
 
 impl Cloud {
@@ -109,6 +116,15 @@ impl Cloud {
             limits,
             network,
         }
+    }
+
+    /// The network of another hearth on the same host, with nothing in it yet.
+    pub(super) fn neighbour(&self) -> LinuxNetwork {
+        let names = HostNames::new(Some("neighbour"));
+        let pool = "198.51.100.0/24".parse().expect("a net");
+        let run = std::path::Path::new("/run/hearth-neighbour");
+        LinuxNetwork::new(names, pool, "us-east-1", run, self.sender.subscribe())
+            .expect("/run can be written")
     }
 
     /// As if hearth had ended and started again.

@@ -373,3 +373,52 @@ async fn echo(stream: &mut tokio::net::TcpStream, text: &[u8]) -> String {
         .await
         .expect("within its time")
 }
+
+#[test]
+fn two_hearths_leave_each_other_alone() {
+    isolated("network::two_hearths_leave_each_other_alone", async || {
+        let mut cloud = Cloud::new();
+        cloud.group(1, vec![all_egress(), ingress(PING, anywhere())]);
+        cloud.instance(10, &[1], |_| ());
+        cloud.apply().await;
+        let _guest = cloud.guest(10).await;
+        // The same VPC, by another hearth: its own copy beside the first.
+        let neighbour = cloud.neighbour();
+        let mut topology = cloud.topology();
+        for vpc in topology.vpcs.values_mut() {
+            for interface in vpc.interfaces.values_mut() {
+                interface.public_ip = Some([198, 51, 100, 10].into());
+            }
+        }
+        neighbour.apply(&topology).await.expect("applied");
+        cloud.apply().await;
+        let there = || {
+            let listed = |command: &str| sh(command).lines().map(str::to_owned).collect::<Vec<_>>();
+            (
+                listed("ls /run/netns | grep hearth"),
+                listed("nft list tables | grep hearth"),
+                listed("ip -o link | grep -o 'igw[^@]*'"),
+            )
+        };
+        let (namespaces, tables, links) = there();
+        for found in [&namespaces, &tables, &links] {
+            assert_eq!(found.len(), 2, "{found:?}");
+        }
+        neighbour.purge().await.expect("purged");
+        let (namespaces, tables, links) = there();
+        for found in [&namespaces, &tables, &links] {
+            assert_eq!(found.len(), 1, "{found:?}");
+        }
+        sh("ping -c 1 -W 2 203.0.113.10");
+        // And the other way about: nothing of one is left by the sweep of another.
+        neighbour.apply(&topology).await.expect("applied");
+        cloud.network.purge().await.expect("purged");
+        let (namespaces, tables, links) = there();
+        assert!(
+            namespaces[0].starts_with("hearth-neighbour-vpc-"),
+            "{namespaces:?}"
+        );
+        assert!(tables[0].ends_with("hearth-neighbour"), "{tables:?}");
+        assert_eq!((namespaces.len(), tables.len(), links.len()), (1, 1, 1));
+    });
+}

@@ -30,10 +30,12 @@ const TASKS_ALLOWANCE: u64 = 512;
 /// How long the kernel may take to end what was killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The groups of all instances: `<root>/hearth/<instance>`.
+/// The groups of all instances: `<root>/<label>/<instance>`.
 #[derive(Debug, Clone)]
 pub(super) struct Cgroups {
     root: PathBuf,
+    /// `hearth`, or what else this hearth names its own by.
+    label: String,
     /// False only in tests, which run where the controllers belong to v1.
     limits: bool,
 }
@@ -61,9 +63,10 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 }
 
 impl Cgroups {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(label: &str) -> Self {
         Self {
             root: "/sys/fs/cgroup".into(),
+            label: label.to_owned(),
             limits: true,
         }
     }
@@ -72,12 +75,13 @@ impl Cgroups {
     pub(super) fn without_limits(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
+            label: "hearth".to_owned(),
             limits: false,
         }
     }
 
     fn parent(&self) -> PathBuf {
-        self.root.join("hearth")
+        self.root.join(&self.label)
     }
 
     pub(super) fn path(&self, id: &InstanceId) -> PathBuf {

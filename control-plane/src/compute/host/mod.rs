@@ -39,6 +39,7 @@ use hearth_vmm_api::SandboxLayer;
 use super::bootfiles::{MAX_INITRD, MAX_KERNEL};
 use super::{ComputeError, ComputeHost, LaunchSpec, Observed, Pausable, trace};
 use crate::model::{BootMethod, InstanceId};
+use crate::network::names::HostNames;
 pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};
 
 use bootcache::{BootCache, BootFiles};
@@ -51,7 +52,7 @@ use spawn::Wanted;
 /// distributions, containers nor systemd give out.
 /// <https://systemd.io/UIDS-GIDS/>
 const FIRST_UID: u32 = 0x7100_0000;
-/// How many there are.
+/// How many each hearth of this machine has.
 const UIDS: u32 = 1 << 16;
 /// The user that reads images' boot files, as everywhere on Linux.
 const NOBODY: u32 = 65534;
@@ -70,6 +71,7 @@ pub struct HostCompute {
     optional_layers: Vec<SandboxLayer>,
     /// The boot files of images.
     boot_cache: BootCache,
+    first_uid: u32,
     /// One change at a time for each instance.
     locks: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     /// The users that instances have; none before they were first asked for.
@@ -87,23 +89,26 @@ fn doing<T>(what: impl Into<String>, outcome: io::Result<T>) -> Result<T, Comput
 }
 
 impl HostCompute {
-    /// The instances under `data`, run by the program `vmm`.
+    /// The instances under `data`, run by the program `vmm`, for the hearth that
+    /// names its own by `names`.
     ///
     /// # Errors
     /// When the folder can't be made. What else the host lacks is said when an
     /// instance is launched, and warned of now.
     pub fn open(
+        names: &HostNames,
         data: &Path,
         vmm: &Path,
         optional_layers: Vec<SandboxLayer>,
     ) -> Result<Self, ComputeError> {
-        let cgroups = Cgroups::new();
+        let cgroups = Cgroups::new(names.label());
         if let Err(e) = cgroups.check() {
             tracing::warn!("no instance can be launched: {e}");
         }
         // The program may be replaced on disk while it runs; this is the one.
         let mut host = Self::with(data, vmm, Path::new("/proc/self/exe"), cgroups)?;
         host.optional_layers = optional_layers;
+        host.first_uid += u32::from(names.number()) * UIDS;
         Ok(host)
     }
 
@@ -131,6 +136,7 @@ impl HostCompute {
             reader: reader.to_owned(),
             cgroups,
             optional_layers: Vec::new(),
+            first_uid: FIRST_UID,
             locks: Mutex::default(),
             uids: Mutex::default(),
             watched: Arc::default(),
@@ -255,7 +261,7 @@ impl HostCompute {
             return Ok(*uid);
         }
         let taken: HashSet<u32> = uids.values().copied().collect();
-        let uid = (FIRST_UID..FIRST_UID + UIDS)
+        let uid = (self.first_uid..self.first_uid + UIDS)
             .find(|uid| !taken.contains(uid))
             .ok_or_else(|| io::Error::other("every user for VMMs is taken"))?;
         uids.insert(id.clone(), uid);

@@ -1,9 +1,9 @@
 //! The host's side of the network: makes what [`plan`](super::plan) says.
 //!
-//! What it leaves on the host, all of it removed by
-//! [`purge`](NetworkHost::purge): the namespaces `hearth-vpc-…`, the links
-//! `igw-…`, the routes of public addresses over them, an unreachable route for
-//! the rest of the pool, and the nft table `inet hearth`. It also sets
+//! What it leaves on the host, named by [`HostNames`](names::HostNames) and all
+//! of it removed by [`purge`](NetworkHost::purge): the namespaces `hearth-vpc-…`,
+//! the links `igw-…`, the routes of public addresses over them, an unreachable
+//! route for the rest of the pool, and the nft table `inet hearth`. It also sets
 //! `net.ipv4.ip_forward`, and leaves that set: others may have come to need it.
 //! A firewall of the host that drops forwarded packets (as Docker's does) must
 //! let those from and to `igw-*` pass.
@@ -34,10 +34,11 @@ use tokio::sync::watch;
 
 use self::netns::Namespace;
 use self::services::{Services, Shared};
+use super::names::{self, HostNames};
 use super::plan::connections::{self, OverPool, Owners};
 use super::plan::nft::{Table, difference, replace};
 use super::plan::{HostPort, HostSide, Limits, host_rules, rules};
-use super::{Error, NetworkHost, Result, Topology, VpcNet, names};
+use super::{Error, NetworkHost, Result, Topology, VpcNet};
 use crate::metadata::token::TokenKey;
 use crate::model::{Eni, EniId, VpcId};
 use crate::store::View;
@@ -98,6 +99,7 @@ struct State {
 
 /// The network of a Linux host.
 pub struct LinuxNetwork {
+    names: HostNames,
     pool: Ipv4Net,
     shared: Shared,
     key_file: PathBuf,
@@ -137,6 +139,7 @@ impl LinuxNetwork {
     /// # Errors
     /// When the key can be neither read nor written.
     pub fn new(
+        names: HostNames,
         pool: Ipv4Net,
         region: &str,
         run_dir: &Path,
@@ -156,6 +159,7 @@ impl LinuxNetwork {
         };
         let state = tokio::sync::Mutex::default();
         Ok(Self {
+            names,
             pool,
             shared,
             key_file,
@@ -185,7 +189,7 @@ impl LinuxNetwork {
         vpc: &VpcNet,
         host: &HostSide,
     ) -> Result<()> {
-        let name = names::namespace(&vpc.id);
+        let name = self.names.namespace(&vpc.id);
         let wire = Wire::new(&vpc.id, self.pool);
         let found = step(
             || format!("opening namespace {name}"),
@@ -215,7 +219,7 @@ impl LinuxNetwork {
         let brought = step(|| format!("applying the rules of {}", vpc.id), brought)?;
         step(
             || format!("wiring {} to the host", vpc.id),
-            uplink::wire(vpc, &namespace, &wire).await,
+            uplink::wire(&self.names.igw(&vpc.id), vpc, &namespace, &wire).await,
         )?;
         let shaped = {
             let (vpc, wire) = (vpc.clone(), wire.clone());
@@ -265,13 +269,12 @@ impl LinuxNetwork {
     async fn sweep(&self, applied: &mut BTreeMap<VpcId, Applied>, wanted: &Topology) -> Result<()> {
         let mut first = None;
         applied.retain(|id, _| wanted.vpcs.contains_key(id));
-        let igws = wanted.vpcs.keys().map(names::igw).collect();
-        note(
-            &mut first,
-            step(|| "removing gateways".into(), uplink::sweep(&igws).await),
-        );
-        let keep: Vec<String> = wanted.vpcs.keys().map(names::namespace).collect();
-        for name in step(|| "listing namespaces".into(), netns::list())? {
+        let names = &self.names;
+        let igws = wanted.vpcs.keys().map(|vpc| names.igw(vpc)).collect();
+        let swept = uplink::sweep(names, &igws).await;
+        note(&mut first, step(|| "removing gateways".into(), swept));
+        let keep: Vec<String> = wanted.vpcs.keys().map(|v| names.namespace(v)).collect();
+        for name in step(|| "listing namespaces".into(), netns::list(names))? {
             if !keep.contains(&name) {
                 note(
                     &mut first,
@@ -282,7 +285,7 @@ impl LinuxNetwork {
             }
         }
         if wanted.vpcs.is_empty() {
-            let down = uplink::down(self.pool).await;
+            let down = uplink::down(names, self.pool).await;
             note(&mut first, step(|| "removing the host's part".into(), down));
         }
         first.map_or(Ok(()), Err)
@@ -384,8 +387,8 @@ impl NetworkHost for LinuxNetwork {
         if desired.vpcs.is_empty() {
             state.host = None;
         } else {
-            let table = host_rules::host_table(self.pool, &host);
-            let up = uplink::up(self.pool, table, state.host.take()).await;
+            let table = host_rules::host_table(&self.names, self.pool, &host);
+            let up = uplink::up(&self.names, self.pool, table, state.host.take()).await;
             let up = step(|| "preparing the host".into(), up);
             note(&mut first, up.map(|up| state.host = Some(up)));
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::network::names::NAMESPACE_PREFIX;
+use crate::network::names::HostNames;
 
 const FOLDER: &str = "/run/netns";
 
@@ -145,22 +145,22 @@ fn share_folder() -> io::Result<()> {
     Ok(())
 }
 
-/// The names of Hearth's namespaces.
-pub(super) fn list() -> io::Result<Vec<String>> {
+/// The names of the namespaces that this hearth made.
+pub(super) fn list(names: &HostNames) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(FOLDER) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let mut names = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         if let Ok(name) = entry?.file_name().into_string()
-            && name.starts_with(NAMESPACE_PREFIX)
+            && names.is_namespace(&name)
         {
-            names.push(name);
+            found.push(name);
         }
     }
-    Ok(names)
+    Ok(found)
 }
 
 /// Removes the name. The kernel removes what is in the namespace, with the last

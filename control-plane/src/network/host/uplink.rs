@@ -11,7 +11,7 @@ use super::link::{Netlink, sysctl, sysctl_if_there};
 use super::netns::Namespace;
 use super::{MTU, Wire, nft};
 use crate::network::VpcNet;
-use crate::network::names::{IGW, IGW_PREFIX, TABLE, igw};
+use crate::network::names::{HostNames, IGW};
 use crate::network::plan::nft::{Table, difference, replace};
 
 /// What the host was brought to.
@@ -24,13 +24,15 @@ pub(super) struct Prepared {
 /// Prepares the host for any VPC. `before` is what this process brought it to
 /// the last time; what another has done to the rules since is undone.
 pub(super) async fn up(
+    names: &HostNames,
     pool: Ipv4Net,
     table: Table,
     before: Option<Prepared>,
 ) -> io::Result<Prepared> {
-    let increment = (before.as_ref()).map(|before| difference(TABLE, &before.table, &table));
+    let name = names.label();
+    let increment = (before.as_ref()).map(|before| difference(name, &before.table, &table));
     let generation = before.and_then(|before| before.generation);
-    let whole = replace(TABLE, &table);
+    let whole = replace(name, &table);
     let brought = blocking(move || nft::bring(generation, increment.as_deref(), &whole)).await?;
     if brought.replaced {
         // Public addresses that nobody has go nowhere, least of all to the uplink.
@@ -42,8 +44,9 @@ pub(super) async fn up(
 }
 
 /// Takes that back, when no VPC is left.
-pub(super) async fn down(pool: Ipv4Net) -> io::Result<()> {
-    blocking(|| nft::delete(TABLE)).await?;
+pub(super) async fn down(names: &HostNames, pool: Ipv4Net) -> io::Result<()> {
+    let table = names.label().to_owned();
+    blocking(move || nft::delete(&table)).await?;
     Netlink::connect()?.unrefuse(pool).await
 }
 
@@ -60,11 +63,16 @@ async fn blocking<T: Send + 'static>(
         .map_err(io::Error::other)?
 }
 
-/// Links a VPC's namespace to the host and routes its public addresses there.
-pub(super) async fn wire(vpc: &VpcNet, namespace: &Namespace, wire: &Wire) -> io::Result<()> {
+/// Links a VPC's namespace to the host by the link `name`, and routes its public
+/// addresses there.
+pub(super) async fn wire(
+    name: &str,
+    vpc: &VpcNet,
+    namespace: &Namespace,
+    wire: &Wire,
+) -> io::Result<()> {
     let netlink = Netlink::connect()?;
-    let name = igw(&vpc.id);
-    let mut link = netlink.links().await?.remove(&name);
+    let mut link = netlink.links().await?.remove(name);
     let inside = namespace
         .run_async(|| async { Ok(nix::net::if_::if_nametoindex(IGW).is_ok()) })
         .await?;
@@ -74,9 +82,9 @@ pub(super) async fn wire(vpc: &VpcNet, namespace: &Namespace, wire: &Wire) -> io
         link = None;
     }
     if link.is_none() {
-        let ends = ((name.as_str(), wire.host_mac), (IGW, wire.gateway_mac));
+        let ends = ((name, wire.host_mac), (IGW, wire.gateway_mac));
         netlink.add_veth(ends.0, ends.1, namespace).await?;
-        link = netlink.links().await?.remove(&name);
+        link = netlink.links().await?.remove(name);
     }
     let link = link.ok_or_else(|| io::Error::other(format!("{name} went away")))?;
     if !link.up {
@@ -115,10 +123,10 @@ pub(super) async fn wire(vpc: &VpcNet, namespace: &Namespace, wire: &Wire) -> io
 }
 
 /// Deletes the links to VPCs that are not wanted; their routes go with them.
-pub(super) async fn sweep(wanted: &BTreeSet<String>) -> io::Result<()> {
+pub(super) async fn sweep(names: &HostNames, wanted: &BTreeSet<String>) -> io::Result<()> {
     let netlink = Netlink::connect()?;
     for (name, link) in netlink.links().await? {
-        if name.starts_with(IGW_PREFIX) && !wanted.contains(&name) {
+        if name.starts_with(names.igw_prefix()) && !wanted.contains(&name) {
             netlink.delete(link.index).await?;
         }
     }

@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 
 use super::nft::Table;
 use super::rules::{NOWHERE, add_set, base};
-use crate::network::names::IGW_PREFIX;
+use crate::network::names::HostNames;
 
 /// A port of the host that instances may reach: `tcp/3128`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,7 +68,8 @@ impl HostSide {
 /// that a port that the host publishes (as Docker does) counts as the host's.
 /// What instances send beyond the host leaves with the host's address, since
 /// nobody out there knows the pool.
-pub fn host_table(pool: Ipv4Net, host: &HostSide) -> Table {
+pub fn host_table(names: &HostNames, pool: Ipv4Net, host: &HostSide) -> Table {
+    let igw = names.igw_prefix();
     let mut table = Table::default();
     let kind = "inet_proto . inet_service";
     add_set(&mut table, "host-ports", kind, "", host.port_elements());
@@ -77,7 +78,7 @@ pub fn host_table(pool: Ipv4Net, host: &HostSide) -> Table {
         "from-instances",
         "type filter hook prerouting priority -150; policy accept;",
         &[
-            format!("iifname != \"{IGW_PREFIX}*\" accept"),
+            format!("iifname != \"{igw}*\" accept"),
             format!("ip saddr != {} drop", pool.trunc()),
             "meta nfproto != ipv4 drop".into(),
             format!("ip daddr {NOWHERE} drop"),
@@ -91,7 +92,7 @@ pub fn host_table(pool: Ipv4Net, host: &HostSide) -> Table {
         "uplink",
         "type nat hook postrouting priority 100; policy accept;",
         &[format!(
-            "ip saddr {} oifname != {{ \"lo\", \"{IGW_PREFIX}*\" }} masquerade",
+            "ip saddr {} oifname != {{ \"lo\", \"{igw}*\" }} masquerade",
             pool.trunc()
         )],
     );
@@ -132,6 +133,9 @@ mod tests {
             ..HostSide::default()
         };
         let pool = "203.0.113.0/24".parse().unwrap();
-        insta::assert_snapshot!(replace("hearth", &host_table(pool, &host)));
+        insta::assert_snapshot!(replace(
+            "hearth",
+            &host_table(&HostNames::new(None), pool, &host)
+        ));
     }
 }

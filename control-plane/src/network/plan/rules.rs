@@ -400,6 +400,7 @@ mod tests {
     use super::super::{Topology, topology};
     use super::*;
     use crate::model::{HostId, InstanceState};
+    use crate::network::names::HostNames;
     use crate::store::View;
 
     fn net(text: &str) -> Peer {
@@ -561,7 +562,11 @@ mod tests {
             }
         }
         let pool = "203.0.113.0/24".parse().unwrap();
-        for script in [arp_table(), replace("hearth", &host_table(pool, &host()))] {
+        let of_host = |name| {
+            let names = HostNames::new(name);
+            replace(names.label(), &host_table(&names, pool, &host()))
+        };
+        for script in [arp_table(), of_host(None), of_host(Some("test"))] {
             let out = nft(&script).unwrap();
             let error = String::from_utf8_lossy(&out.stderr);
             assert!(out.status.success(), "{error}\n{script}");
