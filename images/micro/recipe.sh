@@ -1,15 +1,15 @@
 # shellcheck shell=bash disable=SC2034 # read by images/build
 # micro: a few MB of user space that do what a cloud image must. busybox,
-# dropbear, resize2fs and sfdisk, Debian's cloud kernel and the few modules
+# dropbear, curl, resize2fs and sfdisk, Debian's cloud kernel and the few modules
 # that a virtual machine of ours needs.
 
-export IMAGE_DESCRIPTION='Hearth micro: busybox and dropbear on the Debian 12 cloud kernel'
+export IMAGE_DESCRIPTION='Hearth micro: busybox, dropbear and curl on the Debian 12 cloud kernel'
 export IMAGE_DEFAULT_USER=ec2-user
 export IMAGE_CMDLINE='rw console=ttyS0,115200 panic=10 quiet loglevel=4'
 DISK_SPARE_MB=24
 DISK_JOURNAL_MB=4
 
-PACKAGES=linux-image-cloud-amd64,busybox-static,dropbear-bin,e2fsprogs,fdisk,util-linux
+PACKAGES=linux-image-cloud-amd64,busybox-static,dropbear-bin,curl,ca-certificates,e2fsprogs,fdisk,util-linux
 # Modules that the initrd needs to reach the root, and those that come later;
 # what they depend on is added.
 INITRD_MODULES=(virtio_pci virtio_blk)
@@ -39,10 +39,13 @@ recipe_root() {
         [[ -e $root/$applet || -L $root/$applet ]] || ln -s /bin/busybox "$root/$applet"
     done
     local program
-    for program in usr/sbin/dropbear usr/bin/dropbearkey sbin/resize2fs sbin/sfdisk usr/bin/partx; do
+    for program in usr/sbin/dropbear usr/bin/dropbearkey usr/bin/curl sbin/resize2fs sbin/sfdisk usr/bin/partx; do
         install -D -m 755 "$debian/$program" "$root/$program"
         copy_libraries "$debian" "$root" "$debian/$program"
     done
+    # What ca-certificates' own script does with them at its installation.
+    mkdir -p "$root/etc/ssl/certs"
+    cat "$debian"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
     # `sudo` for the wheel group: this copy of busybox is setuid, and only
     # members may execute it. The default user is one.
     install -d -m 755 "$root/usr/lib/wheel"

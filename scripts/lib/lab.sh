@@ -8,7 +8,6 @@
 # Sourced after common.sh.
 
 # shellcheck disable=SC2034 # for the scripts that source this
-LAB_CLOUD=$HEARTH_TARGET/lab/cloud
 LAB_SHARE=$HEARTH_TARGET/share
 LAB_LOGS=$HEARTH_TARGET/test-logs
 
@@ -62,8 +61,9 @@ lab_running() { lab_pid "$1" >/dev/null; }
 # reached. It ends by itself after SECONDS (0: never). FORWARD are TCP ports
 # forwarded from this machine's loopback to the same port in the lab.
 lab_boot() {
-    local dir=$1 limit=$2 port forward='' start=$SECONDS kernel
+    local dir=$1 limit=$2 port forward='' start=$SECONDS kernel shown=0 last=$HEARTH_TARGET/lab/booted-in
     shift 2
+    say "== lab: booting$([[ ! -f $last ]] || printf ' (%ss the last time)' "$(<"$last")")"
     kernel=$(lab_kernel)
     mkdir -p "$dir" "$LAB_SHARE" "$LAB_LOGS"
     lab_unshare_connection "$dir"
@@ -120,10 +120,16 @@ lab_boot() {
             lab_end "$dir"
             return 1
         fi
+        if ((SECONDS - start - shown >= 10)); then
+            shown=$((SECONDS - start))
+            say "   … $(elapsed "$start"): $(lab_doing "$dir")"
+        fi
         sleep 0.5
     done
     disown "$starter"
     lab_share_connection "$dir"
+    printf '%s\n' "$((SECONDS - start))" >"$last"
+    say "   up in $(elapsed "$start")"
 }
 
 # One connection that every later command goes through: an ssh handshake takes
@@ -143,6 +149,13 @@ lab_unshare_connection() {
     lab_ssh "$dir" -Oexit </dev/null >/dev/null 2>&1 || true
     [[ $folder != /tmp/hearth-lab.* ]] || rm -rf "$folder"
     rm -f "$dir/connection"
+}
+
+# What a booting lab does, in a line: the newest of its console.
+lab_doing() {
+    local line
+    line=$(tail -c 2000 "$1/console.log" 2>/dev/null | tr -d '\r' | sed 's/\x1b\[[0-9;]*[a-zA-Z]//g' | grep '[^ ]' | tail -n 1 | cut -c 1-100)
+    printf '%s\n' "${line:-QEMU starts}"
 }
 
 lab_last_lines() {
@@ -167,18 +180,25 @@ lab_ssh() {
 # lab_run DIR SECONDS CMD...: runs a command in a running lab, in the present
 # folder and with the variables that matter. One argument is a shell's line,
 # several are a command and its arguments. Status 124: the deadline.
+#
+# All of it goes in a file that only its owner can read, and that the lab sees as
+# this machine does: credentials are among it, and everybody can read the command
+# lines of processes.
 lab_run() {
-    local dir=$1 limit=$2 line='' name command rc=0 tty=-T
+    local dir=$1 limit=$2 name command rc=0 tty=-T file
     shift 2
-    while read -r name; do
-        printf -v line '%sexport %s=%q; ' "$line" "$name" "${!name}"
-    done < <(compgen -e | grep -E '^(HEARTH_|AWS_|RUST_|CARGO_MANIFEST_DIR$|PATH$|CI$|LANG$|TERM$)' || true)
     if (($# == 1)); then command=$1; else printf -v command '%q ' "$@"; fi
-    printf -v command '%scd %q && %s' "$line" "$PWD" "$command"
-    printf -v command 'exec bash -c %q' "$command"
+    file=$(mktemp "$dir/run.XXXXXX")
+    {
+        while read -r name; do
+            printf 'export %s=%q\n' "$name" "${!name}"
+        done < <(compgen -e | grep -E '^(HEARTH_|AWS_|RUST_|CARGO_MANIFEST_DIR$|PATH$|CI$|LANG$|TERM$)' || true)
+        printf 'cd %q && %s\n' "$PWD" "$command"
+    } >"$file"
     [[ -t 0 && -t 1 ]] && tty=-t
     timeout --foreground -k 10 "$limit" bash -c 'source "$1/scripts/lib/common.sh"; source "$1/scripts/lib/lab.sh"; shift; lab_ssh "$@"' \
-        lab "$HEARTH_ROOT" "$dir" "$tty" "$command" || rc=$?
+        lab "$HEARTH_ROOT" "$dir" "$tty" "exec bash $(printf %q "$file")" || rc=$?
+    rm -f "$file"
     return "$rc"
 }
 

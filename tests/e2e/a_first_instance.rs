@@ -26,7 +26,7 @@ fn doctor_says_that_instances_can_run_here() {
     let cloud = Cloud::running();
     let hearth = cloud
         .host
-        .run("readlink -f /proc/$(pgrep -x hearth | head -1)/exe");
+        .run("readlink -f /proc/$(hearth_pid)/exe");
     let table = cloud.host.run(&format!("{hearth} doctor"));
     assert!(table.contains("KVM"), "{table}");
 }

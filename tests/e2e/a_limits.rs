@@ -29,7 +29,7 @@ fn text<'v>(instance: &'v Value, name: &str) -> &'v str {
 
 /// The instance's control group.
 fn group(instance: &Value) -> String {
-    format!("/sys/fs/cgroup/hearth/{}", text(instance, "InstanceId"))
+    format!("/sys/fs/cgroup/$label/{}", text(instance, "InstanceId"))
 }
 
 /// The one process in a control group. KVM puts a thread of the kernel's beside

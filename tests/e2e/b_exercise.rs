@@ -22,7 +22,8 @@ const MICRO: Image = Image {
     name: "micro",
     user: "ec2-user",
     kind: "t3.micro",
-    serve: "busybox httpd -p 80 -h /srv; busybox httpd -p 8080 -h /srv",
+    serve: "printf '#!/bin/sh\\nbusybox httpd -p 80 -h /srv; busybox httpd -p 8080 -h /srv\\n' > /etc/rc.local
+        chmod +x /etc/rc.local; /etc/rc.local",
     console: "micro ready",
     boot: 120,
 };
@@ -221,6 +222,15 @@ fn exercise(image: &Image) {
         "user data ran again at the second boot"
     );
 
+    if image.name == MICRO.name {
+        // What the exercise in the README says of rc.local and sudo.
+        wait::until("the page after stop and start", image.boot, || {
+            outside.curl(&format!("http://{new_ip}/"))
+        });
+        assert!(ssh("sudo ls -ld /root").starts_with("drwx------"));
+        assert_eq!(ssh("curl -s -m 5 http://localhost/"), page);
+    }
+
     // Reboot: another boot, the same address, still no second run.
     let boot = ssh("cat /proc/sys/kernel/random/boot_id");
     aws.call(&["ec2", "reboot-instances", "--instance-ids", &id]);
@@ -252,7 +262,7 @@ fn exercise(image: &Image) {
     wait::until("nothing left on the host", 90, || {
         let left = host.run(&format!(
             "pgrep -af 'hearth-vmm.*{id}'
-             find /var/lib/hearth /run /tmp /sys/fs/cgroup/hearth -xdev -maxdepth 3 \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
+             find $data /run /tmp /sys/fs/cgroup/$label -xdev -maxdepth 3 \\( -name '*{id}*' -o -name '*{volume}*' \\) 2>/dev/null
              true"
         ));
         if left.is_empty() { Ok(()) } else { Err(left) }

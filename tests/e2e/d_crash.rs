@@ -7,7 +7,7 @@ use hearth_tests::{Cloud, wait};
 /// it comes back with the same flags.
 fn kill_and_restart(cloud: &Cloud) {
     cloud.host.run(
-        "pid=$(pgrep -xo hearth); exe=$(readlink -f /proc/$pid/exe)
+        "pid=$(hearth_pid); exe=$(readlink -f /proc/$pid/exe)
          mapfile -d '' args < /proc/$pid/cmdline
          log=$(readlink -f /proc/$pid/fd/2)
          kill -9 $pid; while [ -e /proc/$pid ] && ! grep -q ^State:.Z /proc/$pid/status; do sleep 0.1; done
@@ -22,13 +22,13 @@ fn kill_and_restart(cloud: &Cloud) {
 #[test]
 fn instances_outlive_the_control_plane() {
     let cloud = Cloud::running();
-    let before = cloud.host.run("pgrep -x hearth-vmm | sort");
+    let before = cloud.host.run("hearth_vmms | sort");
     assert!(
         !before.is_empty(),
         "nothing runs: scripts/up's first instance should"
     );
     kill_and_restart(&cloud);
-    assert_eq!(cloud.host.run("pgrep -x hearth-vmm | sort"), before);
+    assert_eq!(cloud.host.run("hearth_vmms | sort"), before);
     let found = cloud.aws.call(&[
         "ec2",
         "describe-instances",
@@ -45,7 +45,7 @@ fn instances_outlive_the_control_plane() {
         "ec2",
         "describe-instances",
         "--filters",
-        "Name=tag:Name,Values=first",
+        "Name=tag:made-by,Values=scripts/up",
         "Name=instance-state-name,Values=running",
     ]);
     let ip = first["Reservations"][0]["Instances"][0]["PublicIpAddress"]

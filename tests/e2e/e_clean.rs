@@ -18,9 +18,9 @@ fn the_host_holds_what_the_api_says_and_no_more() {
                 .sum::<usize>()
         });
         let seen = cloud.host.run(
-            "vmms=$(pgrep -xc hearth-vmm)
-             taps=$(for n in $(ip netns list | awk '/^hearth-/ {print $1}'); do ip -n $n -o link; done | grep -c ': tap-')
-             cgroups=$(find /sys/fs/cgroup/hearth -mindepth 1 -maxdepth 1 -name 'i-*' | wc -l)
+            "vmms=$(hearth_vmms | wc -l)
+             taps=$(for n in $(ip netns list | awk -v l=$label 'index($1, l \"-vpc-\") == 1 {print $1}'); do ip -n $n -o link; done | grep -c ': tap-')
+             cgroups=$(find /sys/fs/cgroup/$label -mindepth 1 -maxdepth 1 -name 'i-*' | wc -l)
              echo $vmms $taps $cgroups",
         );
         if seen == format!("{running} {running} {running}") {

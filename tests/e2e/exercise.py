@@ -4,6 +4,7 @@ Waiters, paginators and exceptions are botocore's own: what a person's program
 would use. The endpoint and the credentials come from the environment.
 """
 
+import ipaddress
 import os
 import pathlib
 import subprocess
@@ -18,6 +19,10 @@ SERVE = {
     "micro": "busybox httpd -p 80 -h /srv",
     "debian-12": "systemd-run --collect python3 -m http.server 80 --directory /srv",
 }
+
+# The host speaks to its instances from the first address of the public pool.
+POOL = ipaddress.ip_network(os.environ.get("HEARTH_CLOUD_POOL", "203.0.113.0/24"))
+HOST = f"{POOL[1]}/32"
 
 # A lab has one processor: two vCPUs take twice as long there to boot what is large.
 KIND = {"micro": "t3.small", "debian-12": "t2.small"}
@@ -58,7 +63,7 @@ def main(image, user):
     ec2.authorize_security_group_ingress(
         GroupId=group,
         IpPermissions=[
-            {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "203.0.113.1/32"}]},
+            {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": HOST}]},
             {"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "IpRanges": world},
         ],
     )

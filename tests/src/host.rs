@@ -8,7 +8,28 @@ use std::process::{Command, Stdio};
 #[derive(Debug, Clone)]
 pub struct Host {
     lab: Option<PathBuf>,
+    /// Shell definitions that every script begins with.
+    prelude: String,
 }
+
+/// What a script on the host may lean on. Other clouds may run on the same machine:
+/// nothing is looked for by its program's name alone.
+const PRELUDE: &str = r#"
+hearth_pid() {
+    local p
+    for p in $(pgrep -x hearth); do
+        tr '\0' ' ' < /proc/$p/cmdline | grep -qF -- " serve --data-dir $data " && echo $p && return
+    done
+    return 1
+}
+hearth_vmms() {
+    local p
+    for p in $(pgrep -x hearth-vmm); do
+        grep -q "/$label/" /proc/$p/cgroup && echo $p
+    done
+    true
+}
+"#;
 
 /// What a command left behind.
 #[derive(Debug)]
@@ -42,12 +63,21 @@ impl Host {
     /// The host of the cloud that runs: the lab if `HEARTH_LAB` says so.
     pub fn of_the_cloud() -> Self {
         let lab = std::env::var_os("HEARTH_LAB").is_some_and(|v| v == "1");
+        let label = match std::env::var("HEARTH_NAME") {
+            Ok(name) if !name.is_empty() => format!("hearth-{name}"),
+            _ => "hearth".to_owned(),
+        };
+        let data =
+            std::env::var("HEARTH_CLOUD_DATA").unwrap_or_else(|_| format!("/var/lib/{label}"));
         Self {
             lab: lab.then(|| repository().join("scripts/lab")),
+            prelude: format!("label={label} data={data}\n{PRELUDE}"),
         }
     }
 
-    /// Runs a shell script there, as root, and waits for it.
+    /// Runs a shell script there, as root, and waits for it. In it, `$label` is what
+    /// the cloud names its own things by (`hearth`), `$data` its data folder,
+    /// `hearth_pid` its control plane, `hearth_vmms` its instances' processes.
     pub fn try_run(&self, script: &str) -> Output {
         // The script goes in by standard input: no quoting on the way.
         let mut command = match &self.lab {
@@ -65,7 +95,7 @@ impl Host {
             .stdin
             .take()
             .expect("piped")
-            .write_all(script.as_bytes())
+            .write_all([&self.prelude, script].concat().as_bytes())
             .ok();
         let done = child.wait_with_output().expect("a child can be waited for");
         Output {

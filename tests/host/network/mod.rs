@@ -409,7 +409,7 @@ fn two_hearths_leave_each_other_alone() {
         for found in [&namespaces, &tables, &links] {
             assert_eq!(found.len(), 1, "{found:?}");
         }
-        sh("ping -c 1 -W 2 203.0.113.10");
+        sh("busybox ping -c 1 -W 2 203.0.113.10");
         // And the other way about: nothing of one is left by the sweep of another.
         neighbour.apply(&topology).await.expect("applied");
         cloud.network.purge().await.expect("purged");

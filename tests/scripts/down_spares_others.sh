@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# `scripts/down --purge` of one cloud takes that cloud's things and no other's.
+# The clouds are markers: no hearth serves, and nothing boots.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+[[ $(id -u) == 0 ]] || {
+    echo "SKIPPED: needs root"
+    exit 0
+}
+# A network and a /run of its own, so that a cloud that is here can't come to harm.
+if [[ ${1:-} != inside ]]; then
+    exec unshare --net --mount --propagation private "${BASH_SOURCE[0]}" inside
+fi
+ip link set lo up
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/lib
+
+id=$$
+mine=(--name "spare-$id-a") his=(--name "spare-$id-b")
+unset HEARTH_NAME HEARTH_DATA_DIR HEARTH_PUBLIC_POOL HEARTH_PORT "${!AWS_@}"
+trap 'kill "${sleeper:-}" 2>/dev/null || true' EXIT
+fail() {
+    printf 'FAILED: %s\n' "$*"
+    exit 1
+}
+
+# cloud LABEL: what a hearth of that label leaves on its host.
+cloud() {
+    mkdir -p "/var/lib/$1" "/run/$1"
+    touch "/var/lib/$1/"{lock,hearth.db,credentials.json}
+    ip netns add "$1-vpc-0123456789abcdef0"
+    nft add table inet "$1"
+}
+label_a=hearth-${mine[1]} label_b=hearth-${his[1]}
+cloud hearth
+cloud "$label_a"
+cloud "$label_b"
+ip link add igw-0123456789a type dummy
+# Something that runs as another cloud's control plane.
+cp /bin/sleep /run/hearth/hearth
+/run/hearth/hearth 1000 &
+sleeper=$!
+
+scripts/down "${mine[@]}" --purge
+
+[[ ! -e /var/lib/$label_a && ! -e /run/$label_a ]] || fail "files of the purged cloud are left"
+! ip netns list | grep -q "^$label_a-" || fail "a namespace of the purged cloud is left"
+! nft list tables | grep -qx "table inet $label_a" || fail "a table of the purged cloud is left"
+for label in hearth "$label_b"; do
+    for file in lock hearth.db credentials.json; do
+        [[ -e /var/lib/$label/$file ]] || fail "$label lost its $file"
+    done
+    [[ -d /run/$label ]] || fail "$label lost its folder in /run"
+    ip netns list | grep -q "^$label-vpc-0123456789abcdef0" || fail "$label lost its namespace"
+    nft list tables | grep -qx "table inet $label" || fail "$label lost its nft table"
+done
+ip link show igw-0123456789a >/dev/null || fail "another cloud lost its link"
+kill -0 "$sleeper" || fail "another cloud's process was ended"
+echo ok
