@@ -11,9 +11,10 @@ export HEARTH_ROOT
 HEARTH_TARGET=$HEARTH_ROOT/target
 HEARTH_VENV=$HEARTH_TARGET/venv
 
-# The Python tools, pinned: the lab, the clients that the tests use, and
+# The Python tools, pinned: the lab, the clients and the runner of the API tests, and
 # botocore's model, which is the tests' oracle.
-HEARTH_PYTHON_PACKAGES=(virtme-ng==1.42 boto3==1.44.5 botocore==1.44.5 awscli==1.46.3)
+HEARTH_PYTHON_PACKAGES=(virtme-ng==1.42 boto3==1.44.5 botocore==1.44.5 awscli==1.46.3
+    pytest==9.2.0 pytest-xdist==3.8.0)
 
 # rustup's cargo is often only in an interactive shell's PATH.
 if [[ -d ${CARGO_HOME:-$HOME/.cargo}/bin ]]; then
@@ -49,7 +50,7 @@ step() {
         sleep 0.5
         if ((SECONDS - start - shown >= 15)); then
             shown=$((SECONDS - start))
-            printf '   … %s: %s\n' "$(elapsed "$start")" "$(tail -c 400 "$log" | tr '\r' '\n' | grep -v '^ *$' | tail -n 1 | cut -c 1-100)" >&2
+            printf '   … %s: %s\n' "$(elapsed "$start")" "$(tail -c 400 "$log" | tr '\r' '\n' | grep -av '^ *$' | tail -n 1 | cut -c 1-100)" >&2
         fi
     done
     wait "$pid" || rc=$?

@@ -154,7 +154,7 @@ lab_unshare_connection() {
 # What a booting lab does, in a line: the newest of its console.
 lab_doing() {
     local line
-    line=$(tail -c 2000 "$1/console.log" 2>/dev/null | tr -d '\r' | sed 's/\x1b\[[0-9;]*[a-zA-Z]//g' | grep '[^ ]' | tail -n 1 | cut -c 1-100)
+    line=$(tail -c 2000 "$1/console.log" 2>/dev/null | tr -d '\r' | sed 's/\x1b\[[0-9;]*[a-zA-Z]//g' | grep -a '[^ ]' | tail -n 1 | cut -c 1-100)
     printf '%s\n' "${line:-QEMU starts}"
 }
 

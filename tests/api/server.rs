@@ -1,10 +1,6 @@
 //! The API, served in this process on a loopback port.
 
-use std::{
-    path::Path,
-    process::Command,
-    sync::{Arc, mpsc},
-};
+use std::sync::{Arc, mpsc};
 
 use hearth::{
     api::{self, registry},
@@ -112,32 +108,19 @@ impl Server {
         }
     }
 
-    /// Runs a script of this folder as a client; it must succeed.
-    pub(super) fn run(&self, python: &str, script: &str, arguments: &[&str]) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("api");
-        let output = Command::new(python)
-            .arg(folder.join(script))
-            .args(arguments)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("AWS_ENDPOINT_URL", &self.endpoint)
-            .env("AWS_ACCESS_KEY_ID", &self.key.access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", &self.key.secret_access_key)
-            .env("OTHER_ACCESS_KEY_ID", &self.other.access_key_id)
-            .env("OTHER_SECRET_ACCESS_KEY", &self.other.secret_access_key)
-            .env("AWS_DEFAULT_REGION", &self.region)
-            .env("AWS_MAX_ATTEMPTS", "1")
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env_remove("AWS_SESSION_TOKEN")
-            .env_remove("AWS_PROFILE")
-            .output()
-            .expect("python runs");
-        assert!(
-            output.status.success(),
-            "{script}: {}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+    /// What a client must know of it.
+    pub(super) fn told(&self) -> serde_json::Value {
+        let key = |key: &AccessKey| {
+            serde_json::json!({
+                "access_key_id": key.access_key_id,
+                "secret_access_key": key.secret_access_key,
+            })
+        };
+        let mut told = key(&self.key);
+        told["endpoint"] = self.endpoint.as_str().into();
+        told["region"] = self.region.as_str().into();
+        told["other"] = key(&self.other);
+        told
     }
 }
 
@@ -203,25 +186,6 @@ fn image(account: &str) -> Image {
             },
         },
     }
-}
-
-/// The Python with boto3; `None`, said aloud, where there is none to be had.
-pub(super) fn python() -> Option<String> {
-    let python = std::env::var("HEARTH_PYTHON").unwrap_or_else(|_| "python3".into());
-    let found = Command::new(&python)
-        .args(["-c", "import boto3, botocore"])
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if found {
-        return Some(python);
-    }
-    let message = format!("{python} has no boto3: set HEARTH_PYTHON to one that has");
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "{message} (this is CI, so nothing is skipped)"
-    );
-    eprintln!("skipped: {message}");
-    None
 }
 
 /// What each action looks like on the wire, read from its types.

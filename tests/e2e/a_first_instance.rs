@@ -24,9 +24,7 @@ fn up_launched_an_instance_that_serves_its_page() {
 #[test]
 fn doctor_says_that_instances_can_run_here() {
     let cloud = Cloud::running();
-    let hearth = cloud
-        .host
-        .run("readlink -f /proc/$(hearth_pid)/exe");
+    let hearth = cloud.host.run("readlink -f /proc/$(hearth_pid)/exe");
     let table = cloud.host.run(&format!("{hearth} doctor"));
     assert!(table.contains("KVM"), "{table}");
 }

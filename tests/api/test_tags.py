@@ -1,0 +1,62 @@
+"""Tags of every kind of resource."""
+
+import pytest
+
+from support import refused
+
+
+@pytest.fixture
+def key(ec2, request):
+    name = request.node.name[:60]
+    yield ec2.create_key_pair(KeyName=name, KeyType="ed25519")["KeyPairId"]
+    ec2.delete_key_pair(KeyName=name)
+
+
+@pytest.fixture(autouse=True)
+def afterwards_none(ec2):
+    yield
+    left = ec2.describe_tags()["Tags"]
+    if left:
+        ec2.delete_tags(Resources=list({tag["ResourceId"] for tag in left}))
+
+
+def of(ec2, resource):
+    found = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [resource]}])["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in found}
+
+
+def test_several_resources_of_several_kinds(ec2, vpc, image, key):
+    ec2.create_tags(Resources=[vpc, image, key], Tags=[{"Key": "Name", "Value": "x"}, {"Key": "a", "Value": ""}])
+    assert ec2.describe_vpcs()["Vpcs"][0]["Tags"] == [{"Key": "Name", "Value": "x"}, {"Key": "a", "Value": ""}]
+    tags = ec2.describe_tags(Filters=[{"Name": "key", "Values": ["Name"]}])["Tags"]
+    assert {t["ResourceType"] for t in tags} == {"vpc", "image", "key-pair"}
+    pages = list(ec2.get_paginator("describe_tags").paginate(PaginationConfig={"PageSize": 5}))
+    assert sum(len(p["Tags"]) for p in pages) == 6 and len(pages) == 2
+    assert len(ec2.describe_tags(Filters=[{"Name": "tag:Name", "Values": ["x"]}])["Tags"]) == 3
+
+
+def test_delete_with_a_value_only_if_it_has_that_value(ec2, vpc):
+    ec2.create_tags(Resources=[vpc], Tags=[{"Key": "Name", "Value": "x"}, {"Key": "a", "Value": ""}])
+    ec2.delete_tags(Resources=[vpc], Tags=[{"Key": "Name", "Value": "other"}])
+    assert of(ec2, vpc) == {"Name": "x", "a": ""}
+    ec2.delete_tags(Resources=[vpc], Tags=[{"Key": "Name"}, {"Key": "none"}])
+    assert of(ec2, vpc) == {"a": ""}
+    ec2.delete_tags(Resources=[vpc])
+    assert "Tags" not in ec2.describe_vpcs()["Vpcs"][0]
+
+
+def test_fifty_and_no_more(ec2, vpc):
+    ec2.create_tags(Resources=[vpc], Tags=[{"Key": str(i), "Value": ""} for i in range(50)])
+    with refused("TagLimitExceeded"):
+        ec2.create_tags(Resources=[vpc], Tags=[{"Key": "more", "Value": ""}])
+
+
+@pytest.mark.parametrize("code, words, resources, tag", [
+    ("InvalidParameterValue", "aws:", [], "aws:x"),
+    ("InvalidInstanceID.NotFound", "", ["i-00000000000000001"], "k"),
+    ("InvalidID", "", ["nonsense"], "k"),
+])
+def test_create_refuses_and_then_changes_nothing(ec2, image, code, words, resources, tag):
+    with refused(code, words):
+        ec2.create_tags(Resources=[image, *resources], Tags=[{"Key": tag, "Value": ""}])
+    assert of(ec2, image) == {}

@@ -1,0 +1,113 @@
+"""Identifiers that are empty, malformed or name nothing: EC2's codes and words.
+
+The codes are those of
+https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+The words are what EC2 itself answered in public threads:
+
+one instance    boto/boto3#567, aws/aws-sdk-java#911
+many instances  getmoto/moto#4903
+malformed       hashicorp/terraform-provider-aws#6104 and #9693: `(expecting "sg-...")`,
+                with each kind's own prefix; of an empty one docker/machine, as
+                quoted in gitlab-org/gitlab-runner's threads: `Invalid id: ""`
+images          terraform-provider-aws and the AWS CLI: `The image id '[ami-…]'`
+networks        AWS CLI: `The vpc ID 'vpc-…'`, `The subnet ID 'subnet-…'`
+"""
+
+import pytest
+
+from support import refused
+
+
+class Kind:
+    """How EC2 speaks of the identifiers of one kind of resource."""
+
+    def __init__(self, prefix, malformed, not_found, one, many=None):
+        self.prefix, self.malformed, self.not_found, self.one, self.many = prefix, malformed, not_found, one, many
+
+    def id(self, number):
+        return f"{self.prefix}-{number:017x}"
+
+
+INSTANCE = Kind("i", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound",
+                "The instance ID '{}' does not exist", "The instance IDs '{}' do not exist")
+IMAGE = Kind("ami", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound", "The image id '[{}]' does not exist")
+VPC = Kind("vpc", "InvalidVpcID.Malformed", "InvalidVpcID.NotFound", "The vpc ID '{}' does not exist")
+SUBNET = Kind("subnet", "InvalidSubnetID.Malformed", "InvalidSubnetID.NotFound", "The subnet ID '{}' does not exist")
+GROUP = Kind("sg", "InvalidGroupId.Malformed", "InvalidGroup.NotFound", "The security group '{}' does not exist")
+RULE = Kind("sgr", "InvalidSecurityGroupRuleId.Malformed", "InvalidSecurityGroupRuleId.NotFound",
+            "The security group rule ID '{}' does not exist")
+VOLUME = Kind("vol", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound", "The volume '{}' does not exist")
+
+# How each action is called with identifiers. A list: many may be given.
+CALLS = [
+    (INSTANCE, "describe_instances", lambda ids: {"InstanceIds": ids}),
+    (INSTANCE, "describe_instance_status", lambda ids: {"InstanceIds": ids}),
+    (INSTANCE, "start_instances", lambda ids: {"InstanceIds": ids}),
+    (INSTANCE, "stop_instances", lambda ids: {"InstanceIds": ids}),
+    (INSTANCE, "reboot_instances", lambda ids: {"InstanceIds": ids}),
+    (INSTANCE, "terminate_instances", lambda ids: {"InstanceIds": ids}),
+    (INSTANCE, "get_console_output", lambda ids: {"InstanceId": ids[0]}),
+    (INSTANCE, "describe_instance_attribute", lambda ids: {"InstanceId": ids[0], "Attribute": "userData"}),
+    (INSTANCE, "modify_instance_attribute", lambda ids: {"InstanceId": ids[0], "SourceDestCheck": {"Value": True}}),
+    (IMAGE, "describe_images", lambda ids: {"ImageIds": ids}),
+    (IMAGE, "run_instances", lambda ids: {"ImageId": ids[0], "MinCount": 1, "MaxCount": 1}),
+    (VPC, "describe_vpcs", lambda ids: {"VpcIds": ids}),
+    (SUBNET, "describe_subnets", lambda ids: {"SubnetIds": ids}),
+    (GROUP, "describe_security_groups", lambda ids: {"GroupIds": ids}),
+    (GROUP, "delete_security_group", lambda ids: {"GroupId": ids[0]}),
+    (GROUP, "authorize_security_group_ingress", lambda ids: {
+        "GroupId": ids[0], "IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "CidrIp": "10.0.0.0/8"}),
+    (RULE, "describe_security_group_rules", lambda ids: {"SecurityGroupRuleIds": ids}),
+    (VOLUME, "describe_volumes", lambda ids: {"VolumeIds": ids}),
+    (VOLUME, "delete_volume", lambda ids: {"VolumeId": ids[0]}),
+]
+# Those that take many.
+MANY = [(kind, call, asked) for kind, call, asked in CALLS
+        if any(isinstance(value, list) for value in asked(["", ""]).values())]
+each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[call for _, call, _ in CALLS])
+
+
+@each_call
+@pytest.mark.parametrize("wrong", ["{}-1", "{}-xyz", "{}", "x-00000000000000001", "{}-00000000000000001x", " "])
+def test_malformed(ec2, kind, call, asked, wrong):
+    with refused(kind.malformed, "Invalid id: "):
+        getattr(ec2, call)(**asked([wrong.format(kind.prefix)]))
+
+
+@each_call
+def test_unknown(ec2, kind, call, asked):
+    with refused(kind.not_found, kind.one.format(kind.id(0xbad))):
+        getattr(ec2, call)(**asked([kind.id(0xbad)]))
+
+
+@pytest.mark.parametrize("kind, call, asked", MANY, ids=[call for _, call, _ in MANY])
+def test_of_several_a_malformed_one_is_told_first(ec2, kind, call, asked):
+    with refused(kind.malformed, "-x"):
+        getattr(ec2, call)(**asked([kind.id(0xbad), f"{kind.prefix}-x"]))
+
+
+@pytest.mark.parametrize("call, asked", [(call, asked) for kind, call, asked in MANY if kind.many],
+                         ids=[call for kind, call, _ in MANY if kind.many])
+def test_several_unknown(ec2, call, asked):
+    ids = [INSTANCE.id(0xbad), INSTANCE.id(0xbad2)]
+    with refused(INSTANCE.not_found, INSTANCE.many.format(", ".join(ids))):
+        getattr(ec2, call)(**asked(ids))
+
+
+@pytest.mark.parametrize("call, words", [
+    ("start_instances", "InstanceId"), ("terminate_instances", "InstanceId"), ("delete_volume", "VolumeId"),
+    ("get_console_output", "InstanceId"), ("run_instances", "ImageId"),
+])
+def test_missing(cloud, call, words):
+    # botocore itself would refuse it.
+    from botocore.config import Config
+    ec2 = cloud.client("ec2", config=Config(parameter_validation=False))
+    more = {"MinCount": 1, "MaxCount": 1} if call == "run_instances" else {}
+    with refused("MissingParameter", words):
+        getattr(ec2, call)(**more)
+
+
+@pytest.mark.parametrize("names, code", [(["none"], "InvalidKeyPair.NotFound")])
+def test_unknown_names_of_key_pairs(ec2, names, code):
+    with refused(code, f"The key pair '{names[0]}' does not exist"):
+        ec2.describe_key_pairs(KeyNames=names)
