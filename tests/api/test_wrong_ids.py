@@ -68,10 +68,14 @@ each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[call for _,
 
 
 @each_call
-@pytest.mark.parametrize("wrong", ["{}-1", "{}-xyz", "{}", "x-00000000000000001", "{}-00000000000000001x", " "])
-def test_malformed(ec2, kind, call, asked, wrong):
-    with refused(kind.malformed, "Invalid id: "):
-        getattr(ec2, call)(**asked([wrong.format(kind.prefix)]))
+@pytest.mark.parametrize("wrong, more", [
+    ("{}-1", ""), ("{}-xyz", ""), ("{}-00000000000000001x", ""),
+    ("{}", ' (expecting "{}-...")'), ("x-00000000000000001", ' (expecting "{}-...")'), (" ", ' (expecting "{}-...")'),
+])
+def test_malformed(ec2, kind, call, asked, wrong, more):
+    wrong = wrong.format(kind.prefix)
+    with refused(kind.malformed, f'Invalid id: "{wrong}"' + more.format(kind.prefix)):
+        getattr(ec2, call)(**asked([wrong]))
 
 
 @each_call

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, ops::Deref};
 
-use super::{Filter, Filterable, Filters, Page, found, page::read_token};
+use super::{Filter, Filterable, Filters, Page, all_found, page::read_token};
 use crate::{api::ApiError, model::Described, store::Scoped};
 
 /// A resource with the view that it is seen in: what filters look at, and what
@@ -70,8 +70,7 @@ impl Listing {
     /// be within `range`.
     ///
     /// # Errors
-    /// The kind's `Malformed` or `NotFound` for the first id that is bad; and as
-    /// [`page_of`](Self::page_of).
+    /// Those of [`all_found`] and [`page_of`](Self::page_of).
     pub fn rows<'v, T: Described>(
         self,
         view: Scoped<'v>,
@@ -89,9 +88,8 @@ impl Listing {
             let all = view.after::<T>(after.as_deref().unwrap_or_default());
             return self.page_of(all.filter(|r| keep(r)).map(row), key, range);
         }
-        let named = ids.iter().map(|id| found::<T>(view, id));
-        let named = named.map(|found| found.map(|resource| (resource.id(), resource)));
-        let named: BTreeMap<&str, &T> = named.collect::<Result<_, _>>()?;
+        let named = all_found::<T>(view, ids)?.into_iter();
+        let named: BTreeMap<&str, &T> = named.map(|resource| (resource.id(), resource)).collect();
         let named = named.into_values().filter(|r| keep(r)).map(row);
         self.page_of(named, key, range)
     }

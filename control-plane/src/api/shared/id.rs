@@ -13,18 +13,71 @@ use crate::{
 /// The kind's `Malformed` code.
 pub fn parse_id<I: Identifier>(text: &str) -> Result<I, ApiError> {
     text.parse().map_err(|_| {
+        let prefix = I::PREFIX;
+        let ours = text
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with('-'));
         let text = quoted(text);
-        ApiError::new(I::MALFORMED, format!("Invalid id: \"{text}\""))
+        let mut message = format!("Invalid id: \"{text}\"");
+        if !ours {
+            message += &format!(" (expecting \"{prefix}-...\")");
+        }
+        ApiError::new(I::MALFORMED, message)
     })
 }
 
 /// The error for an identifier that names nothing.
 pub fn not_found<I: Identifier>(id: impl AsRef<str>) -> ApiError {
-    let id = quoted(id.as_ref());
+    none_found::<I>(&[id.as_ref()])
+}
+
+/// The error for identifiers, one or more, that name nothing, in EC2's words.
+fn none_found<I: Identifier>(ids: &[&str]) -> ApiError {
+    let mut shown = ids
+        .iter()
+        .map(|id| quoted(id))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if I::PREFIX == "ami" {
+        // Of images EC2 prints the list, even if there is one in it.
+        shown = format!("[{shown}]");
+    }
+    let (plural, does) = if ids.len() == 1 {
+        ("", "does")
+    } else {
+        ("s", "do")
+    };
     ApiError::new(
         I::NOT_FOUND,
-        format!("The {} '{id}' does not exist", I::NOUN),
+        format!("The {}{plural} '{shown}' {does} not exist", I::NOUN),
     )
+}
+
+/// The caller's resources that identifiers of a request name, in their order.
+///
+/// # Errors
+/// The kind's `Malformed` for the first that is none, or else its `NotFound` for
+/// all that name nothing.
+pub fn all_found<'v, T: Described>(
+    view: Scoped<'v>,
+    ids: &[String],
+) -> Result<Vec<&'v T>, ApiError> {
+    let parsed = ids.iter().map(|id| parse_id::<T::Id>(id));
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    let mut unknown: Vec<&str> = Vec::new();
+    let mut all = Vec::new();
+    for id in &parsed {
+        match view.find::<T>(id) {
+            Some(resource) => all.push(resource),
+            None if !unknown.contains(&id.as_ref()) => unknown.push(id.as_ref()),
+            None => {}
+        }
+    }
+    if unknown.is_empty() {
+        Ok(all)
+    } else {
+        Err(none_found::<T::Id>(&unknown))
+    }
 }
 
 /// The caller's resource that an identifier of a request names.

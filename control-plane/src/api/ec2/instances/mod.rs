@@ -40,9 +40,8 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::api::shared::found;
 use crate::{
-    api::ApiError,
+    api::{ApiError, shared::all_found},
     model::{Instance, InstanceState},
     scheduler::Shortfall,
     store::Scoped,
@@ -96,21 +95,25 @@ pub struct StateChanges {
     pub instances_set: Vec<StateChange>,
 }
 
-/// The ids that a request names, each once, in its order.
-fn each_once(ids: &[String]) -> Result<Vec<&String>, ApiError> {
+/// The ids of instances that a request names, each once, in its order.
+fn each_once<'i>(ctx: &Ctx, ids: &'i [String]) -> Result<Vec<&'i String>, ApiError> {
     if ids.is_empty() {
         return Err(ApiError::missing("InstanceId"));
     }
+    all_found::<Instance>(ctx.view().view(), ids)?;
     let mut seen = BTreeSet::new();
     Ok(ids.iter().filter(|id| seen.insert(*id)).collect())
 }
 
 /// The instances that a request names, each once, in its order.
 fn named<'v>(view: Scoped<'v>, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
-    let ids = each_once(ids)?;
-    ids.into_iter()
-        .map(|id| found::<Instance>(view, id))
-        .collect()
+    if ids.is_empty() {
+        return Err(ApiError::missing("InstanceId"));
+    }
+    let mut seen = BTreeSet::new();
+    let mut named = all_found::<Instance>(view, ids)?;
+    named.retain(|instance| seen.insert(&instance.id));
+    Ok(named)
 }
 
 /// `IncorrectInstanceState`: what was asked for can't be done in this state.

@@ -34,7 +34,7 @@ impl Action for RebootInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {
-        let ids = each_once(&request.ids)?;
+        let ids = each_once(ctx, &request.ids)?;
         ctx.each(&ids, |view, change, id| {
             let instance = found::<Instance>(view, id)?;
             if instance.state != InstanceState::Running {

@@ -37,7 +37,7 @@ impl Action for StopInstances {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let force = request.force.unwrap_or(false);
-        let ids = each_once(&request.ids)?;
+        let ids = each_once(ctx, &request.ids)?;
         let instances_set = ctx
             .each(&ids, |view, change, id| {
                 let instance = found::<Instance>(view, id)?;

@@ -34,7 +34,7 @@ impl Action for TerminateInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
-        let ids = each_once(&request.ids)?;
+        let ids = each_once(ctx, &request.ids)?;
         let instances_set = ctx
             .each(&ids, |view, change, id| {
                 let instance = found::<Instance>(view, id)?;
