@@ -28,7 +28,8 @@ select_cloud() {
     local port='' data='' pool=''
     if [[ -f $HEARTH_ENV ]]; then
         port=$(sed -n 's/^AWS_ENDPOINT_URL=.*://p' "$HEARTH_ENV")
-        data=$(sed -n 's/^HEARTH_CLOUD_DATA=//p' "$HEARTH_ENV")
+        # A lab's folders are the lab's: of this machine they say nothing.
+        grep -qx HEARTH_LAB=1 "$HEARTH_ENV" || data=$(sed -n 's/^HEARTH_CLOUD_DATA=//p' "$HEARTH_ENV")
         pool=$(sed -n 's/^HEARTH_CLOUD_POOL=//p' "$HEARTH_ENV")
     fi
     HEARTH_PORT=${HEARTH_PORT:-${port:-8773}}
