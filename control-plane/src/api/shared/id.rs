@@ -62,12 +62,23 @@ pub fn all_found<'v, T: Described>(
     view: Scoped<'v>,
     ids: &[String],
 ) -> Result<Vec<&'v T>, ApiError> {
-    let parsed = ids.iter().map(|id| parse_id::<T::Id>(id));
+    all_found_by(ids, |id: &T::Id| view.find::<T>(id))
+}
+
+/// The same of what `find` finds.
+///
+/// # Errors
+/// As there.
+pub fn all_found_by<I: Identifier, R>(
+    ids: &[String],
+    find: impl Fn(&I) -> Option<R>,
+) -> Result<Vec<R>, ApiError> {
+    let parsed = ids.iter().map(|id| parse_id::<I>(id));
     let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
     let mut unknown: Vec<&str> = Vec::new();
     let mut all = Vec::new();
     for id in &parsed {
-        match view.find::<T>(id) {
+        match find(id) {
             Some(resource) => all.push(resource),
             None if !unknown.contains(&id.as_ref()) => unknown.push(id.as_ref()),
             None => {}
@@ -76,7 +87,7 @@ pub fn all_found<'v, T: Described>(
     if unknown.is_empty() {
         Ok(all)
     } else {
-        Err(none_found::<T::Id>(&unknown))
+        Err(none_found::<I>(&unknown))
     }
 }
 

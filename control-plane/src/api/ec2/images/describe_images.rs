@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Row, Table, Tag, found_visible},
+        shared::{Filter, Filterable, Listing, Row, Table, Tag, all_found_by},
         wire::Time,
     },
     model::{Image, ImageId},
@@ -151,10 +151,7 @@ impl Action for DescribeImages {
         let view = view.view();
         let seen: Vec<&Image> = match request.ids.as_slice() {
             [] => view.all_visible().collect(),
-            ids => {
-                let named = ids.iter().map(|id| found_visible(view, id));
-                named.collect::<Result<_, _>>()?
-            }
+            ids => all_found_by(ids, |id: &ImageId| view.visible::<Image>(id))?,
         };
         let rows: BTreeMap<&ImageId, Row<'_, Image>> = seen
             .into_iter()

@@ -10,7 +10,7 @@ use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Table, Tag, not_found, parse_id},
+        shared::{Filter, Filterable, Listing, Table, Tag, all_found_by},
     },
     model::{Direction, Rule, RuleId, SecurityGroup},
 };
@@ -128,12 +128,9 @@ impl Action for DescribeSecurityGroupRules {
                 tags: view.tags(&rule.id),
             })
             .collect();
-        for id in &request.ids {
-            let id: RuleId = parse_id(id)?;
-            if !all.iter().any(|p| p.rule.id == id) {
-                return Err(not_found::<RuleId>(id));
-            }
-        }
+        all_found_by(&request.ids, |id: &RuleId| {
+            all.iter().find(|p| p.rule.id == *id).map(|_| ())
+        })?;
         all.retain(|p| {
             request.ids.is_empty() || request.ids.iter().any(|i| i == p.rule.id.as_str())
         });
