@@ -46,7 +46,7 @@ HEARTH_BIN=$HEARTH_TARGET/release/hearth
 
 # Runs a command on the host of the cloud: the lab, or this machine.
 on_cloud() {
-    if [[ $CLOUD_IN_LAB == 1 ]]; then lab_run "$LAB_CLOUD" "${HEARTH_LAB_TIMEOUT:-600}" "$@"; else "$@"; fi
+    if [[ $CLOUD_IN_LAB == 1 ]]; then HEARTH_IN_LAB=1 lab_run "$LAB_CLOUD" "${HEARTH_LAB_TIMEOUT:-600}" "$@"; else "$@"; fi
 }
 
 # Any answer means that it serves; nothing unsigned gets more than a refusal.

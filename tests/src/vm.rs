@@ -61,10 +61,11 @@ pub fn binary(name: &str, variable: &str) -> PathBuf {
     )
 }
 
-/// A folder for guest disks: on the data disk, which is large and can clone.
+/// A folder for guest disks: in a lab on its data disk, which is large and can
+/// clone. On any other machine that folder may be a cloud's.
 pub fn scratch() -> PathBuf {
     let data = Path::new("/var/lib/hearth");
-    if data.is_dir() {
+    if std::env::var_os("HEARTH_IN_LAB").is_some() && data.is_dir() {
         data.to_owned()
     } else {
         std::env::temp_dir()
