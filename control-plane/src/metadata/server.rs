@@ -1,10 +1,14 @@
-//! The service on its socket: HTTP/1.1, one task for each connection, so many
-//! connections for each instance and no more, and no body is ever read.
+//! The service on its socket: HTTP/1.1, one task and one descriptor for each
+//! connection, so many connections for each instance and no more, and no body is
+//! ever read.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -13,15 +17,16 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
+use nix::sys::socket::{self, Shutdown};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Facts;
 use super::answer::{Answer, answer};
 use super::token::TokenKey;
+use crate::descriptors::PerGuest;
 
-/// How many connections an instance may hold at a time.
-const CONNECTIONS: usize = 32;
 /// How many bytes the head of a request may have.
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a connection may live, and how long its request's head may take.
@@ -31,41 +36,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who has an address: the facts of the instance behind it.
 pub type WhoIs = Arc<dyn Fn(Ipv4Addr) -> Option<Facts> + Send + Sync>;
 
-/// At most so many at a time for each address.
-#[derive(Debug)]
-pub struct Limits {
-    each: usize,
-    by_address: Mutex<HashMap<Ipv4Addr, Arc<Semaphore>>>,
-}
-
-impl Limits {
-    /// `each` for each address.
-    pub fn new(each: usize) -> Self {
-        Self {
-            each,
-            by_address: Mutex::default(),
-        }
-    }
-
-    /// A place, or `None` when all are taken. Addresses that hold none take no memory.
-    pub fn take(&self, address: Ipv4Addr) -> Option<OwnedSemaphorePermit> {
-        let mut map = self
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if map.len() > 1024 {
-            map.retain(|_, s| s.available_permits() < self.each);
-        }
-        let semaphore = map
-            .entry(address)
-            .or_insert_with(|| Arc::new(Semaphore::new(self.each)));
-        Arc::clone(semaphore).try_acquire_owned().ok()
-    }
-}
-
-/// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs) {
-    let limits = Limits::new(CONNECTIONS);
+/// Serves until the task is dropped, within the limits of each guest.
+pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs, limits: PerGuest) {
     // The tasks end with the set, and thus with this one.
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -80,7 +52,7 @@ pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs) {
             }
         };
         let SocketAddr::V4(peer) = peer else { continue };
-        let Some(place) = limits.take(*peer.ip()) else {
+        let Some(place) = limits.take(*peer.ip(), 1) else {
             continue;
         };
         let (key, who_is) = (key.clone(), Arc::clone(&who_is));
@@ -99,11 +71,10 @@ async fn connection(
     peer: Ipv4Addr,
     key: TokenKey,
     who_is: WhoIs,
-) -> std::io::Result<()> {
-    // A second handle on the socket, to set its TTL before an answer leaves.
-    let stream = stream.into_std()?;
-    let socket = Arc::new(stream.try_clone()?);
-    let stream = TcpStream::from_std(stream)?;
+) -> io::Result<()> {
+    // Held here too, to set its TTL before an answer leaves.
+    let socket = Arc::new(stream);
+    let stream = SharedStream(Arc::clone(&socket));
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = respond(&request, peer, &key, &who_is);
         if let Some(hops) = answer.hop_limit
@@ -123,7 +94,60 @@ async fn connection(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .await
-        .map_err(std::io::Error::other)
+        .map_err(io::Error::other)
+}
+
+/// A stream that is served while another looks at it, over one descriptor.
+struct SharedStream(Arc<TcpStream>);
+
+impl AsyncRead for SharedStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(length) => {
+                    buffer.advance(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for SharedStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A socket keeps nothing back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let done = socket::shutdown(self.0.as_raw_fd(), Shutdown::Write);
+        Poll::Ready(match done {
+            // The peer was faster.
+            Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
+            Err(e) => Err(e.into()),
+        })
+    }
 }
 
 fn respond(request: &Request<Incoming>, peer: Ipv4Addr, key: &TokenKey, who_is: &WhoIs) -> Answer {

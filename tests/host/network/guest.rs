@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Output, Stdio};
 
@@ -102,6 +102,14 @@ impl Guest {
     pub(super) fn udp(&self, port: u16) -> UdpSocket {
         inside(&self.name, move || {
             UdpSocket::bind(("0.0.0.0", port)).expect("the port is free")
+        })
+    }
+
+    /// Connects from the guest; `None` when that takes more than two seconds.
+    pub(super) fn connect(&self, to: &str) -> Option<TcpStream> {
+        let to = to.parse().expect("an address and a port");
+        inside(&self.name, move || {
+            TcpStream::connect_timeout(&to, std::time::Duration::from_secs(2)).ok()
         })
     }
 

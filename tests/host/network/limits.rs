@@ -110,3 +110,49 @@ fn who_asks_too_often_is_not_heard_and_its_neighbours_are() {
         },
     );
 }
+
+#[test]
+fn who_holds_many_connections_holds_few_descriptors() {
+    isolated(
+        "network::limits::who_holds_many_connections_holds_few_descriptors",
+        async || {
+            let mut cloud = Cloud::new();
+            cloud.group(1, vec![all_egress()]);
+            cloud.instance(10, &[1], |_| ());
+            cloud.instance(11, &[1], |_| ());
+            cloud.apply().await;
+            let (greedy, neighbour) = (cloud.guest(10).await, cloud.guest(11).await);
+            let open = || {
+                let open = std::fs::read_dir("/proc/self/fd").expect("this process");
+                open.count()
+            };
+            let before = open();
+            let held: Vec<_> = ["169.254.169.254:80", "172.31.0.2:53", "169.254.169.253:53"]
+                .into_iter()
+                .flat_map(|to| std::iter::repeat_n(to, 100))
+                .filter_map(|to| greedy.connect(to))
+                .collect();
+            // The guest's ends are this process's too; the services hold one for
+            // each of 32 connections to IMDS, and one for each of 32 to the
+            // resolver, which has another in reserve for each.
+            let deadline = Instant::now() + std::time::Duration::from_secs(5);
+            while open() > before + held.len() + 70 {
+                assert!(
+                    Instant::now() < deadline,
+                    "{before} {} {}",
+                    held.len(),
+                    open()
+                );
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let at = "http://169.254.169.254/latest/";
+            assert_eq!(greedy.fetch(at), None);
+            assert!(neighbour.fetch(at).is_some());
+            drop(held);
+            let deadline = Instant::now() + std::time::Duration::from_secs(20);
+            while greedy.fetch(at).is_none() {
+                assert!(Instant::now() < deadline, "its places are not free again");
+            }
+        },
+    );
+}

@@ -151,7 +151,10 @@ impl LinuxNetwork {
             || "keeping the metadata service's key".into(),
             token_key(&key_file),
         )?;
+        let guests = crate::descriptors::Guests::of_this_process();
+        let guests = step(|| "asking for the limit of descriptors".into(), guests)?;
         let shared = Shared {
+            guests,
             region: region.to_owned(),
             pool,
             key,

@@ -21,8 +21,9 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::MTU;
 use super::netns::Namespace;
+use crate::descriptors::{Guests, PerGuest};
 use crate::metadata::Facts;
-use crate::metadata::server::{Limits, WhoIs, serve};
+use crate::metadata::server::{WhoIs, serve};
 use crate::metadata::token::TokenKey;
 use crate::model::{Eni, EniId, VpcId};
 use crate::network::dns::{self, Verdict, Zone};
@@ -30,8 +31,11 @@ use crate::network::plan::rules::{DNS_ADDRESS, IMDS_ADDRESS};
 use crate::network::{VpcNet, dhcp};
 use crate::store::View;
 
-/// How many questions of one instance may wait for an answer from outside.
-const QUESTIONS: usize = 64;
+/// How many descriptors the questions of one instance that wait for an answer
+/// from outside may take: one each by UDP, two by TCP.
+const QUESTIONS: u32 = 64;
+/// How many connections an instance may have with the metadata service.
+const IMDS_CONNECTIONS: u32 = 32;
 /// How long one of the host's resolvers has to answer.
 const RESOLVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client may keep a TCP connection for its questions.
@@ -44,6 +48,8 @@ pub(super) struct Shared {
     pub(super) region: String,
     /// The pool of public addresses.
     pub(super) pool: Ipv4Net,
+    /// The descriptors that guests may hold.
+    pub(super) guests: Guests,
     /// What IMDS tokens are signed with.
     pub(super) key: TokenKey,
     /// The newest view.
@@ -91,7 +97,7 @@ impl Services {
             },
             vpc: vpc.id.clone(),
             views: shared.views.clone(),
-            limits: Limits::new(QUESTIONS),
+            limits: shared.guests.each(QUESTIONS),
         });
         for socket in udp {
             socket.set_nonblocking(true)?;
@@ -107,7 +113,8 @@ impl Services {
         imds.set_nonblocking(true)?;
         let who_is = who_is(vpc.id.clone(), shared);
         let imds = TcpListener::from_std(imds)?;
-        tasks.spawn(serve(imds, shared.key.clone(), who_is));
+        let limits = shared.guests.each(IMDS_CONNECTIONS);
+        tasks.spawn(serve(imds, shared.key.clone(), who_is, limits));
         let dhcp = BTreeMap::new();
         Ok(Self { tasks, dhcp })
     }
@@ -212,7 +219,7 @@ struct Resolver {
     zone: Zone,
     vpc: VpcId,
     views: watch::Receiver<Arc<View>>,
-    limits: Limits,
+    limits: PerGuest,
 }
 
 impl Resolver {
@@ -259,7 +266,7 @@ async fn dns_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
             Verdict::Forward => {
                 let SocketAddr::V4(v4) = from else { continue };
                 // Too many at a time: as good as lost on the way.
-                let Some(place) = resolver.limits.take(*v4.ip()) else {
+                let Some(place) = resolver.limits.take(*v4.ip(), 1) else {
                     continue;
                 };
                 let (socket, question) = (Arc::clone(&socket), question.to_vec());
@@ -288,7 +295,7 @@ async fn dns_tcp(listener: TcpListener, resolver: Arc<Resolver>) {
             }
         };
         let SocketAddr::V4(v4) = from else { continue };
-        let Some(place) = resolver.limits.take(*v4.ip()) else {
+        let Some(place) = resolver.limits.take(*v4.ip(), 2) else {
             continue;
         };
         let resolver = Arc::clone(&resolver);
