@@ -136,7 +136,7 @@ fn document(facts: &Facts, path: &str) -> Option<Vec<u8>> {
     let rest = percent_encoding::percent_decode_str(rest)
         .decode_utf8()
         .ok()?;
-    tree::lookup(&tree::tree(facts), &rest)
+    tree::lookup(facts, &rest)
 }
 
 #[cfg(test)]
@@ -234,5 +234,46 @@ mod tests {
         }
         let off = facts(|m| m.enabled = false);
         assert_eq!(ask(&off, "GET", "/", &[]).status, 403);
+    }
+
+    /// Not a test of a bound: prints what an answer costs beside how many
+    /// instances. `cargo test --release … -- --ignored --nocapture what_an_answer`
+    #[test]
+    #[ignore = "a measurement"]
+    fn what_an_answer_costs() {
+        use crate::model::Eni;
+        for count in [1_u16, 1_000, 10_000] {
+            let mut view = testing::view();
+            for n in 0..count {
+                let (mut instance, mut eni) = testing::instance(4, &[], InstanceState::Running);
+                let number = u128::from(n) + 1;
+                instance.id = InstanceId::from_random(number);
+                eni.id = crate::model::EniId::from_random(number);
+                eni.instance = Some(instance.id.clone());
+                let [high, low] = n.to_be_bytes();
+                eni.private_ip = [172, 31, high, low].into();
+                instance.enis = vec![eni.id.clone()];
+                view = view.with(instance).with(eni);
+            }
+            let vpc = testing::vpc_id();
+            let rounds = 1_000;
+            let began = std::time::Instant::now();
+            for _ in 0..rounds {
+                let eni = view
+                    .by(
+                        Eni::BY_ADDRESS,
+                        &Eni::at_address(&vpc, [172, 31, 0, 0].into()),
+                    )
+                    .next()
+                    .unwrap();
+                let facts = Facts::read(&view, eni.instance.as_ref().unwrap(), "us-east-1");
+                let answer = ask(&facts.unwrap(), "GET", "/latest/meta-data/instance-id", &[]);
+                assert_eq!(answer.status, 200);
+            }
+            println!(
+                "{count} instances: {:?} an answer",
+                began.elapsed() / rounds
+            );
+        }
     }
 }

@@ -31,8 +31,8 @@ pub struct Facts {
     pub tags: BTreeMap<String, String>,
     /// The device names of its volumes other than the root, by volume id.
     pub disks: BTreeMap<String, String>,
-    /// User data as it goes out.
-    pub user_data: Option<Vec<u8>>,
+    /// User data in base64, as it was given.
+    pub user_data: Option<String>,
     /// The region's name.
     pub region: String,
 }
@@ -60,18 +60,22 @@ impl Facts {
             .filter(|(v, _)| v.id != instance.root_volume)
             .map(|(v, a)| (v.id.to_string(), a.device.clone()))
             .collect();
-        let engine = base64::engine::general_purpose::STANDARD;
         Some(Self {
             nics,
             disks,
             tags: view.tags(id).clone(),
-            // The handler checked it; what doesn't decode was never user data.
             user_data: view
                 .get::<Reservation>(&instance.reservation)
-                .and_then(|reservation| reservation.user_data.as_ref())
-                .and_then(|u| engine.decode(u).ok()),
+                .and_then(|reservation| reservation.user_data.clone()),
             region: region.to_owned(),
             instance,
         })
+    }
+
+    /// User data as it goes out.
+    pub fn user_data(&self) -> Option<Vec<u8>> {
+        let engine = base64::engine::general_purpose::STANDARD;
+        // The handler checked it; what doesn't decode was never user data.
+        engine.decode(self.user_data.as_ref()?).ok()
     }
 }

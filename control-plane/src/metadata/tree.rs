@@ -1,5 +1,9 @@
 //! The tree of documents below a version's folder.
+//!
+//! A request is for one document. So the tree is made of what would make its
+//! parts, and only those on the path that is asked for are made.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -40,39 +44,34 @@ pub const VERSIONS: &[&str] = &[
     "latest",
 ];
 
-/// A document or a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Node {
-    /// A document.
-    Leaf(Vec<u8>),
-    /// A folder.
-    Folder(Folder),
+/// A document or a folder, yet to be made.
+enum Node<'a> {
+    Document(Box<dyn Fn() -> Vec<u8> + 'a>),
+    Folder(Box<dyn Fn() -> Folder<'a> + 'a>),
 }
 
 /// A folder's entries, and how it lists them where that is not by their names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Folder {
-    entries: BTreeMap<String, Node>,
+#[derive(Default)]
+pub struct Folder<'a> {
+    entries: BTreeMap<Cow<'a, str>, Node<'a>>,
     listing: Option<String>,
 }
 
-impl Folder {
-    fn put(&mut self, name: &str, text: impl Into<String>) {
-        let text: String = text.into();
-        self.entries
-            .insert(name.to_owned(), Node::Leaf(text.into_bytes()));
+impl<'a> Folder<'a> {
+    /// Adds a document that says what `text` returns.
+    fn put<T: ToString>(&mut self, name: impl Into<Cow<'a, str>>, text: impl Fn() -> T + 'a) {
+        let document = Node::Document(Box::new(move || text().to_string().into_bytes()));
+        self.entries.insert(name.into(), document);
     }
 
-    fn folder(&mut self, name: &str) -> &mut Folder {
-        let empty = || Node::Folder(Folder::default());
-        let node = self.entries.entry(name.to_owned()).or_insert_with(empty);
-        if matches!(node, Node::Leaf(_)) {
-            *node = empty();
-        }
-        match node {
-            Node::Folder(folder) => folder,
-            Node::Leaf(_) => unreachable!("replaced above"),
-        }
+    /// Adds a folder with what `fill` puts into it.
+    fn folder(&mut self, name: impl Into<Cow<'a, str>>, fill: impl Fn(&mut Folder<'a>) + 'a) {
+        let folder = Node::Folder(Box::new(move || {
+            let mut folder = Folder::default();
+            fill(&mut folder);
+            folder
+        }));
+        self.entries.insert(name.into(), folder);
     }
 
     /// The listing: a line for each entry, folders with a slash.
@@ -82,7 +81,7 @@ impl Folder {
         }
         let lines = self.entries.iter().map(|(name, node)| match node {
             Node::Folder(_) if slashes => format!("{name}/"),
-            _ => name.clone(),
+            _ => name.clone().into_owned(),
         });
         lines.collect::<Vec<_>>().join("\n")
     }
@@ -91,113 +90,136 @@ impl Folder {
 /// What a path below a version's folder shows: `""` is that folder itself. A
 /// folder answers with and without its slash, a document only without, as far
 /// as anybody relies on it.
-pub fn lookup(root: &Folder, path: &str) -> Option<Vec<u8>> {
-    let mut folder = root;
+pub fn lookup(facts: &Facts, path: &str) -> Option<Vec<u8>> {
+    let mut folder = tree(facts);
     let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
     let mut depth = 0;
     while let Some(part) = parts.next() {
         depth += 1;
-        match folder.entries.get(part)? {
-            Node::Leaf(bytes) => return parts.peek().is_none().then(|| bytes.clone()),
-            Node::Folder(inner) => folder = inner,
-        }
+        folder = match folder.entries.get(part)? {
+            Node::Document(make) => return parts.peek().is_none().then(make),
+            Node::Folder(make) => make(),
+        };
     }
     Some(folder.list(depth > 0).into_bytes())
 }
 
 /// The tree of an instance.
-pub fn tree(facts: &Facts) -> Folder {
+fn tree(facts: &Facts) -> Folder<'_> {
     let mut root = Folder::default();
-    if let Some(data) = &facts.user_data {
-        root.entries
-            .insert("user-data".into(), Node::Leaf(data.clone()));
+    if facts.user_data.is_some() {
+        let document = Node::Document(Box::new(|| facts.user_data().unwrap_or_default()));
+        root.entries.insert("user-data".into(), document);
     }
-    let identity = root.folder("dynamic").folder("instance-identity");
-    identity.put("document", identity_document(facts));
-    meta_data(root.folder("meta-data"), facts);
+    root.folder("dynamic", |dynamic| {
+        dynamic.folder("instance-identity", |identity| {
+            identity.put("document", || identity_document(facts));
+        });
+    });
+    root.folder("meta-data", |meta| meta_data(meta, facts));
     root
 }
 
-fn meta_data(meta: &mut Folder, facts: &Facts) {
+fn meta_data<'a>(meta: &mut Folder<'a>, facts: &'a Facts) {
     let instance = &facts.instance;
-    meta.put("ami-id", instance.image.as_str());
-    meta.put("ami-launch-index", instance.launch_index.to_string());
-    meta.put("ami-manifest-path", "(unknown)");
-    meta.put("instance-action", "none");
-    meta.put("instance-id", instance.id.as_str());
-    meta.put("instance-life-cycle", "on-demand");
-    meta.put("instance-type", instance.instance_type.as_str());
-    meta.put("reservation-id", instance.reservation.as_str());
-    meta.put("system", "nitro");
-    let devices = meta.folder("block-device-mapping");
-    devices.put("ami", instance.root_device_name.as_str());
-    devices.put("root", instance.root_device_name.as_str());
-    for (i, device) in facts.disks.values().enumerate() {
-        devices.put(&format!("ebs{}", i + 1), device.as_str());
-    }
-    let placement = meta.folder("placement");
-    placement.put("availability-zone", instance.zone.as_str());
-    placement.put("region", facts.region.as_str());
-    let services = meta.folder("services");
-    services.put("domain", "amazonaws.com");
-    services.put("partition", "aws");
+    meta.put("ami-id", || instance.image.as_str());
+    meta.put("ami-launch-index", || instance.launch_index);
+    meta.put("ami-manifest-path", || "(unknown)");
+    meta.put("instance-action", || "none");
+    meta.put("instance-id", || instance.id.as_str());
+    meta.put("instance-life-cycle", || "on-demand");
+    meta.put("instance-type", || instance.instance_type.as_str());
+    meta.put("reservation-id", || instance.reservation.as_str());
+    meta.put("system", || "nitro");
+    meta.folder("block-device-mapping", |devices| {
+        devices.put("ami", || instance.root_device_name.as_str());
+        devices.put("root", || instance.root_device_name.as_str());
+        for (i, device) in facts.disks.values().enumerate() {
+            devices.put(format!("ebs{}", i + 1), || device.as_str());
+        }
+    });
+    meta.folder("placement", |placement| {
+        placement.put("availability-zone", || instance.zone.as_str());
+        placement.put("region", || facts.region.as_str());
+    });
+    meta.folder("services", |services| {
+        services.put("domain", || "amazonaws.com");
+        services.put("partition", || "aws");
+    });
     if let (Some(name), Some(key)) = (&instance.key_name, &instance.public_key) {
-        let keys = meta.folder("public-keys");
-        keys.listing = Some(format!("0={name}"));
-        keys.folder("0")
-            .put("openssh-key", format!("{}\n", key.trim_end()));
+        meta.folder("public-keys", move |keys| {
+            keys.listing = Some(format!("0={name}"));
+            keys.folder("0", move |folder| {
+                folder.put("openssh-key", || format!("{}\n", key.trim_end()));
+            });
+        });
     }
     if instance.metadata.tags_enabled {
-        let tags = meta.folder("tags").folder("instance");
-        for (key, value) in &facts.tags {
-            tags.put(key, value.as_str());
-        }
+        meta.folder("tags", |tags| {
+            tags.folder("instance", |tags| {
+                for (key, value) in &facts.tags {
+                    tags.put(key.as_str(), || value.as_str());
+                }
+            });
+        });
     }
     if let Some(nic) = facts.nics.first() {
         addresses(meta, nic, &facts.region);
-        meta.put("hostname", private_name(&facts.region, nic.eni.private_ip));
-        meta.put("local-ipv4", nic.eni.private_ip.to_string());
-        meta.put("security-groups", nic.group_names.join("\n"));
-    }
-    for nic in &facts.nics {
-        let macs = meta.folder("network").folder("interfaces").folder("macs");
-        interface(macs.folder(&nic.eni.mac_string()), nic, &facts.region);
+        if let Some(public) = nic.eni.public_ip {
+            meta.put("public-ipv4", move || public);
+        }
+        meta.put("hostname", || {
+            private_name(&facts.region, nic.eni.private_ip)
+        });
+        meta.put("local-ipv4", || nic.eni.private_ip);
+        meta.put("security-groups", || nic.group_names.join("\n"));
+        meta.folder("network", |network| {
+            network.folder("interfaces", |interfaces| {
+                interfaces.folder("macs", |macs| {
+                    for nic in &facts.nics {
+                        macs.folder(nic.eni.mac_string(), |folder| {
+                            interface(folder, nic, &facts.region);
+                        });
+                    }
+                });
+            });
+        });
     }
 }
 
 /// What stands both at the top and at an interface.
-fn addresses(folder: &mut Folder, nic: &Nic, region: &str) {
+fn addresses<'a>(folder: &mut Folder<'a>, nic: &'a Nic, region: &'a str) {
     let eni = &nic.eni;
-    folder.put("local-hostname", private_name(region, eni.private_ip));
-    folder.put("mac", eni.mac_string());
+    folder.put("local-hostname", || private_name(region, eni.private_ip));
+    folder.put("mac", || eni.mac_string());
     if let Some(public) = eni.public_ip {
-        folder.put("public-hostname", public_name(region, public));
-        folder.put("public-ipv4", public.to_string());
+        folder.put("public-hostname", move || public_name(region, public));
     }
 }
 
-fn interface(folder: &mut Folder, nic: &Nic, region: &str) {
+fn interface<'a>(folder: &mut Folder<'a>, nic: &'a Nic, region: &'a str) {
     let eni = &nic.eni;
     addresses(folder, nic, region);
     if let Some(public) = eni.public_ip {
-        // Here it goes by another name than at the top.
-        folder.entries.remove("public-ipv4");
-        folder.put("public-ipv4s", public.to_string());
-        let associations = folder.folder("ipv4-associations");
-        associations.put(&public.to_string(), eni.private_ip.to_string());
+        folder.put("public-ipv4s", move || public);
+        folder.folder("ipv4-associations", move |associations| {
+            associations.put(public.to_string(), || eni.private_ip);
+        });
     }
-    let groups: Vec<&str> = eni.groups.iter().map(|g| g.as_str()).collect();
-    folder.put("device-number", eni.device_index.to_string());
-    folder.put("interface-id", eni.id.as_str());
-    folder.put("local-ipv4s", eni.private_ip.to_string());
-    folder.put("owner-id", eni.scope.account.as_str());
-    folder.put("security-group-ids", groups.join("\n"));
-    folder.put("security-groups", nic.group_names.join("\n"));
-    folder.put("subnet-id", eni.subnet.as_str());
-    folder.put("subnet-ipv4-cidr-block", nic.subnet.cidr.to_string());
-    folder.put("vpc-id", eni.vpc.as_str());
-    folder.put("vpc-ipv4-cidr-block", nic.vpc.cidr.to_string());
-    folder.put("vpc-ipv4-cidr-blocks", nic.vpc.cidr.to_string());
+    folder.put("device-number", || eni.device_index);
+    folder.put("interface-id", || eni.id.as_str());
+    folder.put("local-ipv4s", || eni.private_ip);
+    folder.put("owner-id", || eni.scope.account.as_str());
+    folder.put("security-group-ids", || {
+        let groups: Vec<&str> = eni.groups.iter().map(|g| g.as_str()).collect();
+        groups.join("\n")
+    });
+    folder.put("security-groups", || nic.group_names.join("\n"));
+    folder.put("subnet-id", || eni.subnet.as_str());
+    folder.put("subnet-ipv4-cidr-block", || nic.subnet.cidr);
+    folder.put("vpc-id", || eni.vpc.as_str());
+    folder.put("vpc-ipv4-cidr-block", || nic.vpc.cidr);
+    folder.put("vpc-ipv4-cidr-blocks", || nic.vpc.cidr);
 }
 
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html>
@@ -260,18 +282,18 @@ mod tests {
             .with(eni)
     }
 
-    fn root(edit: impl FnOnce(&mut crate::model::Instance)) -> Folder {
+    fn root(edit: impl FnOnce(&mut crate::model::Instance)) -> Facts {
         let id = crate::model::InstanceId::from_random(4);
-        tree(&Facts::read(&view(edit), &id, "us-east-1").unwrap())
+        Facts::read(&view(edit), &id, "us-east-1").unwrap()
     }
 
-    fn text(root: &Folder, path: &str) -> Option<String> {
+    fn text(root: &Facts, path: &str) -> Option<String> {
         lookup(root, path).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
     /// What cloud-init (`cloudinit/sources/helpers/ec2.py`) does: a name with a
     /// slash is a folder, `0=name` is a key, all else is fetched.
-    fn crawl(root: &Folder, path: &str, found: &mut Vec<String>) {
+    fn crawl(root: &Facts, path: &str, found: &mut Vec<String>) {
         for line in text(root, path).unwrap().lines() {
             if let Some((index, _)) = line.split_once('=') {
                 let key = format!("{path}{index}/openssh-key");
