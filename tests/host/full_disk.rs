@@ -14,7 +14,7 @@ use hearth::model::{Host, HostId, InstanceId, Scope, Volume, VolumeId};
 use hearth::reconcile::host::DiskGuard;
 use hearth::storage::host::{Cloning, HostStorage, purge};
 use hearth::storage::{StorageError, StorageHost, VolumeSpec};
-use hearth::store::{Db, Op, Outcome, SqliteStore, Store, StoreError, Txn};
+use hearth::store::{Db, Op, Outcome, SqliteStore, Store, StoreError, TransactError, Txn};
 
 const MIB: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -122,6 +122,11 @@ async fn the_store_writes_when_its_disk_is_full_to_the_last_byte() {
         for n in 0..200 {
             committed(&store, put(&format!("/instances/{n}"), &[7; 2000])).await;
         }
+        let data = disk.path("data");
+        let before = match kind {
+            "xfs" => Some(HostStorage::open(&data, None).expect("opened").cloning()),
+            _ => None,
+        };
         disk.fill();
         fs::write(disk.path("more"), [1; 65536]).expect_err("the disk is full");
 
@@ -134,6 +139,13 @@ async fn the_store_writes_when_its_disk_is_full_to_the_last_byte() {
         }
         // A new process finds its way as well.
         drop(store);
+        if before.is_some() {
+            let again = HostStorage::open(&data, None).expect("opened on a full disk");
+            assert_eq!(
+                (before, again.cloning()),
+                (Some(Cloning::Reflink), Cloning::Reflink)
+            );
+        }
         let store = SqliteStore::open(&db).await.expect("opened on a full disk");
         assert_eq!(store.range("").await.expect("read").entries.len(), 200);
         for n in 0..200 {
@@ -155,8 +167,8 @@ async fn a_commit_that_finds_no_space_fails_alone() {
     let dir = tempfile::tempdir().expect("folder");
     let image = dir.path().join("image");
     let disk = Mounted::new(&image, "ext4", 64 * MIB, &dir.path().join("m"));
-    let db = disk.path("hearth.db");
-    let store = SqliteStore::open(&db).await.expect("opened");
+    let path = disk.path("hearth.db");
+    let store = SqliteStore::open(&path).await.expect("opened");
     let filler = disk.fill();
     // New records until even the store's own space is used up.
     let big = vec![9; 256 << 10];
@@ -174,11 +186,25 @@ async fn a_commit_that_finds_no_space_fails_alone() {
     let range = store.range("").await.expect("read");
     assert_eq!((range.entries.len() as u64, range.revision.0), (last, last));
     assert!(store.commit(put("/big/x", &big)).await.is_err());
+    // So does all that stands on it: what the API says is then an error, and what
+    // it knows it tells.
+    let store = Arc::new(store);
+    let db = Db::open(store.clone()).await.expect("view");
+    let scope = Scope::new("000000000000", "us-east-1");
+    let tag = |size| [("k".to_owned(), "v".repeat(size))].into();
+    let failed = db
+        .transact(|_, change| {
+            change.put_tags(&scope, "i-1", tag(256 << 10));
+            Ok::<_, ()>(())
+        })
+        .await;
+    assert!(matches!(failed, Err(TransactError::Store(_))), "{failed:?}");
+    assert_eq!(db.view().revision().0, last);
     // With room again it goes on where it was, as does the next process.
     fs::remove_file(filler).expect("removed");
     assert_eq!(committed(&store, put("/small", b"v")).await, last + 1);
-    drop(store);
-    let store = SqliteStore::open(&db).await.expect("opened");
+    drop((store, db));
+    let store = SqliteStore::open(&path).await.expect("opened");
     let again = store.range("").await.expect("read");
     assert_eq!(again.entries.len() as u64, last + 1);
     assert_eq!(again.revision.0, last + 1);

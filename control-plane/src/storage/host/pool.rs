@@ -19,6 +19,10 @@ const POOL: &str = "pool.xfs";
 /// The smallest pool: XFS refuses less than 300 MiB.
 const MIN_POOL: u64 = 512 << 20;
 
+/// `XFS_SUPER_MAGIC` and `BTRFS_SUPER_MAGIC` of statfs(2).
+const XFS: i64 = 0x5846_5342;
+const BTRFS: i64 = 0x9123_683e;
+
 /// How a volume comes from its image here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cloning {
@@ -72,7 +76,8 @@ fn is_mounted(data: &Path, volumes: &Path) -> bool {
     }
 }
 
-/// Tries a reflink of a block, as nothing else tells for sure.
+/// Tries a reflink of a block, as nothing else tells for sure. On a file system
+/// that is too full for it, its kind must do.
 pub(super) fn can_reflink(dir: &Path) -> bool {
     let (a, b) = (
         dir.join(format!("{MAKING}a")),
@@ -91,7 +96,13 @@ pub(super) fn can_reflink(dir: &Path) -> bool {
     })();
     let _ = fs::remove_file(a);
     let _ = fs::remove_file(b);
-    tried.is_ok()
+    match tried {
+        Ok(()) => true,
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            rustix::fs::statfs(dir).is_ok_and(|s| s.f_type == XFS || s.f_type == BTRFS)
+        }
+        Err(_) => false,
+    }
 }
 
 /// Makes the pool's file if it isn't there, and mounts it. The loop device
