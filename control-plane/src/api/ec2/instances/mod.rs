@@ -41,7 +41,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{ApiError, shared::all_found},
+    api::{ApiError, Ctx, shared::all_found},
     model::{Instance, InstanceState},
     scheduler::Shortfall,
     store::Scoped,
