@@ -162,6 +162,7 @@ impl Cloud {
             name: format!("group-{n}"),
             description: String::new(),
             rules,
+            deleting: false,
         });
     }
 
@@ -202,7 +203,6 @@ impl Cloud {
             enis: vec![eni.id.clone()],
             root_volume: VolumeId::from_random(1),
             root_device_name: "/dev/xvda".into(),
-            user_data: Some("IyEvYmluL3NoCg==".into()),
             client_token: None,
             launched_at: LAUNCHED,
             on_shutdown: ShutdownBehavior::Stop,
@@ -224,6 +224,13 @@ impl Cloud {
             boots: 1,
         };
         edit(&mut instance);
+        self.put(Reservation {
+            id: instance.reservation.clone(),
+            scope: scope(),
+            created: LAUNCHED,
+            user_data: Some("IyEvYmluL3NoCg==".into()),
+            pending: None,
+        });
         self.put(eni);
         self.put(instance);
     }

@@ -15,7 +15,7 @@ const UDP: Protocol = Protocol::Udp { from: 7, to: 7 };
 /// `offset` is in bytes, `more` whether another follows.
 fn packet(from: [u8; 4], to: [u8; 4], (offset, more): (u16, bool), payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + payload.len()).expect("a short packet");
-    let fragment = offset / 8 | u16::from(more) << 13;
+    let fragment = (offset / 8) | (u16::from(more) << 13);
     let mut packet = vec![0x45, 0];
     packet.extend(length.to_be_bytes());
     packet.extend([0x77, 0x77]);
