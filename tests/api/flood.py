@@ -104,6 +104,8 @@ for attack, count in [(pipelined, 512), (signed_pipelined, 64), (slow_head, 512)
         # Whoever is put out while it sends has got what this is about.
         with contextlib.suppress(ConnectionError):
             attack(sock)
+        if n % 1000 == 999:
+            call(kept)
     stop = threading.Event()
 
     def churn():

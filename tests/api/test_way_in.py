@@ -111,13 +111,18 @@ def test_a_get_has_one_meaning(cloud, value, encoded, presigned):
 @each_get
 @pytest.mark.parametrize("query, code", [
     ("Action=DescribeRegions&DryRun=", "InvalidParameterValue"),
-    ("Action=DescribeRegions&RegionName.1=us-east-1&RegionName.1=us-east-1", "InvalidParameterValue"),
     ("Action=DescribeRegions&X-Amz-Bogus=1", "UnknownParameter"),
     ("Action=DescribeRegions&Bogus", "UnknownParameter"),
 ])
 def test_a_get_is_looked_at_as_closely(cloud, query, code, presigned):
     status, text = get(cloud, query, presigned)
     assert status == 400 and f"<Code>{code}</Code>" in text, (status, text)
+
+
+def test_a_get_names_each_parameter_once(cloud):
+    # (A presigned URL of botocore's has each name once.)
+    status, text = get(cloud, "Action=DescribeRegions&RegionName.1=us-east-1&RegionName.1=a", False)
+    assert status == 400 and "given more than once" in text, (status, text)
 
 
 def test_a_signatures_parameter_beside_a_signed_header_is_unknown(cloud):

@@ -223,6 +223,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
                 Ok(response) => response,
                 Err(never) => match never {},
             };
+            // Whoever pipelines waits for its next turn as others do.
+            tokio::task::yield_now().await;
             Ok::<_, Infallible>(response.map(|body| Answer::new(body, visit)))
         });
         answer
@@ -231,6 +233,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
         .max_buf_size(BUFFER)
         .max_headers(HEADERS)
         .header_read_timeout(None)
+        // A caller may close its side once it has sent all. And whatever a caller
+        // does, a request that is being carried out is carried out to its end.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut stopping = pin!(shutdown.wait_for(|stop| *stop));
     let mut stopped = false;
