@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 use super::{
-    Batch, Change, MemoryStore, Outcome, Revision, Scoped, Store, StoreError, View, Watch,
+    Batch, Change, Changes, MemoryStore, Outcome, Revision, Scoped, Store, StoreError, View, Watch,
+    changes::{self, Subscribers},
 };
 use crate::model::Scope;
 
@@ -38,6 +39,7 @@ pub enum TransactError<E> {
 pub struct Db {
     store: Arc<dyn Store>,
     view: watch::Receiver<Arc<View>>,
+    subscribers: Subscribers,
 }
 
 impl Db {
@@ -49,10 +51,13 @@ impl Db {
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let (view, watch) = load(&*store).await?;
         let (sender, receiver) = watch::channel(Arc::new(view));
-        tokio::spawn(feed(Arc::clone(&store), watch, sender));
+        let subscribers = Subscribers::default();
+        let fed = feed(Arc::clone(&store), watch, sender, subscribers.clone());
+        tokio::spawn(fed);
         Ok(Self {
             store,
             view: receiver,
+            subscribers,
         })
     }
 
@@ -80,6 +85,11 @@ impl Db {
     /// Wakes at each new picture, and has it.
     pub fn changed(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
+    }
+
+    /// Which records change from now on, by kind.
+    pub fn changes(&self) -> Changes {
+        self.subscribers.subscribe()
     }
 
     /// Decides on the view and carries the decision out, all or nothing. When
@@ -183,13 +193,20 @@ async fn load(store: &dyn Store) -> Result<(View, Watch), StoreError> {
 
 /// Keeps the view up to date until the last reader is gone or the store fails
 /// for good.
-async fn feed(store: Arc<dyn Store>, mut watch: Watch, sender: watch::Sender<Arc<View>>) {
+async fn feed(
+    store: Arc<dyn Store>,
+    mut watch: Watch,
+    sender: watch::Sender<Arc<View>>,
+    subscribers: Subscribers,
+) {
     let mut batches: Vec<Batch> = Vec::new();
     loop {
         let received = tokio::select! {
             received = watch.recv_many(&mut batches, DRAINED) => received,
-            () = sender.closed() => return,
+            () = sender.closed() => break,
         };
+        // None: anything.
+        let keys = (received > 0).then(|| changes::keys(&batches));
         let next = if received == 0 {
             // We fell behind, or the store ended.
             load(&*store).await.map(|(view, again)| {
@@ -204,13 +221,18 @@ async fn feed(store: Arc<dyn Store>, mut watch: Watch, sender: watch::Sender<Arc
         match next {
             Ok(view) => {
                 sender.send_replace(Arc::new(view));
+                match keys {
+                    Some(keys) => subscribers.post(&keys),
+                    None => subscribers.post_all(),
+                }
             }
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the view is lost");
-                return;
+                break;
             }
         }
     }
+    subscribers.close();
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! never ask the store: they read the [`View`], which the watch feeds.
 
 mod change;
+mod changes;
 mod core;
 mod db;
 mod memory;
@@ -25,6 +26,7 @@ mod view;
 mod conformance;
 
 pub use change::Change;
+pub use changes::{Changed, Changes};
 pub use db::{Db, TransactError};
 pub use memory::MemoryStore;
 pub use scoped::{Picture, Scoped};

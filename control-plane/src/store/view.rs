@@ -334,6 +334,12 @@ pub(super) fn knows<T: Resource>() -> bool {
     slot_of(T::KIND).is_some()
 }
 
+/// The kind of a key, if it is a known one, and the path.
+pub(super) fn kind_and_path(key: &str) -> Option<(&'static str, Arc<str>)> {
+    let (slot, path) = split(key)?;
+    Some((KINDS[slot].name, path.into()))
+}
+
 /// The kind of `/kind/path`, by its slot, and the path.
 fn split(key: &str) -> Option<(usize, &str)> {
     let (kind, path) = key.strip_prefix('/')?.split_once('/')?;
