@@ -175,6 +175,15 @@ pub struct ServeArgs {
     /// How many seconds a guest has to power down when it is terminated
     #[arg(long, env = "HEARTH_TERMINATE_GRACE", default_value_t = 30)]
     pub terminate_grace: u64,
+    /// Whether instances that ran when this host went down are started again with it
+    #[arg(
+        long,
+        env = "HEARTH_RESTART_LOST",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        value_name = "true|false"
+    )]
+    pub restart_lost: bool,
 }
 
 /// A configuration that makes no sense, in one line.
@@ -236,6 +245,9 @@ pub struct Config {
     pub stop_grace: Duration,
     /// The same at TerminateInstances; nothing of the disk will be left anyway.
     pub terminate_grace: Duration,
+    /// Whether an instance that ran when this host went down is started again
+    /// when the host is back, with its addresses. Otherwise it is stopped then.
+    pub restart_lost: bool,
 }
 
 impl Config {
@@ -325,6 +337,7 @@ impl Config {
             jail_layers_optional: args.jail_layers_optional,
             stop_grace: Duration::from_secs(args.stop_grace),
             terminate_grace: Duration::from_secs(args.terminate_grace),
+            restart_lost: args.restart_lost,
         })
     }
 
@@ -527,6 +540,8 @@ mod tests {
         assert_eq!(c.run_dir, PathBuf::from("/run/hearth"));
         let named = config(&["--name", "test"]).unwrap();
         assert_eq!(named.run_dir, PathBuf::from("/run/hearth-test"));
+        assert!(c.restart_lost);
+        assert!(!config(&["--restart-lost", "false"]).unwrap().restart_lost);
         assert_eq!(c.host_address(), Ipv4Addr::new(203, 0, 113, 1));
         let all: Vec<_> = c.public_addresses().collect();
         assert_eq!((all[0], all.len()), (Ipv4Addr::new(203, 0, 113, 2), 253));

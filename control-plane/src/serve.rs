@@ -29,14 +29,13 @@ use hearth::{
     model::{HostId, InstanceId},
     network::{NetworkHost, host::LinuxNetwork},
     reconcile::{
-        Controller,
+        Slots,
         cluster::{GarbageController, PlacementController},
-        drive,
         host::{
             DiskGuard, ImageController, NetworkController, ReachabilityController, VolumeController,
         },
         instance::InstanceController,
-        system_clock,
+        run as reconcile, system_clock,
     },
     storage::{self, host::HostStorage},
     store::{Db, SqliteStore},
@@ -51,9 +50,9 @@ use tokio::{
     time::timeout,
 };
 
-/// How long the passes that are under way may take to end. What is cut short
+/// How long the steps that are under way may take to end. What is cut short
 /// then is taken up again by the next process.
-const LAST_PASS: Duration = Duration::from_secs(30);
+const LAST_STEPS: Duration = Duration::from_secs(30);
 
 /// Why `hearth` ended.
 pub(crate) enum Failure {
@@ -218,9 +217,7 @@ async fn run(
 ) -> anyhow::Result<()> {
     let (shutdown, receiver) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    for controller in controllers(&config, &db, &hosts) {
-        tasks.spawn(drive(controller, db.clone(), receiver.clone()));
-    }
+    start(&mut tasks, &config, &db, &hosts, &receiver);
     let guard = DiskGuard {
         db: db.clone(),
         host: config.host_id.clone(),
@@ -264,56 +261,70 @@ async fn run(
         while tasks.join_next().await.is_some() {}
         let _ = server.await;
     };
-    if timeout(LAST_PASS, last).await.is_err() {
-        tracing::warn!("a pass or a request takes too long and is cut short");
+    if timeout(LAST_STEPS, last).await.is_err() {
+        tracing::warn!("a step or a request takes too long and is cut short");
     }
     ended
 }
 
-fn controllers(config: &Arc<Config>, db: &Db, hosts: &Hosts) -> Vec<Arc<dyn Controller>> {
+/// Starts the reconcilers.
+fn start(
+    tasks: &mut JoinSet<()>,
+    config: &Arc<Config>,
+    db: &Db,
+    hosts: &Hosts,
+    shutdown: &watch::Receiver<bool>,
+) {
     let clock = system_clock();
+    let slots = Slots::of_this_machine();
     let network = Arc::new(NetworkController::new(
         db.clone(),
         config.host_id.clone(),
         hosts.network.clone(),
+        slots.clone(),
     ));
-    vec![
-        Arc::new(ImageController::new(
-            db.clone(),
-            config.images_dir.clone(),
-            config.image_scopes(),
-        )),
-        Arc::new(PlacementController {
-            db: db.clone(),
-            clock: clock.clone(),
-        }),
-        Arc::new(GarbageController {
-            db: db.clone(),
-            pool: config.public_addresses().collect(),
-            clock: clock.clone(),
-        }),
+    let images = ImageController::new(db.clone(), config.images_dir.clone(), config.image_scopes());
+    let placement = PlacementController {
+        db: db.clone(),
+        clock: clock.clone(),
+    };
+    let garbage = GarbageController {
+        db: db.clone(),
+        pool: config.public_addresses().collect(),
+        clock: clock.clone(),
+    };
+    let volumes = VolumeController {
+        db: db.clone(),
+        host: config.host_id.clone(),
+        storage: hosts.storage.clone(),
+        slots: slots.clone(),
+    };
+    let reachability = ReachabilityController::new(
+        db.clone(),
+        config.host_id.clone(),
+        hosts.network.clone(),
+        clock.clone(),
+    );
+    let instances = InstanceController::new(
+        db.clone(),
+        config.clone(),
+        hosts.compute.clone(),
+        hosts.storage.clone(),
         network.clone(),
-        Arc::new(VolumeController {
-            db: db.clone(),
-            host: config.host_id.clone(),
-            storage: hosts.storage.clone(),
-        }),
-        Arc::new(ReachabilityController::new(
-            db.clone(),
-            config.host_id.clone(),
-            hosts.network.clone(),
-            clock.clone(),
-        )),
-        Arc::new(InstanceController::new(
-            db.clone(),
-            config.clone(),
-            hosts.compute.clone(),
-            hosts.storage.clone(),
-            hosts.network.clone(),
-            network,
-            clock,
-        )),
-    ]
+        slots,
+        clock,
+    );
+    tasks.spawn(reconcile(Arc::new(images), db.clone(), shutdown.clone()));
+    tasks.spawn(reconcile(Arc::new(placement), db.clone(), shutdown.clone()));
+    tasks.spawn(reconcile(Arc::new(garbage), db.clone(), shutdown.clone()));
+    tasks.spawn(reconcile(network, db.clone(), shutdown.clone()));
+    tasks.spawn(reconcile(Arc::new(volumes), db.clone(), shutdown.clone()));
+    tasks.spawn(reconcile(
+        Arc::new(reachability),
+        db.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(reconcile(Arc::new(instances), db.clone(), shutdown.clone()));
 }
 
 /// The consoles of this host, for the API.

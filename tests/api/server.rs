@@ -11,17 +11,17 @@ use hearth::{
     model::{BootMethod, Image, ImageId, Manifest},
     network::fake::FakeNetwork,
     reconcile::{
-        Controller,
+        Slots,
         cluster::PlacementController,
-        drive,
         host::{NetworkController, ReachabilityController, VolumeController},
         instance::InstanceController,
-        system_clock,
+        run, system_clock,
     },
     storage::fake::FakeStorage,
     store::Db,
     tls::Tls,
 };
+use tokio::sync::watch;
 
 /// A served API. It goes with the value.
 pub(super) struct Server {
@@ -77,10 +77,8 @@ impl Server {
             .await
             .expect("the image");
             // The controllers run for as long as this task does.
-            let (_running, shutdown) = tokio::sync::watch::channel(false);
-            for controller in controllers(&config, &db) {
-                tokio::spawn(drive(controller, db.clone(), shutdown.clone()));
-            }
+            let (_running, shutdown) = watch::channel(false);
+            start(&config, &db, &shutdown);
             let console = Arc::new(api::console::NoConsole);
             let cloud = api::Cloud {
                 db,
@@ -125,43 +123,44 @@ impl Server {
 }
 
 /// All that makes desired state true, on a host in memory.
-fn controllers(config: &Arc<Config>, db: &Db) -> Vec<Arc<dyn Controller>> {
+fn start(config: &Arc<Config>, db: &Db, shutdown: &watch::Receiver<bool>) {
     let compute = Arc::new(FakeCompute::default());
     let storage = Arc::new(FakeStorage::default());
     let taps = Arc::new(FakeNetwork::default());
     let host = &config.host_id;
+    let slots = Slots::wide(64);
     let network = Arc::new(NetworkController::new(
         db.clone(),
         host.clone(),
         taps.clone(),
+        slots.clone(),
     ));
-    vec![
-        Arc::new(PlacementController {
-            db: db.clone(),
-            clock: system_clock(),
-        }),
-        Arc::new(VolumeController {
-            db: db.clone(),
-            host: host.clone(),
-            storage: storage.clone(),
-        }),
-        Arc::new(ReachabilityController::new(
-            db.clone(),
-            host.clone(),
-            taps.clone(),
-            system_clock(),
-        )),
+    let placement = PlacementController {
+        db: db.clone(),
+        clock: system_clock(),
+    };
+    let volumes = VolumeController {
+        db: db.clone(),
+        host: host.clone(),
+        storage: storage.clone(),
+        slots: slots.clone(),
+    };
+    let reachability =
+        ReachabilityController::new(db.clone(), host.clone(), taps.clone(), system_clock());
+    let instances = InstanceController::new(
+        db.clone(),
+        config.clone(),
+        compute,
+        storage,
         network.clone(),
-        Arc::new(InstanceController::new(
-            db.clone(),
-            config.clone(),
-            compute,
-            storage,
-            taps,
-            network,
-            system_clock(),
-        )),
-    ]
+        slots,
+        system_clock(),
+    );
+    tokio::spawn(run(Arc::new(placement), db.clone(), shutdown.clone()));
+    tokio::spawn(run(Arc::new(volumes), db.clone(), shutdown.clone()));
+    tokio::spawn(run(Arc::new(reachability), db.clone(), shutdown.clone()));
+    tokio::spawn(run(network, db.clone(), shutdown.clone()));
+    tokio::spawn(run(Arc::new(instances), db.clone(), shutdown.clone()));
 }
 
 fn image(account: &str) -> Image {

@@ -2,13 +2,13 @@
 //! against. It keeps the contract of [`ComputeHost`] and lets a test make
 //! things happen: exits, and failures at any call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use hearth_vmm_api::Exit;
-use tokio::sync::watch;
+use tokio::sync::broadcast;
 
 use super::{ComputeError, ComputeHost, LaunchSpec, Observed};
 use crate::model::InstanceId;
@@ -56,14 +56,14 @@ impl State {
 /// The host in memory.
 pub struct FakeCompute {
     state: Mutex<State>,
-    exits: watch::Sender<u64>,
+    exits: broadcast::Sender<InstanceId>,
 }
 
 impl Default for FakeCompute {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
-            exits: watch::Sender::new(0),
+            exits: broadcast::Sender::new(super::EXITS),
         }
     }
 }
@@ -103,7 +103,8 @@ impl FakeCompute {
         {
             *o = Observed::Exited { boot, exit };
         }
-        self.exits.send_modify(|n| *n += 1);
+        // Nobody may be listening.
+        let _ = self.exits.send(id.clone());
     }
 
     /// Puts something there that no launch made, as a crash would leave it.
@@ -128,8 +129,12 @@ impl FakeCompute {
 
 #[async_trait]
 impl ComputeHost for FakeCompute {
-    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError> {
-        Ok(self.state().instances.clone())
+    async fn known(&self) -> Result<BTreeSet<InstanceId>, ComputeError> {
+        Ok(self.state().instances.keys().cloned().collect())
+    }
+
+    async fn look(&self, id: &InstanceId) -> Result<Option<Observed>, ComputeError> {
+        Ok(self.state().instances.get(id).cloned())
     }
 
     async fn launch(&self, spec: &LaunchSpec, _taps: Vec<OwnedFd>) -> Result<(), ComputeError> {
@@ -214,7 +219,7 @@ impl ComputeHost for FakeCompute {
         Ok(())
     }
 
-    fn exits(&self) -> watch::Receiver<u64> {
+    fn exits(&self) -> broadcast::Receiver<InstanceId> {
         self.exits.subscribe()
     }
 }

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use hearth_vmm_api::Exit;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::broadcast;
 
 use crate::model::{BootMethod, EniId, ImageId, InstanceId, VolumeId};
 
@@ -106,6 +106,12 @@ pub enum Observed {
         /// Why. A VMM that was killed counts as crashed.
         exit: Exit,
     },
+    /// Its VMM ran until the host went down, and said nothing of another end. The
+    /// host has been started again since.
+    HostLost {
+        /// The boot that was lost.
+        boot: u64,
+    },
     /// A launch that was cut short. [`ComputeHost::launch`] begins anew,
     /// [`ComputeHost::forget`] clears it away.
     Incomplete,
@@ -138,9 +144,22 @@ pub enum ComputeError {
 /// The processes of one host. Every method is idempotent.
 #[async_trait]
 pub trait ComputeHost: Send + Sync {
-    /// What is there, of any instance. An instance of which there is no trace
-    /// is not in the map.
-    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError>;
+    /// The instances of which there is a trace.
+    async fn known(&self) -> Result<BTreeSet<InstanceId>, ComputeError>;
+
+    /// What there is of this instance; none when there is no trace of it.
+    async fn look(&self, id: &InstanceId) -> Result<Option<Observed>, ComputeError>;
+
+    /// What is there, of any instance.
+    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError> {
+        let mut all = BTreeMap::new();
+        for id in self.known().await? {
+            if let Some(observed) = self.look(&id).await? {
+                all.insert(id, observed);
+            }
+        }
+        Ok(all)
+    }
 
     /// Boots the instance from cold, unless this very boot runs already; the
     /// kernel and initrd are those on its root disk. `taps` are in the order
@@ -175,9 +194,12 @@ pub trait ComputeHost: Send + Sync {
     /// Forgets every instance and removes what the host module itself made.
     async fn purge(&self) -> Result<(), ComputeError>;
 
-    /// A counter that moves whenever a VMM has ended: time to look again.
-    fn exits(&self) -> watch::Receiver<u64>;
+    /// The instances whose VMMs have ended: time to look again.
+    fn exits(&self) -> broadcast::Receiver<InstanceId>;
 }
+
+/// How many ends of VMMs may be waiting to be heard of; who misses some looks at all.
+const EXITS: usize = 1024;
 
 /// Instances that can be stopped where they are, when the host has no disk left
 /// for what they write. They notice nothing but the time that has passed.

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EniId, HostId, ImageId, Index, ReservationId, Scope, SubnetId, VolumeId, VpcId,
+    BootMethod, EniId, HostId, ImageId, Index, ReservationId, Scope, SubnetId, VolumeId, VpcId,
     resource::resource,
 };
 
@@ -194,6 +194,10 @@ pub struct Instance {
     pub launch_index: u32,
     /// The image its root volume came from.
     pub image: ImageId,
+    /// How it boots, as its image said when it first ran: the image may go while
+    /// the instance lives.
+    #[serde(default)]
+    pub boot: Option<BootMethod>,
     /// The name of its instance type.
     pub instance_type: String,
     /// The name of its key pair.

@@ -30,6 +30,7 @@ pub fn instance(n: u8) -> Instance {
         scope: scope(),
         launch_index: 0,
         image: ImageId::from_random(1),
+        boot: None,
         instance_type: "t2.micro".into(),
         key_name: None,
         public_key: None,

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
-use super::{Error, NetworkHost, Result, Topology};
-use crate::model::{Eni, EniId};
+use super::{Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
+use crate::model::{Eni, EniId, VpcId};
 
 /// Keeps the last topology; its taps are `/dev/null`.
 #[derive(Debug, Default)]
@@ -32,18 +32,38 @@ impl FakeNetwork {
         self.silent.store(silent, Ordering::Relaxed);
     }
 
-    fn set(&self, topology: Topology) {
+    fn change(&self, change: impl FnOnce(&mut Topology)) {
         match self.applied.lock() {
-            Ok(mut applied) => *applied = topology,
-            Err(poisoned) => *poisoned.into_inner() = topology,
+            Ok(mut applied) => change(&mut applied),
+            Err(poisoned) => change(&mut poisoned.into_inner()),
         }
     }
 }
 
 #[async_trait]
 impl NetworkHost for FakeNetwork {
+    async fn known(&self) -> Result<BTreeSet<VpcId>> {
+        Ok(self.applied().vpcs.into_keys().collect())
+    }
+
+    async fn apply_vpc(&self, id: &VpcId, desired: Option<&VpcNet>) -> Result<Failed> {
+        self.change(|applied| match desired {
+            Some(vpc) => {
+                applied.vpcs.insert(id.clone(), vpc.clone());
+            }
+            None => {
+                applied.vpcs.remove(id);
+            }
+        });
+        Ok(Failed::new())
+    }
+
+    async fn apply_host(&self, _desired: &HostNet) -> Result<()> {
+        Ok(())
+    }
+
     async fn apply(&self, desired: &Topology) -> Result<()> {
-        self.set(desired.clone());
+        self.change(|applied| *applied = desired.clone());
         Ok(())
     }
 
@@ -61,17 +81,16 @@ impl NetworkHost for FakeNetwork {
             .map_err(|e| Error::host("opening /dev/null", e))
     }
 
-    async fn answering(&self) -> Result<BTreeSet<EniId>> {
+    async fn answering(&self, vpc: &VpcId) -> Result<BTreeSet<EniId>> {
         if self.silent.load(Ordering::Relaxed) {
             return Ok(BTreeSet::new());
         }
-        let applied = self.applied();
-        let interfaces = applied.vpcs.values().flat_map(|vpc| vpc.interfaces.keys());
-        Ok(interfaces.cloned().collect())
+        let vpc = self.applied().vpcs.remove(vpc);
+        Ok(vpc.map_or_else(BTreeSet::new, |vpc| vpc.interfaces.into_keys().collect()))
     }
 
     async fn purge(&self) -> Result<()> {
-        self.set(Topology::default());
+        self.change(|applied| *applied = Topology::default());
         Ok(())
     }
 }

@@ -13,12 +13,12 @@
 //! not, is routed and thus filtered. [`plan`] is pure: it makes the
 //! [`Topology`] from the view and the nft rules from that. [`host`] makes it so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 
-use crate::model::{Eni, EniId};
+use crate::model::{Eni, EniId, VpcId};
 
 pub mod dhcp;
 pub mod dns;
@@ -27,7 +27,7 @@ pub mod host;
 pub mod names;
 pub mod plan;
 
-pub use plan::{Group, HostPort, Interface, Limits, Topology, VpcNet};
+pub use plan::{Group, HostNet, HostPort, Interface, Limits, Topology, VpcNet};
 
 /// Why the host's network could not be brought to what is desired.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The interface's tap is not there: [`NetworkHost::apply`] has not made it yet.
+    /// The interface's tap is not there: [`NetworkHost::apply_vpc`] has not made it yet.
     #[error("interface {0} has no tap on this host")]
     NoTap(String),
 }
@@ -62,30 +62,57 @@ impl Error {
 /// The network's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What the reconciler asks of the host's network.
+/// What failed for single interfaces of a VPC; the others are as they should be.
+pub type Failed = BTreeMap<EniId, Error>;
+
+/// What the reconciler asks of the host's network. A VPC that is broken or
+/// hangs keeps no other one back.
 #[async_trait]
 pub trait NetworkHost: Send + Sync {
-    /// Brings the host to `desired`: makes what is missing, leaves alone what is
-    /// right and removes what of Hearth's is not desired. Idempotent.
+    /// The VPCs of which there is a trace, whoever made it.
     ///
     /// # Errors
-    /// The first step that failed, after everything independent of it was tried;
-    /// what was done stays, and a later call goes on from there.
+    /// When that can't be told.
+    async fn known(&self) -> Result<BTreeSet<VpcId>>;
+
+    /// Brings one VPC to `desired`, or removes it from the host: makes what is
+    /// missing, leaves alone what is right and removes what is not desired.
+    /// Prepares the host for VPCs first, if nobody has. Idempotent.
+    ///
+    /// # Errors
+    /// The first step that failed for the VPC as a whole; what was done stays,
+    /// and a later call goes on from there.
+    async fn apply_vpc(&self, id: &VpcId, desired: Option<&VpcNet>) -> Result<Failed>;
+
+    /// Brings the host's own part to `desired`: removes VPCs that nobody knows
+    /// of, and ends the connections over public addresses that have left their
+    /// owners, in all VPCs. Comes after the VPCs that have them.
+    ///
+    /// # Errors
+    /// The first step that failed, after everything independent of it was tried.
+    /// What fails in one VPC is logged, and tried again by the next call.
+    async fn apply_host(&self, desired: &HostNet) -> Result<()>;
+
+    /// Brings the whole network to `desired`, what there is beside it removed.
+    ///
+    /// # Errors
+    /// The first step that failed, after everything independent of it was tried.
     async fn apply(&self, desired: &Topology) -> Result<()>;
 
     /// Opens the interface's tap in its VPC's namespace, for a VMM to inherit.
     /// The descriptor is set to offer `virtio_net_hdr` frames.
     ///
     /// # Errors
-    /// [`Error::NoTap`] when [`apply`](Self::apply) has not made it, or a
+    /// [`Error::NoTap`] when [`apply_vpc`](Self::apply_vpc) has not made it, or a
     /// host's error, such as a tap that another VMM still holds.
     async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd>;
 
-    /// Which of the interfaces here answer an ARP request for their address.
+    /// Which of the VPC's interfaces here answer an ARP request for their
+    /// address.
     ///
     /// # Errors
     /// When nobody can be asked.
-    async fn answering(&self) -> Result<BTreeSet<EniId>>;
+    async fn answering(&self, vpc: &VpcId) -> Result<BTreeSet<EniId>>;
 
     /// Removes everything of Hearth's from the host's network.
     ///

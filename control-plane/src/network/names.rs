@@ -69,11 +69,15 @@ impl HostNames {
         format!("{}-{vpc}", self.label)
     }
 
+    /// The VPC of this hearth's that a namespace is of.
+    pub fn vpc_of(&self, namespace: &str) -> Option<VpcId> {
+        let rest = namespace.strip_prefix(self.label.as_str())?;
+        rest.strip_prefix('-')?.parse().ok()
+    }
+
     /// Whether a namespace of this name is one of this hearth's VPCs.
     pub fn is_namespace(&self, name: &str) -> bool {
-        name.strip_prefix(self.label.as_str())
-            .and_then(|rest| rest.strip_prefix('-'))
-            .is_some_and(|vpc| vpc.parse::<VpcId>().is_ok())
+        self.vpc_of(name).is_some()
     }
 
     /// What the host's end of every internet gateway's name starts with.

@@ -1,11 +1,12 @@
 //! The reconcilers: they make the desired state true, and write down what
 //! became of it.
 //!
-//! Each is a [`Controller`]: one pass looks at the view and at the host, plans
-//! (pure functions, tested by table) and carries out idempotent steps. A pass
-//! takes no input, so that recovery from a crash is the ordinary pass. The
-//! [`driver`] wakes it: at each change of the view, when the host says so, when
-//! the pass itself asked for it, and every half minute in any case.
+//! Each is a [`Controller`], keyed by the resource that its work is about: a
+//! step looks at the view and at the host, plans (pure functions, tested by
+//! table) and takes one idempotent step for that key. A step takes no other
+//! input, so that recovery from a crash is the ordinary step. The [`queue`] runs
+//! it: when a record that concerns the key changed, when the host says so, when
+//! the step itself asked for it, and every half minute in any case.
 //!
 //! - [`cluster`]: controllers of which the cloud has one: placement, garbage
 //! - [`host`]: network, images and lone volumes of this host, and who
@@ -13,9 +14,9 @@
 //! - [`instance`]: the lives of the instances on this host
 
 pub mod cluster;
-pub mod driver;
 pub mod host;
 pub mod instance;
+pub mod queue;
 #[cfg(test)]
 mod testing;
 
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-pub use driver::{Again, Controller, drive};
+pub use queue::{Controller, Requeue, Slots, run};
 
 /// What the time is; a test brings its own.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;

@@ -1,22 +1,53 @@
-//! Wakes the controllers.
+//! Runs a controller: a work queue that is keyed by resource.
+//!
+//! ```text
+//!   changes of the view ─┐                     ┌─► step(a) ─┐
+//!   news from the host ──┼─► ready: a, b, c … ─┼─► step(b) ─┼─► idle, again
+//!   timers, resync ──────┘                     └─► step(c) ─┘   now, later
+//! ```
+//!
+//! At most one step of a key runs at a time; a key that is woken meanwhile is
+//! stepped once more after it. A key whose step fails, or takes longer than its
+//! deadline, waits for itself alone, twice as long each time. No key waits for
+//! another's disk, network or guest; what they compete for is in [`Slots`].
 
-use std::{sync::Arc, time::Duration};
+mod keys;
+mod slots;
+#[cfg(test)]
+mod tests;
 
+use std::{
+    collections::BTreeSet, fmt::Display, future::pending, panic::AssertUnwindSafe, sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
-use tokio::{sync::watch, time::sleep};
+use futures_util::FutureExt as _;
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
 
-use crate::store::Db;
+use self::keys::Keys;
+pub use self::{
+    keys::{Wake, backoff},
+    slots::{Kind, Late, Limits, Slots},
+};
+use crate::store::{Changed, Db, View};
 
-/// How long a controller sleeps at most: what no event told it, it finds then.
+/// How often every key is woken: what no event told of, is found then.
 const RESYNC: Duration = Duration::from_secs(30);
-/// The pause after a first failed pass; it doubles with each further one.
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How soon that is tried again when it fails.
+const SURVEY_AGAIN: Duration = Duration::from_secs(1);
+/// How long finding all keys may take.
+const SURVEY: Duration = Duration::from_secs(30);
 
-/// When a controller wants its next pass.
+/// When a key wants its next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Again {
-    /// Now: it did something, and there may be more to do.
+pub enum Requeue {
+    /// Now: something was done, and there may be more to do.
     Now,
     /// After this time, if nothing wakes it earlier.
     After(Duration),
@@ -26,188 +57,196 @@ pub enum Again {
 
 /// One reconciler.
 #[async_trait]
-pub trait Controller: Send + Sync {
+pub trait Controller: Send + Sync + 'static {
+    /// What its work is keyed by: the id of a resource.
+    type Key: Ord + Clone + Display + Send + Sync + 'static;
+
     /// Its name in the log.
     fn name(&self) -> &'static str;
 
-    /// Looks, plans, and does what can be done now.
+    /// How long a step may take, the waiting for slots included; then it is cut
+    /// short, and counts as failed.
+    fn deadline(&self) -> Duration;
+
+    /// How many keys are stepped at once.
+    fn at_once(&self) -> usize {
+        64
+    }
+
+    /// Every key that a step may be due for: by the view, and by what is on the
+    /// host although no record knows it. Asked at the start and every half minute.
     ///
     /// # Errors
-    /// When the pass as a whole could not be made; the driver tries again after
-    /// a growing pause. What fails for one resource only is that resource's
-    /// matter, and no error here.
-    async fn pass(&self) -> anyhow::Result<Again>;
+    /// When that can't be told; it is asked again soon.
+    async fn all(&self) -> anyhow::Result<BTreeSet<Self::Key>>;
 
-    /// A counter that moves when the host has news.
-    fn events(&self) -> Option<watch::Receiver<u64>> {
+    /// The keys that a change of the view is news for.
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Self::Key>>;
+
+    /// Looks, plans, and does what can be done for this key now. It takes no
+    /// input but the view and the host, so that recovery from a crash is the
+    /// ordinary step.
+    ///
+    /// # Errors
+    /// When it should be tried again after a growing pause.
+    async fn step(&self, key: &Self::Key) -> anyhow::Result<Requeue>;
+
+    /// The keys that the host has news of.
+    fn events(&self) -> Option<broadcast::Receiver<Self::Key>> {
         None
     }
 }
 
-/// Runs a controller until `shutdown` is true or the view has ended.
-pub async fn drive(controller: Arc<dyn Controller>, db: Db, mut shutdown: watch::Receiver<bool>) {
-    let mut view = db.changed();
+/// The key of a controller that has but one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Whole;
+
+impl Display for Whole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("all")
+    }
+}
+
+/// What woke the queue.
+enum Event<K> {
+    Done(K, anyhow::Result<Requeue>),
+    Changed(Option<Changed>),
+    News(K),
+    /// News was missed: all may have some.
+    Missed,
+    Resync,
+    All(anyhow::Result<BTreeSet<K>>),
+    Timer,
+    Shutdown,
+}
+
+/// Runs a controller until `shutdown` is true or the view has ended. Steps that
+/// run then are waited for.
+pub async fn run<C: Controller>(controller: Arc<C>, db: Db, mut shutdown: watch::Receiver<bool>) {
+    let mut changes = db.changes();
     let mut events = controller.events();
-    let mut backoff = BACKOFF_MIN;
+    let mut keys = Keys::new();
+    let mut steps = JoinSet::new();
+    let mut survey = JoinSet::new();
+    let mut resync = interval(RESYNC);
+    resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        view.mark_unchanged();
-        if let Some(events) = &mut events {
-            events.mark_unchanged();
+        let now = Instant::now();
+        keys.due(now);
+        while steps.len() < controller.at_once()
+            && let Some(key) = keys.take()
+        {
+            steps.spawn(step(Arc::clone(&controller), key));
         }
-        let again = controller.pass().await;
-        // A pass is never cut short: only between two of them do we look.
-        if *shutdown.borrow() {
-            return;
-        }
-        let pause = match again {
-            Ok(Again::Now) => {
-                backoff = BACKOFF_MIN;
-                // Lets others run, should a plan ever go in a circle.
-                tokio::task::yield_now().await;
-                continue;
-            }
-            Ok(Again::After(pause)) => pause.min(RESYNC),
-            Ok(Again::Idle) => RESYNC,
-            Err(error) => {
-                tracing::warn!(
-                    controller = controller.name(),
-                    error = format!("{error:#}"),
-                    "pass failed, trying again in {backoff:?}"
-                );
-                // Not even news shortens it: a pass that fails because of what
-                // it keeps changing would turn in a hot loop.
-                tokio::select! {
-                    () = sleep(backoff) => {}
-                    _ = shutdown.wait_for(|s| *s) => return,
+        let event = tokio::select! {
+            _ = shutdown.wait_for(|s| *s) => Event::Shutdown,
+            Some(done) = steps.join_next() => match done {
+                Ok((key, result)) => Event::Done(key, result),
+                // They catch their own panics, and nobody aborts them.
+                Err(_) => continue,
+            },
+            changed = changes.next() => Event::Changed(changed),
+            event = news(&mut events) => event,
+            Some(all) = survey.join_next() => match all {
+                Ok(all) => Event::All(all),
+                Err(error) => Event::All(Err(error.into())),
+            },
+            _ = resync.tick(), if survey.is_empty() => Event::Resync,
+            () = until(keys.next_timer()) => Event::Timer,
+        };
+        let now = Instant::now();
+        match event {
+            Event::Done(key, result) => done(&*controller, &mut keys, key, result, now),
+            Event::Changed(None) | Event::Shutdown => break,
+            Event::Changed(Some(changed)) => {
+                if changed.all {
+                    resync.reset_immediately();
                 }
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-                continue;
+                for wake in controller.concerned(&db.view(), &changed) {
+                    keys.wake(wake, now);
+                }
             }
-        };
-        backoff = BACKOFF_MIN;
-        let news = async {
-            if let Some(events) = &mut events
-                && events.changed().await.is_ok()
-            {
-                return;
+            Event::News(key) => keys.wake(Wake::News(key), now),
+            Event::Missed => resync.reset_immediately(),
+            Event::Resync => {
+                let controller = Arc::clone(&controller);
+                survey.spawn(async move {
+                    timeout(SURVEY, controller.all())
+                        .await
+                        .with_context(|| format!("not all was found after {SURVEY:?}"))?
+                });
             }
-            std::future::pending().await
-        };
-        tokio::select! {
-            () = sleep(pause) => {}
-            changed = view.changed() => if changed.is_err() { return },
-            () = news => {}
-            _ = shutdown.wait_for(|s| *s) => return,
+            Event::All(Ok(all)) => {
+                for key in all {
+                    keys.wake(Wake::News(key), now);
+                }
+            }
+            Event::All(Err(error)) => {
+                let name = controller.name();
+                tracing::warn!(
+                    controller = name,
+                    error = format!("{error:#}"),
+                    "can't look"
+                );
+                resync.reset_after(SURVEY_AGAIN);
+            }
+            Event::Timer => {}
+        }
+    }
+    // A step is never cut short by the end.
+    while steps.join_next().await.is_some() {}
+}
+
+/// One step, whatever becomes of it.
+async fn step<C: Controller>(controller: Arc<C>, key: C::Key) -> (C::Key, anyhow::Result<Requeue>) {
+    let deadline = controller.deadline();
+    let step = AssertUnwindSafe(controller.step(&key)).catch_unwind();
+    let result = match timeout(deadline, step).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(anyhow!("the step panicked")),
+        Err(_) => Err(anyhow!("the step took longer than {deadline:?}")),
+    };
+    (key, result)
+}
+
+fn done<C: Controller>(
+    controller: &C,
+    keys: &mut Keys<C::Key>,
+    key: C::Key,
+    result: anyhow::Result<Requeue>,
+    now: Instant,
+) {
+    match result {
+        Ok(requeue) => keys.done(key, requeue, now),
+        Err(error) => {
+            let pause = keys.failed(key.clone(), now);
+            tracing::warn!(
+                controller = controller.name(),
+                %key,
+                error = format!("{error:#}"),
+                "step failed, trying again in {pause:?}"
+            );
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use tokio::sync::mpsc;
-
-    use super::*;
-    use crate::model::samples;
-
-    /// Answers its passes from a list, and tells that each was made.
-    struct Scripted {
-        answers: Mutex<Vec<anyhow::Result<Again>>>,
-        passes: mpsc::UnboundedSender<tokio::time::Instant>,
-        news: watch::Sender<u64>,
+async fn until(timer: Option<Instant>) {
+    match timer {
+        Some(timer) => sleep_until(timer).await,
+        None => pending().await,
     }
+}
 
-    #[async_trait]
-    impl Controller for Scripted {
-        fn name(&self) -> &'static str {
-            "scripted"
+async fn news<K: Clone>(events: &mut Option<broadcast::Receiver<K>>) -> Event<K> {
+    let Some(receiver) = events else {
+        return pending().await;
+    };
+    match receiver.recv().await {
+        Ok(key) => Event::News(key),
+        Err(broadcast::error::RecvError::Lagged(_)) => Event::Missed,
+        Err(broadcast::error::RecvError::Closed) => {
+            *events = None;
+            pending().await
         }
-        async fn pass(&self) -> anyhow::Result<Again> {
-            let _ = self.passes.send(tokio::time::Instant::now());
-            self.answers
-                .lock()
-                .unwrap()
-                .pop()
-                .unwrap_or(Ok(Again::Idle))
-        }
-        fn events(&self) -> Option<watch::Receiver<u64>> {
-            Some(self.news.subscribe())
-        }
-    }
-
-    struct Rig {
-        db: Db,
-        controller: Arc<Scripted>,
-        passes: mpsc::UnboundedReceiver<tokio::time::Instant>,
-        shutdown: watch::Sender<bool>,
-        task: tokio::task::JoinHandle<()>,
-    }
-
-    async fn rig(mut answers: Vec<anyhow::Result<Again>>) -> Rig {
-        answers.reverse();
-        let (passes_in, passes) = mpsc::unbounded_channel();
-        let controller = Arc::new(Scripted {
-            answers: Mutex::new(answers),
-            passes: passes_in,
-            news: watch::Sender::new(0),
-        });
-        let db = Db::in_memory().await;
-        let (shutdown, receiver) = watch::channel(false);
-        let task = tokio::spawn(drive(controller.clone(), db.clone(), receiver));
-        Rig {
-            db,
-            controller,
-            passes,
-            shutdown,
-            task,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn wakes_by_the_view_by_events_and_by_timer() {
-        let mut rig = rig(vec![]).await;
-        let first = rig.passes.recv().await.unwrap();
-        rig.db
-            .transact(|_, change| {
-                change.put(&samples::vpc());
-                Ok::<_, ()>(())
-            })
-            .await
-            .unwrap();
-        rig.passes.recv().await.unwrap();
-        rig.controller.news.send_modify(|n| *n += 1);
-        let third = rig.passes.recv().await.unwrap();
-        assert!(third - first < RESYNC);
-        let fourth = rig.passes.recv().await.unwrap();
-        assert!(fourth - third >= RESYNC);
-        rig.shutdown.send(true).unwrap();
-        rig.task.await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_failing_pass_is_never_a_hot_loop() {
-        let fail = || Err(anyhow::anyhow!("no"));
-        let mut rig = rig(vec![
-            fail(),
-            fail(),
-            fail(),
-            Ok(Again::Now),
-            Ok(Again::Idle),
-        ])
-        .await;
-        let mut times = Vec::new();
-        for _ in 0..5 {
-            // News comes all the time, and yet the pauses hold.
-            rig.controller.news.send_modify(|n| *n += 1);
-            times.push(rig.passes.recv().await.unwrap());
-        }
-        let pauses: Vec<_> = times.windows(2).map(|w| w[1] - w[0]).collect();
-        for (pause, least) in pauses.iter().zip([1, 2, 4, 0]) {
-            assert!(*pause >= BACKOFF_MIN * least, "{pauses:?}");
-        }
-        assert!(pauses[3] < BACKOFF_MIN, "{pauses:?}");
-        rig.shutdown.send(true).unwrap();
-        rig.task.await.unwrap();
     }
 }

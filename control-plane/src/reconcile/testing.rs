@@ -1,7 +1,17 @@
 //! A small cloud for the reconcilers' tests.
 
-use std::{convert::Infallible, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Controller, Requeue, queue::backoff};
 use crate::{
     config::Config,
     model::{Host, InstanceId, PrivateAddress, PublicAddress, samples},
@@ -53,4 +63,63 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
     })
     .await
     .unwrap();
+}
+
+/// All keys of a controller, one step each, one after the other, as the queue
+/// would take them, with a clock that the test sets.
+#[async_trait]
+pub(crate) trait Pass: Send + Sync {
+    /// When the first of the keys wants its next step.
+    async fn pass(&self, now: Timestamp) -> Requeue;
+}
+
+/// A controller with what the queue would remember of its keys.
+pub(crate) struct Stepper<C: Controller> {
+    controller: Arc<C>,
+    /// How often each has failed in a row, and until when it waits.
+    failures: Mutex<BTreeMap<C::Key, (u32, Timestamp)>>,
+}
+
+impl<C: Controller> Stepper<C> {
+    pub(crate) fn new(controller: Arc<C>) -> Self {
+        Self {
+            controller,
+            failures: Mutex::default(),
+        }
+    }
+
+    async fn step(&self, key: &C::Key, now: Timestamp) -> Requeue {
+        let failed = self.failures.lock().unwrap().get(key).copied();
+        if let Some((_, until)) = failed
+            && let Ok(pause) = Duration::try_from(until - now)
+            && !pause.is_zero()
+        {
+            return Requeue::After(pause);
+        }
+        match self.controller.step(key).await {
+            Ok(requeue) => {
+                self.failures.lock().unwrap().remove(key);
+                requeue
+            }
+            Err(_) => {
+                let failures = failed.map_or(1, |(failures, _)| failures + 1);
+                let pause = backoff(failures);
+                let until = now.checked_add(pause).unwrap();
+                let mut all = self.failures.lock().unwrap();
+                all.insert(key.clone(), (failures, until));
+                Requeue::After(pause)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl<C: Controller> Pass for Stepper<C> {
+    async fn pass(&self, now: Timestamp) -> Requeue {
+        let mut next = Requeue::Idle;
+        for key in self.controller.all().await.unwrap() {
+            next = next.min(self.step(&key, now).await);
+        }
+        next
+    }
 }

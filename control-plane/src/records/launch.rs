@@ -70,6 +70,7 @@ fn make(
         reservation: reservation.id.clone(),
         launch_index: index,
         image: launch.image.clone(),
+        boot: None,
         instance_type: launch.instance_type.clone(),
         key_name: launch.key_name.clone(),
         public_key: launch.public_key.clone(),

@@ -72,6 +72,10 @@ impl StorageHost for FakeStorage {
         Ok(())
     }
 
+    async fn holds(&self, id: &VolumeId) -> Result<bool, StorageError> {
+        Ok(self.state().volumes.contains_key(id))
+    }
+
     async fn observe(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         Ok(self.state().volumes.keys().cloned().collect())
     }

@@ -89,6 +89,11 @@ pub trait StorageHost: Send + Sync {
     /// Removes the volume; none is no error.
     async fn remove_volume(&self, id: &VolumeId) -> Result<(), StorageError>;
 
+    /// Whether the volume is there.
+    async fn holds(&self, id: &VolumeId) -> Result<bool, StorageError> {
+        Ok(self.observe().await?.contains(id))
+    }
+
     /// The volumes that are there.
     async fn observe(&self) -> Result<BTreeSet<VolumeId>, StorageError>;
 

@@ -25,13 +25,22 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// The ids of the changed records of this kind.
-    pub fn of<T: Resource>(&self) -> impl Iterator<Item = &str> {
-        self.keys
-            .get(T::KIND)
-            .into_iter()
-            .flatten()
-            .map(AsRef::as_ref)
+    /// The changed records of this kind as the view has them; of those that it
+    /// doesn't have (any more), the last part of the path.
+    pub fn of<'a, T: Resource>(
+        &'a self,
+        view: &'a View,
+    ) -> impl Iterator<Item = Result<&'a T, &'a str>> {
+        let paths = self.keys.get(T::KIND).into_iter().flatten();
+        paths.map(move |path| {
+            let id = path.rsplit('/').next().unwrap_or_default();
+            view.get_at(path).ok_or(id)
+        })
+    }
+
+    /// Those of them that are there.
+    pub fn there<'a, T: Resource>(&'a self, view: &'a View) -> impl Iterator<Item = &'a T> {
+        self.of(view).filter_map(Result::ok)
     }
 
     fn is_empty(&self) -> bool {

@@ -193,6 +193,7 @@ impl Cloud {
             scope: scope(),
             launch_index: 0,
             image: ImageId::from_random(1),
+            boot: None,
             instance_type: "t3.micro".into(),
             key_name: Some("my-key".into()),
             public_key: Some("ssh-ed25519 AAAA my-key".into()),
@@ -237,7 +238,11 @@ impl Cloud {
 
     /// The instances whose guests answer ARP.
     pub(super) async fn answering(&self) -> Vec<u8> {
-        let answering = self.network.answering().await.expect("all can be asked");
+        let answering = self
+            .network
+            .answering(&VpcId::from_random(1))
+            .await
+            .expect("all can be asked");
         let id = |n: &u8| EniId::from_random(u128::from(*n) << 24);
         (0..u8::MAX)
             .filter(|n| answering.contains(&id(n)))

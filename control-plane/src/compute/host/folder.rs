@@ -46,6 +46,9 @@ pub(super) struct Launch {
     pub(super) spec: LaunchSpec,
     /// The number of the user, and of the group, that its VMM runs as.
     pub(super) uid: u32,
+    /// The host's boot that it was launched in; an older `hearth` wrote none.
+    #[serde(default)]
+    pub(super) host_boot: Option<String>,
 }
 
 impl Launch {
@@ -278,21 +281,32 @@ fn record<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
-/// What the records and the processes together say. Pure.
+/// What is known of a VMM's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) alive: bool,
+}
+
+/// What the records and the processes together say; `lost`: whether the host was
+/// started again since the launch. Pure.
 pub(super) fn judge(
     launch: Option<&Launch>,
-    process: Option<(u32, bool)>,
+    process: Option<Process>,
     exit: Option<Exit>,
+    lost: bool,
 ) -> Observed {
     let Some(boot) = launch.map(|l| l.spec.boot) else {
         return Observed::Incomplete;
     };
     match (process, exit) {
-        (Some((pid, true)), _) => Observed::Running { pid, boot },
+        (Some(Process { pid, alive: true }), _) => Observed::Running { pid, boot },
+        // A host that goes down ends its VMMs in order, if there is time.
+        (_, None | Some(Exit::Stopped)) if lost => Observed::HostLost { boot },
         // The exit file is of this launch even if hearth never came to note
         // the process: the folder was cleared when it began.
         (_, Some(exit)) => Observed::Exited { boot, exit },
-        (Some((_, false)), None) => Observed::Exited {
+        (Some(Process { alive: false, .. }), None) => Observed::Exited {
             boot,
             exit: Exit::Crashed {
                 detail: "its process was killed".to_owned(),
@@ -332,6 +346,7 @@ mod tests {
     fn launch(boot: u64) -> Launch {
         Launch {
             uid: std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()),
+            host_boot: None,
             spec: LaunchSpec {
                 instance: InstanceId::from_random(1),
                 boot,
@@ -361,24 +376,42 @@ mod tests {
         };
         let exited = |exit| Observed::Exited { boot: 3, exit };
         let running = Observed::Running { pid: 9, boot: 3 };
-        for (launch, process, exit, expected) in [
-            (None, None, None, Observed::Incomplete),
-            (None, Some((9, true)), None, Observed::Incomplete),
-            (Some(&l), None, None, Observed::Incomplete),
-            (Some(&l), Some((9, true)), None, running.clone()),
+        let lost = Observed::HostLost { boot: 3 };
+        let alive = Some(Process {
+            pid: 9,
+            alive: true,
+        });
+        let dead = Some(Process {
+            pid: 9,
+            alive: false,
+        });
+        let stopped = Exit::Stopped;
+        for (launch, process, exit, host, expected) in [
+            (None, None, None, false, Observed::Incomplete),
+            (None, alive, None, false, Observed::Incomplete),
+            (Some(&l), None, None, false, Observed::Incomplete),
+            (Some(&l), alive, None, false, running.clone()),
             // Its last act is done, it is about to end: not yet gone.
-            (Some(&l), Some((9, true)), Some(off.clone()), running),
+            (Some(&l), alive, Some(&off), false, running),
+            (Some(&l), dead, Some(&off), false, exited(off.clone())),
+            (Some(&l), dead, None, false, exited(killed)),
+            // Ended before hearth could note which process it was.
+            (Some(&l), None, Some(&off), false, exited(off.clone())),
+            // The host went down: without a word, or ending what ran.
+            (Some(&l), dead, None, true, lost.clone()),
+            (Some(&l), None, None, true, lost.clone()),
+            (Some(&l), dead, Some(&stopped), true, lost),
+            (Some(&l), dead, Some(&off), true, exited(off.clone())),
             (
                 Some(&l),
-                Some((9, false)),
-                Some(off.clone()),
-                exited(off.clone()),
+                dead,
+                Some(&stopped),
+                false,
+                exited(stopped.clone()),
             ),
-            (Some(&l), Some((9, false)), None, exited(killed)),
-            // Ended before hearth could note which process it was.
-            (Some(&l), None, Some(off.clone()), exited(off)),
+            (None, None, None, true, Observed::Incomplete),
         ] {
-            assert_eq!(judge(launch, process, exit), expected);
+            assert_eq!(judge(launch, process, exit.cloned(), host), expected);
         }
     }
 

@@ -20,7 +20,7 @@ mod oom;
 mod process;
 mod spawn;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,10 +31,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::broadcast;
 
 use super::argv::{self, Owner};
-use hearth_vmm_api::SandboxLayer;
+use hearth_vmm_api::{Exit, SandboxLayer};
 
 use super::bootfiles::{MAX_INITRD, MAX_KERNEL};
 use super::{ComputeError, ComputeHost, LaunchSpec, Observed, Pausable, trace};
@@ -78,7 +78,7 @@ pub struct HostCompute {
     uids: Mutex<Option<HashMap<InstanceId, u32>>>,
     /// The processes whose end is waited for.
     watched: Arc<Mutex<BTreeSet<u32>>>,
-    exits: watch::Sender<u64>,
+    exits: broadcast::Sender<InstanceId>,
 }
 
 fn doing<T>(what: impl Into<String>, outcome: io::Result<T>) -> Result<T, ComputeError> {
@@ -140,7 +140,7 @@ impl HostCompute {
             locks: Mutex::default(),
             uids: Mutex::default(),
             watched: Arc::default(),
-            exits: watch::Sender::new(0),
+            exits: broadcast::Sender::new(super::EXITS),
         })
     }
 
@@ -156,40 +156,32 @@ impl HostCompute {
     }
 
     /// Every instance of which there is a trace.
-    fn known(&self) -> io::Result<BTreeSet<InstanceId>> {
-        let mut found = self.cgroups.list()?;
-        for entry in fs::read_dir(&self.instances)? {
-            let name = entry?.file_name();
-            found.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));
-        }
-        Ok(found)
+    fn known_ids(&self) -> io::Result<BTreeSet<InstanceId>> {
+        known(&self.instances, &self.cgroups)
     }
 
-    async fn look(&self, id: &InstanceId) -> io::Result<Observed> {
+    async fn state(&self, id: &InstanceId) -> io::Result<Observed> {
         let folder = self.folder(id);
-        let launch = folder.launch()?;
-        folder.trim_log()?;
-        let mut process = match folder.identity()? {
-            Some(identity) => Some((identity.is_alive()?, identity)),
-            None => None,
-        };
-        if process.is_none()
-            && launch.is_some()
+        let there = folder.clone();
+        let mut there = blocking(move || There::read(&there)).await?;
+        if there.identity.is_none()
+            && there.launch.is_some()
             // While it is being launched, the launch will note the process.
             && let Ok(_held) = self.lock(id).try_lock()
             && let Some(identity) = self.stray(id, &folder).await?
         {
             tracing::info!(instance = %id, pid = identity.pid, "found a VMM that was never noted");
-            folder.set_identity(&identity)?;
-            process = Some((true, identity));
+            let (folder, noted) = (folder.clone(), identity.clone());
+            blocking(move || folder.set_identity(&noted)).await?;
+            there.identity = Some((true, identity));
         }
-        if let Some((true, identity)) = &process
-            && !self.watch_exit(identity)?
+        if let Some((alive @ true, identity)) = &mut there.identity
+            && !self.watch_exit(id, identity)?
         {
-            process = Some((false, identity.clone()));
+            *alive = false;
+            there.exit = blocking(move || Ok(folder.exit())).await?;
         }
-        let process = process.map(|(alive, identity)| (identity.pid, alive));
-        Ok(folder::judge(launch.as_ref(), process, folder.exit()))
+        Ok(there.judge())
     }
 
     /// A VMM of this instance that runs although no record says so.
@@ -205,7 +197,7 @@ impl HostCompute {
     }
 
     /// Has the end of the process counted. False when it has ended already.
-    fn watch_exit(&self, identity: &Identity) -> io::Result<bool> {
+    fn watch_exit(&self, id: &InstanceId, identity: &Identity) -> io::Result<bool> {
         let pid = identity.pid;
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if watched.contains(&pid) {
@@ -217,7 +209,7 @@ impl HostCompute {
         // SAFETY: an OwnedFd returns the same open descriptor for as long as it lives.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
         watched.insert(pid);
-        let (watched, exits) = (self.watched.clone(), self.exits.clone());
+        let (watched, exits, id) = (self.watched.clone(), self.exits.clone(), id.clone());
         tokio::spawn(async move {
             // Readable is all there is to know; an error is a reason to look, too.
             let _ = fd.readable().await;
@@ -225,7 +217,8 @@ impl HostCompute {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&pid);
-            exits.send_modify(|n| *n += 1);
+            // Nobody may be listening.
+            let _ = exits.send(id);
         });
         Ok(true)
     }
@@ -236,6 +229,7 @@ impl HostCompute {
         let launch = Launch {
             spec: spec.clone(),
             uid,
+            host_boot: Some(process::host_boot()?),
         };
         folder.begin(&launch)?;
         Ok(launch)
@@ -249,7 +243,7 @@ impl HostCompute {
             Some(uids) => uids,
             none => {
                 let mut found = HashMap::new();
-                for id in self.known()? {
+                for id in self.known_ids()? {
                     if let Some(launch) = self.folder(&id).launch()? {
                         found.insert(id, launch.uid);
                     }
@@ -401,7 +395,7 @@ impl HostCompute {
             let paused = io::Error::other("it is paused until the host has disk space again");
             return doing(format!("asking the VMM of {id}"), Err(paused));
         }
-        match doing("looking", self.look(id).await)? {
+        match doing("looking", self.state(id).await)? {
             Observed::Running { .. } => Ok(self.folder(id).socket()),
             _ => Err(ComputeError::NotRunning(id.clone())),
         }
@@ -453,6 +447,63 @@ pub fn trace_of(data: &Path, id: &InstanceId) -> io::Result<Option<trace::Record
     Folder::new(data.join("instances").join(id.as_str())).trace()
 }
 
+/// What the records of an instance and its process say.
+struct There {
+    launch: Option<Launch>,
+    /// Its process, and whether that lives.
+    identity: Option<(bool, Identity)>,
+    exit: Option<Exit>,
+    host_boot: String,
+}
+
+impl There {
+    fn read(folder: &Folder) -> io::Result<Self> {
+        let launch = folder.launch()?;
+        folder.trim_log()?;
+        let identity = match folder.identity()? {
+            Some(identity) => Some((identity.is_alive()?, identity)),
+            None => None,
+        };
+        Ok(Self {
+            launch,
+            identity,
+            // After the process: what it said last is there by then.
+            exit: folder.exit(),
+            host_boot: process::host_boot()?,
+        })
+    }
+
+    fn judge(self) -> Observed {
+        let launched = self.identity.as_ref().map(|(_, i)| i.host_boot.as_str());
+        let noted = self.launch.as_ref().and_then(|l| l.host_boot.as_deref());
+        let lost = (launched.or(noted)).is_some_and(|boot| boot != self.host_boot);
+        let process = self.identity.map(|(alive, identity)| folder::Process {
+            pid: identity.pid,
+            alive,
+        });
+        folder::judge(self.launch.as_ref(), process, self.exit, lost)
+    }
+}
+
+/// Every instance of which there is a trace.
+fn known(instances: &Path, cgroups: &Cgroups) -> io::Result<BTreeSet<InstanceId>> {
+    let mut found = cgroups.list()?;
+    for entry in fs::read_dir(instances)? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));
+    }
+    Ok(found)
+}
+
+/// Runs what blocks where it may.
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .map_err(io::Error::other)?
+}
+
 /// Adds the right to pass through a folder, not to see what is in it.
 fn let_pass(folder: &Path) -> io::Result<()> {
     let mut mode = fs::metadata(folder)?.permissions();
@@ -465,20 +516,26 @@ fn let_pass(folder: &Path) -> io::Result<()> {
 
 #[async_trait]
 impl ComputeHost for HostCompute {
-    async fn observe(&self) -> Result<BTreeMap<InstanceId, Observed>, ComputeError> {
-        let mut all = BTreeMap::new();
-        for id in doing("listing instances", self.known())? {
-            let observed = self.look(&id).await;
-            let observed = doing(format!("looking at {id}"), observed)?;
-            all.insert(id, observed);
+    async fn known(&self) -> Result<BTreeSet<InstanceId>, ComputeError> {
+        let (instances, cgroups) = (self.instances.clone(), self.cgroups.clone());
+        let known = blocking(move || known(&instances, &cgroups)).await;
+        doing("listing instances", known)
+    }
+
+    async fn look(&self, id: &InstanceId) -> Result<Option<Observed>, ComputeError> {
+        let (folder, cgroup) = (self.folder(id), self.cgroups.path(id));
+        let there = blocking(move || Ok(folder.path().try_exists()? || cgroup.try_exists()?));
+        if !doing(format!("looking for {id}"), there.await)? {
+            return Ok(None);
         }
-        Ok(all)
+        let observed = self.state(id).await;
+        doing(format!("looking at {id}"), observed).map(Some)
     }
 
     async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError> {
         let id = &spec.instance;
         let folder = self.folder(id);
-        if let Observed::Running { boot, .. } = doing("looking", self.look(id).await)?
+        if let Observed::Running { boot, .. } = doing("looking", self.state(id).await)?
             && boot == spec.boot
         {
             return Ok(());
@@ -502,8 +559,8 @@ impl ComputeHost for HostCompute {
         match outcome {
             Ok(identity) => {
                 // One that has ended already counts as an end, too.
-                if !doing("watching the VMM", self.watch_exit(&identity))? {
-                    self.exits.send_modify(|n| *n += 1);
+                if !doing("watching the VMM", self.watch_exit(id, &identity))? {
+                    let _ = self.exits.send(id.clone());
                 }
                 Ok(())
             }
@@ -550,23 +607,24 @@ impl ComputeHost for HostCompute {
     }
 
     async fn console(&self, id: &InstanceId) -> Result<Vec<u8>, ComputeError> {
-        doing(
-            format!("reading the console of {id}"),
-            self.folder(id).console_tail(),
-        )
+        let folder = self.folder(id);
+        let tail = blocking(move || folder.console_tail()).await;
+        doing(format!("reading the console of {id}"), tail)
     }
 
     async fn forget(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.kill(id).await?;
         let lock = self.lock(id);
         let _held = lock.lock().await;
-        doing(format!("forgetting {id}"), self.folder(id).remove())?;
+        let folder = self.folder(id);
+        let removed = blocking(move || folder.remove()).await;
+        doing(format!("forgetting {id}"), removed)?;
         self.give_back_uid(id);
         Ok(())
     }
 
     async fn purge(&self) -> Result<(), ComputeError> {
-        for id in doing("listing instances", self.known())? {
+        for id in doing("listing instances", self.known_ids())? {
             self.forget(&id).await?;
         }
         doing("removing the control group", self.cgroups.remove_parent())?;
@@ -577,7 +635,7 @@ impl ComputeHost for HostCompute {
         doing("removing the boot files", self.boot_cache.purge())
     }
 
-    fn exits(&self) -> watch::Receiver<u64> {
+    fn exits(&self) -> broadcast::Receiver<InstanceId> {
         self.exits.subscribe()
     }
 }

@@ -26,11 +26,10 @@ impl Identity {
         let Some(start_time) = start_time(pid)? else {
             return Ok(None);
         };
-        let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         Ok(Some(Self {
             pid,
             start_time,
-            host_boot: host_boot.trim().to_owned(),
+            host_boot: host_boot()?,
         }))
     }
 
@@ -50,6 +49,12 @@ impl Identity {
         // Asked again, now that the id can't be given to another.
         Ok(self.is_alive()?.then_some(fd))
     }
+}
+
+/// Which boot of the host this is: `/proc/sys/kernel/random/boot_id`, random(4).
+pub(super) fn host_boot() -> io::Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(id.trim().to_owned())
 }
 
 /// The start time of a process that lives; a zombie doesn't.

@@ -25,12 +25,15 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use ipnet::Ipv4Net;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use self::netns::Namespace;
 use self::services::{Services, Shared};
@@ -38,13 +41,15 @@ use super::names::{self, HostNames};
 use super::plan::connections::{self, OverPool, Owners};
 use super::plan::nft::{Table, difference, replace};
 use super::plan::{HostPort, HostSide, Limits, host_rules, rules};
-use super::{Error, NetworkHost, Result, Topology, VpcNet};
+use super::{Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
 use crate::metadata::token::TokenKey;
 use crate::model::{Eni, EniId, VpcId};
 use crate::store::View;
 
 /// The MTU of everything, the guests' interfaces included.
 pub const MTU: u16 = 1500;
+/// How long one VPC's connections may take to be gone through.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// The wire between a VPC's namespace and the host: who has which MAC address.
 #[derive(Debug, Clone)]
@@ -76,25 +81,47 @@ fn host_address(pool: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(pool.network()).saturating_add(1))
 }
 
-/// A VPC that this process has brought up or taken over.
+/// A VPC as this process has brought it up or taken it over.
 struct Applied {
     namespace: Namespace,
     vpc: VpcNet,
     table: Table,
     generation: Option<nft::Generation>,
-    services: Option<Services>,
 }
 
-/// What this process knows of what it made.
+/// What this process knows of a VPC. It is there before anything of the VPC is.
 #[derive(Default)]
-struct State {
-    vpcs: BTreeMap<VpcId, Applied>,
+struct Slot {
+    /// Held while the VPC is worked on.
+    work: tokio::sync::Mutex<Work>,
+    /// What it was last brought to: what others read while it is worked on.
+    applied: Mutex<Option<Arc<Applied>>>,
+}
+
+/// What only the one who works on a VPC needs.
+#[derive(Default)]
+struct Work {
+    services: Option<Services>,
+    /// Whether the last try failed: what there is, is not known then.
+    unsure: bool,
+}
+
+impl Slot {
+    fn applied(&self) -> Option<Arc<Applied>> {
+        lock(&self.applied).clone()
+    }
+}
+
+/// What this process knows of the host's own part.
+#[derive(Default)]
+struct HostState {
     /// The host's own namespace, once prepared.
-    host: Option<uplink::Prepared>,
+    prepared: Option<uplink::Prepared>,
     /// The host's addresses when last listed.
     addresses: BTreeSet<Ipv4Addr>,
-    /// Who had the public addresses when connections were last gone through.
-    owners: Option<Owners>,
+    /// Who had the public addresses for themselves when connections were last
+    /// gone through.
+    settled: Option<Owners>,
 }
 
 /// The network of a Linux host.
@@ -105,7 +132,13 @@ pub struct LinuxNetwork {
     key_file: PathBuf,
     open_ports: BTreeSet<HostPort>,
     limits: Limits,
-    state: tokio::sync::Mutex<State>,
+    host: tokio::sync::Mutex<HostState>,
+    vpcs: Mutex<BTreeMap<VpcId, Arc<Slot>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // None of them holds anything that a panic could leave half-done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for LinuxNetwork {
@@ -160,7 +193,6 @@ impl LinuxNetwork {
             key,
             views,
         };
-        let state = tokio::sync::Mutex::default();
         Ok(Self {
             names,
             pool,
@@ -168,7 +200,8 @@ impl LinuxNetwork {
             key_file,
             open_ports: BTreeSet::new(),
             limits: Limits::default(),
-            state,
+            host: tokio::sync::Mutex::default(),
+            vpcs: Mutex::default(),
         })
     }
 
@@ -186,29 +219,64 @@ impl LinuxNetwork {
         self
     }
 
-    async fn apply_vpc(
+    /// The VPCs that this process knows, with their slots.
+    fn slots(&self) -> BTreeMap<VpcId, Arc<Slot>> {
+        lock(&self.vpcs).clone()
+    }
+
+    /// The namespaces of VPCs that this hearth has made.
+    async fn namespaces(&self) -> Result<Vec<String>> {
+        let names = self.names.clone();
+        let namespaces = blocking(move || netns::list(&names)).await;
+        step(|| "listing namespaces".into(), namespaces)
+    }
+
+    /// Prepares the host for VPCs, and undoes what others did to that. Returns
+    /// what VPCs must know of it.
+    async fn up(&self) -> Result<HostSide> {
+        let mut host = self.host.lock().await;
+        let addresses = uplink::addresses().await;
+        host.addresses = step(|| "listing the host's addresses".into(), addresses)?;
+        let mut side = HostSide {
+            addresses: host.addresses.clone(),
+            ports: self.open_ports.clone(),
+        };
+        // The first VPC brings it.
+        side.addresses.insert(host_address(self.pool));
+        let table = host_rules::host_table(&self.names, self.pool, &side);
+        let up = uplink::up(&self.names, self.pool, table, host.prepared.take()).await;
+        host.prepared = Some(step(|| "preparing the host".into(), up)?);
+        Ok(side)
+    }
+
+    async fn shape(
         &self,
-        applied: &mut BTreeMap<VpcId, Applied>,
+        slot: &Slot,
+        work: &mut Work,
         vpc: &VpcNet,
         host: &HostSide,
-    ) -> Result<()> {
+    ) -> Result<Failed> {
         let name = self.names.namespace(&vpc.id);
         let wire = Wire::new(&vpc.id, self.pool);
-        let found = step(
-            || format!("opening namespace {name}"),
-            Namespace::open(&name),
-        )?;
-        let known = applied.remove(&vpc.id);
+        // What fails is done anew the next time, the rules included.
+        let known = slot.applied().filter(|_| !work.unsure);
+        work.unsure = true;
+        let found = {
+            let name = name.clone();
+            blocking(move || Namespace::open(&name)).await
+        };
+        let found = step(|| format!("opening namespace {name}"), found)?;
         let (namespace, known) = match found {
             Some(namespace) => (namespace, known),
             // Somebody took it away: begin anew.
-            None => (
-                step(
-                    || format!("making namespace {name}"),
-                    Namespace::create(&name),
-                )?,
-                None,
-            ),
+            None => {
+                work.services = None;
+                let made = {
+                    let name = name.clone();
+                    blocking(move || Namespace::create(&name)).await
+                };
+                (step(|| format!("making namespace {name}"), made)?, None)
+            }
         };
         let table = rules::vpc_table(vpc, host, &self.limits);
         let increment =
@@ -232,88 +300,127 @@ impl LinuxNetwork {
                 .run_async(move || async move { vpc::shape(&vpc, &wire, before.as_ref()).await })
                 .await
         };
-        let mut services = known.and_then(|known| known.services);
-        let served = match &shaped {
-            Ok(taps) => self.serve(&mut services, &namespace, vpc, taps).await,
-            Err(_) => Ok(()),
-        };
-        // What failed is done anew the next time, the rules included.
-        if shaped.is_ok() && served.is_ok() {
-            let vpc = vpc.clone();
-            let done = Applied {
-                namespace,
-                vpc,
-                table,
-                generation: brought.generation,
-                services,
-            };
-            applied.insert(done.vpc.id.clone(), done);
+        let mut shaped = step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
+        if work.services.is_none() {
+            let started = Services::start(&namespace, vpc, &self.shared).await;
+            let started = step(|| format!("starting the services of {}", vpc.id), started)?;
+            work.services = Some(started);
         }
-        step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
-        step(|| format!("starting the services of {}", vpc.id), served)
+        if let Some(services) = &mut work.services {
+            let served = services.update(&namespace, vpc, &shaped.taps, &self.shared);
+            shaped.failed.extend(served.await);
+        }
+        let mut vpc = vpc.clone();
+        vpc.interfaces
+            .retain(|id, _| !shaped.failed.contains_key(id));
+        *lock(&slot.applied) = Some(Arc::new(Applied {
+            namespace,
+            vpc,
+            table,
+            generation: brought.generation,
+        }));
+        work.unsure = false;
+        let failed = shaped.failed.into_iter().map(|(id, error)| {
+            let what = format!("connecting {id}");
+            (id, Error::host(what, error))
+        });
+        Ok(failed.collect())
     }
 
-    async fn serve(
-        &self,
-        services: &mut Option<Services>,
-        namespace: &Namespace,
-        vpc: &VpcNet,
-        taps: &BTreeMap<EniId, u32>,
-    ) -> io::Result<()> {
-        let services = match services {
-            Some(services) => services,
-            None => services.insert(Services::start(namespace, vpc, &self.shared).await?),
-        };
-        services.update(namespace, vpc, taps, &self.shared).await
+    /// Removes a VPC from the host.
+    async fn remove(&self, id: &VpcId) -> Result<()> {
+        let slot = lock(&self.vpcs).entry(id.clone()).or_default().clone();
+        let mut work = slot.work.lock().await;
+        work.services = None;
+        *lock(&slot.applied) = None;
+        let cut = uplink::cut(&self.names.igw(id)).await;
+        step(|| format!("removing the gateway of {id}"), cut)?;
+        let name = self.names.namespace(id);
+        let removed = remove_namespace(&name).await;
+        step(|| format!("removing namespace {name}"), removed)?;
+        drop(work);
+        // Whoever waits for this one's slot comes after it, and keeps it.
+        lock(&self.vpcs).retain(|known, slot| known != id || Arc::strong_count(slot) > 2);
+        Ok(())
     }
 
-    /// Removes the VPCs of Hearth's that are not wanted, and the host's part
-    /// when none is.
-    async fn sweep(&self, applied: &mut BTreeMap<VpcId, Applied>, wanted: &Topology) -> Result<()> {
+    /// Removes what is of no VPC that is wanted or known to this process, and
+    /// the host's part when there is none at all.
+    async fn sweep(&self, host: &mut HostState, wanted: &BTreeSet<VpcId>) -> Result<()> {
         let mut first = None;
-        applied.retain(|id, _| wanted.vpcs.contains_key(id));
-        let names = &self.names;
-        let igws = wanted.vpcs.keys().map(|vpc| names.igw(vpc)).collect();
-        let swept = uplink::sweep(names, &igws).await;
-        note(&mut first, step(|| "removing gateways".into(), swept));
-        let keep: Vec<String> = wanted.vpcs.keys().map(|v| names.namespace(v)).collect();
-        for name in step(|| "listing namespaces".into(), netns::list(names))? {
-            if !keep.contains(&name) {
-                note(
-                    &mut first,
-                    remove_namespace(&name)
-                        .await
-                        .map_err(|e| Error::host(format!("removing namespace {name}"), e)),
-                );
-            }
+        // Listed before: what is made meanwhile has its slot already.
+        let links = step(
+            || "listing gateways".into(),
+            uplink::list(&self.names).await,
+        )?;
+        let namespaces = self.namespaces().await?;
+        let known: BTreeSet<VpcId> = self.slots().into_keys().collect();
+        let keep: BTreeSet<String> = wanted
+            .union(&known)
+            .flat_map(|id| [self.names.igw(id), self.names.namespace(id)])
+            .collect();
+        for name in links.iter().filter(|name| !keep.contains(*name)) {
+            let cut = uplink::cut(name).await;
+            note(&mut first, step(|| format!("removing gateway {name}"), cut));
         }
-        if wanted.vpcs.is_empty() {
-            let down = uplink::down(names, self.pool).await;
+        for name in namespaces.iter().filter(|name| !keep.contains(*name)) {
+            let removed = remove_namespace(name).await;
+            let removed = step(|| format!("removing namespace {name}"), removed);
+            note(&mut first, removed);
+        }
+        if keep.is_empty() {
+            let down = uplink::down(&self.names, self.pool).await;
             note(&mut first, step(|| "removing the host's part".into(), down));
+            host.prepared = None;
         }
         first.map_or(Ok(()), Err)
     }
 
     /// Ends the connections over public addresses that have left their owners,
     /// the host's and those of the VPCs.
-    async fn forget(&self, state: &State, owners: &Owners) -> Result<()> {
+    async fn forget(&self, state: &mut HostState, owners: &Owners) -> Result<()> {
+        if state.settled.as_ref() == Some(owners) {
+            return Ok(());
+        }
+        let vpcs: Vec<(VpcId, Arc<Applied>)> = self
+            .slots()
+            .into_iter()
+            .filter_map(|(id, slot)| Some((id, slot.applied()?)))
+            .collect();
         let host = host_address(self.pool);
-        let before = state.owners.as_ref();
+        let before = state.settled.as_ref();
         let may_be = Arc::new(OverPool::new(self.pool, host, owners, before));
         step(
             || "ending the host's connections over released addresses".into(),
             conntrack::sweep(|connection| may_be.outlived(connection)).await,
         )?;
-        for (id, vpc) in &state.vpcs {
+        let sweeps = vpcs.iter().map(|(id, vpc)| {
             let may_be = Arc::clone(&may_be);
             let sweep = move || async move { conntrack::sweep(|c| may_be.outlived(c)).await };
-            step(
-                || format!("ending connections over released addresses in {id}"),
-                vpc.namespace.run_async(sweep).await,
-            )?;
+            let swept = timeout(SWEEP, vpc.namespace.run_async(sweep));
+            async move {
+                let swept = swept.await.map_err(io::Error::other).and_then(|s| s);
+                if let Err(error) = &swept {
+                    tracing::warn!(vpc = %id, %error, "connections over released addresses stay");
+                }
+                swept.is_ok()
+            }
+        });
+        let swept = join_all(sweeps).await;
+        if swept.into_iter().all(|swept| swept) {
+            let there = vpcs.iter().map(|(_, applied)| &applied.vpc);
+            state.settled = Some(connections::settled(owners, there));
         }
         Ok(())
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .map_err(io::Error::other)?
 }
 
 /// The guests of a VPC, by their taps.
@@ -356,7 +463,11 @@ fn token_key(path: &Path) -> io::Result<TokenKey> {
 /// Removes a namespace with its taps: a VMM that still has one open would keep
 /// it, and with it the namespace, alive unseen.
 async fn remove_namespace(name: &str) -> io::Result<()> {
-    if let Some(namespace) = Namespace::open(name)? {
+    let opened = {
+        let name = name.to_owned();
+        blocking(move || Namespace::open(&name)).await?
+    };
+    if let Some(namespace) = opened {
         namespace
             .run_async(|| async {
                 let netlink = link::Netlink::connect()?;
@@ -369,52 +480,63 @@ async fn remove_namespace(name: &str) -> io::Result<()> {
             })
             .await?;
     }
-    netns::delete(name)
+    let name = name.to_owned();
+    blocking(move || netns::delete(&name)).await
 }
 
 #[async_trait]
 impl NetworkHost for LinuxNetwork {
-    async fn apply(&self, desired: &Topology) -> Result<()> {
-        let mut state = self.state.lock().await;
-        let mut first = None;
-        note(&mut first, self.sweep(&mut state.vpcs, desired).await);
-        let addresses = uplink::addresses().await;
-        let addresses = step(|| "listing the host's addresses".into(), addresses);
-        note(&mut first, addresses.map(|all| state.addresses = all));
-        let mut host = HostSide {
-            addresses: state.addresses.clone(),
-            ports: self.open_ports.clone(),
+    async fn known(&self) -> Result<BTreeSet<VpcId>> {
+        let namespaces = self.namespaces().await?;
+        let vpcs = namespaces.iter().filter_map(|name| self.names.vpc_of(name));
+        Ok(vpcs.chain(self.slots().into_keys()).collect())
+    }
+
+    async fn apply_vpc(&self, id: &VpcId, desired: Option<&VpcNet>) -> Result<Failed> {
+        let Some(vpc) = desired else {
+            self.remove(id).await?;
+            return Ok(Failed::new());
         };
-        // The first VPC brings it.
-        host.addresses.insert(host_address(self.pool));
-        if desired.vpcs.is_empty() {
-            state.host = None;
-        } else {
-            let table = host_rules::host_table(&self.names, self.pool, &host);
-            let up = uplink::up(&self.names, self.pool, table, state.host.take()).await;
-            let up = step(|| "preparing the host".into(), up);
-            note(&mut first, up.map(|up| state.host = Some(up)));
-        }
-        for vpc in desired.vpcs.values() {
-            note(
-                &mut first,
-                self.apply_vpc(&mut state.vpcs, vpc, &host).await,
-            );
-        }
-        let owners = connections::owners(desired);
-        if state.owners.as_ref() != Some(&owners) {
-            note(&mut first, self.forget(&state, &owners).await);
-            if first.is_none() {
-                state.owners = Some(owners);
+        // The slot first, then what it stands for: nobody takes that for a stray.
+        let slot = lock(&self.vpcs).entry(id.clone()).or_default().clone();
+        let mut work = slot.work.lock().await;
+        let host = self.up().await?;
+        self.shape(&slot, &mut work, vpc, &host).await
+    }
+
+    async fn apply_host(&self, desired: &HostNet) -> Result<()> {
+        let mut host = self.host.lock().await;
+        let mut first = None;
+        note(&mut first, self.sweep(&mut host, &desired.vpcs).await);
+        note(&mut first, self.forget(&mut host, &desired.owners).await);
+        first.map_or(Ok(()), Err)
+    }
+
+    async fn apply(&self, desired: &Topology) -> Result<()> {
+        let mut first = None;
+        for id in self.slots().into_keys() {
+            if !desired.vpcs.contains_key(&id) {
+                note(&mut first, self.remove(&id).await);
             }
         }
+        for (id, vpc) in &desired.vpcs {
+            match self.apply_vpc(id, Some(vpc)).await {
+                Ok(failed) => {
+                    for error in failed.into_values() {
+                        note(&mut first, Err(error));
+                    }
+                }
+                Err(error) => note(&mut first, Err(error)),
+            }
+        }
+        note(&mut first, self.apply_host(&desired.host()).await);
         first.map_or(Ok(()), Err)
     }
 
     async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd> {
-        let state = self.state.lock().await;
         let no_tap = || Error::NoTap(eni.id.to_string());
-        let vpc = state.vpcs.get(&eni.vpc).ok_or_else(no_tap)?;
+        let slot = lock(&self.vpcs).get(&eni.vpc).cloned();
+        let vpc = slot.and_then(|slot| slot.applied()).ok_or_else(no_tap)?;
         let name = names::tap(&eni.id);
         let opened = vpc
             .namespace
@@ -423,38 +545,32 @@ impl NetworkHost for LinuxNetwork {
         step(|| format!("opening the tap of {}", eni.id), opened)?.ok_or_else(no_tap)
     }
 
-    async fn answering(&self) -> Result<BTreeSet<EniId>> {
-        let vpcs: Vec<(Namespace, VpcNet)> = {
-            let state = self.state.lock().await;
-            let namespace = |vpc: &Applied| (vpc.namespace.clone(), vpc.vpc.clone());
-            state.vpcs.values().map(namespace).collect()
+    async fn answering(&self, id: &VpcId) -> Result<BTreeSet<EniId>> {
+        let slot = lock(&self.vpcs).get(id).cloned();
+        let Some(applied) = slot.and_then(|slot| slot.applied()) else {
+            return Ok(BTreeSet::new());
         };
-        let mut answering = BTreeSet::new();
-        for (namespace, vpc) in vpcs {
-            let what = format!("asking the guests of {}", vpc.id);
-            let asked = namespace
-                .run_async(move || async move {
-                    let links = link::Netlink::connect()?.links().await?;
-                    arp::ask(targets(&vpc, &links))
-                })
-                .await;
-            answering.extend(step(|| what, asked)?);
-        }
-        Ok(answering)
+        let vpc = applied.vpc.clone();
+        let asked = applied
+            .namespace
+            .run_async(move || async move {
+                let links = link::Netlink::connect()?.links().await?;
+                arp::ask(targets(&vpc, &links))
+            })
+            .await;
+        step(|| format!("asking the guests of {id}"), asked)
     }
 
     async fn purge(&self) -> Result<()> {
-        let mut state = self.state.lock().await;
-        state.host = None;
-        let swept = self.sweep(&mut state.vpcs, &Topology::default()).await;
-        let forgotten = self.forget(&state, &Owners::new()).await;
-        state.owners = None;
+        let mut first = None;
+        note(&mut first, self.apply(&Topology::default()).await);
+        self.host.lock().await.settled = None;
         let key = match std::fs::remove_file(&self.key_file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         };
-        swept?;
-        forgotten?;
-        step(|| "removing the metadata service's key".into(), key)
+        let key = step(|| "removing the metadata service's key".into(), key);
+        note(&mut first, key);
+        first.map_or(Ok(()), Err)
     }
 }

@@ -120,16 +120,17 @@ impl Services {
     }
 
     /// Brings the DHCP servers, one for each tap, to what the VPC needs;
-    /// `indexes` are those of the taps.
+    /// `indexes` are those of the taps. Returns what failed, by interface: it
+    /// is no matter of the others.
     pub(super) async fn update(
         &mut self,
         namespace: &Namespace,
         vpc: &VpcNet,
         indexes: &BTreeMap<EniId, u32>,
         shared: &Shared,
-    ) -> io::Result<()> {
+    ) -> BTreeMap<EniId, io::Error> {
         let mut old = std::mem::take(&mut self.dhcp);
-        let mut result = Ok(());
+        let mut failed = BTreeMap::new();
         for (id, interface) in &vpc.interfaces {
             let Some(ifindex) = indexes.get(id).copied() else {
                 continue;
@@ -157,14 +158,16 @@ impl Services {
                     };
                     self.dhcp.insert(id.clone(), dhcp);
                 }
-                Err(e) => result = Err(e),
+                Err(e) => {
+                    failed.insert(id.clone(), e);
+                }
             }
         }
         for gone in old.into_values() {
             gone.task.abort();
         }
         while self.tasks.try_join_next().is_some() {}
-        result
+        failed
     }
 }
 

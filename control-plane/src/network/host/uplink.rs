@@ -122,13 +122,18 @@ pub(super) async fn wire(
     Ok(())
 }
 
-/// Deletes the links to VPCs that are not wanted; their routes go with them.
-pub(super) async fn sweep(names: &HostNames, wanted: &BTreeSet<String>) -> io::Result<()> {
+/// The links to VPCs that there are.
+pub(super) async fn list(names: &HostNames) -> io::Result<Vec<String>> {
+    let links = Netlink::connect()?.links().await?.into_keys();
+    let own = |name: &String| name.starts_with(names.igw_prefix());
+    Ok(links.filter(own).collect())
+}
+
+/// Deletes the link to a VPC; its routes go with it. None is no error.
+pub(super) async fn cut(name: &str) -> io::Result<()> {
     let netlink = Netlink::connect()?;
-    for (name, link) in netlink.links().await? {
-        if name.starts_with(names.igw_prefix()) && !wanted.contains(&name) {
-            netlink.delete(link.index).await?;
-        }
+    match netlink.links().await?.remove(name) {
+        Some(link) => netlink.delete(link.index).await,
+        None => Ok(()),
     }
-    Ok(())
 }

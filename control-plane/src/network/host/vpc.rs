@@ -14,15 +14,24 @@ use crate::network::plan::connections::InVpc;
 use crate::network::plan::rules::{DNS_ADDRESS, FILTERED, IMDS_ADDRESS};
 use crate::network::{Interface, VpcNet};
 
+/// What became of the interfaces of a VPC.
+#[derive(Debug, Default)]
+pub(super) struct Shaped {
+    /// The indexes of the taps that are as they should be.
+    pub(super) taps: BTreeMap<EniId, u32>,
+    /// Why the others are not.
+    pub(super) failed: BTreeMap<EniId, io::Error>,
+}
+
 /// Brings the links, addresses and routes in the calling thread's namespace to
 /// what the VPC needs. `before` is what it was brought to the last time; without
-/// that everything is set anew, which disturbs nothing that is right. Returns the
-/// indexes of the taps.
+/// that everything is set anew, which disturbs nothing that is right. What fails
+/// for one interface keeps none of the others back.
 pub(super) async fn shape(
     vpc: &VpcNet,
     wire: &Wire,
     before: Option<&VpcNet>,
-) -> io::Result<BTreeMap<EniId, u32>> {
+) -> io::Result<Shaped> {
     let fresh = before.is_none();
     let netlink = Netlink::connect()?;
     let mut links = netlink.links().await?;
@@ -33,23 +42,15 @@ pub(super) async fn shape(
     }
     forget(vpc, &links, before).await?;
     let mut wanted = BTreeSet::new();
-    let mut indexes = BTreeMap::new();
+    let mut shaped = Shaped::default();
     for interface in vpc.interfaces.values() {
         let name = interface.tap();
         let there = links.remove(&name);
-        let up = there.as_ref().is_some_and(|link| link.up);
-        if there.is_none() {
-            tap::create(&name)?;
-        }
-        let index = match there {
-            Some(link) => link.index,
-            None => nix::net::if_::if_nametoindex(name.as_str())?,
-        };
         let known = before.and_then(|vpc| vpc.interfaces.get(&interface.id));
-        if !up || known.is_none_or(|known| !same_link(known, interface)) {
-            connect(&netlink, interface, &name, index).await?;
-        }
-        indexes.insert(interface.id.clone(), index);
+        match ensure_tap(&netlink, interface, &name, there, known).await {
+            Ok(index) => shaped.taps.insert(interface.id.clone(), index).is_none(),
+            Err(error) => shaped.failed.insert(interface.id.clone(), error).is_none(),
+        };
         wanted.insert(name);
     }
     if let Some(igw) = links.remove(IGW)
@@ -62,7 +63,30 @@ pub(super) async fn shape(
             netlink.delete(link.index).await?;
         }
     }
-    Ok(indexes)
+    Ok(shaped)
+}
+
+/// One interface's tap, as it should be; its index. `there` is what is there of
+/// it, `known` what it was brought to the last time.
+async fn ensure_tap(
+    netlink: &Netlink,
+    interface: &Interface,
+    name: &str,
+    there: Option<Link>,
+    known: Option<&Interface>,
+) -> io::Result<u32> {
+    let up = there.as_ref().is_some_and(|link| link.up);
+    let index = match there {
+        Some(link) => link.index,
+        None => {
+            tap::create(name)?;
+            nix::net::if_::if_nametoindex(name)?
+        }
+    };
+    if !up || known.is_none_or(|known| !same_link(known, interface)) {
+        connect(netlink, interface, name, index).await?;
+    }
+    Ok(index)
 }
 
 /// Ends the connections of addresses that are no longer whose they were. The

@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{Topology, VpcNet};
+use super::VpcNet;
 use crate::model::EniId;
 
 /// The addresses of a tracked connection. The two ends differ by what was
@@ -83,12 +83,30 @@ impl InVpc {
 /// Who has which public address.
 pub type Owners = BTreeMap<Ipv4Addr, EniId>;
 
-/// The owners of the public addresses here.
-pub fn owners(topology: &Topology) -> Owners {
-    let interfaces = topology.vpcs.values().flat_map(|v| v.interfaces.values());
-    interfaces
+/// The owners of the public addresses of these VPCs.
+pub fn owners<'a>(vpcs: impl IntoIterator<Item = &'a VpcNet>) -> Owners {
+    vpcs.into_iter()
+        .flat_map(|vpc| vpc.interfaces.values())
         .filter_map(|i| Some((i.public_ip?, i.id.clone())))
         .collect()
+}
+
+/// Those of `owners` who have their address for themselves: one that some other
+/// interface of the VPCs `there` still has is about to move, and what is tracked
+/// of it may still be the other's.
+pub fn settled<'a>(owners: &Owners, there: impl IntoIterator<Item = &'a VpcNet>) -> Owners {
+    let mut settled = owners.clone();
+    for (address, has) in there.into_iter().flat_map(owners_of) {
+        if settled.get(&address).is_some_and(|owner| owner != has) {
+            settled.remove(&address);
+        }
+    }
+    settled
+}
+
+fn owners_of(vpc: &VpcNet) -> impl Iterator<Item = (Ipv4Addr, &EniId)> {
+    let interfaces = vpc.interfaces.values();
+    interfaces.filter_map(|i| Some((i.public_ip?, &i.id)))
 }
 
 /// Which public addresses connections may be over, in any namespace: an
@@ -120,7 +138,7 @@ impl OverPool {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::super::topology;
+    use super::super::{Topology, topology};
     use super::*;
     use crate::model::{HostId, InstanceState};
 
@@ -202,8 +220,16 @@ mod tests {
     fn what_was_over_an_address_that_left_its_owner_goes() {
         let pool = "203.0.113.0/24".parse().unwrap();
         let host = "203.0.113.1".parse().unwrap();
-        let now = owners(&here(&[(4, Some("203.0.113.7")), (5, Some("203.0.113.8"))]));
-        let before = owners(&here(&[(4, Some("203.0.113.7")), (6, Some("203.0.113.8"))]));
+        let now = owners(
+            here(&[(4, Some("203.0.113.7")), (5, Some("203.0.113.8"))])
+                .vpcs
+                .values(),
+        );
+        let before = owners(
+            here(&[(4, Some("203.0.113.7")), (6, Some("203.0.113.8"))])
+                .vpcs
+                .values(),
+        );
         let masqueraded = |public: &str| connection(&format!("{public} {PEER} {PEER} 192.0.2.1"));
         let inbound = |public: &str| connection(&format!("{host} {public} {public} {host}"));
         for (public, moved, restarted) in [
@@ -220,5 +246,15 @@ mod tests {
         }
         let others = connection(&format!("192.0.2.1 {PEER} {PEER} 192.0.2.1"));
         assert!(!OverPool::new(pool, host, &now, Some(&before)).outlived(&others));
+    }
+
+    #[test]
+    fn an_address_that_another_still_has_is_not_settled() {
+        let taken = here(&[(4, Some("203.0.113.7")), (5, None)]);
+        let wanted = here(&[(4, None), (5, Some("203.0.113.7"))]);
+        let owners = owners(wanted.vpcs.values());
+        assert_eq!(settled(&owners, taken.vpcs.values()), Owners::new());
+        assert_eq!(settled(&owners, wanted.vpcs.values()), owners);
+        assert_eq!(settled(&owners, []), owners);
     }
 }

@@ -53,6 +53,15 @@ pub struct Topology {
     pub vpcs: BTreeMap<VpcId, VpcNet>,
 }
 
+/// The host's own part of that: what no VPC has for itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostNet {
+    /// The VPCs that have an interface here.
+    pub vpcs: BTreeSet<VpcId>,
+    /// Who has which public address here.
+    pub owners: connections::Owners,
+}
+
 /// A VPC on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VpcNet {
@@ -106,6 +115,16 @@ pub struct Group {
     pub members: BTreeSet<Ipv4Addr>,
 }
 
+impl Topology {
+    /// The host's own part.
+    pub fn host(&self) -> HostNet {
+        HostNet {
+            vpcs: self.vpcs.keys().cloned().collect(),
+            owners: connections::owners(self.vpcs.values()),
+        }
+    }
+}
+
 impl VpcNet {
     /// The resolver's address: the VPC's base plus two.
     ///
@@ -134,31 +153,65 @@ fn has_taps(state: InstanceState) -> bool {
 /// The network that `host` should have: the taps of every instance placed there
 /// that may have a VMM, with what those need.
 pub fn topology(view: &View, host: &HostId) -> Topology {
-    let mut vpcs: BTreeMap<VpcId, VpcNet> = BTreeMap::new();
-    let here = view.by(Instance::BY_HOST, &host.0);
-    for instance in here.filter(|i| has_taps(i.state)) {
-        let own = view.at(&instance.scope);
-        for eni in instance.enis.iter().filter_map(|id| own.get::<Eni>(id)) {
-            let (Some(vpc), Some(subnet)) =
-                (own.get::<Vpc>(&eni.vpc), own.get::<Subnet>(&eni.subnet))
-            else {
-                continue;
-            };
-            vpcs.entry(vpc.id.clone())
-                .or_insert_with(|| VpcNet {
-                    id: vpc.id.clone(),
-                    cidr: vpc.cidr,
-                    interfaces: BTreeMap::new(),
-                    groups: BTreeMap::new(),
-                })
-                .interfaces
-                .insert(eni.id.clone(), interface(instance, eni, subnet));
+    let ids: BTreeSet<&VpcId> = here(view, host).map(|(_, eni)| &eni.vpc).collect();
+    let vpcs = ids
+        .into_iter()
+        .filter_map(|id| Some((id.clone(), vpc(view, host, id)?)));
+    Topology {
+        vpcs: vpcs.collect(),
+    }
+}
+
+/// The same of one VPC; none when it has no interface there.
+pub fn vpc(view: &View, host: &HostId, id: &VpcId) -> Option<VpcNet> {
+    let vpc = view.find::<Vpc>(id)?;
+    let own = view.at(&vpc.scope);
+    let mut net = VpcNet {
+        id: vpc.id.clone(),
+        cidr: vpc.cidr,
+        interfaces: BTreeMap::new(),
+        groups: BTreeMap::new(),
+    };
+    for (instance, eni) in here(view, host).filter(|(_, eni)| eni.vpc == *id) {
+        if let Some(subnet) = own.get::<Subnet>(&eni.subnet) {
+            let interface = interface(instance, eni, subnet);
+            net.interfaces.insert(eni.id.clone(), interface);
         }
     }
-    for vpc in vpcs.values_mut() {
-        vpc.groups = groups_of(vpc, view);
+    if net.interfaces.is_empty() {
+        return None;
     }
-    Topology { vpcs }
+    net.groups = groups_of(&net, view);
+    Some(net)
+}
+
+/// The host's own part of its network.
+pub fn host_net(view: &View, host: &HostId) -> HostNet {
+    let mut net = HostNet::default();
+    for (instance, eni) in here(view, host) {
+        let own = view.at(&instance.scope);
+        let known = net.vpcs.contains(&eni.vpc)
+            || (own.get::<Vpc>(&eni.vpc).is_some() && own.get::<Subnet>(&eni.subnet).is_some());
+        if known {
+            net.vpcs.insert(eni.vpc.clone());
+            net.owners
+                .extend(eni.public_ip.map(|a| (a, eni.id.clone())));
+        }
+    }
+    net
+}
+
+/// The interfaces that need a tap there, with their instances.
+fn here<'v>(view: &'v View, host: &HostId) -> impl Iterator<Item = (&'v Instance, &'v Eni)> {
+    let here = view.by(Instance::BY_HOST, &host.0);
+    here.filter(|i| has_taps(i.state)).flat_map(|instance| {
+        let own = view.at(&instance.scope);
+        let enis = instance
+            .enis
+            .iter()
+            .filter_map(move |id| own.get::<Eni>(id));
+        enis.map(move |eni| (instance, eni))
+    })
 }
 
 fn interface(instance: &Instance, eni: &Eni, subnet: &Subnet) -> Interface {
@@ -212,27 +265,28 @@ mod tests {
     use super::*;
     use crate::model::{Direction, Protocol};
 
-    fn here() -> HostId {
+    fn this_host() -> HostId {
         HostId(HOST.into())
     }
 
     #[test]
     fn only_instances_that_may_have_a_vmm_here_have_taps() {
         for (state, host, expected) in [
-            (InstanceState::Pending, Some(here()), true),
-            (InstanceState::Running, Some(here()), true),
-            (InstanceState::Stopping, Some(here()), true),
-            (InstanceState::ShuttingDown, Some(here()), true),
-            (InstanceState::Stopped, Some(here()), false),
-            (InstanceState::Terminated, Some(here()), false),
+            (InstanceState::Pending, Some(this_host()), true),
+            (InstanceState::Running, Some(this_host()), true),
+            (InstanceState::Stopping, Some(this_host()), true),
+            (InstanceState::ShuttingDown, Some(this_host()), true),
+            (InstanceState::Stopped, Some(this_host()), false),
+            (InstanceState::Terminated, Some(this_host()), false),
             (InstanceState::Pending, None, false),
             (InstanceState::Running, Some(HostId("there".into())), false),
         ] {
             let (mut instance, eni) = instance(4, &[1], state);
             instance.host = host.clone();
             let view = view().with(group(1, vec![])).with(instance).with(eni);
-            let topology = topology(&view, &here());
+            let topology = topology(&view, &this_host());
             assert_eq!(!topology.vpcs.is_empty(), expected, "{state:?} {host:?}");
+            assert_eq!(host_net(&view, &this_host()), topology.host());
         }
     }
 
@@ -255,7 +309,7 @@ mod tests {
             .with(b_eni)
             .with(c)
             .with(c_eni);
-        let topology = topology(&view, &here());
+        let topology = topology(&view, &this_host());
         let vpc = &topology.vpcs[&vpc_id()];
         assert_eq!(vpc.interfaces.len(), 1);
         let members: Vec<String> = vpc.groups[&group_id(2)]

@@ -1,6 +1,6 @@
 //! Removes records that have had their time.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -8,9 +8,12 @@ use jiff::Timestamp;
 use super::transact;
 use crate::{
     model::{ClientToken, Instance, InstanceState, Reservation, SecurityGroup},
-    reconcile::{Again, Clock, Controller},
+    reconcile::{
+        Clock, Controller, Requeue,
+        queue::{Wake, Whole},
+    },
     records::{launch::expand, security_group::finish_deletion},
-    store::{Change, Db, View},
+    store::{Change, Changed, Db, View},
 };
 
 /// How long a terminated instance can still be asked for: "visible for a short
@@ -70,11 +73,29 @@ fn delete(view: &View, change: &mut Change<'_>, instances: &[&Instance]) {
 
 #[async_trait]
 impl Controller for GarbageController {
+    type Key = Whole;
+
     fn name(&self) -> &'static str {
         "garbage"
     }
 
-    async fn pass(&self) -> anyhow::Result<Again> {
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn all(&self) -> anyhow::Result<BTreeSet<Whole>> {
+        Ok([Whole].into())
+    }
+
+    /// Time alone makes garbage: the resync is enough. What is pending is looked
+    /// at when it may have been left.
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Whole>> {
+        let mut reservations = changed.there::<Reservation>(view);
+        let news = reservations.any(|reservation| reservation.pending.is_some());
+        news.then_some(Wake::News(Whole)).into_iter().collect()
+    }
+
+    async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
         let now = (self.clock)();
         let more = transact(&self.db, |view, change| {
             let (instances, tokens) = plan(view, now);
@@ -94,13 +115,13 @@ impl Controller for GarbageController {
         })
         .await?;
         if more || abandoned.is_some() {
-            return Ok(Again::Now);
+            return Ok(Requeue::Now);
         }
         let waiting = self.db.view().by(Reservation::PENDING, "").next().is_some();
         Ok(if waiting {
-            Again::After(ABANDONED)
+            Requeue::After(ABANDONED)
         } else {
-            Again::Idle
+            Requeue::Idle
         })
     }
 }

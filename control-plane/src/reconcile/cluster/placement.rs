@@ -4,15 +4,21 @@
 //! without a place here has lost a race, or its host has shrunk, and ends as
 //! EC2 ends it: terminated, with a StateReason.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::transact;
 use crate::{
     model::{Host, HostId, Instance, InstanceId, InstanceState, StateReason, Volume},
-    reconcile::{Again, Clock, Controller, instance::record},
+    reconcile::{
+        Clock, Controller, Requeue,
+        instance::record,
+        queue::{Wake, Whole},
+    },
     scheduler::{Ledger, Shortfall},
-    store::{Change, Db, View},
+    store::{Change, Changed, Db, View},
 };
 
 /// Placement.
@@ -25,18 +31,44 @@ pub struct PlacementController {
 
 #[async_trait]
 impl Controller for PlacementController {
+    type Key = Whole;
+
     fn name(&self) -> &'static str {
         "placement"
     }
 
-    async fn pass(&self) -> anyhow::Result<Again> {
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn all(&self) -> anyhow::Result<BTreeSet<Whole>> {
+        Ok([Whole].into())
+    }
+
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Whole>> {
+        let news =
+            changed.there::<Instance>(view).any(waits) || changed.of::<Host>(view).next().is_some();
+        news.then_some(Wake::Changed(Whole)).into_iter().collect()
+    }
+
+    async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
         if unplaced(&self.db.view()).next().is_none() {
-            return Ok(Again::Idle);
+            return Ok(Requeue::Idle);
         }
         let now = (self.clock)();
         transact(&self.db, |view, change| carry_out(view, change, now)).await?;
-        Ok(Again::Now)
+        Ok(Requeue::Now)
     }
+}
+
+/// How many instances are written down in one transaction: each takes three
+/// records, and one that ends some ten.
+const PLACED: usize = 24;
+const ENDED: usize = 8;
+
+/// Whether it is on no host and not yet terminated.
+fn waits(instance: &Instance) -> bool {
+    instance.host.is_none() && instance.state != InstanceState::Terminated
 }
 
 /// The instances that are on no host and not yet terminated.
@@ -59,7 +91,7 @@ fn plan(view: &View) -> Vec<(InstanceId, Result<HostId, Shortfall>)> {
 }
 
 fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
-    for (id, host) in plan(view) {
+    for (id, host) in plan(view).into_iter().take(PLACED) {
         let Some(instance) = view.find::<Instance>(&id) else {
             continue;
         };
@@ -88,7 +120,8 @@ fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
         }
     }
     // What never had a host has nothing on one.
-    for instance in unplaced(view).filter(|i| i.state != InstanceState::Pending) {
+    let ending = unplaced(view).filter(|i| i.state != InstanceState::Pending);
+    for instance in ending.take(ENDED) {
         record::terminated(view, change, instance, now);
     }
 }
@@ -113,7 +146,7 @@ mod tests {
             db: db.clone(),
             clock,
         };
-        while controller.pass().await.unwrap() == Again::Now {}
+        while controller.step(&Whole).await.unwrap() == Requeue::Now {}
         let view = db.view();
         let placed = |n| {
             let i = view.find::<Instance>(&InstanceId::from_random(n)).unwrap();

@@ -13,8 +13,11 @@ use async_trait::async_trait;
 use crate::{
     images,
     model::{Image, ImageId, Instance, InstanceState, Scope},
-    reconcile::{Again, Controller},
-    store::{Db, TransactError},
+    reconcile::{
+        Controller, Requeue,
+        queue::{Wake, Whole},
+    },
+    store::{Changed, Db, TransactError, View},
 };
 
 /// How often the folder is looked at: nothing tells when a file is put there.
@@ -59,16 +62,30 @@ impl ImageController {
 
 #[async_trait]
 impl Controller for ImageController {
+    type Key = Whole;
+
     fn name(&self) -> &'static str {
         "images"
     }
 
-    async fn pass(&self) -> anyhow::Result<Again> {
+    /// It reads whole disks when they are new.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+
+    async fn all(&self) -> anyhow::Result<BTreeSet<Whole>> {
+        Ok([Whole].into())
+    }
+
+    fn concerned(&self, _: &View, _: &Changed) -> Vec<Wake<Whole>> {
+        Vec::new()
+    }
+
+    async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
         let folder = self.folder.clone();
         let Some(scope) = self.scopes.first().cloned() else {
-            return Ok(Again::Idle);
+            return Ok(Requeue::Idle);
         };
-        // It reads whole disks when they are new.
         let known = Arc::clone(&self.known);
         let scan = tokio::task::spawn_blocking(move || {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,12 +113,14 @@ impl Controller for ImageController {
                     return Ok(());
                 }
                 let there: BTreeSet<&ImageId> = scan.images.iter().map(|i| &i.id).collect();
+                // A first boot still needs its image's disk, and the instances of
+                // an older hearth boot by its manifest.
                 let needed: BTreeSet<&ImageId> = view
                     .all::<Instance>()
                     .filter(|i| i.state != InstanceState::Terminated)
+                    .filter(|i| i.boot.is_none() || i.boots <= 1)
                     .map(|i| &i.image)
                     .collect();
-                // An instance still boots by its image's manifest.
                 let own = self.scopes.iter().flat_map(|s| view.at(s).all::<Image>());
                 for image in own {
                     if !there.contains(&image.id) && !needed.contains(&image.id) {
@@ -117,9 +136,9 @@ impl Controller for ImageController {
                 TransactError::Store(error) => error.into(),
             })?;
         Ok(if scan.more {
-            Again::Now
+            Requeue::Now
         } else {
-            Again::After(LOOK)
+            Requeue::After(LOOK)
         })
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,10 +11,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::{
-    model::{EniId, HostId, Instance, InstanceId, InstanceState, Reachability},
+    model::{EniId, HostId, Instance, InstanceId, InstanceState, Reachability, VpcId},
     network::NetworkHost,
-    reconcile::{Again, Clock, Controller},
-    store::{Db, TransactError, View},
+    reconcile::{Clock, Controller, Requeue, cluster::transact, queue::Wake},
+    store::{Changed, Db, View},
 };
 
 /// How often is asked while somebody has not answered yet.
@@ -28,7 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// A boot of an instance: [`Instance::boots`] and [`Instance::reboots_done`].
 type Boot = (InstanceId, u64, u64);
 
-/// What is remembered between passes; losing it only makes patience longer.
+/// How many are written down in one transaction.
+const AT_ONCE: usize = 32;
+
+/// What is remembered of a VPC between steps; losing it only makes patience
+/// longer.
 #[derive(Default)]
 struct Memory {
     /// When was asked last, and for whom, in which boot.
@@ -37,13 +40,13 @@ struct Memory {
     silent: BTreeMap<InstanceId, (u64, u64, Timestamp)>,
 }
 
-/// Reachability.
+/// Reachability, VPC by VPC.
 pub struct ReachabilityController {
     db: Db,
     host: HostId,
     network: Arc<dyn NetworkHost>,
     clock: Clock,
-    memory: Mutex<Memory>,
+    memory: Mutex<BTreeMap<VpcId, Memory>>,
 }
 
 impl ReachabilityController {
@@ -58,25 +61,36 @@ impl ReachabilityController {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<VpcId, Memory>> {
         // It holds nothing that a panic could leave half-done.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The instances whose guests should answer.
-    fn targets<'v>(&self, view: &'v View) -> Vec<&'v Instance> {
+    /// Whether its guest should answer.
+    fn is_target(&self, instance: &Instance) -> bool {
+        instance.state == InstanceState::Running && instance.host.as_ref() == Some(&self.host)
+    }
+
+    /// The instances of a VPC whose guests should answer.
+    fn targets<'v>(&self, view: &'v View, vpc: &VpcId) -> Vec<&'v Instance> {
         view.by(Instance::BY_HOST, &self.host.0)
-            .filter(|i| i.state == InstanceState::Running)
+            .filter(|i| i.vpc == *vpc && self.is_target(i))
             .collect()
     }
 
     /// Takes in who answered; returns what is to be written down.
-    fn judge(&self, view: &View, answering: &BTreeSet<EniId>, now: Timestamp) -> Vec<Reachability> {
-        let targets = self.targets(view);
-        let mut memory = self.memory();
-        memory
-            .silent
-            .retain(|id, _| targets.iter().any(|i| i.id == *id));
+    fn judge(
+        &self,
+        view: &View,
+        vpc: &VpcId,
+        answering: &BTreeSet<EniId>,
+        now: Timestamp,
+    ) -> Vec<Reachability> {
+        let targets = self.targets(view, vpc);
+        let ids: BTreeSet<&InstanceId> = targets.iter().map(|i| &i.id).collect();
+        let mut all = self.memory();
+        let memory = all.entry(vpc.clone()).or_default();
+        memory.silent.retain(|id, _| ids.contains(id));
         targets
             .into_iter()
             .filter_map(|instance| {
@@ -105,10 +119,10 @@ impl ReachabilityController {
     }
 
     /// Writes it down, unless the instance has gone on to something else.
-    async fn write(&self, seen: &Reachability) -> anyhow::Result<()> {
-        let id = &seen.instance;
-        self.db
-            .transact(|view, change| {
+    async fn write(&self, seen: &[Reachability]) -> anyhow::Result<()> {
+        transact(&self.db, |view, change| {
+            for seen in seen {
+                let id = &seen.instance;
                 if let Some(instance) = view.find::<Instance>(id)
                     && instance.state == InstanceState::Running
                     && seen.is_of(instance)
@@ -116,14 +130,9 @@ impl ReachabilityController {
                     change.expect_unchanged(instance);
                     change.put(seen);
                 }
-                Ok::<_, Infallible>(())
-            })
-            .await
-            .map_err(|error| match error {
-                TransactError::Refused(never) => match never {},
-                TransactError::Contended => anyhow::anyhow!("too many conflicting changes"),
-                TransactError::Store(error) => error.into(),
-            })
+            }
+        })
+        .await
     }
 }
 
@@ -157,43 +166,75 @@ fn change(
 
 #[async_trait]
 impl Controller for ReachabilityController {
+    type Key = VpcId;
+
     fn name(&self) -> &'static str {
         "reachability"
     }
 
-    async fn pass(&self) -> anyhow::Result<Again> {
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn all(&self) -> anyhow::Result<BTreeSet<VpcId>> {
         let view = self.db.view();
-        let running: BTreeSet<Boot> = self
-            .targets(&view)
+        let here = view.by(Instance::BY_HOST, &self.host.0);
+        let targets = here.filter(|i| self.is_target(i));
+        Ok(targets.map(|i| i.vpc.clone()).collect())
+    }
+
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<VpcId>> {
+        let instances = changed.there::<Instance>(view);
+        let instances = instances.filter(|i| self.is_target(i));
+        let vpcs: BTreeSet<&VpcId> = instances.map(|i| &i.vpc).collect();
+        vpcs.into_iter().cloned().map(Wake::News).collect()
+    }
+
+    async fn step(&self, vpc: &VpcId) -> anyhow::Result<Requeue> {
+        let now = (self.clock)();
+        let ago = |at: Timestamp| Duration::try_from(now.duration_since(at)).ok();
+        let asked = self.memory().get(vpc).and_then(|m| m.asked.clone());
+        // Whatever the news, nobody is asked more often.
+        if let Some(ago) = asked.as_ref().and_then(|(at, _)| ago(*at))
+            && ago < SOON
+        {
+            return Ok(Requeue::After(SOON - ago));
+        }
+        let view = self.db.view();
+        let targets = self.targets(&view, vpc);
+        if targets.is_empty() {
+            self.memory().remove(vpc);
+            return Ok(Requeue::Idle);
+        }
+        let running: BTreeSet<Boot> = targets
             .iter()
             .map(|i| (i.id.clone(), i.boots, i.reboots_done))
             .collect();
-        if running.is_empty() {
-            return Ok(Again::Idle);
-        }
-        let calm = self.targets(&view).iter().all(|instance| {
+        let calm = targets.iter().all(|instance| {
             view.at(&instance.scope)
                 .get::<Reachability>(&instance.id)
                 .is_some_and(|known| known.answers && known.is_of(instance))
         });
         let pause = if calm { LATER } else { SOON };
-        let now = (self.clock)();
-        if let Some((at, whom)) = &self.memory().asked
+        if let Some((at, whom)) = &asked
             && running.is_subset(whom)
-            && let Ok(ago) = Duration::try_from(now.duration_since(*at))
+            && let Some(ago) = ago(*at)
             && ago < pause
         {
-            return Ok(Again::After(pause - ago));
+            return Ok(Requeue::After(pause - ago));
         }
-        self.memory().asked = Some((now, running));
-        let answering = self.network.answering().await?;
+        self.memory().entry(vpc.clone()).or_default().asked = Some((now, running));
+        let answering = self.network.answering(vpc).await?;
         // Who answered is judged by what they are by now: one that was stopped
         // while it was asked has not failed.
-        for seen in self.judge(&self.db.view(), &answering, (self.clock)()) {
-            tracing::info!(instance = %seen.instance, answers = seen.answers, "reachability");
-            self.write(&seen).await?;
+        let seen = self.judge(&self.db.view(), vpc, &answering, (self.clock)());
+        for some in seen.chunks(AT_ONCE) {
+            for seen in some {
+                tracing::info!(instance = %seen.instance, answers = seen.answers, "reachability");
+            }
+            self.write(some).await?;
         }
-        Ok(Again::After(pause))
+        Ok(Requeue::After(pause))
     }
 }
 
@@ -278,7 +319,7 @@ mod tests {
             ReachabilityController::new(db.clone(), host.clone(), network.clone(), clock);
         let pass = async |seconds| {
             *now.lock().unwrap() = at(seconds);
-            controller.pass().await.unwrap()
+            controller.step(&VpcId::from_random(1)).await.unwrap()
         };
         let known = || {
             let view = db.view();
@@ -290,7 +331,7 @@ mod tests {
         };
 
         // No tap yet, so no answer: it is still coming up.
-        assert_eq!(pass(0).await, Again::After(SOON));
+        assert_eq!(pass(0).await, Requeue::After(SOON));
         assert_eq!(known(), None);
         let there = topology(&db.view(), &host);
         assert_eq!(
@@ -303,12 +344,12 @@ mod tests {
         );
         network.apply(&there).await.unwrap();
         // Woken early, nobody is asked again.
-        assert_eq!(pass(2).await, Again::After(Duration::from_secs(3)));
+        assert_eq!(pass(2).await, Requeue::After(Duration::from_secs(3)));
         assert_eq!(known(), None);
         pass(5).await;
         assert_eq!(known(), Some((true, at(5))));
         let revision = db.view().revision();
-        assert_eq!(pass(20).await, Again::After(Duration::from_secs(15)));
+        assert_eq!(pass(20).await, Requeue::After(Duration::from_secs(15)));
         pass(35).await;
         assert_eq!(
             db.view().revision(),

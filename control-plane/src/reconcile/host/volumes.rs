@@ -1,15 +1,19 @@
 //! Removes the volumes that were deleted.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 
 use crate::{
     model::{HostId, Volume, VolumeId},
-    reconcile::{Again, Controller, cluster::transact},
+    reconcile::{
+        Controller, Requeue, Slots,
+        cluster::transact,
+        queue::{Kind, Wake},
+    },
     storage::StorageHost,
-    store::Db,
+    store::{Changed, Db, View},
 };
 
 /// The volumes of this host that no instance has.
@@ -20,35 +24,67 @@ pub struct VolumeController {
     pub host: HostId,
     /// The volumes.
     pub storage: Arc<dyn StorageHost>,
+    /// What work on them is bounded by.
+    pub slots: Slots,
+}
+
+impl VolumeController {
+    /// Whether there is something to do for it here. One that never had a host has
+    /// no data on any.
+    fn goes(&self, volume: &Volume) -> bool {
+        let here = volume.host.as_ref().is_none_or(|host| *host == self.host);
+        volume.deleting && volume.attachment.is_none() && here
+    }
 }
 
 #[async_trait]
 impl Controller for VolumeController {
+    type Key = VolumeId;
+
     fn name(&self) -> &'static str {
         "volumes"
     }
 
+    /// A slot for the disk is waited for as long as it takes.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(24 * 3600)
+    }
+
+    async fn all(&self) -> anyhow::Result<BTreeSet<VolumeId>> {
+        let view = self.db.view();
+        let going = view.by(Volume::DELETING, "").filter(|v| self.goes(v));
+        Ok(going.map(|volume| volume.id.clone()).collect())
+    }
+
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<VolumeId>> {
+        let volumes = changed.there::<Volume>(view);
+        let going = volumes.filter(|volume| self.goes(volume));
+        going
+            .map(|volume| Wake::Changed(volume.id.clone()))
+            .collect()
+    }
+
     /// First the volume, then its record: what is left by a crash between them is
     /// found again by the record.
-    async fn pass(&self) -> anyhow::Result<Again> {
-        let view = self.db.view();
-        let going: Vec<&VolumeId> = view
-            .by(Volume::DELETING, "")
-            // One that never had a host has no data on any.
-            .filter(|volume| volume.host.as_ref().is_none_or(|host| *host == self.host))
-            .map(|volume| &volume.id)
-            .collect();
-        for id in going {
-            let removed = self.storage.remove_volume(id).await;
-            removed.with_context(|| format!("removing {id}"))?;
-            transact(&self.db, |view, change| {
-                if let Some(volume) = view.find::<Volume>(id) {
-                    change.delete_tagged(volume, id);
-                }
-            })
-            .await?;
+    async fn step(&self, id: &VolumeId) -> anyhow::Result<Requeue> {
+        if !self
+            .db
+            .view()
+            .find::<Volume>(id)
+            .is_some_and(|v| self.goes(v))
+        {
+            return Ok(Requeue::Idle);
         }
-        Ok(Again::Idle)
+        let removed = self.storage.remove_volume(id);
+        let removed = self.slots.run(Kind::Disk, removed).await?;
+        removed.with_context(|| format!("removing {id}"))?;
+        transact(&self.db, |view, change| {
+            if let Some(volume) = view.find::<Volume>(id).filter(|v| self.goes(v)) {
+                change.delete_tagged(volume, id);
+            }
+        })
+        .await?;
+        Ok(Requeue::Idle)
     }
 }
 
@@ -96,9 +132,12 @@ mod tests {
             db: db.clone(),
             host: HostId("here".into()),
             storage: storage.clone(),
+            slots: Slots::wide(1),
         };
         for _ in 0..2 {
-            assert_eq!(controller.pass().await.unwrap(), Again::Idle);
+            for id in controller.all().await.unwrap() {
+                assert_eq!(controller.step(&id).await.unwrap(), Requeue::Idle);
+            }
             let kept = [2, 4].map(VolumeId::from_random);
             assert_eq!(storage.observe().await.unwrap(), kept.clone().into());
             let view = db.view();

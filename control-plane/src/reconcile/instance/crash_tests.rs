@@ -11,16 +11,20 @@ use std::{
 
 use async_trait::async_trait;
 use hearth_vmm_api::Exit;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::{
     compute::{ComputeError, ComputeHost, LaunchSpec, Observed, fake::FakeCompute},
     config::Config,
     model::*,
-    network::{self, NetworkHost, Topology, fake::FakeNetwork},
+    network::{self, HostNet, NetworkHost, Topology, VpcNet, fake::FakeNetwork},
     reconcile::{
-        Again, Clock, Controller, cluster::PlacementController, host::NetworkController,
-        instance::InstanceController, testing,
+        Clock, Requeue, Slots,
+        cluster::PlacementController,
+        host::NetworkController,
+        instance::InstanceController,
+        queue,
+        testing::{self, Pass, Stepper},
     },
     storage::{StorageError, StorageHost, VolumeSpec, fake::FakeStorage},
     store::Db,
@@ -42,15 +46,39 @@ struct Host {
     storage: FakeStorage,
     network: FakeNetwork,
     fuse: Mutex<Fuse>,
+    hangs: Mutex<Option<Hang>>,
+}
+
+/// What never comes back, or always fails.
+#[derive(Debug, PartialEq)]
+enum Hang {
+    Volume(VolumeId),
+    Vmm(InstanceId),
+    Vpc(VpcId),
+    BrokenVpc(VpcId),
 }
 
 impl Host {
+    fn hang(&self, what: Hang) {
+        *self.hangs.lock().unwrap() = Some(what);
+    }
+
+    /// Never comes back if that is what hangs.
+    async fn pass_by(&self, what: Hang) {
+        let hangs = *self.hangs.lock().unwrap() == Some(what);
+        if hangs {
+            std::future::pending().await
+        }
+    }
+
     /// Wraps one changing call. A dead process does nothing more, ever.
     async fn call<T>(&self, call: impl Future<Output = T>) -> T {
         let last = {
             let mut fuse = self.fuse.lock().unwrap();
             fuse.calls += 1;
             match fuse.die_at {
+                // What was done beside the last call.
+                _ if fuse.dead => Some(false),
                 Some((n, after)) if n == fuse.calls => {
                     fuse.dead = true;
                     Some(after)
@@ -72,10 +100,11 @@ impl Host {
 
 #[async_trait]
 impl ComputeHost for Host {
-    async fn observe(
-        &self,
-    ) -> Result<std::collections::BTreeMap<InstanceId, Observed>, ComputeError> {
-        self.compute.observe().await
+    async fn known(&self) -> Result<std::collections::BTreeSet<InstanceId>, ComputeError> {
+        self.compute.known().await
+    }
+    async fn look(&self, id: &InstanceId) -> Result<Option<Observed>, ComputeError> {
+        self.compute.look(id).await
     }
     async fn launch(
         &self,
@@ -97,6 +126,7 @@ impl ComputeHost for Host {
         self.call(self.compute.reset(id)).await
     }
     async fn kill(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.pass_by(Hang::Vmm(id.clone())).await;
         self.call(self.compute.kill(id)).await
     }
     async fn console(&self, id: &InstanceId) -> Result<Vec<u8>, ComputeError> {
@@ -108,7 +138,7 @@ impl ComputeHost for Host {
     async fn purge(&self) -> Result<(), ComputeError> {
         self.compute.purge().await
     }
-    fn exits(&self) -> watch::Receiver<u64> {
+    fn exits(&self) -> broadcast::Receiver<InstanceId> {
         self.compute.exits()
     }
 }
@@ -116,6 +146,7 @@ impl ComputeHost for Host {
 #[async_trait]
 impl StorageHost for Host {
     async fn ensure_volume(&self, volume: &VolumeSpec) -> Result<std::path::PathBuf, StorageError> {
+        self.pass_by(Hang::Volume(volume.id.clone())).await;
         self.call(self.storage.ensure_volume(volume)).await
     }
     async fn remove_volume(&self, id: &VolumeId) -> Result<(), StorageError> {
@@ -134,14 +165,31 @@ impl StorageHost for Host {
 
 #[async_trait]
 impl NetworkHost for Host {
+    async fn known(&self) -> network::Result<std::collections::BTreeSet<VpcId>> {
+        self.network.known().await
+    }
+    async fn apply_vpc(
+        &self,
+        id: &VpcId,
+        desired: Option<&VpcNet>,
+    ) -> network::Result<network::Failed> {
+        self.pass_by(Hang::Vpc(id.clone())).await;
+        if *self.hangs.lock().unwrap() == Some(Hang::BrokenVpc(id.clone())) {
+            return Err(network::Error::host("shaping it", "it is broken"));
+        }
+        self.call(self.network.apply_vpc(id, desired)).await
+    }
+    async fn apply_host(&self, desired: &HostNet) -> network::Result<()> {
+        self.call(self.network.apply_host(desired)).await
+    }
     async fn apply(&self, desired: &Topology) -> network::Result<()> {
         self.call(self.network.apply(desired)).await
     }
     async fn open_tap(&self, eni: &Eni) -> network::Result<std::os::fd::OwnedFd> {
         self.network.open_tap(eni).await
     }
-    async fn answering(&self) -> network::Result<std::collections::BTreeSet<EniId>> {
-        self.network.answering().await
+    async fn answering(&self, vpc: &VpcId) -> network::Result<std::collections::BTreeSet<EniId>> {
+        self.network.answering(vpc).await
     }
     async fn purge(&self) -> network::Result<()> {
         self.network.purge().await
@@ -157,8 +205,12 @@ struct Cloud {
 
 impl Cloud {
     async fn new() -> Self {
+        Self::with(&[1]).await
+    }
+
+    async fn with(instances: &[u8]) -> Self {
         let db = Db::in_memory().await;
-        testing::cloud(&db, &[1], 4).await;
+        testing::cloud(&db, instances, 4).await;
         let now = Arc::new(Mutex::new(samples::time()));
         Self {
             db,
@@ -167,33 +219,47 @@ impl Cloud {
         }
     }
 
-    /// A new process: its controllers know nothing.
-    fn controllers(&self) -> Vec<Box<dyn Controller>> {
+    fn clock(&self) -> Clock {
         let now = Arc::clone(&self.now);
-        let clock: Clock = Arc::new(move || *now.lock().unwrap());
-        let config = Arc::new(Config::for_tests());
-        let network = Arc::new(NetworkController::new(
+        Arc::new(move || *now.lock().unwrap())
+    }
+
+    fn network(&self) -> Arc<NetworkController> {
+        Arc::new(NetworkController::new(
             self.db.clone(),
-            config.host_id.clone(),
+            Config::for_tests().host_id,
             self.host.clone(),
-        ));
-        let shared =
-            NetworkController::new(self.db.clone(), config.host_id.clone(), self.host.clone());
+            Slots::wide(8),
+        ))
+    }
+
+    fn placement(&self) -> PlacementController {
+        PlacementController {
+            db: self.db.clone(),
+            clock: self.clock(),
+        }
+    }
+
+    fn instances(&self, network: Arc<NetworkController>, slots: Slots) -> InstanceController {
+        InstanceController::new(
+            self.db.clone(),
+            Arc::new(Config::for_tests()),
+            self.host.clone(),
+            self.host.clone(),
+            network,
+            slots,
+            self.clock(),
+        )
+    }
+
+    /// A new process: its controllers know nothing.
+    fn controllers(&self) -> Vec<Box<dyn Pass>> {
+        let network = self.network();
+        let instances = self.instances(network.clone(), Slots::wide(8));
         vec![
-            Box::new(PlacementController {
-                db: self.db.clone(),
-                clock: clock.clone(),
-            }),
-            Box::new(InstanceController::new(
-                self.db.clone(),
-                config,
-                self.host.clone(),
-                self.host.clone(),
-                self.host.clone(),
-                network,
-                clock,
-            )),
-            Box::new(shared),
+            Box::new(Stepper::new(Arc::new(self.placement()))),
+            Box::new(Stepper::new(Arc::new(instances))),
+            Box::new(Stepper::new(network)),
         ]
     }
 
@@ -202,10 +268,11 @@ impl Cloud {
     async fn run(&self) -> bool {
         let controllers = self.controllers();
         for _ in 0..1000 {
-            let mut next = Again::Idle;
+            let mut next = Requeue::Idle;
             for controller in &controllers {
-                let mut pass = controller.pass();
-                let again = std::future::poll_fn(|cx| {
+                let now = *self.now.lock().unwrap();
+                let mut pass = controller.pass(now);
+                let requeue = std::future::poll_fn(|cx| {
                     let poll = pass.as_mut().poll(cx);
                     match poll {
                         std::task::Poll::Pending if self.host.fuse.lock().unwrap().dead => {
@@ -215,15 +282,15 @@ impl Cloud {
                     }
                 })
                 .await;
-                match again {
+                match requeue {
                     None => return false,
-                    Some(again) => next = next.min(again.unwrap()),
+                    Some(requeue) => next = next.min(requeue),
                 }
             }
             match next {
-                Again::Idle => return true,
-                Again::Now => {}
-                Again::After(pause) => {
+                Requeue::Idle => return true,
+                Requeue::Now => {}
+                Requeue::After(pause) => {
                     let mut now = self.now.lock().unwrap();
                     *now = now.checked_add(pause).unwrap();
                 }
@@ -527,6 +594,235 @@ async fn a_start_whose_volume_is_lost_makes_no_new_one() {
 }
 
 #[tokio::test]
+async fn a_start_needs_no_image() {
+    let cloud = Cloud::new().await;
+    assert!(cloud.run().await);
+    cloud.act(Act::Stop).await;
+    assert!(cloud.run().await);
+    // The file is gone, and with it the record.
+    cloud
+        .db
+        .transact(|_, change| {
+            change.delete(&samples::image());
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+    cloud.act(Act::Start).await;
+    assert!(cloud.run().await);
+    cloud.check("no image").await;
+    let instance = cloud.instance();
+    assert_eq!(
+        (instance.state, instance.boots),
+        (InstanceState::Running, 2)
+    );
+    let calls = cloud.host.storage.calls();
+    let last = calls.iter().rev().find_map(|call| match call {
+        crate::storage::fake::Call::Ensure(spec) => Some(spec.source.clone()),
+        crate::storage::fake::Call::Remove(_) => None,
+    });
+    assert_eq!(last, Some(None), "nothing was cloned");
+    // A first boot without an image is no boot.
+    let cloud = Cloud::new().await;
+    cloud
+        .db
+        .transact(|_, change| {
+            change.delete(&samples::image());
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+    assert!(cloud.run().await);
+    assert_eq!(cloud.instance().state, InstanceState::Terminated);
+}
+
+#[tokio::test]
+async fn what_went_down_with_its_host_comes_up_with_its_addresses() {
+    for n in 0.. {
+        let cloud = Cloud::new().await;
+        assert!(cloud.run().await);
+        let before = cloud.instance();
+        let address = |cloud: &Cloud| {
+            let view = cloud.db.view();
+            let eni = view.find::<Eni>(&before.enis[0]).unwrap();
+            (eni.private_ip, eni.public_ip)
+        };
+        let addresses = address(&cloud);
+        assert!(addresses.1.is_some());
+        // Power is cut, and the host is there again; and once more while it
+        // starts what it lost.
+        let lost = Observed::HostLost { boot: 1 };
+        cloud.host.compute.place(before.id.clone(), lost);
+        cloud.host.network.purge().await.unwrap();
+        cloud.arm((n > 0).then_some((n, true)));
+        let lived = cloud.run().await;
+        cloud.arm(None);
+        assert!(cloud.run().await);
+        cloud
+            .check(&format!("lost with its host, again at {n}"))
+            .await;
+        let after = cloud.instance();
+        assert_eq!((after.state, after.boots), (InstanceState::Running, 2));
+        assert_eq!(address(&cloud), addresses);
+        if n > 0 && lived {
+            break;
+        }
+    }
+}
+
+/// The queues, as `hearth serve` runs them.
+struct Served {
+    _shutdown: watch::Sender<bool>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Cloud {
+    fn serve(&self, slots: Slots) -> Served {
+        let (shutdown, receiver) = watch::channel(false);
+        let network = self.network();
+        let instances = Arc::new(self.instances(network.clone(), slots));
+        let placement = Arc::new(self.placement());
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(queue::run(placement, self.db.clone(), receiver.clone()));
+        tasks.spawn(queue::run(network, self.db.clone(), receiver.clone()));
+        tasks.spawn(queue::run(instances, self.db.clone(), receiver));
+        Served {
+            _shutdown: shutdown,
+            tasks,
+        }
+    }
+
+    fn state(&self, n: u8) -> InstanceState {
+        let view = self.db.view();
+        let id = InstanceId::from_random(n.into());
+        view.find::<Instance>(&id).unwrap().state
+    }
+
+    /// Waits until instance `n` is in this state.
+    async fn reach(&self, n: u8, state: InstanceState) {
+        let mut view = self.db.changed();
+        let deadline = Duration::from_secs(20);
+        let reached = view.wait_for(|view| {
+            let id = InstanceId::from_random(n.into());
+            view.find::<Instance>(&id).is_some_and(|i| i.state == state)
+        });
+        let reached = tokio::time::timeout(deadline, reached).await.is_ok();
+        assert!(
+            reached,
+            "instance {n} is {:?}, not {state:?}",
+            self.state(n)
+        );
+    }
+
+    async fn stop(&self, n: u8) {
+        self.db
+            .transact(|view, change| {
+                let id = InstanceId::from_random(n.into());
+                let mut instance = view.find::<Instance>(&id).unwrap().clone();
+                instance.intent = Intent::ForceStop;
+                instance.state = InstanceState::Stopping;
+                change.put(&instance);
+                Ok::<_, ()>(())
+            })
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_that_hangs_for_one_holds_up_no_other() {
+    let cloud = Cloud::with(&[1, 2, 3]).await;
+    let stuck = VolumeId::from_random(2);
+    cloud.host.hang(Hang::Volume(stuck));
+    let served = cloud.serve(Slots::wide(2));
+    cloud.reach(1, InstanceState::Running).await;
+    cloud.reach(3, InstanceState::Running).await;
+    cloud.stop(1).await;
+    cloud.reach(1, InstanceState::Stopped).await;
+    assert_eq!(cloud.state(2), InstanceState::Pending);
+    drop(served.tasks);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_socket_that_hangs_holds_up_no_other() {
+    let cloud = Cloud::with(&[1, 2, 3]).await;
+    let mut served = cloud.serve(Slots::wide(2));
+    for n in 1..=3 {
+        cloud.reach(n, InstanceState::Running).await;
+    }
+    cloud.host.hang(Hang::Vmm(InstanceId::from_random(2)));
+    cloud.stop(2).await;
+    tokio::task::yield_now().await;
+    cloud.stop(1).await;
+    cloud.stop(3).await;
+    cloud.reach(1, InstanceState::Stopped).await;
+    cloud.reach(3, InstanceState::Stopped).await;
+    assert_eq!(cloud.state(2), InstanceState::Stopping);
+    // When it no longer hangs, its next try comes without anybody's help.
+    *cloud.host.hangs.lock().unwrap() = None;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    cloud.reach(2, InstanceState::Stopped).await;
+    assert!(served.tasks.try_join_next().is_none(), "all queues run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_vpc_is_no_matter_of_a_healthy_one() {
+    for hangs in [false, true] {
+        let cloud = Cloud::with(&[1, 2, 3]).await;
+        // Instance 2 is in a VPC of its own.
+        let other = VpcId::from_random(2);
+        cloud
+            .db
+            .transact(|view, change| {
+                let vpc = view.find::<Vpc>(&VpcId::from_random(1)).unwrap();
+                change.put(&Vpc {
+                    id: other.clone(),
+                    ..vpc.clone()
+                });
+                let id = InstanceId::from_random(2);
+                let instance = view.find::<Instance>(&id).unwrap();
+                change.put(&Instance {
+                    vpc: other.clone(),
+                    ..instance.clone()
+                });
+                let eni = view.find::<Eni>(&EniId::from_random(2)).unwrap();
+                change.put(&Eni {
+                    vpc: other.clone(),
+                    ..eni.clone()
+                });
+                Ok::<_, ()>(())
+            })
+            .await
+            .unwrap();
+        cloud.host.hang(if hangs {
+            Hang::Vpc(other)
+        } else {
+            Hang::BrokenVpc(other)
+        });
+        let served = cloud.serve(Slots::wide(2));
+        cloud.reach(1, InstanceState::Running).await;
+        cloud.reach(3, InstanceState::Running).await;
+        if hangs {
+            assert_eq!(cloud.state(2), InstanceState::Pending);
+        } else {
+            // It fails for good, and alone.
+            let mut views = cloud.db.changed();
+            let ended = tokio::time::timeout(
+                Duration::from_secs(600),
+                views.wait_for(|view| {
+                    let id = InstanceId::from_random(2);
+                    view.find::<Instance>(&id).unwrap().state == InstanceState::Terminated
+                }),
+            );
+            ended.await.unwrap().unwrap();
+            let states = [cloud.state(1), cloud.state(3)];
+            assert_eq!(states, [InstanceState::Running; 2]);
+        }
+        drop(served.tasks);
+    }
+}
+
+#[tokio::test]
 async fn a_stray_vmm_is_removed() {
     let cloud = Cloud::new().await;
     assert!(cloud.run().await);
@@ -537,4 +833,28 @@ async fn a_stray_vmm_is_removed() {
         .place(stray, Observed::Running { pid: 5, boot: 1 });
     assert!(cloud.run().await);
     cloud.check("stray").await;
+}
+
+#[tokio::test]
+async fn a_vmm_whose_record_may_be_unreadable_stays() {
+    let cloud = Cloud::new().await;
+    assert!(cloud.run().await);
+    let stray = InstanceId::from_random(99);
+    let up = Observed::Running { pid: 5, boot: 1 };
+    let put = crate::store::Op::Put {
+        key: samples::instance(99).key(),
+        value: b"{}".to_vec(),
+        lease: None,
+    };
+    let txn = crate::store::Txn {
+        compares: vec![],
+        ops: vec![put],
+    };
+    cloud.db.store().commit(txn).await.unwrap();
+    let mut views = cloud.db.changed();
+    let unreadable = views.wait_for(|view| view.has_unreadable::<Instance>());
+    drop(unreadable.await.unwrap());
+    cloud.host.compute.place(stray.clone(), up.clone());
+    assert!(cloud.run().await);
+    assert_eq!(cloud.host.compute.look(&stray).await.unwrap(), Some(up));
 }

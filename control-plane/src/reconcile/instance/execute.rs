@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -10,12 +11,12 @@ use std::{
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures_util::{TryFutureExt as _, future::try_join};
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::broadcast;
 
 use super::{
-    plan::{Facts, Step, Transition, plan},
+    plan::{Facts, Step, plan},
     record,
 };
 use crate::{
@@ -24,33 +25,35 @@ use crate::{
     },
     config::Config,
     images,
-    model::{Image, Instance, InstanceId, InstanceState, InstanceType, StateReason, VolumeId},
-    network::NetworkHost,
-    reconcile::{Again, Clock, Controller, host::NetworkController},
+    model::{
+        BootMethod, Image, Instance, InstanceId, InstanceState, InstanceType, StateReason, Volume,
+    },
+    reconcile::{
+        Clock, Controller, Requeue, Slots,
+        host::NetworkController,
+        queue::{Kind, Wake},
+    },
     storage::{Source, StorageHost, VolumeSpec},
-    store::{Db, Revision, TransactError, View},
+    store::{Changed, Db, Revision, TransactError, View},
 };
 
-/// How many instances are worked on at once.
-const AT_ONCE: usize = 8;
+/// How many instances are stepped at once: most of them wait for their slots.
+const AT_ONCE: usize = 4096;
 /// How often a launch is tried while the host is what fails.
 const LAUNCHES: u32 = 5;
-/// The pause after a first failed step; it doubles with each further one.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The MTU of an instance's interface, in bytes.
 const MTU: u16 = 1500;
 
-/// What the controller remembers of an instance between passes; losing it does
+/// What the controller remembers of an instance between steps; losing it does
 /// no harm.
 #[derive(Debug, Clone, Default)]
 struct Memory {
     /// When the power button was last pressed.
     pressed: Option<Timestamp>,
-    /// How many steps have failed in a row.
+    /// When its VMM was first seen to have ended.
+    ended: Option<Timestamp>,
+    /// How many launches have failed in a row.
     failures: u32,
-    /// Before when nothing is tried.
-    not_before: Option<Timestamp>,
     /// Why the launch has failed for good.
     failed: Option<StateReason>,
     /// The record's revision that this is about: a call that changes the record
@@ -83,9 +86,9 @@ pub struct InstanceController {
     /// The volumes.
     pub storage: Arc<dyn StorageHost>,
     /// The taps.
-    pub taps: Arc<dyn NetworkHost>,
-    /// Whoever makes them.
     pub network: Arc<NetworkController>,
+    /// What the work on the host is bounded by.
+    pub slots: Slots,
     /// The time.
     pub clock: Clock,
     memory: Mutex<BTreeMap<InstanceId, Memory>>,
@@ -93,51 +96,64 @@ pub struct InstanceController {
 
 #[async_trait]
 impl Controller for InstanceController {
+    type Key = InstanceId;
+
     fn name(&self) -> &'static str {
         "instances"
     }
 
-    fn events(&self) -> Option<watch::Receiver<u64>> {
+    /// Each piece of its work has a deadline of its own, by its kind; slots are
+    /// waited for as long as it takes.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(24 * 3600)
+    }
+
+    fn at_once(&self) -> usize {
+        AT_ONCE
+    }
+
+    async fn all(&self) -> anyhow::Result<BTreeSet<InstanceId>> {
+        let known = self.slots.run(Kind::Look, self.compute.known()).await?;
+        let mut all = known.context("looking for VMMs")?;
+        let view = self.db.view();
+        let mine = view.by(Instance::BY_HOST, &self.config.host_id.0);
+        all.extend(mine.map(|i| i.id.clone()));
+        Ok(all)
+    }
+
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<InstanceId>> {
+        let ids = changed.of::<Instance>(view).filter_map(|i| match i {
+            Ok(instance) => self.is_mine(instance).then(|| instance.id.clone()),
+            Err(gone) => gone.parse().ok(),
+        });
+        ids.map(Wake::Changed).collect()
+    }
+
+    fn events(&self) -> Option<broadcast::Receiver<InstanceId>> {
         Some(self.compute.exits())
     }
 
-    async fn pass(&self) -> anyhow::Result<Again> {
-        let observed = self.compute.observe().await.context("looking for VMMs")?;
-        let volumes = self
-            .storage
-            .observe()
-            .await
-            .context("looking for volumes")?;
+    async fn step(&self, id: &InstanceId) -> anyhow::Result<Requeue> {
+        let look = self.slots.run(Kind::Look, self.compute.look(id)).await?;
+        let observed = look.context("looking for its VMM")?;
         // After looking: what the view says is then at least as new, and no VMM
         // of a younger record can be taken for a stray.
         let view = self.db.view();
-        let mine: Vec<&Instance> = view.by(Instance::BY_HOST, &self.config.host_id.0).collect();
-        self.memory()
-            .retain(|id, _| view.find::<Instance>(id).is_some());
-
-        let steps: Vec<BoxFuture<'_, Again>> = mine
-            .iter()
-            .map(|instance| {
-                self.step(&view, instance, observed.get(&instance.id), &volumes)
-                    .boxed()
-            })
-            .collect();
-        let lives: Vec<Again> = stream::iter(steps)
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-
-        let mut again = lives.into_iter().min().unwrap_or(Again::Idle);
-        let known: BTreeSet<&InstanceId> = mine.iter().map(|i| &i.id).collect();
-        for stray in observed.keys().filter(|id| !known.contains(id)) {
-            tracing::warn!(instance = %stray, "there is a VMM that no record knows, removing it");
-            self.compute
-                .forget(stray)
-                .await
-                .context("removing a stray VMM")?;
-            again = Again::Now;
+        match view.find::<Instance>(id).filter(|i| self.is_mine(i)) {
+            Some(instance) => self.live(&view, instance, observed.as_ref()).await,
+            None => {
+                self.memory().remove(id);
+                if observed.is_some() && view.has_unreadable::<Instance>() {
+                    tracing::warn!(instance = %id, "there is a VMM whose record may be unreadable");
+                } else if observed.is_some() {
+                    tracing::warn!(instance = %id, "there is a VMM that no record knows, removing it");
+                    let forget = self.compute.forget(id);
+                    let forget = self.slots.run(Kind::Control, forget).await?;
+                    forget.context("removing a stray VMM")?;
+                }
+                Ok(Requeue::Idle)
+            }
         }
-        Ok(again)
     }
 }
 
@@ -148,8 +164,8 @@ impl InstanceController {
         config: Arc<Config>,
         compute: Arc<dyn ComputeHost>,
         storage: Arc<dyn StorageHost>,
-        taps: Arc<dyn NetworkHost>,
         network: Arc<NetworkController>,
+        slots: Slots,
         clock: Clock,
     ) -> Self {
         Self {
@@ -157,8 +173,8 @@ impl InstanceController {
             config,
             compute,
             storage,
-            taps,
             network,
+            slots,
             clock,
             memory: Mutex::default(),
         }
@@ -173,65 +189,77 @@ impl InstanceController {
         change(self.memory().entry(id.clone()).or_default());
     }
 
+    fn is_mine(&self, instance: &Instance) -> bool {
+        instance.host.as_ref() == Some(&self.config.host_id)
+    }
+
     /// Plans and carries out one step of one instance's life.
-    async fn step(
+    async fn live(
         &self,
         view: &View,
         instance: &Instance,
         observed: Option<&Observed>,
-        volumes: &BTreeSet<VolumeId>,
-    ) -> Again {
+    ) -> anyhow::Result<Requeue> {
         let now = (self.clock)();
+        let id = &instance.id;
         let revision = view.modified(instance).unwrap_or_default();
         let memory = {
             let mut all = self.memory();
-            let memory = all.entry(instance.id.clone()).or_default();
+            let memory = all.entry(id.clone()).or_default();
             if memory.revision != revision {
                 *memory = Memory {
                     revision,
                     ..Memory::default()
                 };
             }
+            match observed {
+                Some(Observed::Exited { .. }) => drop(memory.ended.get_or_insert(now)),
+                _ => memory.ended = None,
+            }
             memory.clone()
         };
-        if let Some(pause) = memory
-            .not_before
-            .and_then(|t| Duration::try_from(t - now).ok())
-            && !pause.is_zero()
-        {
-            return Again::After(pause);
-        }
-        let resets = match self.resets(instance, observed).await {
-            Ok(resets) => resets,
-            Err(error) => return self.note_failure(&instance.id, &Step::Nothing, error, now),
-        };
+        let resets = self.resets(instance, observed).await?;
         let facts = Facts {
             now,
             resets,
             observed,
-            volumes: record::volumes(view, instance)
-                .any(|v| record::goes_with(v) && volumes.contains(&v.id)),
+            volumes: self.has_volumes(view, instance).await?,
             pressed: memory.pressed,
+            ended: memory.ended,
             failed: memory.failed.as_ref(),
             stop_grace: self.config.stop_grace,
             terminate_grace: self.config.terminate_grace,
+            restart_lost: self.config.restart_lost,
         };
         let step = plan(instance, &facts);
         match step {
-            Step::Nothing => return Again::Idle,
-            Step::Wait(pause) => return Again::After(pause),
-            _ => tracing::info!(instance = %instance.id, step = ?step, "instance"),
+            Step::Nothing => return Ok(Requeue::Idle),
+            Step::Wait(pause) => return Ok(Requeue::After(pause)),
+            _ => tracing::info!(instance = %id, step = ?step, "instance"),
         }
         match self.execute(view, instance, revision, &step, now).await {
             Ok(()) => {
-                self.remember(&instance.id, |m| {
-                    m.failures = 0;
-                    m.not_before = None;
-                });
-                Again::Now
+                self.remember(id, |m| m.failures = 0);
+                Ok(Requeue::Now)
             }
-            Err(error) => self.note_failure(&instance.id, &step, error, now),
+            Err(error) => self.note_failure(id, &step, error),
         }
+    }
+
+    /// Whether a volume that goes with it is still there; not asked before it
+    /// matters.
+    async fn has_volumes(&self, view: &View, instance: &Instance) -> anyhow::Result<bool> {
+        if instance.state != InstanceState::ShuttingDown {
+            return Ok(false);
+        }
+        for volume in record::volumes(view, instance).filter(|v| record::goes_with(v)) {
+            let holds = self.storage.holds(&volume.id);
+            let holds = self.slots.run(Kind::Look, holds).await?;
+            if holds.context("looking for a volume")? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// How often the VMM was reset, if a reboot is to be done and it can be asked.
@@ -239,55 +267,53 @@ impl InstanceController {
         &self,
         instance: &Instance,
         observed: Option<&Observed>,
-    ) -> Result<Option<u64>, LaunchError> {
+    ) -> anyhow::Result<Option<u64>> {
         if instance.state != InstanceState::Running
             || instance.reboots_asked == instance.reboots_done
             || !matches!(observed, Some(Observed::Running { .. }))
         {
             return Ok(None);
         }
-        match self.compute.resets(&instance.id).await {
+        let asked = self.compute.resets(&instance.id);
+        match self.slots.run(Kind::Control, asked).await? {
             Ok(resets) => Ok(Some(resets)),
             Err(ComputeError::NotRunning(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Decides when a failed step is tried again.
+    /// Decides whether a failed step is tried again.
     fn note_failure(
         &self,
         id: &InstanceId,
         step: &Step,
         error: LaunchError,
-        now: Timestamp,
-    ) -> Again {
+    ) -> anyhow::Result<Requeue> {
         let mut all = self.memory();
         let memory = all.entry(id.clone()).or_default();
-        memory.failures += 1;
         match error {
             LaunchError::Final(reason) => {
                 tracing::warn!(instance = %id, reason = reason.message, "launch failed");
                 memory.failed = Some(reason);
-                return Again::Now;
+                Ok(Requeue::Now)
             }
-            LaunchError::Passing(error) => {
+            LaunchError::Passing(error) if *step == Step::Launch => {
+                memory.failures += 1;
+                if memory.failures < LAUNCHES {
+                    return Err(error.context("launching"));
+                }
+                // The caller learns that it was the host; the log, what it was.
                 tracing::warn!(
                     instance = %id,
-                    step = ?step,
                     failures = memory.failures,
                     error = format!("{error:#}"),
-                    "step failed"
+                    "launch failed"
                 );
-                // The caller learns that it was the host; the log, what it was.
-                if *step == Step::Launch && memory.failures >= LAUNCHES {
-                    memory.failed = Some(StateReason::internal_error("Internal error on launch"));
-                    return Again::Now;
-                }
+                memory.failed = Some(StateReason::internal_error("Internal error on launch"));
+                Ok(Requeue::Now)
             }
+            LaunchError::Passing(error) => Err(error),
         }
-        let pause = PAUSE_MAX.min(PAUSE_MIN * 2u32.pow(memory.failures.min(7) - 1));
-        memory.not_before = now.checked_add(pause).ok();
-        Again::After(pause)
     }
 
     async fn execute(
@@ -302,30 +328,39 @@ impl InstanceController {
         match step {
             Step::Nothing | Step::Wait(_) => {}
             Step::Launch => self.launch(view, instance).await?,
-            Step::Reset => self.compute.reset(id).await.context("resetting the VMM")?,
+            Step::Reset => {
+                let reset = self.slots.run(Kind::Control, self.compute.reset(id));
+                reset.await?.context("resetting the VMM")?;
+            }
             Step::PressButton | Step::AskToReboot(_) => {
                 self.remember(id, |m| m.pressed = Some(now));
-                let pressed = match step {
-                    Step::AskToReboot(resets) => self.compute.reboot(id, *resets).await,
-                    _ => self.compute.power_button(id).await,
-                };
-                match pressed {
-                    // It went down by itself in the meantime.
-                    Ok(()) | Err(ComputeError::NotRunning(_)) => {}
-                    Err(error) => {
-                        // A VMM that can't be asked can still be forced when its time is over.
-                        tracing::warn!(instance = %id, %error, "the power button is stuck");
+                let press = async {
+                    match step {
+                        Step::AskToReboot(resets) => self.compute.reboot(id, *resets).await,
+                        _ => self.compute.power_button(id).await,
                     }
+                };
+                match self.slots.run(Kind::Control, press).await {
+                    // It went down by itself in the meantime.
+                    Ok(Ok(()) | Err(ComputeError::NotRunning(_))) => {}
+                    // A VMM that can't be asked can still be forced when its time is over.
+                    Ok(Err(error)) => stuck(id, &error),
+                    Err(late) => stuck(id, &late),
                 }
             }
-            Step::Kill => self.compute.kill(id).await.context("killing the VMM")?,
-            Step::Forget => self.compute.forget(id).await.context("removing the VMM")?,
+            Step::Kill => {
+                let kill = self.slots.run(Kind::Control, self.compute.kill(id));
+                kill.await?.context("killing the VMM")?;
+            }
+            Step::Forget => {
+                let forget = self.slots.run(Kind::Control, self.compute.forget(id));
+                forget.await?.context("removing the VMM")?;
+            }
             Step::RemoveVolumes => {
                 for volume in record::volumes(view, instance).filter(|v| record::goes_with(v)) {
-                    self.storage
-                        .remove_volume(&volume.id)
-                        .await
-                        .context("removing a volume")?;
+                    let remove = self.storage.remove_volume(&volume.id);
+                    let remove = self.slots.run(Kind::Disk, remove).await?;
+                    remove.context("removing a volume")?;
                 }
             }
             Step::Record(transition) => {
@@ -333,9 +368,6 @@ impl InstanceController {
                     record::apply(view, change, instance, transition, now);
                 })
                 .await?;
-                if *transition == Transition::Terminated {
-                    self.network.ensure().await.context("removing its taps")?;
-                }
             }
         }
         Ok(())
@@ -366,52 +398,38 @@ impl InstanceController {
             })
     }
 
+    /// Network and disk side by side, then the VMM.
     async fn launch(&self, view: &View, instance: &Instance) -> Result<(), LaunchError> {
         let lost = |what: &str| LaunchError::Final(StateReason::internal_error(what));
-        let image = view
-            .at(&instance.scope)
-            .visible::<Image>(&instance.image)
-            .ok_or_else(|| lost("Its image is gone"))?;
         let kind = InstanceType::find(&instance.instance_type)
             .ok_or_else(|| lost("Its instance type is gone"))?;
+        let boot_method = boot_method(view, instance).ok_or_else(|| lost("Its image is gone"))?;
         let trace = Trace::of(instance.launched_at);
         trace.mark("placed and picked up");
-        let root = self.root_volume(view, instance, image).await?;
-        trace.mark("root volume there");
-        self.network.ensure().await.context("making its taps")?;
-        let mut nics = Vec::new();
-        let mut taps = Vec::new();
-        for eni in record::interfaces(view, instance) {
-            taps.push(self.taps.open_tap(eni).await.context("opening a tap")?);
-            nics.push(NicSpec {
-                eni: eni.id.clone(),
-                mac: eni.mac,
-                mtu: MTU,
-            });
-        }
-        trace.mark("network there");
+        let ((root, source), (nics, taps)) = try_join(
+            self.root_volume(view, instance),
+            self.interfaces(view, instance),
+        )
+        .await?;
+        trace.mark("root volume and network there");
         let spec = LaunchSpec {
             instance: instance.id.clone(),
             boot: instance.boots,
             instance_type: instance.instance_type.clone(),
             vcpus: kind.vcpus,
             memory_mib: kind.memory_mib,
-            boot_method: image.manifest.boot.clone(),
+            boot_method,
             disks: vec![DiskSpec {
                 volume: instance.root_volume.clone(),
                 path: root,
                 read_only: false,
             }],
             nics,
-            clone_of: (instance.boots == 1).then(|| {
-                Box::new(CloneOf {
-                    image: image.id.clone(),
-                    path: images::disk_path(&self.config.images_dir, image),
-                })
-            }),
+            clone_of: source.map(|Source { image, path }| Box::new(CloneOf { image, path })),
             trace,
         };
-        match self.compute.launch(&spec, taps).await {
+        let launch = self.compute.launch(&spec, taps);
+        match self.slots.run(Kind::Launch, launch).await? {
             Ok(()) => Ok(()),
             Err(ComputeError::Unbootable(why)) => {
                 Err(LaunchError::Final(StateReason::client_error(&why)))
@@ -424,40 +442,81 @@ impl InstanceController {
         }
     }
 
+    /// Its interfaces with their taps, made and open.
+    async fn interfaces(
+        &self,
+        view: &View,
+        instance: &Instance,
+    ) -> Result<(Vec<NicSpec>, Vec<OwnedFd>), LaunchError> {
+        let mut nics = Vec::new();
+        let mut taps = Vec::new();
+        for eni in record::interfaces(view, instance) {
+            let tap = self.network.tap(eni).await;
+            taps.push(tap.context("making a tap")?);
+            nics.push(NicSpec {
+                eni: eni.id.clone(),
+                mac: eni.mac,
+                mtu: MTU,
+            });
+        }
+        Ok((nics, taps))
+    }
+
     /// The root volume's file: a clone of the image at the first boot. Later it
-    /// must be there, for a new clone would pass for the user's data.
+    /// must be there, for a new clone would pass for the user's data; its image is
+    /// not needed any more then.
     async fn root_volume(
         &self,
         view: &View,
         instance: &Instance,
-        image: &Image,
-    ) -> Result<PathBuf, LaunchError> {
-        let lost = || LaunchError::Final(StateReason::internal_error("Its root volume is lost"));
-        let volume = record::volumes(view, instance)
-            .find(|v| v.id == instance.root_volume)
-            .ok_or_else(lost)?;
-        if instance.boots > 1 {
-            let there = self
-                .storage
-                .observe()
-                .await
-                .context("looking for volumes")?;
-            if !there.contains(&volume.id) {
-                return Err(lost());
+    ) -> Result<(PathBuf, Option<Source>), LaunchError> {
+        let lost = |what: &str| LaunchError::Final(StateReason::internal_error(what));
+        let own = view.at(&instance.scope);
+        let volume = own
+            .get::<Volume>(&instance.root_volume)
+            .filter(|v| {
+                v.attachment
+                    .as_ref()
+                    .is_some_and(|a| a.instance == instance.id)
+            })
+            .ok_or_else(|| lost("Its root volume is lost"))?;
+        let source = if instance.boots > 1 {
+            let holds = self.slots.run(Kind::Look, self.storage.holds(&volume.id));
+            if !holds.await?.context("looking for its root volume")? {
+                return Err(lost("Its root volume is lost"));
             }
-        }
+            None
+        } else {
+            let image = own
+                .visible::<Image>(&instance.image)
+                .ok_or_else(|| lost("Its image is gone"))?;
+            Some(Source {
+                image: image.id.clone(),
+                path: images::disk_path(&self.config.images_dir, image),
+            })
+        };
         let spec = VolumeSpec {
             id: volume.id.clone(),
             size_bytes: u64::from(volume.size_gib) << 30,
-            source: Some(Source {
-                image: image.id.clone(),
-                path: images::disk_path(&self.config.images_dir, image),
-            }),
+            source,
         };
-        Ok(self
+        let made = self
             .storage
             .ensure_volume(&spec)
-            .await
-            .context("making its root volume")?)
+            .map_err(anyhow::Error::from);
+        let made = self.slots.run(Kind::Disk, made).await?;
+        Ok((made.context("making its root volume")?, spec.source))
     }
+}
+
+/// How it boots: as its image said when it was launched.
+fn boot_method(view: &View, instance: &Instance) -> Option<BootMethod> {
+    let own = view.at(&instance.scope);
+    let image = || own.visible::<Image>(&instance.image);
+    let boot = instance.boot.as_ref();
+    boot.or_else(|| image().map(|i| &i.manifest.boot)).cloned()
+}
+
+fn stuck(id: &InstanceId, error: &dyn std::error::Error) {
+    tracing::warn!(instance = %id, %error, "the power button is stuck");
 }

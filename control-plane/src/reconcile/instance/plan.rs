@@ -27,6 +27,9 @@ use crate::{
 
 /// How long after one press of the power button the next one comes.
 const PRESS_AGAIN: Duration = Duration::from_secs(10);
+/// How long nobody is told of a VMM that an operator of the host ended: a host
+/// that shuts down ends all of them, and starts them again.
+const GOING_DOWN: Duration = Duration::from_secs(10);
 /// How often is looked whether a reboot is done: nothing tells.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -43,12 +46,16 @@ pub struct Facts<'a> {
     pub resets: Option<u64>,
     /// When its power button was last pressed since it began to go down.
     pub pressed: Option<Timestamp>,
+    /// When its VMM was first seen to have ended.
+    pub ended: Option<Timestamp>,
     /// Why its launch has failed for good.
     pub failed: Option<&'a StateReason>,
     /// How long it has to power down when stopped.
     pub stop_grace: Duration,
     /// The same when terminated.
     pub terminate_grace: Duration,
+    /// Whether an instance that went down with its host is started again.
+    pub restart_lost: bool,
 }
 
 /// The next step.
@@ -90,6 +97,8 @@ pub enum Transition {
     Rebooted,
     /// It stopped; the reason, when it is another than the one it went down for.
     Stopped(Option<StateReason>),
+    /// It went down with its host, and is to be started again.
+    Lost,
     /// It goes to be terminated, for this reason and not by a call.
     ShuttingDown(StateReason),
     /// Nothing is left of it.
@@ -132,11 +141,15 @@ fn starting(instance: &Instance, facts: &Facts<'_>) -> Step {
         // One of an earlier boot must not be taken for this one.
         Some(Observed::Running { .. }) => Step::Kill,
         // It ran, and ended before that was written down.
-        Some(Observed::Exited { boot, exit }) if *boot == instance.boots => ended(instance, exit),
-        Some(Observed::Exited { .. } | Observed::Incomplete) | None => match facts.failed {
-            None => Step::Launch,
-            Some(reason) => Step::Record(launch_failed(instance, reason)),
-        },
+        Some(Observed::Exited { boot, exit }) if *boot == instance.boots => {
+            ended(instance, exit, facts)
+        }
+        Some(Observed::Exited { .. } | Observed::HostLost { .. } | Observed::Incomplete) | None => {
+            match facts.failed {
+                None => Step::Launch,
+                Some(reason) => Step::Record(launch_failed(instance, reason)),
+            }
+        }
     }
 }
 
@@ -160,8 +173,13 @@ fn running(instance: &Instance, facts: &Facts<'_>) -> Step {
             }
         }
         Some(Observed::Running { .. }) => Step::Kill,
-        Some(Observed::Exited { boot, exit }) if *boot == instance.boots => ended(instance, exit),
-        Some(Observed::Exited { .. } | Observed::Incomplete) | None => {
+        Some(Observed::Exited { boot, exit }) if *boot == instance.boots => {
+            ended(instance, exit, facts)
+        }
+        Some(Observed::HostLost { boot }) if *boot == instance.boots && facts.restart_lost => {
+            Step::Record(Transition::Lost)
+        }
+        Some(Observed::Exited { .. } | Observed::HostLost { .. } | Observed::Incomplete) | None => {
             let reason = StateReason::internal_error("The instance was lost with its host");
             Step::Record(Transition::Stopped(Some(reason)))
         }
@@ -188,7 +206,15 @@ fn rebooting(instance: &Instance, facts: &Facts<'_>) -> Step {
 }
 
 /// The VMM ended, and nobody had asked the instance to go down.
-fn ended(instance: &Instance, exit: &Exit) -> Step {
+fn ended(instance: &Instance, exit: &Exit, facts: &Facts<'_>) -> Step {
+    if *exit == Exit::Stopped && facts.restart_lost {
+        let ago = facts
+            .ended
+            .map_or(Duration::ZERO, |at| elapsed(at, facts.now));
+        if ago < GOING_DOWN {
+            return Step::Wait(GOING_DOWN - ago);
+        }
+    }
     Step::Record(match exit {
         Exit::GuestPowerOff => match instance.on_shutdown {
             ShutdownBehavior::Stop => Transition::Stopped(Some(StateReason::instance_initiated())),
@@ -260,6 +286,8 @@ mod tests {
             volumes: false,
             resets: None,
             pressed: None,
+            ended: None,
+            restart_lost: false,
             failed: None,
             stop_grace: Duration::from_secs(120),
             terminate_grace: Duration::from_secs(30),
@@ -352,6 +380,68 @@ mod tests {
             ),
         ] {
             assert_eq!(plan(instance, &facts(&observed)), step, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn what_went_down_with_its_host_comes_up_again_if_that_is_set() {
+        let instance = in_state(InstanceState::Running, Intent::Run);
+        let lost = |boot| Some(Observed::HostLost { boot });
+        let reason = StateReason::internal_error("The instance was lost with its host");
+        let restart = Step::Record(Transition::Lost);
+        for (observed, restart_lost, step) in [
+            (lost(1), true, restart),
+            (lost(1), false, stopped(reason.clone())),
+            // What is there of another boot says nothing, nor does nothing.
+            (lost(0), true, stopped(reason.clone())),
+            (NOTHING, true, stopped(reason)),
+        ] {
+            let facts = Facts {
+                restart_lost,
+                ..facts(&observed)
+            };
+            assert_eq!(plan(&instance, &facts), step, "{observed:?}");
+        }
+        // One that was coming up goes on, one that was going down is down.
+        for (state, intent, step) in [
+            (InstanceState::Pending, Intent::Run, Step::Launch),
+            (
+                InstanceState::Stopping,
+                Intent::Stop,
+                Step::Record(Transition::Stopped(None)),
+            ),
+            (InstanceState::ShuttingDown, Intent::Terminate, Step::Forget),
+            (InstanceState::Stopped, Intent::Stop, Step::Nothing),
+        ] {
+            let observed = lost(1);
+            let facts = Facts {
+                restart_lost: true,
+                ..facts(&observed)
+            };
+            assert_eq!(plan(&in_state(state, intent), &facts), step, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_vmm_ended_by_an_operator_may_be_the_host_going_down() {
+        let instance = in_state(InstanceState::Running, Intent::Run);
+        let observed = off(1, Exit::Stopped);
+        let by_operator = stopped(StateReason::internal_error(
+            "The instance was stopped by an operator of its host",
+        ));
+        let at = |s: i64| samples::time() + jiff::SignedDuration::from_secs(s);
+        for (ended, now, step) in [
+            (None, 0, Step::Wait(GOING_DOWN)),
+            (Some(0), 4, Step::Wait(GOING_DOWN - Duration::from_secs(4))),
+            (Some(0), 10, by_operator),
+        ] {
+            let facts = Facts {
+                now: at(now),
+                ended: ended.map(at),
+                restart_lost: true,
+                ..facts(&observed)
+            };
+            assert_eq!(plan(&instance, &facts), step, "{ended:?} {now}");
         }
     }
 

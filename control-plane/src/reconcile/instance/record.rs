@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::plan::Transition;
 use crate::{
     model::{
-        Eni, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, Reachability, Reboot,
-        StateReason, Volume,
+        Eni, Image, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, Reachability,
+        Reboot, StateReason, Volume,
     },
     store::{Change, View},
 };
@@ -23,7 +23,7 @@ pub fn apply(
     now: Timestamp,
 ) {
     match transition {
-        Transition::Running => running(change, instance, now),
+        Transition::Running => running(view, change, instance, now),
         Transition::Rebooting { resets } => change.put(&Instance {
             reboot: Some(Reboot {
                 since: now,
@@ -35,6 +35,11 @@ pub fn apply(
             reboots_done: instance.reboots_asked,
             reboot: None,
             ..instance.clone()
+        }),
+        // As StartInstances does, but that it never lost its public address.
+        Transition::Lost => change.put(&Instance {
+            boots: instance.boots.saturating_add(1),
+            ..enter(instance, InstanceState::Pending, now)
         }),
         Transition::Stopped(reason) => stopped(view, change, instance, reason.as_ref(), now),
         Transition::ShuttingDown(reason) => shutting_down(change, instance, reason, now),
@@ -52,8 +57,14 @@ fn enter(instance: &Instance, state: InstanceState, now: Timestamp) -> Instance 
     }
 }
 
-fn running(change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
+fn running(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
     let mut after = enter(instance, InstanceState::Running, now);
+    // Its image may be gone when it is started again.
+    let own = view.at(&instance.scope);
+    let image = || own.visible::<Image>(&instance.image);
+    after.boot = after
+        .boot
+        .or_else(|| image().map(|i| i.manifest.boot.clone()));
     after.state_reason = None;
     after.transition_reason = String::new();
     // A cold boot is as good as any reboot asked for before it.

@@ -180,6 +180,17 @@ impl StorageHost for HostStorage {
         .await
     }
 
+    async fn holds(&self, id: &VolumeId) -> Result<bool, StorageError> {
+        let path = self.inner.path(id);
+        self.blocking(move |_| {
+            doing(
+                || format!("looking for {}", path.display()),
+                path.try_exists(),
+            )
+        })
+        .await
+    }
+
     async fn observe(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         self.blocking(|inner| {
             let folder = &inner.volumes;

@@ -1,0 +1,129 @@
+//! How much of each kind of work is done at once, and how long one piece of it
+//! may take. What waits for a slot waits in the order that it came, and the
+//! deadline begins when it has one.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use tokio::{sync::Semaphore, time::timeout};
+
+/// A kind of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Reading what there is of a resource on the host.
+    Look,
+    /// A word with a VMM's control socket, or its end.
+    Control,
+    /// Starting a VMM: it reads boot files, and keeps a CPU busy.
+    Launch,
+    /// Making and removing volumes.
+    Disk,
+    /// Bringing a VPC to what it should be.
+    Network,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Look => "looking at the host",
+            Self::Control => "speaking to the VMM",
+            Self::Launch => "starting the VMM",
+            Self::Disk => "working on a volume",
+            Self::Network => "working on a network",
+        })
+    }
+}
+
+/// The limits of one kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How much of it is done at once.
+    pub at_once: usize,
+    /// How long one piece may take.
+    pub deadline: Duration,
+}
+
+impl Kind {
+    /// The limits of a host with so many CPUs.
+    fn limits(self, cpus: usize) -> Limits {
+        let (at_once, seconds) = match self {
+            Self::Look => (32, 30),
+            Self::Control => (64, 30),
+            // More of them at once would only all be late. Never one alone: a
+            // single one that hangs must not be all that is done.
+            Self::Launch => (cpus.max(2), 300),
+            // An image may be copied for the first volume.
+            Self::Disk => (4, 1800),
+            Self::Network => (8, 120),
+        };
+        Limits {
+            at_once,
+            deadline: Duration::from_secs(seconds),
+        }
+    }
+}
+
+/// A piece of work took longer than its kind may; it was cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} took longer than {deadline:?}")]
+pub struct Late {
+    /// The kind.
+    pub kind: Kind,
+    /// How long it had.
+    pub deadline: Duration,
+}
+
+struct Slot {
+    free: Semaphore,
+    deadline: Duration,
+}
+
+/// The slots of one host, shared by its controllers. Clones are the same.
+#[derive(Clone)]
+pub struct Slots(Arc<[Slot; 5]>);
+
+impl Slots {
+    /// Those of this machine.
+    pub fn of_this_machine() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::new(|kind| kind.limits(cpus))
+    }
+
+    /// Those of hosts that are not this machine: `at_once` of each kind.
+    pub fn wide(at_once: usize) -> Self {
+        Self::new(|kind| Limits {
+            at_once,
+            ..kind.limits(1)
+        })
+    }
+
+    fn new(limits: impl Fn(Kind) -> Limits) -> Self {
+        let all = [
+            Kind::Look,
+            Kind::Control,
+            Kind::Launch,
+            Kind::Disk,
+            Kind::Network,
+        ];
+        Self(Arc::new(all.map(|kind| {
+            let limits = limits(kind);
+            Slot {
+                free: Semaphore::new(limits.at_once),
+                deadline: limits.deadline,
+            }
+        })))
+    }
+
+    /// Does a piece of work as soon as there is a slot for it.
+    ///
+    /// # Errors
+    /// [`Late`] when it took too long.
+    pub async fn run<T>(&self, kind: Kind, work: impl Future<Output = T>) -> Result<T, Late> {
+        let slot = &self.0[kind as usize];
+        // They are never closed.
+        let _held = slot.free.acquire().await;
+        timeout(slot.deadline, work).await.map_err(|_| Late {
+            kind,
+            deadline: slot.deadline,
+        })
+    }
+}
