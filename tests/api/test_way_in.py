@@ -162,3 +162,10 @@ def test_a_dry_run_says_so_and_does_nothing(ec2):
     with refused("DryRunOperation"):
         ec2.create_key_pair(KeyName="dry", DryRun=True)
     assert ec2.describe_key_pairs()["KeyPairs"] == []
+
+
+@pytest.mark.parametrize("service, call", [
+    ("sqs", "list_queues"), ("cloudwatch", "list_metrics"), ("iam", "list_users")])
+def test_a_service_that_is_not_there_says_so_in_its_own_protocol(cloud, service, call):
+    with refused("SignatureDoesNotMatch", "a service that Hearth has: ec2, sts"):
+        getattr(cloud.client(service), call)()

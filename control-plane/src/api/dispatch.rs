@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use super::{
     ApiError, Cloud,
     registry::{Call, Service, services, signed_for},
-    wire::{Form, Protocol},
+    wire::{Foreign, Form, Protocol},
 };
 use crate::{
     auth::{
@@ -69,26 +69,28 @@ impl Dispatch {
         request_id: &str,
     ) -> Result<(), Box<Response<Body>>> {
         auth::claim(&received.incoming(), &self.credentials).map_err(|error| {
-            let service = self.claimed(received);
-            Box::new(refuse(service, error.into(), request_id))
+            let (service, foreign) = self.listener(received);
+            Box::new(refuse(service, foreign, error.into(), request_id))
         })
     }
 
-    /// The service whose protocol an error is told in: the caller's own say, which
-    /// decides nothing else before the signature is verified.
-    fn claimed(&self, received: &Received<'_>) -> &Service {
+    /// How an error is told: in the protocol of the service that the caller says it
+    /// wants, which decides nothing else before the signature is verified; or in
+    /// that of the request, when there is no such service.
+    fn listener(&self, received: &Received<'_>) -> (&Service, Option<Foreign>) {
         let claimed = sigv4::parse(&received.incoming()).ok();
-        claimed
-            .and_then(|claim| signed_for(&self.services, &claim.service).next())
-            .unwrap_or(&self.services[0])
+        match claimed.and_then(|claim| signed_for(&self.services, &claim.service).next()) {
+            Some(service) => (service, None),
+            None => (&self.services[0], Foreign::of(received.headers)),
+        }
     }
 
     /// Answers one request.
     pub(super) async fn answer(&self, received: &Received<'_>, request_id: &str) -> Response<Body> {
-        let mut service = self.claimed(received);
+        let (mut service, foreign) = self.listener(received);
         match self.carry_out(received, request_id, &mut service).await {
-            Ok(body) => respond(service.protocol, StatusCode::OK, body),
-            Err(error) => refuse(service, error, request_id),
+            Ok(body) => respond(service.protocol.content_type(), StatusCode::OK, body),
+            Err(error) => refuse(service, foreign, error, request_id),
         }
     }
 
@@ -199,12 +201,22 @@ impl Received<'_> {
     }
 }
 
-fn refuse(service: &Service, error: ApiError, request_id: &str) -> Response<Body> {
+fn refuse(
+    service: &Service,
+    foreign: Option<Foreign>,
+    error: ApiError,
+    request_id: &str,
+) -> Response<Body> {
     let error = service.errors.translate(error);
     if let Some(internal) = &error.internal {
         tracing::error!(request_id, "{internal:#}");
     } else {
         tracing::debug!(request_id, code = %error.code, message = error.message, "refused");
+    }
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Some(foreign) = foreign {
+        let body = foreign.error(&error.code, &error.message);
+        return respond(foreign.content_type(), status, body);
     }
     let body = service.protocol.error(
         service.namespace,
@@ -213,17 +225,20 @@ fn refuse(service: &Service, error: ApiError, request_id: &str) -> Response<Body
         &error.message,
         error.status < 500,
     );
-    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    respond(service.protocol, status, body)
+    respond(service.protocol.content_type(), status, body)
 }
 
-fn respond(protocol: Protocol, status: StatusCode, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+fn respond(
+    content_type: &'static str,
+    status: StatusCode,
+    body: impl Into<Body>,
+) -> Response<Body> {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(protocol.content_type()),
-    );
+    let content_type = header::HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
     response
 }
 
@@ -237,7 +252,7 @@ pub(super) fn unreadable(
 ) -> Response<Body> {
     let protocol = Protocol::Ec2;
     let body = protocol.error("", request_id, code, message, true);
-    respond(protocol, status, body)
+    respond(protocol.content_type(), status, body)
 }
 
 /// The parts of an HTTP request that the dispatch reads.

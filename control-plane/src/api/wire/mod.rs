@@ -15,6 +15,7 @@
 //! <https://smithy.io/2.0/aws/protocols/aws-query-protocol.html>
 
 mod de;
+mod foreign;
 mod form;
 mod protocol;
 mod shape;
@@ -22,6 +23,7 @@ mod time;
 pub mod xml;
 
 pub use de::from_form;
+pub use foreign::Foreign;
 pub use form::{Form, MAX_BYTES, Node};
 pub use protocol::Protocol;
 pub use shape::{Shape, shape_of};
