@@ -77,11 +77,7 @@ impl Action for CreateKeyPair {
         {
             return Err(duplicate(&request.key_name));
         }
-        let name = request.key_name.clone();
-        let (public, pem) = tokio::task::spawn_blocking(move || material::make(kind, &name))
-            .await
-            .map_err(ApiError::internal)?
-            .map_err(ApiError::internal)?;
+        let (public, pem) = material::generate(kind, &request.key_name).await?;
         let pair = keep(ctx, request.key_name, public, tags.clone()).await?;
         Ok(Response {
             key_name: pair.name,

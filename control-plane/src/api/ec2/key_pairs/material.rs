@@ -4,24 +4,35 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use md5::Md5;
+use rand::rngs::SysRng;
 use rsa::{
-    RsaPrivateKey, RsaPublicKey,
-    pkcs1::EncodeRsaPrivateKey as _,
-    pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding},
+    BoxedUint, PrivateKey as RsaPrivateKey, PublicKey as RsaPublicKey,
+    pkcs1::{EncodeRsaPrivateKey as _, LineEnding as PemLineEnding},
+    pkcs8::{EncodePrivateKey as _, EncodePublicKey as _},
     traits::PublicKeyParts as _,
 };
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use ssh_key::{
-    Algorithm, HashAlg, PrivateKey, PublicKey,
+    Algorithm, HashAlg, LineEnding, Mpint, PrivateKey, PublicKey,
     public::{KeyData, RsaPublicKey as SshRsa},
     rand_core::OsRng,
 };
+use tokio::sync::Semaphore;
+
+use crate::api::ApiError;
+
+/// So many keys are made at a time: each takes a processor for a moment, and
+/// callers who ask for many must leave some to others.
+static MAKERS: Semaphore = Semaphore::const_new(2);
 
 /// The size of the RSA keys that EC2 makes.
 const RSA_BITS: usize = 2048;
 /// The sizes of RSA keys that EC2 imports.
 const RSA_IMPORTED: [usize; 3] = [1024, 2048, 4096];
+
+/// The longest public exponent, in bytes: as long as every implementation takes.
+const MAX_EXPONENT: usize = 8;
 
 /// A public key as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +45,25 @@ pub(super) struct Public {
     pub fingerprint: String,
 }
 
-/// Makes a key: its public half and the PEM of its private half. Takes CPU
-/// time; not for the async threads.
-pub(super) fn make(kind: Kind, name: &str) -> anyhow::Result<(Public, String)> {
+/// Makes a key: its public half and the PEM of its private half.
+///
+/// # Errors
+/// When the system has no randomness.
+pub(super) async fn generate(kind: Kind, name: &str) -> Result<(Public, String), ApiError> {
+    let maker = MAKERS.acquire().await.map_err(ApiError::internal)?;
+    let name = name.to_owned();
+    tokio::task::spawn_blocking(move || {
+        // Kept until it is done, also when the caller has gone.
+        let _maker = maker;
+        make(kind, &name)
+    })
+    .await
+    .map_err(ApiError::internal)?
+    .map_err(ApiError::internal)
+}
+
+/// Takes CPU time; not for the async threads.
+fn make(kind: Kind, name: &str) -> anyhow::Result<(Public, String)> {
     match kind {
         Kind::Rsa => make_rsa(name),
         Kind::Ed25519 => make_ed25519(name),
@@ -51,11 +78,14 @@ pub(super) enum Kind {
 }
 
 fn make_rsa(name: &str) -> anyhow::Result<(Public, String)> {
-    let key = RsaPrivateKey::new(&mut OsRng, RSA_BITS)?;
-    let pem = key.to_pkcs1_pem(LineEnding::LF)?;
+    let key = RsaPrivateKey::new(&mut SysRng, RSA_BITS)?;
+    let pem = key.to_pkcs1_pem(PemLineEnding::LF)?;
     // Of a key that EC2 made: SHA-1 of the private key as DER PKCS#8.
     let fingerprint = colons(&Sha1::digest(key.to_pkcs8_der()?.as_bytes()));
-    let public = SshRsa::try_from(&RsaPublicKey::from(&key))?;
+    let public = SshRsa {
+        e: Mpint::from_positive_bytes(&key.e_bytes())?,
+        n: Mpint::from_positive_bytes(&key.n_bytes())?,
+    };
     let openssh = PublicKey::new(KeyData::Rsa(public), name).to_openssh()?;
     let public = Public {
         kind: "rsa",
@@ -88,17 +118,22 @@ pub(super) fn import(text: &str, name: &str) -> Result<Public, String> {
     let (kind, fingerprint) = match key.key_data() {
         KeyData::Ed25519(_) => ("ed25519", sha256(&key)),
         KeyData::Rsa(data) => {
-            let public =
-                RsaPublicKey::try_from(data).map_err(|_| "Key is no valid RSA key".to_owned())?;
-            let bits = public.n().bits();
+            let no_key = || "Key is no valid RSA key".to_owned();
+            let [n, e] = [&data.n, &data.e].map(Mpint::as_positive_bytes);
+            let (n, e) = (n.ok_or_else(no_key)?, e.ok_or_else(no_key)?);
+            // Before the arithmetic: what a caller sends may be of any size.
+            let bits = n.len() * 8 - n.first().map_or(0, |b| b.leading_zeros() as usize);
             if !RSA_IMPORTED.contains(&bits) {
                 return Err(format!(
                     "RSA keys have 1024, 2048 or 4096 bits, this one has {bits}"
                 ));
             }
-            let der = public
-                .to_public_key_der()
-                .map_err(|_| "Key is no valid RSA key".to_owned())?;
+            if e.len() > MAX_EXPONENT {
+                return Err(no_key());
+            }
+            let number = BoxedUint::from_be_slice_vartime;
+            let public = RsaPublicKey::new(number(n), number(e)).map_err(|_| no_key())?;
+            let der = public.to_public_key_der().map_err(|_| no_key())?;
             // Of a key that was imported: MD5 of the public key as DER.
             ("rsa", colons(&Md5::digest(der.as_bytes())))
         }
@@ -154,6 +189,16 @@ mod tests {
         assert_eq!(imported.openssh, public.openssh);
         assert_eq!(public.fingerprint.len(), 20 * 3 - 1);
         assert_eq!(imported.fingerprint.len(), 16 * 3 - 1);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_are_made_at_a_time() {
+        let all = MAKERS.acquire_many(2).await.unwrap();
+        let mut third = std::pin::pin!(generate(Kind::Ed25519, "k"));
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(20), &mut third);
+        assert!(waits.await.is_err());
+        drop(all);
+        third.await.unwrap();
     }
 
     #[test]
