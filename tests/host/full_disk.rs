@@ -119,9 +119,18 @@ async fn the_store_writes_when_its_disk_is_full_to_the_last_byte() {
         let disk = Mounted::new(&dir.path().join("image"), kind, size, &dir.path().join("m"));
         let db = disk.path("hearth.db");
         let store = SqliteStore::open(&db).await.expect("opened");
-        for n in 0..200 {
-            committed(&store, put(&format!("/instances/{n}"), &[7; 2000])).await;
-        }
+        let all = |value: &[u8]| -> Vec<Op> {
+            let keys = 0..200;
+            keys.flat_map(|n| put(&format!("/instances/{n}"), value).ops)
+                .collect()
+        };
+        let by_twenty = async |store: &SqliteStore, ops: Vec<Op>| {
+            for ops in ops.chunks(20) {
+                let (compares, ops) = (vec![], ops.to_vec());
+                committed(store, Txn { compares, ops }).await;
+            }
+        };
+        by_twenty(&store, all(&[7; 2000])).await;
         let data = disk.path("data");
         let before = match kind {
             "xfs" => Some(HostStorage::open(&data, None).expect("opened").cloning()),
@@ -130,12 +139,10 @@ async fn the_store_writes_when_its_disk_is_full_to_the_last_byte() {
         disk.fill();
         fs::write(disk.path("more"), [1; 65536]).expect_err("the disk is full");
 
-        // Thousands of steps of instances' lives, and every record goes at last.
-        for round in 0..10 {
-            for n in 0..200 {
-                let key = format!("/instances/{n}");
-                committed(&store, put(&key, &[round; 2000])).await;
-            }
+        // Thousands of steps of instances' lives, more than the log holds, and every
+        // record goes at last.
+        for round in 0..25 {
+            by_twenty(&store, all(&[round; 2000])).await;
         }
         // A new process finds its way as well.
         drop(store);
@@ -148,16 +155,10 @@ async fn the_store_writes_when_its_disk_is_full_to_the_last_byte() {
         }
         let store = SqliteStore::open(&db).await.expect("opened on a full disk");
         assert_eq!(store.range("").await.expect("read").entries.len(), 200);
-        for n in 0..200 {
-            let delete = Op::Delete {
-                key: format!("/instances/{n}"),
-            };
-            let txn = Txn {
-                compares: vec![],
-                ops: vec![delete],
-            };
-            committed(&store, txn).await;
-        }
+        let deletes = (0..200).map(|n| Op::Delete {
+            key: format!("/instances/{n}"),
+        });
+        by_twenty(&store, deletes.collect()).await;
         assert!(store.range("").await.expect("read").entries.is_empty());
     }
 }
