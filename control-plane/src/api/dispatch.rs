@@ -79,10 +79,19 @@ impl Dispatch {
     /// that of the request, when there is no such service.
     fn listener(&self, received: &Received<'_>) -> (&Service, Option<Foreign>) {
         let claimed = sigv4::parse(&received.incoming()).ok();
-        match claimed.and_then(|claim| signed_for(&self.services, &claim.service).next()) {
-            Some(service) => (service, None),
-            None => (&self.services[0], Foreign::of(received.headers)),
+        let Some(claim) = claimed else {
+            return (&self.services[0], Foreign::of(received.headers));
+        };
+        if let Some(service) = signed_for(&self.services, &claim.service).next() {
+            return (service, None);
         }
+        // Of the services that aren't there, all that send forms speak `query`.
+        let mut services = self.services.iter();
+        let query = services.find(|service| service.protocol == Protocol::Query);
+        (
+            query.unwrap_or(&self.services[0]),
+            Foreign::of(received.headers),
+        )
     }
 
     /// Answers one request.
