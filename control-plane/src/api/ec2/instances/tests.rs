@@ -629,3 +629,86 @@ async fn many_are_several_transactions_and_one_that_is_refused_keeps_all() {
     assert!(ended.eq(&ids));
     assert_eq!(pending(), 0);
 }
+
+/// What Describe and a commit cost, against the number of instances. No test of
+/// time: `HEARTH_MEASURE=1 cargo test --release what_a_page_costs -- --ignored
+/// --nocapture` prints it.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn what_a_page_costs() {
+    if std::env::var_os("HEARTH_MEASURE").is_none() {
+        return;
+    }
+    println!(
+        "instances  page of 5  one id  page of 1000  filtered page  commit (us, median of 21)"
+    );
+    for count in [100u32, 1000, 10_000, 30_000] {
+        let db = Db::in_memory().await;
+        let ctx = cloud_on(db.clone()).await;
+        let record = |n: u32| Instance {
+            id: InstanceId::from_random(n.into()),
+            reservation: ReservationId::from_random(u128::from(n / 50)),
+            enis: vec![EniId::from_random(n.into())],
+            root_volume: VolumeId::from_random(n.into()),
+            state: InstanceState::Running,
+            ..samples::instance(1)
+        };
+        let numbers: Vec<u32> = (0..count).collect();
+        for numbers in numbers.chunks(500) {
+            ctx.transact(|_, change| {
+                for &n in numbers {
+                    let instance = record(n);
+                    change.put(&Eni {
+                        id: instance.enis[0].clone(),
+                        instance: Some(instance.id.clone()),
+                        public_ip: None,
+                        ..samples::eni(1)
+                    });
+                    let mut volume = samples::volume(1);
+                    volume.id = instance.root_volume.clone();
+                    if let Some(attachment) = &mut volume.attachment {
+                        attachment.instance = instance.id.clone();
+                    }
+                    change.put(&volume);
+                    change.put(&instance);
+                }
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+        let mut columns = Vec::new();
+        for text in [
+            "MaxResults=5".to_owned(),
+            format!("InstanceId.1={}", record(count / 2).id),
+            "MaxResults=1000".to_owned(),
+            "MaxResults=1000&Filter.1.Name=instance-state-name&Filter.1.Value.1=stopped".to_owned(),
+        ] {
+            let mut times = Vec::new();
+            for _ in 0..21 {
+                let began = std::time::Instant::now();
+                call::<DescribeInstances>(&ctx, &text).await.unwrap();
+                times.push(began.elapsed().as_micros());
+            }
+            times.sort_unstable();
+            columns.push(times[10]);
+        }
+        let mut times = Vec::new();
+        for launch_index in 0..21 {
+            let began = std::time::Instant::now();
+            ctx.transact(|_, change| {
+                change.put(&Instance {
+                    launch_index,
+                    ..record(count / 2)
+                });
+                Ok(())
+            })
+            .await
+            .unwrap();
+            times.push(began.elapsed().as_micros());
+        }
+        times.sort_unstable();
+        columns.push(times[10]);
+        println!("{count:9}  {columns:?}");
+    }
+}
