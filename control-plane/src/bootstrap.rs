@@ -63,7 +63,10 @@ pub async fn bootstrap(
 ) -> Result<(), TransactError<Infallible>> {
     let host = host_of(config, machine);
     db.transact(|view, change| {
-        if view.shared::<Host>(&host.id.0) != Some(&host) {
+        if view.is_unreadable(&host) {
+            // What runs here goes on; nothing new is placed here.
+            tracing::error!(host = %host.id, "this host's record can't be read");
+        } else if view.shared::<Host>(&host.id.0) != Some(&host) {
             change.put(&host);
         }
         Ok(())

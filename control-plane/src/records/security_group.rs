@@ -15,12 +15,20 @@ pub fn is_referred_to(view: Scoped<'_>, group: &SecurityGroup) -> bool {
     view.by(Eni::BY_GROUP, id).next().is_some()
         || view.by(Reservation::BY_GROUP, id).next().is_some()
         || view.by(SecurityGroup::BY_PEER, id).next().is_some()
+        // One that can't be read may refer to any.
+        || view.has_unreadable::<Eni>()
+        || view.has_unreadable::<Reservation>()
+        || view.has_unreadable::<SecurityGroup>()
 }
 
 /// Deletes a group that is marked for it, or takes the mark back if something
 /// refers to it after all; whether it went. A crash between mark and deletion
 /// leaves this to the garbage controller.
 pub fn finish_deletion(view: Scoped<'_>, change: &mut Change<'_>, group: &SecurityGroup) -> bool {
+    if !group.deleting {
+        // Somebody else took the mark back.
+        return false;
+    }
     if is_referred_to(view, group) {
         change.put(&SecurityGroup {
             deleting: false,

@@ -12,8 +12,8 @@ pub struct Change<'v> {
     view: &'v View,
     /// The one scope whose records may be changed, if not all may.
     only: Option<&'v Scope>,
-    /// The key of a record outside of it that was changed all the same.
-    outside: Option<String>,
+    /// Why it can't be carried out, whatever the store has.
+    fault: Option<StoreError>,
     compares: BTreeMap<String, Compare>,
     ops: BTreeMap<String, Op>,
 }
@@ -23,7 +23,7 @@ impl<'v> Change<'v> {
         Self {
             view,
             only,
-            outside: None,
+            fault: None,
             compares: BTreeMap::new(),
             ops: BTreeMap::new(),
         }
@@ -98,6 +98,10 @@ impl<'v> Change<'v> {
 
     fn guard<T: Resource>(&mut self, resource: &T) -> String {
         let key = resource.key();
+        if self.view.is_unreadable(resource) {
+            // It is there, and nobody knows what it says.
+            self.fault = Some(StoreError::Unreadable(key.clone()));
+        }
         let compare = match self.view.modified(resource) {
             Some(revision) => Compare::Unchanged(key.clone(), revision),
             None => Compare::Absent(key.clone()),
@@ -110,7 +114,8 @@ impl<'v> Change<'v> {
         if let (Some(only), Some(scope)) = (self.only, resource.scope())
             && only != scope
         {
-            self.outside = Some(resource.key());
+            let key = resource.key();
+            self.fault = Some(StoreError::Invalid(format!("{key} is out of scope")));
         }
     }
 
@@ -119,10 +124,11 @@ impl<'v> Change<'v> {
     }
 
     /// # Errors
-    /// `Invalid` when it changes a record that it may not.
+    /// `Invalid` when it changes a record that it may not, `Unreadable` when it
+    /// depends on one that can't be read.
     pub(super) fn into_txn(self) -> Result<Txn, StoreError> {
-        match self.outside {
-            Some(key) => Err(StoreError::Invalid(format!("{key} is out of scope"))),
+        match self.fault {
+            Some(fault) => Err(fault),
             None => Ok(Txn {
                 compares: self.compares.into_values().collect(),
                 ops: self.ops.into_values().collect(),

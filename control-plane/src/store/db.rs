@@ -238,7 +238,7 @@ async fn feed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Host, samples::host};
+    use crate::model::{Host, Resource as _, samples::host};
 
     #[tokio::test]
     async fn a_transaction_reads_its_own_write() {
@@ -250,6 +250,35 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(db.view().shared::<Host>("a"), Some(&host("a", 1)));
+    }
+
+    #[tokio::test]
+    async fn what_cant_be_read_is_never_written_over() {
+        let db = Db::in_memory().await;
+        let put = super::super::Op::Put {
+            key: host("a", 1).key(),
+            value: b"?".to_vec(),
+            lease: None,
+        };
+        let txn = super::super::Txn {
+            compares: vec![],
+            ops: vec![put],
+        };
+        let outcome = db.store.commit(txn).await.unwrap();
+        let Outcome::Committed(revision) = outcome else {
+            panic!("{outcome:?}")
+        };
+        db.reach(revision).await.unwrap();
+        let refused = db
+            .transact(|_, change| {
+                change.put(&host("a", 2));
+                Ok::<_, ()>(())
+            })
+            .await;
+        assert!(matches!(
+            refused,
+            Err(TransactError::Store(StoreError::Unreadable(key))) if key == "/hosts/a"
+        ));
     }
 
     #[tokio::test]

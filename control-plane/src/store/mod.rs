@@ -165,6 +165,9 @@ pub enum StoreError {
     /// The transaction is malformed.
     #[error("invalid transaction: {0}")]
     Invalid(String),
+    /// A record that the transaction depends on can't be read: it is set aside.
+    #[error("the record {0} can't be read, and is neither replaced nor deleted")]
+    Unreadable(String),
     /// The store has ended.
     #[error("the store is closed")]
     Closed,

@@ -76,6 +76,12 @@ impl<'v> Scoped<'v> {
             .filter(move |resource| resource.visible_from(self.scope))
     }
 
+    /// Whether records of this kind can't be read here: what seems to be gone
+    /// may be one of those.
+    pub fn has_unreadable<T: Regional>(self) -> bool {
+        self.view.has_unreadable_at::<T>(self.scope)
+    }
+
     /// The record that all accounts share with this id.
     pub fn shared<T: Shared>(self, id: impl AsRef<str>) -> Option<&'v T> {
         self.view.shared(id)

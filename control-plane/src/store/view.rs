@@ -10,7 +10,9 @@ use std::{any::Any, collections::BTreeMap, ops::Bound, sync::Arc};
 use imbl::{OrdMap, OrdSet};
 
 use super::{Batch, Entry, Event, Range, Revision, Scoped, record};
-use crate::model::{self, Described, Index, Resource, Scope, Shared, resource::each_kind};
+use crate::model::{
+    self, Described, Index, Regional, Resource, Scope, Shared, resource::each_kind,
+};
 
 type Value = Arc<dyn Any + Send + Sync>;
 
@@ -221,6 +223,17 @@ impl View {
         self.unreadable().any(|(key, _)| key.starts_with(&prefix))
     }
 
+    /// The same of those of one account in one region.
+    pub fn has_unreadable_at<T: Regional>(&self, scope: &Scope) -> bool {
+        let prefix = T::key_of(&scope.prefix());
+        self.unreadable().any(|(key, _)| key.starts_with(&prefix))
+    }
+
+    /// Whether the record with the path of this one is there and can't be read.
+    pub fn is_unreadable<T: Resource>(&self, resource: &T) -> bool {
+        self.unreadable.contains_key(resource.key().as_str())
+    }
+
     /// This picture with one more record: for tests of pure functions.
     #[must_use]
     pub fn with<T: Resource>(mut self, resource: T) -> Self {
@@ -349,7 +362,7 @@ fn split(key: &str) -> Option<(usize, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Eni, Host, HostId, Instance, InstanceId, Regional as _, samples};
+    use crate::model::{Eni, Host, HostId, Instance, InstanceId, samples};
 
     #[test]
     fn kinds_and_indexes_are_told_apart() {

@@ -109,6 +109,8 @@ impl Listing {
     ) -> Result<(Vec<T>, Option<String>), ApiError> {
         let filters = Filters::new(self.filters)?;
         let page = Page::new(self.max_results, self.next_token.as_deref(), range)?;
-        Ok(page.of(items, key, |item| filters.matches(item)))
+        let page = page.of(items, key, |item| filters.matches(item));
+        filters.within_budget()?;
+        Ok(page)
     }
 }

@@ -5,6 +5,7 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html>
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fmt::{Display, Write as _},
 };
@@ -26,6 +27,7 @@ pub struct Filter {
 
 /// Takes the values that an item has under a filter's name.
 pub struct Values<'a> {
+    budget: &'a Budget,
     patterns: &'a [Pattern],
     text: String,
     matched: bool,
@@ -40,7 +42,10 @@ impl Values<'_> {
         self.text.clear();
         // Writing to a String doesn't fail.
         let _ = write!(self.text, "{value}");
-        self.matched = self.patterns.iter().any(|p| p.matches(&self.text));
+        self.matched = self
+            .patterns
+            .iter()
+            .any(|p| p.matches(&self.text, self.budget));
     }
 
     /// Each of these.
@@ -97,11 +102,18 @@ pub trait Filterable: Sized {
 
 /// EC2's limit on the values of a request's filters.
 const MAX_VALUES: usize = 200;
+/// How many characters the wildcards of one request may compare: well under a
+/// second of work.
+const MAX_COMPARED: usize = 50_000_000;
 /// The longest pattern, in bytes: no value that it could match is longer.
 const MAX_PATTERN: usize = 1024;
 
 /// The filters of a request, checked.
-pub struct Filters<T>(Vec<Checked<T>>);
+pub struct Filters<T> {
+    checked: Vec<Checked<T>>,
+    /// How many more characters may be compared.
+    budget: Budget,
+}
 
 struct Checked<T> {
     looks_at: LooksAt<T>,
@@ -131,12 +143,30 @@ impl<T: Filterable> Filters<T> {
         }
         let table = T::filters();
         let checked = filters.iter().map(|filter| Checked::new(&table, filter));
-        Ok(Self(checked.collect::<Result<_, _>>()?))
+        Ok(Self {
+            checked: checked.collect::<Result<_, _>>()?,
+            budget: Budget::new(MAX_COMPARED),
+        })
     }
 
-    /// Whether every filter matches.
+    /// Whether every filter matches; nothing does once the budget is spent.
     pub fn matches(&self, item: &T) -> bool {
-        self.0.iter().all(|filter| filter.matches(item))
+        let mut checked = self.checked.iter();
+        checked.all(|filter| filter.matches(item, &self.budget)) && !self.budget.is_spent()
+    }
+
+    /// That there was enough of a budget for all that was matched.
+    ///
+    /// # Errors
+    /// `FilterLimitExceeded`.
+    pub fn within_budget(&self) -> Result<(), ApiError> {
+        if !self.budget.is_spent() {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            "FilterLimitExceeded",
+            "The filters' wildcards need too many comparisons: use fewer or simpler ones",
+        ))
     }
 }
 
@@ -166,11 +196,12 @@ impl<T: Filterable> Checked<T> {
         })
     }
 
-    fn matches(&self, item: &T) -> bool {
-        let any = |value: &str| self.patterns.iter().any(|p| p.matches(value));
+    fn matches(&self, item: &T, budget: &Budget) -> bool {
+        let any = |value: &str| self.patterns.iter().any(|p| p.matches(value, budget));
         match &self.looks_at {
             LooksAt::Own(read) => {
                 let mut values = Values {
+                    budget,
                     patterns: &self.patterns,
                     text: String::new(),
                     matched: false,
@@ -219,21 +250,26 @@ impl Pattern {
         Self::Wild(tokens)
     }
 
-    fn matches(&self, text: &str) -> bool {
+    fn matches(&self, text: &str, budget: &Budget) -> bool {
         match self {
             Self::Exact(exact) => exact == text,
-            Self::Wild(tokens) => wildcard(tokens, text),
+            Self::Wild(tokens) => wildcard(tokens, text, budget),
         }
     }
 }
 
 /// Whether `pattern` matches the whole of `text`. At each mismatch the last `*`
 /// takes one character more: never worse than the product of both lengths.
-fn wildcard(pattern: &[Token], text: &str) -> bool {
+fn wildcard(pattern: &[Token], text: &str, budget: &Budget) -> bool {
+    if budget.is_spent() {
+        return false;
+    }
     let text: Vec<char> = text.chars().collect();
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
+    let mut steps = text.len();
     while t < text.len() {
+        steps += 1;
         match pattern.get(p) {
             Some(Token::Any) => {
                 star = Some((p + 1, t));
@@ -253,13 +289,33 @@ fn wildcard(pattern: &[Token], text: &str) -> bool {
             _ => {}
         }
         let Some((after, taken)) = star else {
+            budget.spend(steps);
             return false;
         };
         star = Some((after, taken + 1));
         p = after;
         t = taken + 1;
     }
+    budget.spend(steps);
     pattern[p..].iter().all(|token| matches!(token, Token::Any))
+}
+
+/// How much work wildcards may still make for one request. Without it 200 of
+/// them over ten thousand tags are minutes, of a thread that others wait for.
+struct Budget(Cell<usize>);
+
+impl Budget {
+    fn new(steps: usize) -> Self {
+        Self(Cell::new(steps))
+    }
+
+    fn spend(&self, steps: usize) {
+        self.0.set(self.0.get().saturating_sub(steps));
+    }
+
+    fn is_spent(&self) -> bool {
+        self.0.get() == 0
+    }
 }
 
 #[cfg(test)]
@@ -267,6 +323,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn plenty() -> Budget {
+        Budget::new(MAX_COMPARED)
+    }
+
+    #[test]
+    fn wildcards_have_a_budget() {
+        let slow = Pattern::new(&format!("*{}b", "a".repeat(128)));
+        let text = "a".repeat(256);
+        let budget = Budget::new(100_000);
+        let tried = (0..1000).take_while(|_| {
+            assert!(!slow.matches(&text, &budget));
+            !budget.is_spent()
+        });
+        assert!(tried.count() < 10);
+        assert!(!Pattern::new("*").matches("a", &budget));
+        assert!(Pattern::new("a").matches("a", &budget), "no wildcard");
+    }
 
     #[test]
     fn wildcards() {
@@ -286,7 +360,7 @@ mod tests {
             ("a**b*", "aXb", true),
         ] {
             assert_eq!(
-                Pattern::new(pattern).matches(text),
+                Pattern::new(pattern).matches(text, &plenty()),
                 matches,
                 "{pattern} {text}"
             );
@@ -347,8 +421,8 @@ mod tests {
         #[test]
         fn escaped_text_matches_itself_alone(text in "[a*?\\\\]{0,12}", other in "[a*?\\\\]{0,12}") {
             let escaped: String = text.chars().flat_map(|c| ['\\', c]).collect();
-            prop_assert!(Pattern::new(&escaped).matches(&text));
-            prop_assert_eq!(Pattern::new(&escaped).matches(&other), text == other);
+            prop_assert!(Pattern::new(&escaped).matches(&text, &plenty()));
+            prop_assert_eq!(Pattern::new(&escaped).matches(&other, &plenty()), text == other);
         }
     }
 }

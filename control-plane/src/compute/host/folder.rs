@@ -149,6 +149,9 @@ impl Folder {
         }
         absent_is_fine(fs::remove_dir_all(self.vmm()))?;
         self.put("launch.json", launch)?;
+        // After a power cut this file tells that the host went down, and not the
+        // VMM alone.
+        File::open(self.path.join("launch.json"))?.sync_all()?;
         DirBuilder::new().mode(0o700).create(self.vmm())?;
         chown(self.vmm(), Some(launch.uid), Some(launch.uid))
     }

@@ -139,6 +139,28 @@ impl VpcNet {
     }
 }
 
+/// Whether records that say what a VPC is here can't be read: it may be more than
+/// the view shows, and must not be cut down to that.
+pub fn is_unclear(view: &View, vpc: &VpcId) -> bool {
+    match view.find::<Vpc>(vpc) {
+        Some(vpc) => {
+            let own = view.at(&vpc.scope);
+            own.has_unreadable::<Instance>()
+                || own.has_unreadable::<Eni>()
+                || own.has_unreadable::<Subnet>()
+        }
+        None => view.has_unreadable::<Vpc>(),
+    }
+}
+
+/// The same of any VPC.
+pub fn is_unclear_anywhere(view: &View) -> bool {
+    view.has_unreadable::<Vpc>()
+        || view.has_unreadable::<Instance>()
+        || view.has_unreadable::<Eni>()
+        || view.has_unreadable::<Subnet>()
+}
+
 /// Whether an instance in this state may have a VMM, and thus needs its taps.
 fn has_taps(state: InstanceState) -> bool {
     match state {

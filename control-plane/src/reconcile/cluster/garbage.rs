@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::transact;
 use crate::{
-    model::{ClientToken, Instance, InstanceState, Reservation, SecurityGroup},
+    model::{ClientToken, GroupName, Instance, InstanceState, Reservation, SecurityGroup, Tags},
     reconcile::{
         Clock, Controller, Requeue,
         queue::{Wake, Whole},
@@ -42,11 +42,20 @@ fn over(since: Timestamp, time: Duration, now: Timestamp) -> bool {
     since.checked_add(time).is_ok_and(|end| end <= now)
 }
 
+/// Whether something of its scope that goes with it can't be read: it stays.
+fn is_kept_back(view: &View, instance: &Instance) -> bool {
+    let own = view.at(&instance.scope);
+    own.has_unreadable::<Tags>()
+        || own.has_unreadable::<Instance>()
+        || own.has_unreadable::<Reservation>()
+}
+
 /// The records whose time is over, as many as go at once.
 fn plan(view: &View, now: Timestamp) -> (Vec<&Instance>, Vec<&ClientToken>) {
     let instances = view
         .by(Instance::BY_STATE, InstanceState::Terminated.name())
         .filter(|i| over(i.state_since, TERMINATED, now))
+        .filter(|i| !is_kept_back(view, i))
         .take(AT_ONCE)
         .collect();
     let tokens = view
@@ -102,7 +111,12 @@ impl Controller for GarbageController {
             delete(view, change, &instances);
             tokens.iter().for_each(|token| change.delete(*token));
             // Those whose deletion a crash has cut short.
-            for group in view.by(SecurityGroup::DELETING, "").take(AT_ONCE) {
+            let groups = view.by(SecurityGroup::DELETING, "");
+            let readable = |group: &&SecurityGroup| {
+                !view.has_unreadable_at::<Tags>(&group.scope)
+                    && !view.has_unreadable_at::<GroupName>(&group.scope)
+            };
+            for group in groups.filter(readable).take(AT_ONCE) {
                 finish_deletion(view.at(&group.scope), change, group);
             }
             instances.len() == AT_ONCE || tokens.len() == AT_ONCE

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::{
     images,
-    model::{Image, ImageId, Instance, InstanceState, Scope},
+    model::{Image, ImageId, Instance, InstanceState, Reservation, Scope},
     reconcile::{
         Controller, Requeue,
         queue::{Wake, Whole},
@@ -103,7 +103,8 @@ impl Controller for ImageController {
                 };
                 for scope in &self.scopes {
                     for image in scan.images.iter().map(|image| in_scope(image, scope)) {
-                        if view.at(scope).get::<Image>(&image.id) != Some(&image) {
+                        let known = view.at(scope).get::<Image>(&image.id);
+                        if known != Some(&image) && !view.is_unreadable(&image) {
                             change.put(&image);
                         }
                     }
@@ -121,10 +122,13 @@ impl Controller for ImageController {
                     .filter(|i| i.boot.is_none() || i.boots <= 1)
                     .map(|i| &i.image)
                     .collect();
+                let pending = view.by(Reservation::PENDING, "");
+                let pending = pending.filter_map(|reservation| reservation.pending.as_ref());
+                let launching: BTreeSet<&ImageId> = pending.map(|launch| &launch.image).collect();
                 let own = self.scopes.iter().flat_map(|s| view.at(s).all::<Image>());
-                for image in own {
+                for image in own.filter(|image| !launching.contains(&image.id)) {
                     if !there.contains(&image.id) && !needed.contains(&image.id) {
-                        change.delete(image);
+                        change.delete_tagged(image, &image.id);
                     }
                 }
                 Ok::<_, std::convert::Infallible>(())

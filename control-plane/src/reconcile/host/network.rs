@@ -180,6 +180,10 @@ impl NetworkController {
     }
 
     async fn ensure_vpc(&self, id: &VpcId) -> Result<Failed, NetworkError> {
+        if plan::is_unclear(&self.db.view(), id) {
+            // What seems to be gone may only be unreadable: all stays as it is.
+            return Err(NetworkError(format!("records of {id} can't be read")));
+        }
         let part = Arc::clone(self.vpcs().entry(id.clone()).or_default());
         let desired = || plan::vpc(&self.db.view(), &self.host, id);
         let apply = async |desired: Arc<Option<VpcNet>>| {
@@ -195,6 +199,11 @@ impl NetworkController {
     }
 
     async fn ensure_host(&self) -> Result<(), NetworkError> {
+        if plan::is_unclear_anywhere(&self.db.view()) {
+            // Nothing is swept away meanwhile; what is new can be made all the same.
+            tracing::warn!("records can't be read: what no record knows stays on this host");
+            return Ok(());
+        }
         let desired = || plan::host_net(&self.db.view(), &self.host);
         let apply = async |desired: Arc<HostNet>| {
             let applied = self.network.apply_host(&desired);
@@ -208,6 +217,10 @@ impl NetworkController {
     }
 
     async fn step_vpc(&self, id: &VpcId) -> anyhow::Result<()> {
+        if plan::is_unclear(&self.db.view(), id) {
+            tracing::warn!(vpc = %id, "records of it can't be read: it stays as it is");
+            return Ok(());
+        }
         let failed = self.ensure_vpc(id).await.with_context(|| id.to_string())?;
         if plan::vpc(&self.db.view(), &self.host, id).is_none() {
             // Whoever holds it just now keeps it; the next resync finds it.

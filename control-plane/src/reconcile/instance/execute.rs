@@ -232,6 +232,11 @@ impl InstanceController {
             restart_lost: self.config.restart_lost,
         };
         let step = plan(instance, &facts);
+        if record::is_incomplete(view, instance) && step != Step::Nothing {
+            // A launch without its disk, or an end that leaves it behind.
+            tracing::warn!(instance = %id, step = ?step, "records of it can't be read, it waits");
+            return Ok(Requeue::Idle);
+        }
         match step {
             Step::Nothing => return Ok(Requeue::Idle),
             Step::Wait(pause) => return Ok(Requeue::After(pause)),

@@ -153,6 +153,18 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
     change.put(&after);
 }
 
+/// Whether interfaces or volumes of the instance may be there and can't be read.
+pub fn is_incomplete(view: &View, instance: &Instance) -> bool {
+    let own = view.at(&instance.scope);
+    let volume = own.get::<Volume>(&instance.root_volume);
+    let enis = instance
+        .enis
+        .iter()
+        .filter(|id| own.get::<Eni>(id).is_none());
+    (enis.count() > 0 && own.has_unreadable::<Eni>())
+        || (volume.is_none() && own.has_unreadable::<Volume>())
+}
+
 /// The instance's interfaces, the primary first.
 pub fn interfaces<'v>(view: &'v View, instance: &'v Instance) -> impl Iterator<Item = &'v Eni> {
     let scope = &instance.scope;

@@ -97,6 +97,7 @@ impl Action for DescribeKeyPairs {
                 tag_set: Tag::set(pair.tags()),
             })
             .collect();
+        filters.within_budget()?;
         Ok(Response { key_set })
     }
 }

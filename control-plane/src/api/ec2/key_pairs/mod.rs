@@ -21,6 +21,9 @@ use crate::{
 };
 
 /// Checks a new key pair's name: up to 255 printable ASCII characters.
+/// EC2's quota of key pairs in a region.
+const MAX_KEY_PAIRS: usize = 5000;
+
 fn check_name(name: &str) -> Result<(), ApiError> {
     let printable = name.bytes().all(|b| (b' '..=b'~').contains(&b));
     if name.is_empty() || name.len() > 255 || !printable || name.trim() != name {
@@ -49,6 +52,12 @@ async fn keep(
     ctx.transact(|view, change| {
         if view.get::<KeyPair>(&pair.name).is_some() {
             return Err(duplicate(&pair.name));
+        }
+        if view.all::<KeyPair>().count() >= MAX_KEY_PAIRS {
+            return Err(ApiError::new(
+                "KeyPairLimitExceeded",
+                format!("The maximum number of key pairs, {MAX_KEY_PAIRS}, has been reached."),
+            ));
         }
         change.put(&pair);
         if !tags.is_empty() {
