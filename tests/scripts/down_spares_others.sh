@@ -35,7 +35,7 @@ label_a=hearth-${mine[1]} label_b=hearth-${his[1]}
 cloud hearth
 cloud "$label_a"
 cloud "$label_b"
-ip link add igw-0123456789a type dummy
+ip link add igw-0123456789a type veth peer name igw-peer
 # Something that runs as another cloud's control plane.
 cp /bin/sleep /run/hearth/hearth
 /run/hearth/hearth 1000 &
