@@ -77,8 +77,13 @@ need_packages() {
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
     # Several scripts may want to install at once.
-    local wait=(-o DPkg::Lock::Timeout=300)
-    apt-get "${wait[@]}" update
+    local wait=(-o DPkg::Lock::Timeout=300) try
+    # The lists have a lock of their own, which that option doesn't wait for.
+    for try in {1..20}; do
+        apt-get "${wait[@]}" update && break
+        ((try < 20)) || return 1
+        sleep 3
+    done
     apt-get "${wait[@]}" install -y --no-install-recommends "$@"
 }
 
