@@ -53,7 +53,7 @@ pub trait Action: Send + Sync + 'static {
         None
     }
 
-    /// Carries it out: one transaction on the desired state, or a look at the view.
+    /// Carries it out: transactions on the desired state, or a look at the view.
     fn handle(
         ctx: &Ctx,
         request: Self::Request,
