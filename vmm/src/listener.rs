@@ -57,6 +57,13 @@ impl Listener {
         std::os::unix::fs::chown(&self.path, uid, gid)
     }
 
+    fn somebody_waits(&self) -> bool {
+        let interest = rustix::event::PollFlags::IN;
+        let mut fds = [rustix::event::PollFd::new(&self.socket, interest)];
+        let now = rustix::event::Timespec::default();
+        matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
+    }
+
     /// The next who has connected, without waiting; reads and writes don't wait either.
     /// Who connects is let in also when the process has run out of descriptors: `free_one`
     /// then ends an older connection, and returns whether there was one.
@@ -68,8 +75,10 @@ impl Listener {
             match self.socket.accept() {
                 Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => return Some(stream),
                 Ok(_) => {}
+                // The kernel says so before it looks whether anybody waits (accept(2) takes
+                // a descriptor first): who is connected must not go for nobody.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                    if self.spare.take().is_none() && !free_one() {
+                    if !self.somebody_waits() || (self.spare.take().is_none() && !free_one()) {
                         return None;
                     }
                 }

@@ -4,9 +4,10 @@
 #![allow(clippy::disallowed_methods, reason = "a test may start programs")]
 
 use std::io::{Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use hearth_vmm_api::{Exit, Machine, Metrics, SandboxLayer};
@@ -130,6 +131,42 @@ impl Bench {
     }
 }
 
+/// A machine that a test started, and that ends with it, however that ends: one left
+/// behind would hold the tests' own output open.
+struct Vmm(Child);
+
+impl Deref for Vmm {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Vmm {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // It has ended by itself wherever nothing failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+trait Start {
+    fn start(&mut self) -> Vmm;
+}
+
+impl Start for Command {
+    fn start(&mut self) -> Vmm {
+        Vmm(self.spawn().expect("hearth-vmm runs"))
+    }
+}
+
 /// Waits for something to become true.
 fn until(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -179,7 +216,7 @@ fn a_reset_keeps_the_process() {
         let Some(bench) = Bench::new(&code) else {
             return;
         };
-        let mut child = bench.command().spawn().expect("runs");
+        let mut child = bench.command().start();
         bench.listens("socket");
         until("third reset", || bench.machine().resets >= 3);
         assert_eq!(bench.machine().pid, child.id());
@@ -204,7 +241,7 @@ fn a_generation_lasts_as_long_as_the_process() {
     };
     let log = || std::fs::read(bench.path("serial")).unwrap_or_default();
     for printed in [0, 32] {
-        let mut child = bench.command().spawn().expect("runs");
+        let mut child = bench.command().start();
         until("printed once", || log().len() == printed + 16);
         bench.ask("PUT /v1/reset");
         until("printed again", || log().len() == printed + 32);
@@ -237,8 +274,7 @@ fn clients_sit_at_the_console_also_of_a_jailed_machine() {
         .arg("--jail=best-effort")
         .arg("--console-socket")
         .arg(bench.path("console"))
-        .spawn()
-        .expect("runs");
+        .start();
     bench.listens("console");
     let attach = || UnixStream::connect(bench.path("console")).expect("connects");
     let receive = |client: &mut UnixStream, wanted: &[u8]| {
@@ -269,7 +305,7 @@ fn a_reboot_is_a_power_off_that_comes_back() {
     let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
         return;
     };
-    let mut child = bench.command().spawn().expect("runs");
+    let mut child = bench.command().start();
     bench.listens("socket");
     for resets in 0..2 {
         let body = format!(r#"{{"resets":{resets}}}"#);
@@ -291,7 +327,7 @@ fn a_stop_takes_a_reboot_back() {
     let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
         return;
     };
-    let mut child = bench.command().spawn().expect("runs");
+    let mut child = bench.command().start();
     bench.listens("socket");
     // Held, so that it can't answer the first before the second is there.
     bench.ask("PUT /v1/pause");
@@ -309,11 +345,7 @@ fn a_paused_machine_stands_still() {
     let Some(bench) = Bench::new(&spin) else {
         return;
     };
-    let mut child = bench
-        .command()
-        .args(["--vcpus", "2"])
-        .spawn()
-        .expect("runs");
+    let mut child = bench.command().args(["--vcpus", "2"]).start();
     bench.listens("socket");
     let exits = || bench.metrics().vcpu_exits;
     until("runs", || exits() > 100);
@@ -362,7 +394,7 @@ fn a_doorbell_is_no_exit() {
     let Some(bench) = Bench::new(&[home.concat(), moved.concat()].concat()) else {
         return;
     };
-    let mut child = bench.command().spawn().expect("runs");
+    let mut child = bench.command().start();
     bench.listens("socket");
     let log = || std::fs::read(bench.path("serial")).unwrap_or_default();
     until("rung", || log() == b".");
@@ -385,7 +417,7 @@ fn the_jail_has_nothing_but_its_own_folder() {
         std::os::unix::fs::chown(bench.folder.path(), Some(64_000), Some(64_000)).expect("chown");
         command.args(["--uid", "64000", "--gid", "64000"]);
     }
-    let mut child = command.spawn().expect("runs");
+    let mut child = command.start();
     bench.listens("socket");
     let layers = bench.machine().jail;
     assert!(
@@ -469,8 +501,7 @@ fn a_guest_ejects_nothing_that_was_not_asked_for() {
         .arg("--disk")
         .arg(format!("path={},id=root", bench.path("disk").display()))
         .arg("--balloon")
-        .spawn()
-        .expect("runs");
+        .start();
     bench.listens("socket");
     let heap = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
@@ -502,7 +533,7 @@ fn a_process_without_descriptors_still_answers() {
     let Some(bench) = Bench::new(&HALT) else {
         return;
     };
-    let mut child = bench.command().spawn().expect("runs");
+    let mut child = bench.command().start();
     bench.listens("socket");
     bench.machine();
     let open = || {
@@ -590,11 +621,7 @@ fn two_machines_never_write_to_one_disk() {
         .and_then(|file| file.set_len(1 << 20))
         .expect("a disk");
     let flag = format!("path={}", disk.display());
-    let mut first = bench
-        .command()
-        .args(["--disk", &flag])
-        .spawn()
-        .expect("runs");
+    let mut first = bench.command().args(["--disk", &flag]).start();
     bench.listens("socket");
     // It listens before it has its disk, and answers once it has.
     bench.machine();
@@ -627,8 +654,7 @@ fn a_grown_disk_is_seen_and_a_balloon_asked() {
         .arg("--balloon")
         .arg("--vsock")
         .arg(format!("cid=3,path={}", bench.path("vsock").display()))
-        .spawn()
-        .expect("runs");
+        .start();
     bench.listens("socket");
     disk.set_len(2 << 20).expect("2 MiB");
     let answer = bench.ask("PATCH /v1/disks/a");
