@@ -6,6 +6,7 @@ mod file;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -15,6 +16,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     auth::credentials::{Account, is_account_id},
+    conditions::Conditions,
     model::{HostId, Scope},
     network::{HostPort, names::HostNames},
     tls,
@@ -169,6 +171,21 @@ pub struct ServeArgs {
     /// Where the images lie [default: images in the data folder]
     #[arg(long, env = "HEARTH_IMAGES_DIR")]
     pub images_dir: Option<PathBuf>,
+    /// The hosts: this machine, or so many in memory, on which nothing is real and
+    /// everything else is: a simulation, for scale, tests and teaching
+    #[arg(
+        long,
+        env = "HEARTH_HOSTS",
+        default_value = "this",
+        value_name = "this|simulated:N"
+    )]
+    pub hosts: HostsArg,
+    /// How long a change on a simulated host takes, in milliseconds
+    #[arg(long, env = "HEARTH_SIMULATED_DELAY_MS", default_value_t = 0)]
+    pub simulated_delay_ms: u64,
+    /// What part of the changes on simulated hosts fails, 0 to 1
+    #[arg(long, env = "HEARTH_SIMULATED_FAILURES", default_value_t = 0.0)]
+    pub simulated_failures: f64,
     /// How many seconds a guest has to power down when it is stopped
     #[arg(long, env = "HEARTH_STOP_GRACE", default_value_t = 120)]
     pub stop_grace: u64,
@@ -184,6 +201,42 @@ pub struct ServeArgs {
         value_name = "true|false"
     )]
     pub restart_lost: bool,
+}
+
+/// Which hosts there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostsArg {
+    /// This machine.
+    This,
+    /// So many in memory.
+    Simulated(u32),
+}
+
+/// As many hosts may be simulated.
+const MOST_SIMULATED: u32 = 10_000;
+
+impl FromStr for HostsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let count = text.strip_prefix("simulated:").map(str::parse);
+        match count {
+            None if text == "this" => Ok(Self::This),
+            Some(Ok(count @ 1..=MOST_SIMULATED)) => Ok(Self::Simulated(count)),
+            _ => Err(format!(
+                "must be `this`, or `simulated:` and a number from 1 to {MOST_SIMULATED}"
+            )),
+        }
+    }
+}
+
+/// What is simulated, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Simulated {
+    /// How many hosts.
+    pub hosts: u32,
+    /// How it is on them.
+    pub conditions: Conditions,
 }
 
 /// A configuration that makes no sense, in one line.
@@ -239,6 +292,8 @@ pub struct Config {
     pub jail_layers_optional: Vec<SandboxLayer>,
     /// Where the images lie.
     pub images_dir: PathBuf,
+    /// What is simulated in place of this machine.
+    pub simulated: Option<Simulated>,
     /// How long a guest has to power down at StopInstances before it is forced.
     /// EC2 waits "a few minutes".
     /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/how-ec2-instance-stop-start-works.html>
@@ -265,11 +320,14 @@ impl Config {
         let refuse = |message: String| Err(ConfigError(message));
         let account_id = args.accounts.default_account(&file)?;
         let tls = tls(&args, hostname)?;
+        let simulated = simulated(&args)?;
         let (regions, region, zone) = place(file.regions, args.region, args.zone)?;
         let pool = args.public_pool.trunc();
-        if pool != args.public_pool || !(16..=29).contains(&pool.prefix_len()) {
+        // A simulation has more instances than this machine could.
+        let widest = if simulated.is_some() { 12 } else { 16 };
+        if pool != args.public_pool || !(widest..=29).contains(&pool.prefix_len()) {
             return refuse(format!(
-                "--public-pool {}: must be a network of /16 to /29, without host bits",
+                "--public-pool {}: must be a network of /{widest} to /29, without host bits",
                 args.public_pool
             ));
         }
@@ -282,6 +340,8 @@ impl Config {
                 return refuse(format!("{flag} {ratio}: must be from 0.01 to 100"));
             }
         }
+        // The data folder remembers whose it is: a simulation's is no machine's.
+        let hostname = simulated.map_or(hostname, |_| "simulated");
         let host_id = args.host_id.unwrap_or_else(|| hostname.to_owned());
         if host_id.is_empty() || host_id.contains('/') || host_id.len() > 253 {
             return refuse(format!("--host-id {host_id:?}: must be a host name"));
@@ -335,6 +395,7 @@ impl Config {
             host_id: HostId(host_id),
             vmm_binary,
             jail_layers_optional: args.jail_layers_optional,
+            simulated,
             stop_grace: Duration::from_secs(args.stop_grace),
             terminate_grace: Duration::from_secs(args.terminate_grace),
             restart_lost: args.restart_lost,
@@ -390,6 +451,29 @@ impl Config {
         let first = u32::from(self.public_pool.network()) + 2;
         let last = u32::from(self.public_pool.broadcast());
         (first..last).map(Ipv4Addr::from)
+    }
+}
+
+/// What is simulated, checked.
+fn simulated(args: &ServeArgs) -> Result<Option<Simulated>, ConfigError> {
+    let failures = args.simulated_failures;
+    if !(0.0..=1.0).contains(&failures) {
+        return Err(ConfigError(format!(
+            "--simulated-failures {failures}: must be from 0 to 1"
+        )));
+    }
+    match args.hosts {
+        HostsArg::Simulated(hosts) => Ok(Some(Simulated {
+            hosts,
+            conditions: Conditions {
+                delay: Duration::from_millis(args.simulated_delay_ms),
+                failures,
+            },
+        })),
+        HostsArg::This if failures > 0.0 || args.simulated_delay_ms > 0 => Err(ConfigError(
+            "--simulated-delay-ms, --simulated-failures: only with --hosts simulated:N".into(),
+        )),
+        HostsArg::This => Ok(None),
     }
 }
 

@@ -16,7 +16,6 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use async_trait::async_trait;
 use hearth::{
     api::{self, Cloud, Console},
     auth::credentials::CredentialStore,
@@ -25,18 +24,16 @@ use hearth::{
         ComputeHost,
         host::{HostCompute, protect_from_oom_killer},
     },
-    config::Config,
-    model::{HostId, InstanceId},
+    config::{Config, Simulated},
+    console::HostConsole,
+    model::{self, HostId},
     network::{NetworkHost, host::LinuxNetwork},
     reconcile::{
-        Slots,
-        cluster::{GarbageController, PlacementController},
-        host::{
-            DiskGuard, ImageController, NetworkController, ReachabilityController, VolumeController,
-        },
-        instance::InstanceController,
+        Controllers, Slots,
+        host::{DiskGuard, ImageController},
         run as reconcile, system_clock,
     },
+    simulation,
     storage::{self, host::HostStorage},
     store::{Db, SqliteStore},
     tls::{Authority, Source, Tls},
@@ -62,10 +59,17 @@ pub(crate) enum Failure {
     Running(anyhow::Error),
 }
 
-struct Hosts {
-    compute: Arc<HostCompute>,
-    storage: Arc<HostStorage>,
-    network: Arc<LinuxNetwork>,
+/// The hosts that this process acts for, and what only a real one has.
+struct Ground {
+    controllers: Controllers,
+    console: Arc<dyn Console>,
+    real: Option<Real>,
+}
+
+/// What looks after this machine itself.
+struct Real {
+    images: ImageController,
+    guard: DiskGuard,
 }
 
 /// Serves until SIGTERM or SIGINT; the instances run on.
@@ -77,15 +81,15 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let config = Arc::new(config);
     let tls = config.tls.clone().map(Tls::open).transpose();
     let tls = tls.context("TLS").map_err(Failure::Setup)?;
-    let (db, hosts, credentials, listener) = set_up(&config).await.map_err(Failure::Setup)?;
-    let result = run(config, db, hosts, credentials, listener, tls)
+    let (ground, credentials, listener) = set_up(&config).await.map_err(Failure::Setup)?;
+    let result = run(config, ground, credentials, listener, tls)
         .await
         .map_err(Failure::Running);
     drop(lock);
     result
 }
 
-async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialStore, TcpListener)> {
+async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Ground, CredentialStore, TcpListener)> {
     same_host(config)?;
     let path = config.credentials();
     let credentials = CredentialStore::open(&path, &config.account_id, config.accounts.clone())
@@ -97,6 +101,17 @@ async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialSt
     let db = Db::open(Arc::new(store))
         .await
         .context("reading the database")?;
+    let ground = match config.simulated {
+        None => this_machine(config, &db).await?,
+        Some(simulated) => simulated_hosts(config, &db, simulated).await?,
+    };
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("--listen {}", config.listen))?;
+    Ok((ground, credentials, listener))
+}
+
+async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
     let reserve = config
         .disk_reserve_mib
         .map(|mib| mib.saturating_mul(1 << 20));
@@ -104,24 +119,15 @@ async fn set_up(config: &Arc<Config>) -> anyhow::Result<(Db, Hosts, CredentialSt
     let space = storage.space().await?;
     let disk_gib = space.capacity_gib(storage.reserve(), config.disk_overcommit);
     let machine = Machine::probe(disk_gib).context("looking at this machine")?;
-    bootstrap(&db, config, machine)
+    bootstrap(db, config, machine)
         .await
         .context("writing the default VPC")?;
-    let hosts = hosts(config, &db, storage)?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("--listen {}", config.listen))?;
-    Ok((db, hosts, credentials, listener))
-}
-
-/// What stands for this host.
-fn hosts(config: &Config, db: &Db, storage: HostStorage) -> anyhow::Result<Hosts> {
-    let compute = HostCompute::open(
+    let compute = Arc::new(HostCompute::open(
         &config.names,
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
-    )?;
+    )?);
     let network = LinuxNetwork::new(
         config.names.clone(),
         config.public_pool,
@@ -130,10 +136,48 @@ fn hosts(config: &Config, db: &Db, storage: HostStorage) -> anyhow::Result<Hosts
         db.changed(),
     )?
     .with_open_ports(config.guest_host_ports.iter().copied());
-    Ok(Hosts {
-        compute: Arc::new(compute),
-        storage: Arc::new(storage),
+    let storage = Arc::new(storage);
+    let images = ImageController::new(db.clone(), config.images_dir.clone(), config.image_scopes());
+    let guard = DiskGuard {
+        db: db.clone(),
+        host: config.host_id.clone(),
+        storage: storage.clone(),
+        writers: compute.clone(),
+        overcommit: config.disk_overcommit,
+    };
+    let controllers = Controllers {
+        db: db.clone(),
+        config: config.clone(),
+        hosts: model::Hosts::one(config.host_id.clone()),
+        compute: compute.clone(),
+        storage,
         network: Arc::new(network),
+        slots: Slots::of_this_machine(),
+        clock: system_clock(),
+    };
+    Ok(Ground {
+        console: Arc::new(HostConsole(compute)),
+        controllers,
+        real: Some(Real { images, guard }),
+    })
+}
+
+async fn simulated_hosts(
+    config: &Arc<Config>,
+    db: &Db,
+    simulated: Simulated,
+) -> anyhow::Result<Ground> {
+    let hosts = simulation::bootstrap(db, config, simulated.hosts).await;
+    let hosts = hosts.context("writing the simulated hosts")?;
+    tracing::warn!(
+        hosts = simulated.hosts,
+        "a simulation: instances have no guests, volumes no data, interfaces no packets"
+    );
+    let controllers = simulation::controllers(db, config, hosts, simulated.conditions);
+    Ok(Ground {
+        console: Arc::new(HostConsole(controllers.compute.clone())),
+        controllers,
+        real: None,
     })
 }
 
@@ -209,27 +253,23 @@ fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
 
 async fn run(
     config: Arc<Config>,
-    db: Db,
-    hosts: Hosts,
+    ground: Ground,
     credentials: CredentialStore,
     listener: TcpListener,
     tls: Option<Tls>,
 ) -> anyhow::Result<()> {
     let (shutdown, receiver) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    start(&mut tasks, &config, &db, &hosts, &receiver);
-    let guard = DiskGuard {
-        db: db.clone(),
-        host: config.host_id.clone(),
-        storage: hosts.storage.clone(),
-        writers: hosts.compute.clone(),
-        overcommit: config.disk_overcommit,
-    };
-    tasks.spawn(guard.run(receiver.clone()));
+    ground.controllers.start(&mut tasks, &receiver);
+    let db = ground.controllers.db;
+    if let Some(Real { images, guard }) = ground.real {
+        tasks.spawn(reconcile(Arc::new(images), db.clone(), receiver.clone()));
+        tasks.spawn(guard.run(receiver.clone()));
+    }
     let cloud = Cloud {
-        db: db.clone(),
+        db,
         config: Arc::clone(&config),
-        console: Arc::new(HostConsole(hosts.compute.clone())),
+        console: ground.console,
     };
     let address = listener.local_addr().unwrap_or(config.listen);
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
@@ -265,76 +305,6 @@ async fn run(
         tracing::warn!("a step or a request takes too long and is cut short");
     }
     ended
-}
-
-/// Starts the reconcilers.
-fn start(
-    tasks: &mut JoinSet<()>,
-    config: &Arc<Config>,
-    db: &Db,
-    hosts: &Hosts,
-    shutdown: &watch::Receiver<bool>,
-) {
-    let clock = system_clock();
-    let slots = Slots::of_this_machine();
-    let network = Arc::new(NetworkController::new(
-        db.clone(),
-        config.host_id.clone(),
-        hosts.network.clone(),
-        slots.clone(),
-    ));
-    let images = ImageController::new(db.clone(), config.images_dir.clone(), config.image_scopes());
-    let placement = PlacementController {
-        db: db.clone(),
-        clock: clock.clone(),
-    };
-    let garbage = GarbageController {
-        db: db.clone(),
-        pool: config.public_addresses().collect(),
-        clock: clock.clone(),
-    };
-    let volumes = VolumeController {
-        db: db.clone(),
-        host: config.host_id.clone(),
-        storage: hosts.storage.clone(),
-        slots: slots.clone(),
-    };
-    let reachability = ReachabilityController::new(
-        db.clone(),
-        config.host_id.clone(),
-        hosts.network.clone(),
-        clock.clone(),
-    );
-    let instances = InstanceController::new(
-        db.clone(),
-        config.clone(),
-        hosts.compute.clone(),
-        hosts.storage.clone(),
-        network.clone(),
-        slots,
-        clock,
-    );
-    tasks.spawn(reconcile(Arc::new(images), db.clone(), shutdown.clone()));
-    tasks.spawn(reconcile(Arc::new(placement), db.clone(), shutdown.clone()));
-    tasks.spawn(reconcile(Arc::new(garbage), db.clone(), shutdown.clone()));
-    tasks.spawn(reconcile(network, db.clone(), shutdown.clone()));
-    tasks.spawn(reconcile(Arc::new(volumes), db.clone(), shutdown.clone()));
-    tasks.spawn(reconcile(
-        Arc::new(reachability),
-        db.clone(),
-        shutdown.clone(),
-    ));
-    tasks.spawn(reconcile(Arc::new(instances), db.clone(), shutdown.clone()));
-}
-
-/// The consoles of this host, for the API.
-struct HostConsole(Arc<HostCompute>);
-
-#[async_trait]
-impl Console for HostConsole {
-    async fn tail(&self, instance: &InstanceId) -> anyhow::Result<Vec<u8>> {
-        Ok(self.0.console(instance).await?)
-    }
 }
 
 /// Removes every instance and all that Hearth has made on this host. Twice is

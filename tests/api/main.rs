@@ -1,4 +1,4 @@
-//! Every action through the real router, store and reconcilers, on a fake host: no
+//! Every action through the real router, store and reconcilers, on a simulated host: no
 //! VMM, no network. The tests are pytest's, in this folder; the client is botocore,
 //! and botocore's model is the oracle for names on the wire. This program gives
 //! them their clouds, one for each file of tests, and its count is theirs.

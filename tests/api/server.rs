@@ -5,23 +5,14 @@ use std::sync::{Arc, mpsc};
 use hearth::{
     api::{self, registry},
     auth::credentials::{AccessKey, Account, CredentialStore},
-    bootstrap::{Machine, bootstrap},
-    compute::fake::FakeCompute,
-    config::Config,
-    model::{BootMethod, Image, ImageId, Manifest},
-    network::fake::FakeNetwork,
-    reconcile::{
-        Slots,
-        cluster::PlacementController,
-        host::{NetworkController, ReachabilityController, VolumeController},
-        instance::InstanceController,
-        run, system_clock,
-    },
-    storage::fake::FakeStorage,
+    conditions::Conditions,
+    config::{Config, Simulated},
+    console::HostConsole,
+    simulation,
     store::Db,
     tls::Tls,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 /// A served API. It goes with the value.
 pub(super) struct Server {
@@ -34,7 +25,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// A new cloud with its default VPC and one image.
+    /// A new cloud with one host.
     pub(super) fn start() -> Self {
         Self::start_with(None)
     }
@@ -50,7 +41,14 @@ impl Server {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let (sender, receiver) = mpsc::channel();
         let (key, other) = (AccessKey::generate(), AccessKey::generate());
-        let config = Arc::new(Config::for_tests());
+        let conditions = Conditions::default();
+        let config = Arc::new(Config {
+            simulated: Some(Simulated {
+                hosts: 1,
+                conditions,
+            }),
+            ..Config::for_tests()
+        });
         let region = config.region.clone();
         let account = |id: &str, key: &AccessKey| Account {
             id: id.to_owned(),
@@ -63,23 +61,14 @@ impl Server {
         ]);
         runtime.spawn(async move {
             let db = Db::in_memory().await;
-            let machine = Machine {
-                cpus: 8,
-                memory_mib: 16384,
-                disk_gib: 1000,
-            };
-            bootstrap(&db, &config, machine).await.expect("bootstrap");
-            let image = image(&config.account_id);
-            db.transact(|_, change| {
-                change.put(&image);
-                Ok::<_, api::ApiError>(())
-            })
-            .await
-            .expect("the image");
+            let hosts = simulation::bootstrap(&db, &config, 1).await;
+            let hosts = hosts.expect("the hosts are written down");
             // The controllers run for as long as this task does.
             let (_running, shutdown) = watch::channel(false);
-            start(&config, &db, &shutdown);
-            let console = Arc::new(api::console::NoConsole);
+            let mut tasks = JoinSet::new();
+            let controllers = simulation::controllers(&db, &config, hosts, conditions);
+            controllers.start(&mut tasks, &shutdown);
+            let console = Arc::new(HostConsole(controllers.compute));
             let cloud = api::Cloud {
                 db,
                 config,
@@ -119,71 +108,6 @@ impl Server {
         told["region"] = self.region.as_str().into();
         told["other"] = key(&self.other);
         told
-    }
-}
-
-/// All that makes desired state true, on a host in memory.
-fn start(config: &Arc<Config>, db: &Db, shutdown: &watch::Receiver<bool>) {
-    let compute = Arc::new(FakeCompute::default());
-    let storage = Arc::new(FakeStorage::default());
-    let taps = Arc::new(FakeNetwork::default());
-    let host = &config.host_id;
-    let slots = Slots::wide(64);
-    let network = Arc::new(NetworkController::new(
-        db.clone(),
-        host.clone(),
-        taps.clone(),
-        slots.clone(),
-    ));
-    let placement = PlacementController {
-        db: db.clone(),
-        clock: system_clock(),
-    };
-    let volumes = VolumeController {
-        db: db.clone(),
-        host: host.clone(),
-        storage: storage.clone(),
-        slots: slots.clone(),
-    };
-    let reachability =
-        ReachabilityController::new(db.clone(), host.clone(), taps.clone(), system_clock());
-    let instances = InstanceController::new(
-        db.clone(),
-        config.clone(),
-        compute,
-        storage,
-        network.clone(),
-        slots,
-        system_clock(),
-    );
-    tokio::spawn(run(Arc::new(placement), db.clone(), shutdown.clone()));
-    tokio::spawn(run(Arc::new(volumes), db.clone(), shutdown.clone()));
-    tokio::spawn(run(Arc::new(reachability), db.clone(), shutdown.clone()));
-    tokio::spawn(run(network, db.clone(), shutdown.clone()));
-    tokio::spawn(run(Arc::new(instances), db.clone(), shutdown.clone()));
-}
-
-fn image(account: &str) -> Image {
-    Image {
-        id: ImageId::from_random(1),
-        scope: hearth::model::Scope::new(account, "us-east-1"),
-        manifest: Manifest {
-            name: "micro".into(),
-            description: "A small one".into(),
-            architecture: "x86_64".into(),
-            root_device_name: "/dev/xvda".into(),
-            default_user: "root".into(),
-            disk: "micro.raw".into(),
-            disk_size: (1 << 30) + 1,
-            sha256: "00".repeat(32),
-            created: "2026-01-02T03:04:05Z".parse().expect("a time"),
-            boot: BootMethod::Linux {
-                partition: 0,
-                kernel: "/vmlinuz".into(),
-                initrd: None,
-                cmdline: String::new(),
-            },
-        },
     }
 }
 

@@ -52,7 +52,7 @@ def instance(ec2, image, group):
     ("InvalidSubnetID.NotFound", "subnet-", {"SubnetId": "subnet-00000000000000001"}),
     ("InvalidParameterValue", "minCount", {"MinCount": 0}),
     ("InvalidParameterValue", "16384", {"UserData": "x" * 16385}),
-    ("InsufficientInstanceCapacity", "t3.micro", {"MinCount": 100, "MaxCount": 100}),
+    ("InsufficientInstanceCapacity", "m5.8xlarge", {"InstanceType": "m5.8xlarge", "MinCount": 20, "MaxCount": 20}),
     ("UnsupportedOperation", "EbsOptimized", {"EbsOptimized": True}),
     ("UnsupportedOperation", "IamInstanceProfile", {"IamInstanceProfile": {"Name": "x"}}),
     ("UnsupportedOperation", "Placement.Tenancy", {"Placement": {"Tenancy": "dedicated"}}),

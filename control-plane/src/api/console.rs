@@ -15,9 +15,11 @@ pub trait Console: Send + Sync {
     async fn tail(&self, instance: &InstanceId) -> anyhow::Result<Vec<u8>>;
 }
 
-/// No console at all: for tests.
+/// No console at all: for tests of handlers.
+#[cfg(test)]
 pub struct NoConsole;
 
+#[cfg(test)]
 #[async_trait]
 impl Console for NoConsole {
     async fn tail(&self, _: &InstanceId) -> anyhow::Result<Vec<u8>> {

@@ -61,6 +61,11 @@ impl Dispatch {
         }
     }
 
+    /// How many hosts are simulated, where they are.
+    pub(super) fn simulated_hosts(&self) -> Option<u32> {
+        self.cloud.config.simulated.map(|simulated| simulated.hosts)
+    }
+
     /// Looks at the head alone: whether it names a key that there is. The refusal
     /// is what the whole request would get.
     pub(super) fn claim(

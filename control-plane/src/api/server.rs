@@ -70,6 +70,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+/// In every answer of a simulated cloud: how many hosts it has.
+const SIMULATED: HeaderName = HeaderName::from_static("x-hearth-simulated-hosts");
 
 /// The API as a router: every path and method leads to the one dispatch.
 pub fn router(cloud: Cloud, credentials: CredentialStore) -> Router {
@@ -305,6 +307,9 @@ async fn answer(
     };
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
+    }
+    if let Some(hosts) = dispatch.simulated_hosts() {
+        response.headers_mut().insert(SIMULATED, hosts.into());
     }
     if !visit.is_verified() {
         // One try for each connection.

@@ -5,7 +5,7 @@
 //! - `argv`: what to launch → the command line (pure)
 //! - `bootfiles`: reads kernel and initrd out of a root disk, in a sandbox
 //! - `host`: the real thing: folders, cgroup v2, processes, pidfds, sockets
-//! - [`fake`]: a host in memory, for tests
+//! - [`simulated`]: a host in memory, for tests
 //!
 //! The reconcilers speak to [`ComputeHost`] alone. Every method may be called
 //! again after a crash at any point and finds its way from what is there.
@@ -24,8 +24,8 @@ use crate::model::{BootMethod, EniId, ImageId, InstanceId, VolumeId};
 
 pub mod argv;
 pub mod bootfiles;
-pub mod fake;
 pub mod host;
+pub mod simulated;
 pub mod trace;
 
 /// Everything that a cold boot of an instance needs.

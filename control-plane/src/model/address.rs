@@ -1,12 +1,12 @@
 //! Allocations that must be unique across the cloud, each a record of its own,
 //! so that the store's compare-and-swap alone keeps two takers apart; and hosts.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EniId, Scope, SubnetId,
+    EniId, Quota, Scope, SubnetId,
     resource::{regional, shared},
 };
 
@@ -18,6 +18,34 @@ pub struct HostId(pub String);
 impl std::fmt::Display for HostId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The hosts that one process acts for: this machine, or all of a simulation. What
+/// is on another is never touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts(Arc<BTreeSet<HostId>>);
+
+impl Hosts {
+    /// This one.
+    pub fn one(id: HostId) -> Self {
+        [id].into_iter().collect()
+    }
+
+    /// Whether something with this host is among them.
+    pub fn have(&self, host: Option<&HostId>) -> bool {
+        host.is_some_and(|host| self.0.contains(host))
+    }
+
+    /// Each.
+    pub fn iter(&self) -> impl Iterator<Item = &HostId> {
+        self.0.iter()
+    }
+}
+
+impl FromIterator<HostId> for Hosts {
+    fn from_iter<I: IntoIterator<Item = HostId>>(ids: I) -> Self {
+        Self(Arc::new(ids.into_iter().collect()))
     }
 }
 
@@ -37,6 +65,17 @@ pub struct Host {
     /// while the reserve is touched: nothing new is taken then.
     #[serde(default)]
     pub disk_gib: u64,
+}
+
+impl Host {
+    /// All that it can give.
+    pub fn quota(&self) -> Quota {
+        Quota {
+            vcpus: u64::from(self.vcpus),
+            memory_mib: self.memory_mib,
+            disk_gib: self.disk_gib,
+        }
+    }
 }
 
 shared! { Host { kind: "hosts", key: |this| &this.id.0 } }

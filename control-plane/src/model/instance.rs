@@ -21,8 +21,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BootMethod, EniId, HostId, ImageId, Index, ReservationId, Scope, SubnetId, VolumeId, VpcId,
-    resource::resource,
+    BootMethod, EniId, HostId, ImageId, Index, InstanceType, Quota, ReservationId, Scope, SubnetId,
+    VolumeId, VpcId, resource::resource,
 };
 
 /// What EC2 reports of an instance's life.
@@ -54,6 +54,12 @@ impl InstanceState {
             Self::Stopping => 64,
             Self::Stopped => 80,
         }
+    }
+
+    /// Whether an instance in this state takes from its host's quota. Its volumes
+    /// do in every state, for as long as they are there.
+    pub fn occupies(self) -> bool {
+        !matches!(self, Self::Stopped | Self::Terminated)
     }
 
     /// EC2's name of the state (`InstanceState.Name`).
@@ -260,11 +266,23 @@ resource! {
         malformed: "InvalidInstanceID.Malformed",
         not_found: "InvalidInstanceID.NotFound",
         noun: "instance ID",
-        indexes: [BY_HOST, BY_RESERVATION, BY_STATE, UNPLACED],
+        indexes: [BY_HOST, BY_RESERVATION, BY_STATE, BY_VPC_AND_HOST, UNPLACED],
+        claim: taken,
     }
 }
 
 impl Instance {
+    /// What it needs of its host, its volumes aside. A type that this version no
+    /// longer knows needs more than any host has.
+    pub fn quota(&self) -> Quota {
+        InstanceType::find(&self.instance_type).map_or(Quota::UNKNOWN, InstanceType::quota)
+    }
+
+    fn taken(&self) -> Option<(&HostId, Quota)> {
+        let host = self.host.as_ref()?;
+        self.state.occupies().then(|| (host, self.quota()))
+    }
+
     /// By the host that it is on.
     pub const BY_HOST: Index<Self> = Index {
         name: "host",
@@ -284,6 +302,21 @@ impl Instance {
         name: "state",
         keys: |this, key| key(this.state.name()),
     };
+    /// By its VPC and the host that it is on: [`Self::vpc_and_host`].
+    pub const BY_VPC_AND_HOST: Index<Self> = Index {
+        name: "vpc-and-host",
+        keys: |this, key| {
+            if let Some(host) = &this.host {
+                key(&Self::vpc_and_host(&this.vpc, host));
+            }
+        },
+    };
+
+    /// The key of that index.
+    pub fn vpc_and_host(vpc: &VpcId, host: &HostId) -> String {
+        format!("{vpc}/{host}")
+    }
+
     /// Those on no host that are not terminated, under the empty key.
     pub const UNPLACED: Index<Self> = Index {
         name: "unplaced",

@@ -2,6 +2,19 @@
 //!
 //! <https://aws.amazon.com/ec2/instance-types/>
 
+use super::Quota;
+
+/// What a VMM of a guest with so much memory needs beside it, in MiB.
+///
+/// Measured with 128 MiB of guest memory: 3.4 MB resident that isn't the
+/// guest's. The page tables, KVM's and the process's own, take 8 bytes each for
+/// every 4 KiB page: one part in 256. Socket buffers, io_uring's and the kernel's
+/// structures of a process are some MiB. Four times the first and twice the
+/// second leave a margin for those.
+pub const fn overhead_mib(guest_mib: u64) -> u64 {
+    16 + guest_mib / 128
+}
+
 /// One instance type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceType {
@@ -58,6 +71,16 @@ impl InstanceType {
     /// The type of this name.
     pub fn find(name: &str) -> Option<&'static InstanceType> {
         INSTANCE_TYPES.iter().find(|t| t.name == name)
+    }
+
+    /// What a host gives to an instance of it: the guest's memory and its VMM's.
+    pub fn quota(&self) -> Quota {
+        let guest_mib = u64::from(self.memory_mib);
+        Quota {
+            vcpus: u64::from(self.vcpus),
+            memory_mib: guest_mib + overhead_mib(guest_mib),
+            disk_gib: 0,
+        }
     }
 
     /// The part of the name before the dot.

@@ -12,6 +12,7 @@ mod image;
 mod instance;
 mod instance_type;
 mod key_pair;
+mod quota;
 mod reachability;
 mod reservation;
 pub(crate) mod resource;
@@ -31,6 +32,7 @@ pub use image::*;
 pub use instance::*;
 pub use instance_type::*;
 pub use key_pair::*;
+pub use quota::*;
 pub use reachability::*;
 pub use reservation::*;
 pub use resource::{

@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::{HostId, Quota};
+
 /// An account's part of a region: what a regional resource is in, and what its
 /// names are unique in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,6 +78,11 @@ pub trait Resource: Serialize + DeserializeOwned + Clone + Send + Sync + 'static
 
     /// What it is in; `None` when the whole cloud shares it.
     fn scope(&self) -> Option<&Scope>;
+
+    /// What it takes of which host. The view keeps the totals.
+    fn claim(&self) -> Option<(&HostId, Quota)> {
+        None
+    }
 
     /// Brings a record of an older version to this one.
     ///
@@ -157,10 +164,15 @@ pub trait Visible: Described {
 
 /// Makes a record type one of an account and a region: it has a field `scope`.
 macro_rules! regional {
-    ($resource:ident { kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?] $(,)? }) => {
+    ($resource:ident {
+        kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?] $(, claim: $claim:ident)? $(,)?
+    }) => {
         impl $crate::model::Resource for $resource {
             const KIND: &'static str = $kind;
             const INDEXES: &'static [$crate::model::Index<Self>] = &[$(Self::$index),*];
+            $(fn claim(&self) -> Option<(&$crate::model::HostId, $crate::model::Quota)> {
+                self.$claim()
+            })?
             fn id(&self) -> &str {
                 self.$key.as_ref()
             }
@@ -205,13 +217,13 @@ macro_rules! resource {
         malformed: $malformed:literal,
         not_found: $not_found:literal,
         noun: $noun:literal,
-        indexes: [$($index:ident),* $(,)?] $(,)?
+        indexes: [$($index:ident),* $(,)?] $(, claim: $claim:ident)? $(,)?
     }) => {
         $crate::model::ids::identifier! {
             $(#[$doc])* $id = $prefix, $malformed, $not_found, $noun
         }
         $crate::model::resource::regional! {
-            $resource { kind: $kind, key: $key, indexes: [BY_ID $(, $index)*] }
+            $resource { kind: $kind, key: $key, indexes: [BY_ID $(, $index)*] $(, claim: $claim)? }
         }
         impl $resource {
             /// By its identifier, in whichever scope it is.

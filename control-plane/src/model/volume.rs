@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{HostId, ImageId, Index, InstanceId, Scope, resource::resource};
+use super::{HostId, ImageId, Index, InstanceId, Quota, Scope, resource::resource};
 
 /// A volume: a raw disk of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,10 +57,20 @@ resource! {
         not_found: "InvalidVolume.NotFound",
         noun: "volume",
         indexes: [BY_INSTANCE, DELETING],
+        claim: taken,
     }
 }
 
 impl Volume {
+    fn taken(&self) -> Option<(&HostId, Quota)> {
+        let disk_gib = u64::from(self.size_gib);
+        let quota = Quota {
+            disk_gib,
+            ..Quota::default()
+        };
+        self.host.as_ref().map(|host| (host, quota))
+    }
+
     /// By the instance that it is attached to.
     pub const BY_INSTANCE: Index<Self> = Index {
         name: "instance",

@@ -22,10 +22,10 @@ use crate::model::{Eni, EniId, VpcId};
 
 pub mod dhcp;
 pub mod dns;
-pub mod fake;
 pub mod host;
 pub mod names;
 pub mod plan;
+pub mod simulated;
 
 pub use plan::{Group, HostNet, HostPort, Interface, Limits, Topology, VpcNet};
 

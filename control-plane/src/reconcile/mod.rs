@@ -14,6 +14,7 @@
 //! - [`instance`]: the lives of the instances on this host
 
 pub mod cluster;
+mod controllers;
 pub mod host;
 pub mod instance;
 pub mod queue;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+pub use controllers::Controllers;
 pub use queue::{Controller, Requeue, Slots, run};
 
 /// What the time is; a test brings its own.

@@ -14,8 +14,7 @@ use jiff::Timestamp;
 use super::{Controller, Requeue, queue::backoff};
 use crate::{
     config::Config,
-    model::{Host, InstanceId, PrivateAddress, PublicAddress, samples},
-    scheduler::overhead_mib,
+    model::{Host, InstanceId, PrivateAddress, PublicAddress, overhead_mib, samples},
     store::Db,
 };
 

@@ -8,11 +8,11 @@
 
 mod shortfall;
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 pub use self::shortfall::{Lack, Shortfall};
 use crate::{
-    model::{Host, HostId, Instance, InstanceId, InstanceState, InstanceType, Volume},
+    model::{Host, HostId, Instance, InstanceType, Quota, Volume},
     store::View,
 };
 
@@ -21,80 +21,51 @@ use crate::{
 pub struct Demand {
     /// The availability zone.
     pub zone: String,
-    /// vCPUs.
-    pub vcpus: u32,
-    /// Memory in MiB, the VMM's own included.
-    pub memory_mib: u64,
-    /// The sizes of the volumes that are yet to be made, in GiB.
-    pub disk_gib: u64,
-}
-
-/// What a VMM of a guest with so much memory needs beside it, in MiB.
-///
-/// Measured with 128 MiB of guest memory: 3.4 MB resident that isn't the
-/// guest's. The page tables, KVM's and the process's own, take 8 bytes each for
-/// every 4 KiB page: one part in 256. Socket buffers, io_uring's and the kernel's
-/// structures of a process are some MiB. Four times the first and twice the
-/// second leave a margin for those.
-pub const fn overhead_mib(guest_mib: u64) -> u64 {
-    16 + guest_mib / 128
+    /// How much, the volumes that are yet to be made included.
+    pub quota: Quota,
 }
 
 impl Demand {
     /// What an instance of this type needs, with new volumes of this size.
     pub fn of(kind: &InstanceType, zone: &str, disk_gib: u64) -> Self {
-        let guest_mib = u64::from(kind.memory_mib);
         Self {
             zone: zone.to_owned(),
-            vcpus: u32::from(kind.vcpus),
-            memory_mib: guest_mib + overhead_mib(guest_mib),
-            disk_gib,
+            quota: Quota {
+                disk_gib,
+                ..kind.quota()
+            },
         }
     }
 
-    /// What this instance needs. A type that this version no longer knows needs
-    /// more than any host has.
-    fn of_instance(instance: &Instance, disk_gib: u64) -> Self {
-        match InstanceType::find(&instance.instance_type) {
-            Some(kind) => Self::of(kind, &instance.zone, disk_gib),
-            None => Self {
-                zone: instance.zone.clone(),
-                vcpus: u32::MAX,
-                memory_mib: u64::MAX,
-                disk_gib,
+    /// What this instance needs to be placed, or to be started where it is: a
+    /// volume that is on a host is there already.
+    pub fn of_instance(view: &View, instance: &Instance) -> Self {
+        let volumes = view.by(Volume::BY_INSTANCE, instance.id.as_str());
+        let unplaced = volumes.filter(|volume| volume.host.is_none());
+        Self {
+            zone: instance.zone.clone(),
+            quota: Quota {
+                disk_gib: unplaced.map(|volume| u64::from(volume.size_gib)).sum(),
+                ..instance.quota()
             },
         }
     }
 }
 
-/// Whether an instance in this state takes from its host's quota. Its volumes
-/// do in every state, for as long as they are there.
-pub fn occupies(state: InstanceState) -> bool {
-    !matches!(state, InstanceState::Stopped | InstanceState::Terminated)
-}
-
 #[derive(Debug, Clone)]
 struct Free {
     zone: String,
-    vcpus: u32,
-    memory_mib: u64,
-    disk_gib: u64,
+    left: Quota,
 }
 
 impl Free {
     fn fits(&self, demand: &Demand) -> bool {
+        let (left, needed) = (self.left, demand.quota);
         self.zone == demand.zone
-            && self.vcpus >= demand.vcpus
-            && self.memory_mib >= demand.memory_mib
+            && left.vcpus >= needed.vcpus
+            && left.memory_mib >= needed.memory_mib
             // Who needs none doesn't care that a host is overdrawn.
-            && self.disk_gib >= demand.disk_gib
-    }
-
-    // A host may have shrunk below what it runs: it has nothing left then.
-    fn take(&mut self, demand: &Demand) {
-        self.vcpus = self.vcpus.saturating_sub(demand.vcpus);
-        self.memory_mib = self.memory_mib.saturating_sub(demand.memory_mib);
-        self.disk_gib = self.disk_gib.saturating_sub(demand.disk_gib);
+            && left.disk_gib >= needed.disk_gib
     }
 }
 
@@ -102,67 +73,22 @@ impl Free {
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     free: BTreeMap<HostId, Free>,
-    /// The volumes that are on no host yet, in GiB by their instance.
-    unplaced: BTreeMap<InstanceId, u64>,
 }
 
 impl Ledger {
-    /// The hosts less what is on them, in this picture.
+    /// The hosts less what is on them, in this picture. A host may have shrunk below
+    /// what it runs: it has nothing left then.
     pub fn of(view: &View) -> Self {
-        Self::new(
-            view.all::<Host>(),
-            view.all::<Instance>(),
-            view.all::<Volume>(),
-        )
-    }
-
-    /// The hosts less the instances and volumes that are on them.
-    pub fn new<'a>(
-        hosts: impl IntoIterator<Item = &'a Host>,
-        instances: impl IntoIterator<Item = &'a Instance>,
-        volumes: impl IntoIterator<Item = &'a Volume>,
-    ) -> Self {
-        let mut free: BTreeMap<HostId, Free> = hosts
-            .into_iter()
-            .map(|h| {
-                let all = Free {
-                    zone: h.zone.clone(),
-                    vcpus: h.vcpus,
-                    memory_mib: h.memory_mib,
-                    disk_gib: h.disk_gib,
-                };
-                (h.id.clone(), all)
-            })
-            .collect();
-        for instance in instances {
-            if let Some(host) = instance.host.as_ref().and_then(|id| free.get_mut(id))
-                && occupies(instance.state)
-            {
-                host.take(&Demand::of_instance(instance, 0));
-            }
+        let free = view.all::<Host>().map(|host| {
+            let free = Free {
+                zone: host.zone.clone(),
+                left: host.quota().less(view.claimed(&host.id)),
+            };
+            (host.id.clone(), free)
+        });
+        Self {
+            free: free.collect(),
         }
-        let mut unplaced = BTreeMap::<InstanceId, u64>::new();
-        for volume in volumes {
-            let size = u64::from(volume.size_gib);
-            match (&volume.host, &volume.attachment) {
-                (Some(host), _) => {
-                    if let Some(host) = free.get_mut(host) {
-                        host.disk_gib = host.disk_gib.saturating_sub(size);
-                    }
-                }
-                (None, Some(attachment)) => {
-                    *unplaced.entry(attachment.instance.clone()).or_default() += size;
-                }
-                (None, None) => {}
-            }
-        }
-        Self { free, unplaced }
-    }
-
-    /// What this instance needs to be placed, or to be started where it is.
-    pub fn demand(&self, instance: &Instance) -> Demand {
-        let disk = self.unplaced.get(&instance.id).copied().unwrap_or(0);
-        Demand::of_instance(instance, disk)
     }
 
     /// Takes what is needed from the host with the most memory left.
@@ -174,10 +100,13 @@ impl Ledger {
             .free
             .iter_mut()
             .filter(|(_, free)| free.fits(demand))
-            .max_by_key(|(id, free)| (free.memory_mib, std::cmp::Reverse((*id).clone())));
+            .max_by(|(a, x), (b, y)| {
+                let by_memory = x.left.memory_mib.cmp(&y.left.memory_mib);
+                by_memory.then(Reverse(a).cmp(&Reverse(b)))
+            });
         match chosen {
             Some((id, free)) => {
-                free.take(demand);
+                free.left = free.left.less(demand.quota);
                 Ok(id.clone())
             }
             None => Err(self.shortfall(demand, |_| true)),
@@ -191,7 +120,7 @@ impl Ledger {
     pub fn place_on(&mut self, host: &HostId, demand: &Demand) -> Result<(), Shortfall> {
         match self.free.get_mut(host) {
             Some(free) if free.fits(demand) => {
-                free.take(demand);
+                free.left = free.left.less(demand.quota);
                 Ok(())
             }
             _ => Err(self.shortfall(demand, |id| id == host)),
@@ -205,14 +134,11 @@ impl Ledger {
             .filter(|(id, free)| which(id) && free.zone == demand.zone)
             .map(|(id, free)| Lack {
                 host: id.clone(),
-                vcpus: free.vcpus,
-                memory_mib: free.memory_mib,
-                disk_gib: free.disk_gib,
-            })
-            .collect();
+                left: free.left,
+            });
         Shortfall {
             demand: demand.clone(),
-            hosts,
+            hosts: hosts.collect(),
         }
     }
 }
@@ -220,7 +146,12 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::samples;
+    use crate::model::{InstanceState, samples};
+
+    fn cloud(hosts: &[Host]) -> View {
+        let hosts = hosts.iter().cloned();
+        hosts.fold(View::default(), View::with)
+    }
 
     fn host(id: &str, zone: &str, vcpus: u32, memory_mib: u64) -> Host {
         Host {
@@ -232,12 +163,14 @@ mod tests {
         }
     }
 
-    fn demand(zone: &str, vcpus: u32, memory_mib: u64) -> Demand {
+    fn demand(zone: &str, vcpus: u64, memory_mib: u64) -> Demand {
         Demand {
             zone: zone.into(),
-            vcpus,
-            memory_mib,
-            disk_gib: 1,
+            quota: Quota {
+                vcpus,
+                memory_mib,
+                disk_gib: 1,
+            },
         }
     }
 
@@ -248,7 +181,7 @@ mod tests {
             host("b", "z", 8, 6144),
             host("c", "y", 8, 9999),
         ];
-        let mut ledger = Ledger::new(&hosts, [], []);
+        let mut ledger = Ledger::of(&cloud(&hosts));
         let picks: Vec<_> = std::iter::from_fn(|| ledger.place(&demand("z", 1, 2048)).ok())
             .map(|h| h.0)
             .collect();
@@ -259,31 +192,23 @@ mod tests {
     #[test]
     fn each_quota_and_the_zone_can_refuse() {
         let hosts = [host("a", "z", 2, 2048)];
+        let with_disk = |disk_gib| Demand {
+            quota: Quota {
+                disk_gib,
+                ..demand("z", 1, 1).quota
+            },
+            ..demand("z", 1, 1)
+        };
         for (demand, fits) in [
             (demand("z", 2, 2048), true),
             (demand("z", 3, 1), false),
             (demand("z", 1, 2049), false),
             (demand("y", 1, 1), false),
-            (
-                Demand {
-                    disk_gib: 100,
-                    ..demand("z", 1, 1)
-                },
-                true,
-            ),
-            (
-                Demand {
-                    disk_gib: 101,
-                    ..demand("z", 1, 1)
-                },
-                false,
-            ),
+            (with_disk(100), true),
+            (with_disk(101), false),
         ] {
-            assert_eq!(
-                Ledger::new(&hosts, [], []).place(&demand).is_ok(),
-                fits,
-                "{demand:?}"
-            );
+            let placed = Ledger::of(&cloud(&hosts)).place(&demand);
+            assert_eq!(placed.is_ok(), fits, "{demand:?}");
         }
     }
 
@@ -304,7 +229,7 @@ mod tests {
             instance.instance_type = "t3.micro".into();
             instance.state = state;
             instance.host = host.map(|h| HostId(h.into()));
-            let mut ledger = Ledger::new(&hosts, [&instance], []);
+            let mut ledger = Ledger::of(&cloud(&hosts).with(instance));
             assert_eq!(
                 ledger.place(&demand("us-east-1a", 1, 1)).is_ok(),
                 left,
@@ -317,11 +242,11 @@ mod tests {
     fn the_vmm_of_an_instance_takes_memory_too() {
         let kind = InstanceType::find("t3.micro").unwrap();
         let demand = Demand::of(kind, "z", 8);
-        assert_eq!(demand.memory_mib, 1024 + 16 + 8);
+        assert_eq!(demand.quota.memory_mib, 1024 + 16 + 8);
         // A host with the guest's memory to the last byte is too small.
         for (memory, fits) in [(1024, false), (1047, false), (1048, true)] {
             let hosts = [host("a", "z", 2, memory)];
-            let placed = Ledger::new(&hosts, [], []).place(&demand);
+            let placed = Ledger::of(&cloud(&hosts)).place(&demand);
             assert_eq!(placed.is_ok(), fits, "{memory}");
         }
     }
@@ -344,21 +269,25 @@ mod tests {
         };
         let waiting = samples::instance(3);
         let volumes = [volume(1, here.clone(), 60), detached, volume(3, None, 11)];
-        let mut ledger = Ledger::new(&hosts, [&stopped, &waiting], &volumes);
+        let view = cloud(&hosts).with(stopped.clone()).with(waiting.clone());
+        let view = volumes.into_iter().fold(view, View::with);
+        let mut ledger = Ledger::of(&view);
         // Its own volume is there already: starting it needs no more disk.
-        assert_eq!(ledger.demand(&stopped).disk_gib, 0);
-        let demand = ledger.demand(&waiting);
-        assert_eq!(demand.disk_gib, 11);
+        let start = Demand::of_instance(&view, &stopped);
+        assert_eq!(start.quota.disk_gib, 0);
+        let demand = Demand::of_instance(&view, &waiting);
+        assert_eq!(demand.quota.disk_gib, 11);
         let shortfall = ledger.place(&demand).unwrap_err();
-        assert_eq!(shortfall.hosts[0].disk_gib, 10);
+        assert_eq!(shortfall.hosts[0].left.disk_gib, 10);
         let smaller = Demand {
-            disk_gib: 10,
+            quota: Quota {
+                disk_gib: 10,
+                ..demand.quota
+            },
             ..demand
         };
         ledger.place(&smaller).unwrap();
-        ledger
-            .place_on(&hosts[0].id, &ledger.demand(&stopped))
-            .unwrap();
+        ledger.place_on(&hosts[0].id, &start).unwrap();
         // Full, and yet what is there can be started.
         ledger.place(&smaller).unwrap_err();
     }

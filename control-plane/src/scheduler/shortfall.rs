@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Demand;
-use crate::model::HostId;
+use crate::model::{HostId, Quota};
 
 /// Why no host could take it: for the log and the operator. The caller gets
 /// EC2's own words, which say nothing of hosts.
@@ -20,21 +20,17 @@ pub struct Shortfall {
 pub struct Lack {
     /// The host.
     pub host: HostId,
-    /// vCPUs.
-    pub vcpus: u32,
-    /// Memory in MiB.
-    pub memory_mib: u64,
-    /// Disk in GiB.
-    pub disk_gib: u64,
+    /// How much.
+    pub left: Quota,
 }
 
 impl Lack {
     /// What there is too little of, by name.
-    pub fn missing(&self, demand: &Demand) -> Vec<&'static str> {
+    pub fn missing(&self, needed: Quota) -> Vec<&'static str> {
         [
-            ("vcpus", u64::from(self.vcpus) < u64::from(demand.vcpus)),
-            ("memory", self.memory_mib < demand.memory_mib),
-            ("disk", self.disk_gib < demand.disk_gib),
+            ("vcpus", self.left.vcpus < needed.vcpus),
+            ("memory", self.left.memory_mib < needed.memory_mib),
+            ("disk", self.left.disk_gib < needed.disk_gib),
         ]
         .into_iter()
         .filter_map(|(name, short)| short.then_some(name))
@@ -42,30 +38,35 @@ impl Lack {
     }
 }
 
+/// As many hosts are named in one line.
+const NAMED: usize = 8;
+
 impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let d = &self.demand;
+        let Demand { zone, quota } = &self.demand;
         write!(
             f,
-            "needed in {}: {} vCPUs, {} MiB of memory, {} GiB of disk; ",
-            d.zone, d.vcpus, d.memory_mib, d.disk_gib
+            "needed in {zone}: {} vCPUs, {} MiB of memory, {} GiB of disk; ",
+            quota.vcpus, quota.memory_mib, quota.disk_gib
         )?;
         if self.hosts.is_empty() {
             return write!(f, "no host is there");
         }
-        for (i, lack) in self.hosts.iter().enumerate() {
+        for (i, Lack { host, left }) in self.hosts.iter().take(NAMED).enumerate() {
             let separator = if i == 0 { "" } else { "; " };
             write!(
                 f,
-                "{separator}host {} has {} vCPUs, {} MiB, {} GiB free: too little {}",
-                lack.host,
-                lack.vcpus,
-                lack.memory_mib,
-                lack.disk_gib,
-                lack.missing(d).join(", ")
+                "{separator}host {host} has {} vCPUs, {} MiB, {} GiB free: too little {}",
+                left.vcpus,
+                left.memory_mib,
+                left.disk_gib,
+                self.hosts[i].missing(*quota).join(", ")
             )?;
         }
-        Ok(())
+        match self.hosts.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} hosts more"),
+        }
     }
 }
 
@@ -75,18 +76,19 @@ mod tests {
 
     #[test]
     fn it_names_what_is_missing_on_each_host() {
-        let lack = |host: &str, vcpus, memory_mib, disk_gib| Lack {
-            host: HostId(host.into()),
+        let quota = |vcpus, memory_mib, disk_gib| Quota {
             vcpus,
             memory_mib,
             disk_gib,
         };
+        let lack = |host: &str, vcpus, memory_mib, disk_gib| Lack {
+            host: HostId(host.into()),
+            left: quota(vcpus, memory_mib, disk_gib),
+        };
         let mut shortfall = Shortfall {
             demand: Demand {
                 zone: "us-east-1a".into(),
-                vcpus: 2,
-                memory_mib: 1048,
-                disk_gib: 8,
+                quota: quota(2, 1048, 8),
             },
             hosts: vec![lack("a", 1, 500, 7), lack("b", 2, 2000, 0)],
         };
@@ -96,6 +98,8 @@ mod tests {
              host a has 1 vCPUs, 500 MiB, 7 GiB free: too little vcpus, memory, disk; \
              host b has 2 vCPUs, 2000 MiB, 0 GiB free: too little disk"
         );
+        shortfall.hosts = vec![lack("a", 0, 0, 0); 10];
+        assert!(shortfall.to_string().ends_with("; and 2 hosts more"));
         shortfall.hosts.clear();
         assert!(shortfall.to_string().ends_with("; no host is there"));
     }

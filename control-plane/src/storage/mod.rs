@@ -6,7 +6,7 @@
 //! pool; as a sparse copy.
 //!
 //! - `host`: the real thing
-//! - [`fake`]: a host in memory, for tests
+//! - [`simulated`]: a host in memory, for tests
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ use async_trait::async_trait;
 
 use crate::model::{ImageId, VolumeId};
 
-pub mod fake;
 pub mod host;
+pub mod simulated;
 mod space;
 
 pub use space::{Pressure, Space, default_reserve};

@@ -11,7 +11,7 @@ use imbl::{OrdMap, OrdSet};
 
 use super::{Batch, Entry, Event, Range, Revision, Scoped, record};
 use crate::model::{
-    self, Described, Index, Regional, Resource, Scope, Shared, resource::each_kind,
+    self, Described, HostId, Index, Quota, Regional, Resource, Scope, Shared, resource::each_kind,
 };
 
 type Value = Arc<dyn Any + Send + Sync>;
@@ -33,6 +33,7 @@ struct KindOf {
     name: &'static str,
     read: fn(&[u8]) -> Result<Value, String>,
     index: Found,
+    claim: fn(&Value) -> Option<(&HostId, Quota)>,
 }
 
 const fn kind_of<T: Resource>() -> KindOf {
@@ -47,6 +48,7 @@ const fn kind_of<T: Resource>() -> KindOf {
                 (index.keys)(value, &mut |key| found(number, key));
             }
         },
+        claim: |value| value.downcast_ref::<T>()?.claim(),
     }
 }
 
@@ -79,6 +81,8 @@ pub struct View {
     revision: Revision,
     /// In the order of [`KINDS`].
     kinds: Vec<Kind>,
+    /// What is taken of each host.
+    claimed: OrdMap<HostId, Quota>,
     /// Why a record could not be read, by its key.
     unreadable: OrdMap<Arc<str>, Arc<str>>,
 }
@@ -88,6 +92,7 @@ impl Default for View {
         Self {
             revision: Revision::default(),
             kinds: KINDS.iter().map(|_| Kind::default()).collect(),
+            claimed: OrdMap::new(),
             unreadable: OrdMap::new(),
         }
     }
@@ -154,12 +159,15 @@ impl View {
     }
 
     /// The records that an index has under this key, in the order of their paths.
-    pub fn by<T: Resource>(&self, index: Index<T>, key: &str) -> impl Iterator<Item = &T> {
+    pub fn by<T: Resource>(
+        &self,
+        index: Index<T>,
+        key: &str,
+    ) -> impl Iterator<Item = &T> + use<'_, T> {
         let number = number_of(index);
         debug_assert!(number.is_some(), "{} has no index {}", T::KIND, index.name);
-        number
-            .into_iter()
-            .flat_map(move |number| self.by_number(number, key, ""))
+        let found = number.map(|number| self.by_number(number, key, ""));
+        found.into_iter().flatten()
     }
 
     /// The same of those whose path begins so.
@@ -200,6 +208,11 @@ impl View {
             })
             .take_while(move |(path, _)| path.starts_with(&*prefix))
             .filter_map(|(_, record)| record.value.downcast_ref())
+    }
+
+    /// What all records together take of this host.
+    pub fn claimed(&self, host: &HostId) -> Quota {
+        self.claimed.get(host).copied().unwrap_or_default()
     }
 
     /// The commit that last wrote the record with the path of this one.
@@ -307,7 +320,9 @@ impl View {
         let path: Arc<str> = path.into();
         let kind = &mut self.kinds[slot];
         let entries = entries_of(slot, &path, &record.value);
-        if let Some(before) = kind.records.insert(Arc::clone(&path), record) {
+        let value = Arc::clone(&record.value);
+        let before = kind.records.insert(Arc::clone(&path), record);
+        if let Some(before) = &before {
             for entry in entries_of(slot, &path, &before.value) {
                 if !entries.contains(&entry) {
                     kind.index.remove(&entry);
@@ -317,6 +332,28 @@ impl View {
         for entry in entries {
             kind.index.insert(entry);
         }
+        self.claim(slot, before.as_ref().map(|b| &b.value), Some(&value));
+    }
+
+    /// Counts what a record takes of its host in place of what it took before.
+    fn claim(&mut self, slot: usize, before: Option<&Value>, after: Option<&Value>) {
+        let claim = KINDS[slot].claim;
+        let (before, after) = (before.and_then(claim), after.and_then(claim));
+        if before == after {
+            return;
+        }
+        if let Some((host, quota)) = before {
+            let left = self.claimed(host).less(quota);
+            if left == Quota::default() {
+                self.claimed.remove(host);
+            } else {
+                self.claimed.insert(host.clone(), left);
+            }
+        }
+        if let Some((host, quota)) = after {
+            let all = self.claimed(host).plus(quota);
+            self.claimed.insert(host.clone(), all);
+        }
     }
 
     fn remove(&mut self, slot: usize, path: &str) {
@@ -325,6 +362,7 @@ impl View {
             for entry in entries_of(slot, &path, &before.value) {
                 kind.index.remove(&entry);
             }
+            self.claim(slot, Some(&before.value), None);
         }
     }
 }

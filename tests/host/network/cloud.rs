@@ -138,7 +138,7 @@ impl Cloud {
     }
 
     pub(super) fn topology(&self) -> Topology {
-        topology(&self.view, &HostId("here".into()))
+        topology(&self.view, &Hosts::one(HostId("here".into())))
     }
 
     pub(super) async fn apply(&self) {

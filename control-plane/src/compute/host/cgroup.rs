@@ -13,7 +13,7 @@ use rustix::fs::statfs;
 
 use crate::compute::LaunchSpec;
 use crate::model::InstanceId;
-use crate::scheduler::overhead_mib;
+use crate::model::overhead_mib;
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;

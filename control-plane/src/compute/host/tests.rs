@@ -148,13 +148,17 @@ impl Bench {
     }
 }
 
-/// Launches. A child that another test forks holds the lock as well, for as long
-/// as it has not become another program: that is waited for.
+/// Launches. A child that another test forks holds the lock as well, and the stand-in
+/// open for writing, for as long as it has not become another program: that is
+/// waited for.
 async fn launch(host: &HostCompute, spec: &LaunchSpec) -> Result<(), ComputeError> {
     loop {
         match host.launch(spec, vec![]).await {
             Err(ComputeError::Host { source, .. })
-                if source.kind() == io::ErrorKind::WouldBlock =>
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ExecutableFileBusy
+                ) =>
             {
                 tokio::task::yield_now().await;
             }

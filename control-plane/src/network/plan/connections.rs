@@ -140,7 +140,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Topology, topology};
     use super::*;
-    use crate::model::{HostId, InstanceState};
+    use crate::model::{HostId, Hosts, InstanceState};
 
     const PEER: &str = "198.51.100.9";
 
@@ -162,7 +162,7 @@ mod tests {
                 eni.public_ip = public.map(|a| a.parse().unwrap());
                 view.with(instance).with(eni)
             });
-        topology(&view, &HostId(HOST.into()))
+        topology(&view, &Hosts::one(HostId(HOST.into())))
     }
 
     fn in_vpc(instances: &[(u8, Option<&str>)], fresh: &[u8]) -> InVpc {

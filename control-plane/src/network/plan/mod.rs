@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::model::{
-    Eni, EniId, GroupId, HostId, Instance, InstanceId, InstanceState, Peer, Rule, SecurityGroup,
+    Eni, EniId, GroupId, Hosts, Instance, InstanceId, InstanceState, Peer, Rule, SecurityGroup,
     Subnet, Vpc, VpcId,
 };
 use crate::store::View;
@@ -172,20 +172,20 @@ fn has_taps(state: InstanceState) -> bool {
     }
 }
 
-/// The network that `host` should have: the taps of every instance placed there
+/// The network that these hosts should have: the taps of every instance placed there
 /// that may have a VMM, with what those need.
-pub fn topology(view: &View, host: &HostId) -> Topology {
-    let ids: BTreeSet<&VpcId> = here(view, host).map(|(_, eni)| &eni.vpc).collect();
+pub fn topology(view: &View, hosts: &Hosts) -> Topology {
+    let ids: BTreeSet<&VpcId> = here(view, hosts).map(|(_, eni)| &eni.vpc).collect();
     let vpcs = ids
         .into_iter()
-        .filter_map(|id| Some((id.clone(), vpc(view, host, id)?)));
+        .filter_map(|id| Some((id.clone(), vpc(view, hosts, id)?)));
     Topology {
         vpcs: vpcs.collect(),
     }
 }
 
 /// The same of one VPC; none when it has no interface there.
-pub fn vpc(view: &View, host: &HostId, id: &VpcId) -> Option<VpcNet> {
+pub fn vpc(view: &View, hosts: &Hosts, id: &VpcId) -> Option<VpcNet> {
     let vpc = view.find::<Vpc>(id)?;
     let own = view.at(&vpc.scope);
     let mut net = VpcNet {
@@ -194,7 +194,7 @@ pub fn vpc(view: &View, host: &HostId, id: &VpcId) -> Option<VpcNet> {
         interfaces: BTreeMap::new(),
         groups: BTreeMap::new(),
     };
-    for (instance, eni) in here(view, host).filter(|(_, eni)| eni.vpc == *id) {
+    for (instance, eni) in instances(view, hosts, id).flat_map(|instance| tapped(view, instance)) {
         if let Some(subnet) = own.get::<Subnet>(&eni.subnet) {
             let interface = interface(instance, eni, subnet);
             net.interfaces.insert(eni.id.clone(), interface);
@@ -207,10 +207,22 @@ pub fn vpc(view: &View, host: &HostId, id: &VpcId) -> Option<VpcNet> {
     Some(net)
 }
 
+/// The instances of a VPC that are on these hosts.
+pub fn instances<'v>(
+    view: &'v View,
+    hosts: &Hosts,
+    vpc: &VpcId,
+) -> impl Iterator<Item = &'v Instance> {
+    hosts.iter().flat_map(move |host| {
+        let key = Instance::vpc_and_host(vpc, host);
+        view.by(Instance::BY_VPC_AND_HOST, &key)
+    })
+}
+
 /// The host's own part of its network.
-pub fn host_net(view: &View, host: &HostId) -> HostNet {
+pub fn host_net(view: &View, hosts: &Hosts) -> HostNet {
     let mut net = HostNet::default();
-    for (instance, eni) in here(view, host) {
+    for (instance, eni) in here(view, hosts) {
         let own = view.at(&instance.scope);
         let known = net.vpcs.contains(&eni.vpc)
             || (own.get::<Vpc>(&eni.vpc).is_some() && own.get::<Subnet>(&eni.subnet).is_some());
@@ -224,16 +236,21 @@ pub fn host_net(view: &View, host: &HostId) -> HostNet {
 }
 
 /// The interfaces that need a tap there, with their instances.
-fn here<'v>(view: &'v View, host: &HostId) -> impl Iterator<Item = (&'v Instance, &'v Eni)> {
-    let here = view.by(Instance::BY_HOST, &host.0);
-    here.filter(|i| has_taps(i.state)).flat_map(|instance| {
-        let own = view.at(&instance.scope);
-        let enis = instance
-            .enis
-            .iter()
-            .filter_map(move |id| own.get::<Eni>(id));
-        enis.map(move |eni| (instance, eni))
-    })
+fn here<'v>(view: &'v View, hosts: &Hosts) -> impl Iterator<Item = (&'v Instance, &'v Eni)> {
+    let hosts = hosts.iter();
+    let here = hosts.flat_map(|host| view.by(Instance::BY_HOST, &host.0));
+    here.flat_map(|instance| tapped(view, instance))
+}
+
+/// The interfaces of this instance that need a tap.
+fn tapped<'v>(
+    view: &'v View,
+    instance: &'v Instance,
+) -> impl Iterator<Item = (&'v Instance, &'v Eni)> {
+    let own = view.at(&instance.scope);
+    let ids = instance.enis.iter().filter(|_| has_taps(instance.state));
+    let enis = ids.filter_map(move |id| own.get::<Eni>(id));
+    enis.map(move |eni| (instance, eni))
 }
 
 fn interface(instance: &Instance, eni: &Eni, subnet: &Subnet) -> Interface {
@@ -285,10 +302,14 @@ fn groups_of(vpc: &VpcNet, view: &View) -> BTreeMap<GroupId, Group> {
 mod tests {
     use super::testing::*;
     use super::*;
-    use crate::model::{Direction, Protocol};
+    use crate::model::{Direction, HostId, Protocol};
 
     fn this_host() -> HostId {
         HostId(HOST.into())
+    }
+
+    fn here() -> Hosts {
+        Hosts::one(this_host())
     }
 
     #[test]
@@ -306,9 +327,9 @@ mod tests {
             let (mut instance, eni) = instance(4, &[1], state);
             instance.host = host.clone();
             let view = view().with(group(1, vec![])).with(instance).with(eni);
-            let topology = topology(&view, &this_host());
+            let topology = topology(&view, &here());
             assert_eq!(!topology.vpcs.is_empty(), expected, "{state:?} {host:?}");
-            assert_eq!(host_net(&view, &this_host()), topology.host());
+            assert_eq!(host_net(&view, &here()), topology.host());
         }
     }
 
@@ -331,7 +352,7 @@ mod tests {
             .with(b_eni)
             .with(c)
             .with(c_eni);
-        let topology = topology(&view, &this_host());
+        let topology = topology(&view, &here());
         let vpc = &topology.vpcs[&vpc_id()];
         assert_eq!(vpc.interfaces.len(), 1);
         let members: Vec<String> = vpc.groups[&group_id(2)]

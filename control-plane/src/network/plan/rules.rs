@@ -399,7 +399,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Topology, topology};
     use super::*;
-    use crate::model::{HostId, InstanceState};
+    use crate::model::{HostId, Hosts, InstanceState};
     use crate::network::names::HostNames;
     use crate::store::View;
 
@@ -482,7 +482,7 @@ mod tests {
     }
 
     fn table_of(view: &View) -> Table {
-        let Topology { vpcs } = topology(view, &HostId(HOST.into()));
+        let Topology { vpcs } = topology(view, &Hosts::one(HostId(HOST.into())));
         vpc_table(&vpcs[&vpc_id()], &host(), &Limits::default())
     }
 

@@ -17,7 +17,7 @@ use crate::{
         instance::record,
         queue::{Wake, Whole},
     },
-    scheduler::{Ledger, Shortfall},
+    scheduler::{Demand, Ledger, Shortfall},
     store::{Change, Changed, Db, View},
 };
 
@@ -76,8 +76,8 @@ fn unplaced(view: &View) -> impl Iterator<Item = &Instance> {
     view.by(Instance::UNPLACED, "")
 }
 
-/// What becomes of each instance without a host: a host, or none. First come,
-/// first served.
+/// What becomes of the next instances without a host: a host, or none. First
+/// come, first served.
 fn plan(view: &View) -> Vec<(InstanceId, Result<HostId, Shortfall>)> {
     let mut ledger = Ledger::of(view);
     let mut waiting: Vec<&Instance> = unplaced(view)
@@ -86,12 +86,13 @@ fn plan(view: &View) -> Vec<(InstanceId, Result<HostId, Shortfall>)> {
     waiting.sort_by_key(|i| (i.launched_at, i.launch_index));
     waiting
         .into_iter()
-        .map(|i| (i.id.clone(), ledger.place(&ledger.demand(i))))
+        .take(PLACED)
+        .map(|i| (i.id.clone(), ledger.place(&Demand::of_instance(view, i))))
         .collect()
 }
 
 fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
-    for (id, host) in plan(view).into_iter().take(PLACED) {
+    for (id, host) in plan(view) {
         let Some(instance) = view.find::<Instance>(&id) else {
             continue;
         };

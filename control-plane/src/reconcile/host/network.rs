@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
-    model::{Eni, EniId, HostId, Instance, SecurityGroup, Subnet, Vpc, VpcId},
+    model::{Eni, EniId, Hosts, Instance, SecurityGroup, Subnet, Vpc, VpcId},
     network::{HostNet, NetworkHost, VpcNet, plan},
     reconcile::{
         Controller, Requeue, Slots,
@@ -135,7 +135,7 @@ impl<T: PartialEq> Part<T> {
 /// The network of this host.
 pub struct NetworkController {
     db: Db,
-    host: HostId,
+    hosts: Hosts,
     network: Arc<dyn NetworkHost>,
     slots: Slots,
     vpcs: Mutex<BTreeMap<VpcId, Arc<Part<Option<VpcNet>>>>>,
@@ -145,10 +145,10 @@ pub struct NetworkController {
 
 impl NetworkController {
     /// A controller that has applied nothing yet.
-    pub fn new(db: Db, host: HostId, network: Arc<dyn NetworkHost>, slots: Slots) -> Self {
+    pub fn new(db: Db, hosts: Hosts, network: Arc<dyn NetworkHost>, slots: Slots) -> Self {
         Self {
             db,
-            host,
+            hosts,
             network,
             slots,
             vpcs: Mutex::default(),
@@ -185,7 +185,7 @@ impl NetworkController {
             return Err(NetworkError(format!("records of {id} can't be read")));
         }
         let part = Arc::clone(self.vpcs().entry(id.clone()).or_default());
-        let desired = || plan::vpc(&self.db.view(), &self.host, id);
+        let desired = || plan::vpc(&self.db.view(), &self.hosts, id);
         let apply = async |desired: Arc<Option<VpcNet>>| {
             let applied = self.network.apply_vpc(id, Option::as_ref(&desired));
             let failed = self.slots.run(Kind::Network, applied).await;
@@ -204,7 +204,7 @@ impl NetworkController {
             tracing::warn!("records can't be read: what no record knows stays on this host");
             return Ok(());
         }
-        let desired = || plan::host_net(&self.db.view(), &self.host);
+        let desired = || plan::host_net(&self.db.view(), &self.hosts);
         let apply = async |desired: Arc<HostNet>| {
             let applied = self.network.apply_host(&desired);
             let applied = self.slots.run(Kind::Network, applied).await;
@@ -222,7 +222,7 @@ impl NetworkController {
             return Ok(());
         }
         let failed = self.ensure_vpc(id).await.with_context(|| id.to_string())?;
-        if plan::vpc(&self.db.view(), &self.host, id).is_none() {
+        if plan::vpc(&self.db.view(), &self.hosts, id).is_none() {
             // Whoever holds it just now keeps it; the next resync finds it.
             self.vpcs()
                 .retain(|known, part| known != id || Arc::strong_count(part) > 1);
@@ -250,7 +250,7 @@ impl Controller for NetworkController {
     async fn all(&self) -> anyhow::Result<BTreeSet<Key>> {
         let there = self.slots.run(Kind::Look, self.network.known()).await?;
         let there = there.context("looking for VPCs")?;
-        let wanted = plan::host_net(&self.db.view(), &self.host).vpcs;
+        let wanted = plan::host_net(&self.db.view(), &self.hosts).vpcs;
         let known = self.vpcs().keys().cloned().collect::<Vec<_>>();
         let vpcs = wanted.into_iter().chain(there).chain(known).map(Key::Vpc);
         Ok(vpcs.chain([Key::Host]).collect())

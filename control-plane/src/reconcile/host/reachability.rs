@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::{
-    model::{EniId, HostId, Instance, InstanceId, InstanceState, Reachability, VpcId},
-    network::NetworkHost,
+    model::{EniId, Hosts, Instance, InstanceId, InstanceState, Reachability, VpcId},
+    network::{NetworkHost, plan},
     reconcile::{Clock, Controller, Requeue, cluster::transact, queue::Wake},
     store::{Changed, Db, View},
 };
@@ -43,7 +43,7 @@ struct Memory {
 /// Reachability, VPC by VPC.
 pub struct ReachabilityController {
     db: Db,
-    host: HostId,
+    hosts: Hosts,
     network: Arc<dyn NetworkHost>,
     clock: Clock,
     memory: Mutex<BTreeMap<VpcId, Memory>>,
@@ -51,10 +51,10 @@ pub struct ReachabilityController {
 
 impl ReachabilityController {
     /// A controller that has asked nobody yet.
-    pub fn new(db: Db, host: HostId, network: Arc<dyn NetworkHost>, clock: Clock) -> Self {
+    pub fn new(db: Db, hosts: Hosts, network: Arc<dyn NetworkHost>, clock: Clock) -> Self {
         Self {
             db,
-            host,
+            hosts,
             network,
             clock,
             memory: Mutex::default(),
@@ -68,13 +68,13 @@ impl ReachabilityController {
 
     /// Whether its guest should answer.
     fn is_target(&self, instance: &Instance) -> bool {
-        instance.state == InstanceState::Running && instance.host.as_ref() == Some(&self.host)
+        instance.state == InstanceState::Running && self.hosts.have(instance.host.as_ref())
     }
 
     /// The instances of a VPC whose guests should answer.
     fn targets<'v>(&self, view: &'v View, vpc: &VpcId) -> Vec<&'v Instance> {
-        view.by(Instance::BY_HOST, &self.host.0)
-            .filter(|i| i.vpc == *vpc && self.is_target(i))
+        plan::instances(view, &self.hosts, vpc)
+            .filter(|i| self.is_target(i))
             .collect()
     }
 
@@ -178,7 +178,8 @@ impl Controller for ReachabilityController {
 
     async fn all(&self) -> anyhow::Result<BTreeSet<VpcId>> {
         let view = self.db.view();
-        let here = view.by(Instance::BY_HOST, &self.host.0);
+        let hosts = self.hosts.iter();
+        let here = hosts.flat_map(|host| view.by(Instance::BY_HOST, &host.0));
         let targets = here.filter(|i| self.is_target(i));
         Ok(targets.map(|i| i.vpc.clone()).collect())
     }
@@ -242,8 +243,8 @@ impl Controller for ReachabilityController {
 mod tests {
     use super::*;
     use crate::{
-        model::samples,
-        network::{fake::FakeNetwork, plan::topology},
+        model::{HostId, samples},
+        network::{plan::topology, simulated::SimulatedNetwork},
         reconcile::testing,
     };
 
@@ -293,7 +294,7 @@ mod tests {
         let db = Db::in_memory().await;
         testing::cloud(&db, &[1], 4).await;
         let id = InstanceId::from_random(1);
-        let host = HostId("test-host".into());
+        let host = Hosts::one(HostId("test-host".into()));
         let edit = async |edit: &dyn Fn(&mut Instance)| {
             db.transact(|view, change| {
                 let mut instance = view.find::<Instance>(&id).unwrap().clone();
@@ -309,7 +310,7 @@ mod tests {
             i.host = Some(HostId("test-host".into()));
         })
         .await;
-        let network = Arc::new(FakeNetwork::default());
+        let network = Arc::new(SimulatedNetwork::default());
         let now = Arc::new(Mutex::new(at(0)));
         let clock: Clock = {
             let now = Arc::clone(&now);

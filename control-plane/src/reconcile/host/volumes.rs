@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 
 use crate::{
-    model::{HostId, Volume, VolumeId},
+    model::{Hosts, Volume, VolumeId},
     reconcile::{
         Controller, Requeue, Slots,
         cluster::transact,
@@ -20,8 +20,8 @@ use crate::{
 pub struct VolumeController {
     /// Desired state.
     pub db: Db,
-    /// This host.
-    pub host: HostId,
+    /// Those whose volumes these are.
+    pub hosts: Hosts,
     /// The volumes.
     pub storage: Arc<dyn StorageHost>,
     /// What work on them is bounded by.
@@ -32,7 +32,7 @@ impl VolumeController {
     /// Whether there is something to do for it here. One that never had a host has
     /// no data on any.
     fn goes(&self, volume: &Volume) -> bool {
-        let here = volume.host.as_ref().is_none_or(|host| *host == self.host);
+        let here = volume.host.is_none() || self.hosts.have(volume.host.as_ref());
         volume.deleting && volume.attachment.is_none() && here
     }
 }
@@ -92,14 +92,14 @@ impl Controller for VolumeController {
 mod tests {
     use super::*;
     use crate::{
-        model::{Tags, samples},
-        storage::{VolumeSpec, fake::FakeStorage},
+        model::{HostId, Tags, samples},
+        storage::{VolumeSpec, simulated::SimulatedStorage},
     };
 
     #[tokio::test]
     async fn only_what_was_deleted_on_this_host_goes_with_its_tags() {
         let db = Db::in_memory().await;
-        let storage = Arc::new(FakeStorage::default());
+        let storage = Arc::new(SimulatedStorage::default());
         let host = |name: &str| Some(HostId(name.into()));
         // The last is another host's, though this one has a file of that name.
         for (n, host, deleting) in [
@@ -130,7 +130,7 @@ mod tests {
         }
         let controller = VolumeController {
             db: db.clone(),
-            host: HostId("here".into()),
+            hosts: Hosts::one(HostId("here".into())),
             storage: storage.clone(),
             slots: Slots::wide(1),
         };

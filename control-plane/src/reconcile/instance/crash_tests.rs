@@ -14,19 +14,19 @@ use hearth_vmm_api::Exit;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
-    compute::{ComputeError, ComputeHost, LaunchSpec, Observed, fake::FakeCompute},
+    compute::{ComputeError, ComputeHost, LaunchSpec, Observed, simulated::SimulatedCompute},
     config::Config,
     model::*,
-    network::{self, HostNet, NetworkHost, Topology, VpcNet, fake::FakeNetwork},
+    network::{self, HostNet, NetworkHost, Topology, VpcNet, simulated::SimulatedNetwork},
     reconcile::{
-        Clock, Requeue, Slots,
+        Clock, Controllers, Requeue, Slots,
         cluster::PlacementController,
         host::NetworkController,
         instance::InstanceController,
         queue,
         testing::{self, Pass, Stepper},
     },
-    storage::{StorageError, StorageHost, VolumeSpec, fake::FakeStorage},
+    storage::{StorageError, StorageHost, VolumeSpec, simulated::SimulatedStorage},
     store::Db,
 };
 
@@ -42,9 +42,9 @@ struct Fuse {
 /// A host whose calls can be the last that a `hearth` makes. It outlives it.
 #[derive(Default)]
 struct Host {
-    compute: FakeCompute,
-    storage: FakeStorage,
-    network: FakeNetwork,
+    compute: SimulatedCompute,
+    storage: SimulatedStorage,
+    network: SimulatedNetwork,
     fuse: Mutex<Fuse>,
     hangs: Mutex<Option<Hang>>,
 }
@@ -196,6 +196,10 @@ impl NetworkHost for Host {
     }
 }
 
+fn here() -> Hosts {
+    Hosts::one(Config::for_tests().host_id)
+}
+
 /// One `hearth` after the other, on one host and one store.
 struct Cloud {
     db: Db,
@@ -227,7 +231,7 @@ impl Cloud {
     fn network(&self) -> Arc<NetworkController> {
         Arc::new(NetworkController::new(
             self.db.clone(),
-            Config::for_tests().host_id,
+            here(),
             self.host.clone(),
             Slots::wide(8),
         ))
@@ -241,15 +245,17 @@ impl Cloud {
     }
 
     fn instances(&self, network: Arc<NetworkController>, slots: Slots) -> InstanceController {
-        InstanceController::new(
-            self.db.clone(),
-            Arc::new(Config::for_tests()),
-            self.host.clone(),
-            self.host.clone(),
-            network,
+        let with = Controllers {
+            db: self.db.clone(),
+            config: Arc::new(Config::for_tests()),
+            hosts: here(),
+            compute: self.host.clone(),
+            storage: self.host.clone(),
+            network: self.host.clone(),
             slots,
-            self.clock(),
-        )
+            clock: self.clock(),
+        };
+        InstanceController::new(&with, network)
     }
 
     /// A new process: its controllers know nothing.
@@ -535,7 +541,7 @@ async fn a_termination_that_comes_while_it_launches() {
 async fn a_launch_that_can_never_work_ends_by_the_ordinary_path() {
     let cloud = Cloud::new().await;
     cloud.host.compute.set_hook(|call| match call {
-        crate::compute::fake::Call::Launch(_) => {
+        crate::compute::simulated::Call::Launch(_) => {
             Err(ComputeError::Unbootable("there is no /vmlinuz".into()))
         }
         _ => Ok(()),
@@ -556,7 +562,7 @@ async fn a_host_that_fails_for_a_while_is_waited_for() {
     let began = samples::time();
     let mut left = 3;
     cloud.host.compute.set_hook(move |call| match call {
-        crate::compute::fake::Call::Launch(_) if left > 0 => {
+        crate::compute::simulated::Call::Launch(_) if left > 0 => {
             left -= 1;
             Err(ComputeError::Host {
                 doing: "starting the VMM".into(),
@@ -618,8 +624,8 @@ async fn a_start_needs_no_image() {
     );
     let calls = cloud.host.storage.calls();
     let last = calls.iter().rev().find_map(|call| match call {
-        crate::storage::fake::Call::Ensure(spec) => Some(spec.source.clone()),
-        crate::storage::fake::Call::Remove(_) => None,
+        crate::storage::simulated::Call::Ensure(spec) => Some(spec.source.clone()),
+        crate::storage::simulated::Call::Remove(_) => None,
     });
     assert_eq!(last, Some(None), "nothing was cloned");
     // A first boot without an image is no boot.

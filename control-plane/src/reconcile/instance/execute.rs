@@ -26,10 +26,11 @@ use crate::{
     config::Config,
     images,
     model::{
-        BootMethod, Image, Instance, InstanceId, InstanceState, InstanceType, StateReason, Volume,
+        BootMethod, Hosts, Image, Instance, InstanceId, InstanceState, InstanceType, StateReason,
+        Volume,
     },
     reconcile::{
-        Clock, Controller, Requeue, Slots,
+        Clock, Controller, Controllers, Requeue, Slots,
         host::NetworkController,
         queue::{Kind, Wake},
     },
@@ -79,7 +80,9 @@ impl<E: Into<anyhow::Error>> From<E> for LaunchError {
 pub struct InstanceController {
     /// Desired state.
     pub db: Db,
-    /// The configuration, this host's id in it.
+    /// Those whose instances these are.
+    pub hosts: Hosts,
+    /// The configuration.
     pub config: Arc<Config>,
     /// The VMMs.
     pub compute: Arc<dyn ComputeHost>,
@@ -116,7 +119,8 @@ impl Controller for InstanceController {
         let known = self.slots.run(Kind::Look, self.compute.known()).await?;
         let mut all = known.context("looking for VMMs")?;
         let view = self.db.view();
-        let mine = view.by(Instance::BY_HOST, &self.config.host_id.0);
+        let hosts = self.hosts.iter();
+        let mine = hosts.flat_map(|host| view.by(Instance::BY_HOST, &host.0));
         all.extend(mine.map(|i| i.id.clone()));
         Ok(all)
     }
@@ -159,23 +163,16 @@ impl Controller for InstanceController {
 
 impl InstanceController {
     /// A controller that remembers nothing yet.
-    pub fn new(
-        db: Db,
-        config: Arc<Config>,
-        compute: Arc<dyn ComputeHost>,
-        storage: Arc<dyn StorageHost>,
-        network: Arc<NetworkController>,
-        slots: Slots,
-        clock: Clock,
-    ) -> Self {
+    pub fn new(with: &Controllers, network: Arc<NetworkController>) -> Self {
         Self {
-            db,
-            config,
-            compute,
-            storage,
+            db: with.db.clone(),
+            hosts: with.hosts.clone(),
+            config: with.config.clone(),
+            compute: with.compute.clone(),
+            storage: with.storage.clone(),
             network,
-            slots,
-            clock,
+            slots: with.slots.clone(),
+            clock: with.clock.clone(),
             memory: Mutex::default(),
         }
     }
@@ -190,7 +187,7 @@ impl InstanceController {
     }
 
     fn is_mine(&self, instance: &Instance) -> bool {
-        instance.host.as_ref() == Some(&self.config.host_id)
+        self.hosts.have(instance.host.as_ref())
     }
 
     /// Plans and carries out one step of one instance's life.

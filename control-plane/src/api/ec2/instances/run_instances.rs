@@ -325,7 +325,7 @@ fn places(view: Scoped<'_>, request: &Request, launch: &Resolved) -> Result<u32,
     let mut ledger = Ledger::of(cloud);
     let waiting = cloud.by(Instance::UNPLACED, "");
     for waiting in waiting.filter(|i| i.state == InstanceState::Pending) {
-        let _ = ledger.place(&ledger.demand(waiting));
+        let _ = ledger.place(&Demand::of_instance(cloud, waiting));
     }
     let under_way = cloud.by(Reservation::PENDING, "");
     for pending in under_way.filter_map(|reservation| reservation.pending.as_ref()) {

@@ -14,7 +14,7 @@ use crate::{
     api::{Action, ApiError, Ctx},
     model::{Eni, Host, Instance, InstanceState, Intent},
     records::launch::free_public,
-    scheduler::Ledger,
+    scheduler::{Demand, Ledger},
 };
 
 /// The action.
@@ -57,7 +57,7 @@ impl Action for StartInstances {
                     }
                     // Its volume is on its host, and so is its place.
                     if let Some(id) = &instance.host {
-                        let demand = ledger.demand(instance);
+                        let demand = Demand::of_instance(view.whole(), instance);
                         if let Err(missing) = ledger.place_on(id, &demand) {
                             return Err(insufficient_capacity(
                                 &instance.instance_type,

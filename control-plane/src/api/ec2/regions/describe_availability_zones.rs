@@ -63,7 +63,7 @@ pub struct Zone {
 }
 
 /// Something that operators have to say about a zone.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Message {
     /// In words.
     pub message: String,
@@ -92,6 +92,12 @@ impl Action for DescribeAvailabilityZones {
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let filters = Filters::new(request.filters)?;
         let region = &ctx.scope().region;
+        let simulated = ctx.config.simulated.map(|simulated| Message {
+            message: format!(
+                "This zone is simulated: its {} hosts run nothing.",
+                simulated.hosts
+            ),
+        });
         let zones: Vec<Zone> = ctx
             .config
             .zones_of(region)
@@ -105,7 +111,7 @@ impl Action for DescribeAvailabilityZones {
                 group_name: region.clone(),
                 network_border_group: region.clone(),
                 opt_in_status: "opt-in-not-required".into(),
-                message_set: Vec::new(),
+                message_set: simulated.iter().cloned().collect(),
             })
             .collect();
         for (parameter, asked, has) in [

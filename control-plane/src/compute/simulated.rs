@@ -1,6 +1,6 @@
-//! A host in memory: what the reconcilers' tests and the API's tests run
-//! against. It keeps the contract of [`ComputeHost`] and lets a test make
-//! things happen: exits, and failures at any call.
+//! Instances in memory: what `--hosts simulated:N` and the tests have in place of
+//! VMMs. It keeps the contract of [`ComputeHost`] and lets a test make things
+//! happen: exits, and failures at any call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -11,9 +11,10 @@ use hearth_vmm_api::Exit;
 use tokio::sync::broadcast;
 
 use super::{ComputeError, ComputeHost, LaunchSpec, Observed};
+use crate::conditions::Conditions;
 use crate::model::InstanceId;
 
-/// One call of the trait that changes something, as [`FakeCompute::calls`] keeps it.
+/// One call of the trait that changes something, as [`SimulatedCompute::calls`] keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// [`ComputeHost::launch`].
@@ -53,37 +54,55 @@ impl State {
     }
 }
 
-/// The host in memory.
-pub struct FakeCompute {
+/// What a simulated instance's console says.
+const CONSOLE: &[u8] = b"This instance is simulated: it has no guest.\n";
+
+/// The instances.
+pub struct SimulatedCompute {
     state: Mutex<State>,
     exits: broadcast::Sender<InstanceId>,
+    conditions: Conditions,
+    recording: bool,
 }
 
-impl Default for FakeCompute {
+/// For a test: it keeps every call.
+impl Default for SimulatedCompute {
     fn default() -> Self {
         Self {
-            state: Mutex::default(),
-            exits: broadcast::Sender::new(super::EXITS),
+            recording: true,
+            ..Self::new(Conditions::default())
         }
     }
 }
 
-impl FakeCompute {
+impl SimulatedCompute {
+    /// None yet.
+    pub fn new(conditions: Conditions) -> Self {
+        Self {
+            state: Mutex::default(),
+            exits: broadcast::Sender::new(super::EXITS),
+            conditions,
+            recording: false,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the call, and lets the hook fail it before it has any effect.
-    fn enter(&self, call: Call) -> Result<MutexGuard<'_, State>, ComputeError> {
+    /// Notes the call, and lets conditions and hook fail it before it has any effect.
+    async fn enter(&self, call: Call) -> Result<(), ComputeError> {
+        let met = self.conditions.meet().await;
+        met.map_err(|source| ComputeError::Host {
+            doing: "asking a simulated host".to_owned(),
+            source,
+        })?;
         let mut state = self.state();
-        if let Some(hook) = &mut state.hook {
-            let outcome = hook(&call);
-            state.calls.push(call);
-            outcome?;
-        } else {
+        let outcome = state.hook.as_mut().map_or(Ok(()), |hook| hook(&call));
+        if self.recording {
             state.calls.push(call);
         }
-        Ok(state)
+        outcome
     }
 
     /// Is asked before each call takes effect; an error is returned instead.
@@ -128,7 +147,7 @@ impl FakeCompute {
 }
 
 #[async_trait]
-impl ComputeHost for FakeCompute {
+impl ComputeHost for SimulatedCompute {
     async fn known(&self) -> Result<BTreeSet<InstanceId>, ComputeError> {
         Ok(self.state().instances.keys().cloned().collect())
     }
@@ -138,7 +157,8 @@ impl ComputeHost for FakeCompute {
     }
 
     async fn launch(&self, spec: &LaunchSpec, _taps: Vec<OwnedFd>) -> Result<(), ComputeError> {
-        let mut state = self.enter(Call::Launch(spec.clone()))?;
+        self.enter(Call::Launch(spec.clone())).await?;
+        let mut state = self.state();
         if matches!(state.instances.get(&spec.instance), Some(Observed::Running { boot, .. }) if *boot == spec.boot)
         {
             return Ok(());
@@ -154,7 +174,8 @@ impl ComputeHost for FakeCompute {
     }
 
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
-        let state = self.enter(Call::PowerButton(id.clone()))?;
+        self.enter(Call::PowerButton(id.clone())).await?;
+        let state = self.state();
         if !matches!(state.instances.get(id), Some(Observed::Running { .. })) {
             return Err(ComputeError::NotRunning(id.clone()));
         }
@@ -167,7 +188,8 @@ impl ComputeHost for FakeCompute {
     }
 
     async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {
-        let mut state = self.enter(Call::Reboot(id.clone()))?;
+        self.enter(Call::Reboot(id.clone())).await?;
+        let mut state = self.state();
         let deaf = state.deaf;
         let counted = state.running_resets(id)?;
         if *counted != resets {
@@ -185,13 +207,13 @@ impl ComputeHost for FakeCompute {
     }
 
     async fn reset(&self, id: &InstanceId) -> Result<(), ComputeError> {
-        let mut state = self.enter(Call::Reset(id.clone()))?;
-        *state.running_resets(id)? += 1;
+        self.enter(Call::Reset(id.clone())).await?;
+        *self.state().running_resets(id)? += 1;
         Ok(())
     }
 
     async fn kill(&self, id: &InstanceId) -> Result<(), ComputeError> {
-        drop(self.enter(Call::Kill(id.clone()))?);
+        self.enter(Call::Kill(id.clone())).await?;
         self.exit(
             id,
             Exit::Crashed {
@@ -202,12 +224,15 @@ impl ComputeHost for FakeCompute {
     }
 
     async fn console(&self, id: &InstanceId) -> Result<Vec<u8>, ComputeError> {
-        Ok(self.state().consoles.get(id).cloned().unwrap_or_default())
+        let written = self.state().consoles.get(id).cloned();
+        Ok(written.unwrap_or_else(|| CONSOLE.to_vec()))
     }
 
     async fn forget(&self, id: &InstanceId) -> Result<(), ComputeError> {
-        let mut state = self.enter(Call::Forget(id.clone()))?;
+        self.enter(Call::Forget(id.clone())).await?;
+        let mut state = self.state();
         state.instances.remove(id);
+        state.resets.remove(id);
         state.consoles.remove(id);
         Ok(())
     }

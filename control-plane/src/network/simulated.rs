@@ -1,30 +1,41 @@
-//! A network without a host, for tests of what stands above it: it keeps what
-//! was applied, so that a test can look.
+//! A network in memory: what `--hosts simulated:N` and the tests have in place of
+//! namespaces and nftables. It keeps what was applied, so that a test can look.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
 use super::{Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
+use crate::conditions::Conditions;
 use crate::model::{Eni, EniId, VpcId};
 
 /// Keeps the last topology; its taps are `/dev/null`.
 #[derive(Debug, Default)]
-pub struct FakeNetwork {
+pub struct SimulatedNetwork {
     applied: Mutex<Topology>,
     silent: AtomicBool,
+    conditions: Conditions,
 }
 
-impl FakeNetwork {
+impl SimulatedNetwork {
+    /// Nothing applied yet.
+    pub fn new(conditions: Conditions) -> Self {
+        Self {
+            conditions,
+            ..Self::default()
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Topology> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What was applied last.
     pub fn applied(&self) -> Topology {
-        match self.applied.lock() {
-            Ok(applied) => applied.clone(),
-            Err(poisoned) => poisoned.into_inner().clone(),
-        }
+        self.state().clone()
     }
 
     /// Whether guests don't answer (by default all do that have a tap).
@@ -32,29 +43,25 @@ impl FakeNetwork {
         self.silent.store(silent, Ordering::Relaxed);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Topology)) {
-        match self.applied.lock() {
-            Ok(mut applied) => change(&mut applied),
-            Err(poisoned) => change(&mut poisoned.into_inner()),
-        }
+    async fn enter(&self) -> Result<()> {
+        let met = self.conditions.meet().await;
+        met.map_err(|e| Error::host("asking a simulated host", e))
     }
 }
 
 #[async_trait]
-impl NetworkHost for FakeNetwork {
+impl NetworkHost for SimulatedNetwork {
     async fn known(&self) -> Result<BTreeSet<VpcId>> {
-        Ok(self.applied().vpcs.into_keys().collect())
+        Ok(self.state().vpcs.keys().cloned().collect())
     }
 
     async fn apply_vpc(&self, id: &VpcId, desired: Option<&VpcNet>) -> Result<Failed> {
-        self.change(|applied| match desired {
-            Some(vpc) => {
-                applied.vpcs.insert(id.clone(), vpc.clone());
-            }
-            None => {
-                applied.vpcs.remove(id);
-            }
-        });
+        self.enter().await?;
+        let mut applied = self.state();
+        match desired {
+            Some(vpc) => applied.vpcs.insert(id.clone(), vpc.clone()),
+            None => applied.vpcs.remove(id),
+        };
         Ok(Failed::new())
     }
 
@@ -63,14 +70,13 @@ impl NetworkHost for FakeNetwork {
     }
 
     async fn apply(&self, desired: &Topology) -> Result<()> {
-        self.change(|applied| *applied = desired.clone());
+        *self.state() = desired.clone();
         Ok(())
     }
 
     async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd> {
-        let applied = self.applied();
-        let there = applied
-            .vpcs
+        let vpcs = &self.state().vpcs;
+        let there = vpcs
             .get(&eni.vpc)
             .is_some_and(|vpc| vpc.interfaces.contains_key(&eni.id));
         if !there {
@@ -85,12 +91,13 @@ impl NetworkHost for FakeNetwork {
         if self.silent.load(Ordering::Relaxed) {
             return Ok(BTreeSet::new());
         }
-        let vpc = self.applied().vpcs.remove(vpc);
-        Ok(vpc.map_or_else(BTreeSet::new, |vpc| vpc.interfaces.into_keys().collect()))
+        let vpcs = &self.state().vpcs;
+        let vpc = vpcs.get(vpc).into_iter();
+        Ok(vpc.flat_map(|vpc| vpc.interfaces.keys().cloned()).collect())
     }
 
     async fn purge(&self) -> Result<()> {
-        self.change(|applied| *applied = Topology::default());
+        *self.state() = Topology::default();
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Volumes in memory, for the reconcilers' and the API's tests.
+//! Volumes in memory: what `--hosts simulated:N` and the tests have in place of disks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{StorageError, StorageHost, VolumeSpec};
-use crate::model::VolumeId;
+use crate::{conditions::Conditions, model::VolumeId};
 
-/// One call of the trait that changes something, as [`FakeStorage::calls`] keeps it.
+/// One call of the trait that changes something, as [`SimulatedStorage::calls`] keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// [`StorageHost::ensure_volume`].
@@ -27,22 +27,54 @@ struct State {
     hook: Option<Hook>,
 }
 
-/// The volumes in memory.
-#[derive(Default)]
-pub struct FakeStorage {
+/// The volumes.
+pub struct SimulatedStorage {
     state: Mutex<State>,
+    conditions: Conditions,
+    recording: bool,
 }
 
-impl FakeStorage {
+/// For a test: it keeps every call.
+impl Default for SimulatedStorage {
+    fn default() -> Self {
+        Self {
+            recording: true,
+            ..Self::new(Conditions::default())
+        }
+    }
+}
+
+impl SimulatedStorage {
+    /// None yet.
+    pub fn new(conditions: Conditions) -> Self {
+        Self {
+            state: Mutex::default(),
+            conditions,
+            recording: false,
+        }
+    }
+
+    /// Puts something there that no call made, as an earlier process left it.
+    pub fn place(&self, volume: VolumeSpec) {
+        self.state().volumes.insert(volume.id.clone(), volume);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, call: Call) -> Result<MutexGuard<'_, State>, StorageError> {
+    async fn enter(&self, call: Call) -> Result<(), StorageError> {
+        let met = self.conditions.meet().await;
+        met.map_err(|source| StorageError::Host {
+            doing: "asking a simulated host".to_owned(),
+            source,
+        })?;
         let mut state = self.state();
         let outcome = state.hook.as_mut().map_or(Ok(()), |hook| hook(&call));
-        state.calls.push(call);
-        outcome.map(|()| state)
+        if self.recording {
+            state.calls.push(call);
+        }
+        outcome
     }
 
     /// Is asked before each call takes effect; an error is returned instead.
@@ -57,10 +89,10 @@ impl FakeStorage {
 }
 
 #[async_trait]
-impl StorageHost for FakeStorage {
+impl StorageHost for SimulatedStorage {
     async fn ensure_volume(&self, volume: &VolumeSpec) -> Result<PathBuf, StorageError> {
-        let mut state = self.enter(Call::Ensure(volume.clone()))?;
-        state
+        self.enter(Call::Ensure(volume.clone())).await?;
+        self.state()
             .volumes
             .entry(volume.id.clone())
             .or_insert_with(|| volume.clone());
@@ -68,7 +100,8 @@ impl StorageHost for FakeStorage {
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<(), StorageError> {
-        self.enter(Call::Remove(id.clone()))?.volumes.remove(id);
+        self.enter(Call::Remove(id.clone())).await?;
+        self.state().volumes.remove(id);
         Ok(())
     }
 
@@ -81,7 +114,7 @@ impl StorageHost for FakeStorage {
     }
 
     fn volume_path(&self, id: &VolumeId) -> PathBuf {
-        Path::new("/fake/volumes").join(format!("{id}.raw"))
+        Path::new("/simulated/volumes").join(format!("{id}.raw"))
     }
 
     async fn purge(&self) -> Result<(), StorageError> {

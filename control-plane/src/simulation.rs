@@ -1,0 +1,178 @@
+//! A simulated cloud: the real API, store, scheduler and reconcilers, with hosts in
+//! memory. For scale, for the tests of who uses the API, and for teaching.
+//!
+//! Nothing of it reaches this machine: instances have no guest, volumes no data,
+//! interfaces no packets. Every answer says so in a header, and so do consoles and
+//! DescribeAvailabilityZones.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::{
+    compute::{Observed, simulated::SimulatedCompute},
+    conditions::Conditions,
+    config::Config,
+    model::{
+        BootMethod, Host, HostId, Hosts, Image, ImageId, Instance, InstanceState, Manifest, Volume,
+    },
+    network::simulated::SimulatedNetwork,
+    reconcile::{Controllers, Slots, system_clock},
+    storage::{VolumeSpec, simulated::SimulatedStorage},
+    store::{Db, TransactError, View},
+};
+
+/// What each simulated host has to give: a large server, 4 vCPUs for each thread.
+const VCPUS: u32 = 4 * 128;
+const MEMORY_MIB: u64 = 1 << 20;
+const DISK_GIB: u64 = 64 << 10;
+
+/// As many hosts are written down in one transaction.
+const AT_ONCE: usize = 100;
+/// How much of each kind of work is done at once.
+const SLOTS: usize = 256;
+
+/// The ids of so many hosts.
+fn hosts(count: u32) -> Hosts {
+    let names = (1..=count).map(|n| HostId(format!("simulated-{n:05}")));
+    names.collect()
+}
+
+/// Writes down the hosts, those of an earlier simulation with more of them left
+/// out, and the image. Twice is harmless.
+///
+/// # Errors
+/// If the store fails.
+pub async fn bootstrap(
+    db: &Db,
+    config: &Config,
+    count: u32,
+) -> Result<Hosts, TransactError<std::convert::Infallible>> {
+    let hosts = hosts(count);
+    let zones = config.zones_of(&config.region);
+    let records: Vec<Host> = hosts
+        .iter()
+        .zip(zones.iter().cycle())
+        .map(|(id, zone)| Host {
+            id: id.clone(),
+            zone: zone.clone(),
+            vcpus: VCPUS,
+            memory_mib: MEMORY_MIB,
+            disk_gib: DISK_GIB,
+        })
+        .collect();
+    for records in records.chunks(AT_ONCE) {
+        db.transact(|view, change| {
+            for host in records {
+                if view.shared::<Host>(&host.id.0) != Some(host) {
+                    change.put(host);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    let view = db.view();
+    let gone: Vec<&Host> = view
+        .all::<Host>()
+        .filter(|host| !hosts.have(Some(&host.id)))
+        .collect();
+    for gone in gone.chunks(AT_ONCE) {
+        db.transact(|_, change| {
+            gone.iter().for_each(|host| change.delete(*host));
+            Ok(())
+        })
+        .await?;
+    }
+    let images = images(config);
+    db.transact(|view, change| {
+        for image in &images {
+            if view.at(&image.scope).get::<Image>(&image.id) != Some(image) {
+                change.put(image);
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(hosts)
+}
+
+/// The one image that there is, in each region.
+fn images(config: &Config) -> Vec<Image> {
+    let manifest = Manifest {
+        name: "simulated".into(),
+        description: "A simulated image: it has no disk".into(),
+        architecture: "x86_64".into(),
+        root_device_name: "/dev/xvda".into(),
+        default_user: "root".into(),
+        disk: "simulated.raw".into(),
+        disk_size: 2 << 30,
+        sha256: "00".repeat(32),
+        created: Timestamp::constant(1_767_323_045, 0),
+        boot: BootMethod::Linux {
+            partition: 0,
+            kernel: "/vmlinuz".into(),
+            initrd: None,
+            cmdline: String::new(),
+        },
+    };
+    let scopes = config.image_scopes().into_iter();
+    scopes
+        .map(|scope| Image {
+            id: ImageId::from_random(1),
+            scope,
+            manifest: manifest.clone(),
+        })
+        .collect()
+}
+
+/// The controllers of these hosts, on which is what the records say: they never went
+/// down.
+pub fn controllers(
+    db: &Db,
+    config: &Arc<Config>,
+    hosts: Hosts,
+    conditions: Conditions,
+) -> Controllers {
+    let compute = SimulatedCompute::new(conditions);
+    let storage = SimulatedStorage::new(conditions);
+    restore(&db.view(), &hosts, &compute, &storage);
+    Controllers {
+        db: db.clone(),
+        config: config.clone(),
+        hosts,
+        compute: Arc::new(compute),
+        storage: Arc::new(storage),
+        network: Arc::new(SimulatedNetwork::new(conditions)),
+        slots: Slots::wide(SLOTS),
+        clock: system_clock(),
+    }
+}
+
+fn restore(view: &View, hosts: &Hosts, compute: &SimulatedCompute, storage: &SimulatedStorage) {
+    for host in hosts.iter() {
+        for instance in view.by(Instance::BY_HOST, &host.0) {
+            if matches!(
+                instance.state,
+                InstanceState::Running | InstanceState::Stopping | InstanceState::ShuttingDown
+            ) {
+                let boot = instance.boots;
+                compute.place(instance.id.clone(), Observed::Running { pid: 1, boot });
+            }
+        }
+    }
+    for volume in view.all::<Volume>() {
+        // One that was asked for and not made yet is made when its instance first starts.
+        let made = volume.attachment.as_ref().is_none_or(|attachment| {
+            let instance = view.find::<Instance>(&attachment.instance);
+            instance.is_none_or(|i| i.boots > 1 || i.state != InstanceState::Pending)
+        });
+        if made && hosts.have(volume.host.as_ref()) {
+            storage.place(VolumeSpec {
+                id: volume.id.clone(),
+                size_bytes: u64::from(volume.size_gib) << 30,
+                source: None,
+            });
+        }
+    }
+}
