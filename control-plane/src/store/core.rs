@@ -30,8 +30,13 @@ pub(super) trait Engine: Send + 'static {
     fn revision(&self) -> Revision;
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
     fn range(&self, prefix: &str) -> Result<Vec<Entry>, StoreError>;
-    /// Writes all or nothing, and durably; the store is at `revision` then.
+    /// Writes all or nothing; the store is at `revision` then. Durably, unless a group
+    /// has begun.
     fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError>;
+    /// What is written from here on is durable when the group ends.
+    fn begin_group(&mut self) -> Result<(), StoreError>;
+    /// Makes it so. After an error nothing of the group is written.
+    fn end_group(&mut self) -> Result<(), StoreError>;
     fn leased(&self, lease: LeaseId) -> Result<Vec<String>, StoreError>;
     fn new_lease(&mut self, ttl: Duration) -> Result<LeaseId, StoreError>;
     fn end_lease(&mut self, lease: LeaseId) -> Result<(), StoreError>;
@@ -83,6 +88,11 @@ impl<E: Engine> Core<E> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn engine_for_tests(&self) -> &E {
+        &self.engine
+    }
+
     pub(super) fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.engine.get(key)
     }
@@ -95,6 +105,34 @@ impl<E: Engine> Core<E> {
     }
 
     pub(super) fn commit(&mut self, txn: &Txn) -> Result<Outcome, StoreError> {
+        let (outcome, batch) = self.write(txn)?;
+        batch.into_iter().for_each(|batch| self.publish(batch));
+        Ok(outcome)
+    }
+
+    /// Commits one after the other what has come in meanwhile, and waits for the disk
+    /// once. Nobody learns of one before it is durable; where the group as a whole
+    /// can't be made so, each is tried by itself.
+    pub(super) fn commit_all(&mut self, txns: &[Txn]) -> Vec<Result<Outcome, StoreError>> {
+        let each = |core: &mut Self| txns.iter().map(|txn| core.commit(txn)).collect();
+        if txns.len() < 2 || self.engine.begin_group().is_err() {
+            return each(self);
+        }
+        let written: Vec<_> = txns.iter().map(|txn| self.write(txn)).collect();
+        if let Err(error) = self.engine.end_group() {
+            tracing::warn!(%error, commits = txns.len(), "commits failed together");
+            return each(self);
+        }
+        let outcomes = written.into_iter().map(|written| {
+            let (outcome, batch) = written?;
+            batch.into_iter().for_each(|batch| self.publish(batch));
+            Ok(outcome)
+        });
+        outcomes.collect()
+    }
+
+    /// Writes what a transaction decides; those who watch are yet to be told.
+    fn write(&mut self, txn: &Txn) -> Result<(Outcome, Option<Batch>), StoreError> {
         let current = self.engine.revision();
         let mut keys = BTreeSet::new();
         for op in &txn.ops {
@@ -120,7 +158,7 @@ impl<E: Engine> Core<E> {
                 }
             };
             if !holds {
-                return Ok(Outcome::Conflict(current));
+                return Ok((Outcome::Conflict(current), None));
             }
         }
         let next = Revision(current.0 + 1);
@@ -155,14 +193,14 @@ impl<E: Engine> Core<E> {
             }
         }
         if writes.is_empty() {
-            return Ok(Outcome::Committed(current));
+            return Ok((Outcome::Committed(current), None));
         }
         self.engine.write(next, &writes)?;
-        self.publish(Batch {
+        let batch = Batch {
             revision: next,
             events,
-        });
-        Ok(Outcome::Committed(next))
+        };
+        Ok((Outcome::Committed(next), Some(batch)))
     }
 
     fn publish(&mut self, batch: Batch) {

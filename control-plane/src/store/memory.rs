@@ -60,6 +60,14 @@ impl Engine for Memory {
         Ok(())
     }
 
+    fn begin_group(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn leased(&self, lease: LeaseId) -> Result<Vec<String>, StoreError> {
         let of_lease = |(key, (_, l)): (&String, &(Entry, Option<LeaseId>))| {
             (*l == Some(lease)).then(|| key.clone())

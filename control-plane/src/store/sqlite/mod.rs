@@ -8,6 +8,7 @@ mod schema;
 
 use std::{
     fs::OpenOptions,
+    io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -35,6 +36,8 @@ struct Sqlite {
     path: PathBuf,
     revision: Revision,
     commits: u64,
+    /// The revision before the group that has begun.
+    group: Option<Revision>,
 }
 
 impl Sqlite {
@@ -61,6 +64,7 @@ impl Sqlite {
             path: path.to_owned(),
             revision,
             commits: 0,
+            group: None,
         })
     }
 
@@ -127,7 +131,13 @@ impl Engine for Sqlite {
 
     fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let number = revision.0.cast_signed();
-        let transaction = self.connection.transaction()?;
+        if self.group.is_some() && self.connection.is_autocommit() {
+            return Err(StoreError::Io(io::Error::other(
+                "the group was rolled back",
+            )));
+        }
+        // In a group a part of its transaction, else a transaction of its own.
+        let transaction = self.connection.savepoint()?;
         {
             let mut put = transaction.prepare_cached(
                 "INSERT OR REPLACE INTO entries (key, value, created, modified, lease) \
@@ -153,6 +163,30 @@ impl Engine for Sqlite {
         // When this fails, the transaction is rolled back as it goes out of scope.
         transaction.commit()?;
         self.revision = revision;
+        if self.group.is_none() {
+            self.keep_reserve();
+        }
+        Ok(())
+    }
+
+    fn begin_group(&mut self) -> Result<(), StoreError> {
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        self.group = Some(self.revision);
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), StoreError> {
+        let before = self.group.take();
+        // Some errors, a full disk's among them, have rolled it back already, and
+        // then there is nothing to commit: an error, too.
+        let committed = self.connection.execute_batch("COMMIT");
+        if let Err(error) = committed {
+            if !self.connection.is_autocommit() {
+                self.connection.execute_batch("ROLLBACK")?;
+            }
+            self.revision = before.unwrap_or(self.revision);
+            return Err(error.into());
+        }
         self.keep_reserve();
         Ok(())
     }
@@ -192,7 +226,48 @@ impl Engine for Sqlite {
 /// The pause after a failure to end leases.
 const RETRY: Duration = Duration::from_secs(1);
 
-type Job = Box<dyn FnOnce(&mut Core<Sqlite>) + Send>;
+/// What the thread is asked.
+enum Job {
+    Commit(Txn, oneshot::Sender<Result<Outcome, StoreError>>),
+    Other(Box<dyn FnOnce(&mut Core<Sqlite>) + Send>),
+}
+
+/// As many commits wait for the disk together.
+const GROUP: usize = 64;
+
+/// Does what it is asked, until nobody can ask any more.
+fn work(core: &mut Core<Sqlite>, queue: &mpsc::Receiver<Job>) {
+    let mut next = queue.recv().ok();
+    while let Some(job) = next.take() {
+        let (txn, sender) = match job {
+            Job::Other(job) => {
+                job(core);
+                next = queue.recv().ok();
+                continue;
+            }
+            Job::Commit(txn, sender) => (txn, sender),
+        };
+        let (mut txns, mut senders) = (vec![txn], vec![sender]);
+        while txns.len() < GROUP {
+            match queue.try_recv() {
+                Ok(Job::Commit(txn, sender)) => {
+                    txns.push(txn);
+                    senders.push(sender);
+                }
+                Ok(other) => {
+                    next = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        for (sender, outcome) in senders.into_iter().zip(core.commit_all(&txns)) {
+            // Whoever asked may have gone; what was done is done.
+            let _ = sender.send(outcome);
+        }
+        next = next.or_else(|| queue.recv().ok());
+    }
+}
 
 /// A store in one SQLite file. One process at a time may have it open: whoever
 /// opens it holds the data folder's lock.
@@ -217,9 +292,7 @@ impl SqliteStore {
                 match core {
                     Ok(mut core) => {
                         if opened.send(Ok(())).is_ok() {
-                            while let Ok(job) = queue.recv() {
-                                job(&mut core);
-                            }
+                            work(&mut core, &queue);
                         }
                     }
                     Err(error) => {
@@ -270,10 +343,10 @@ async fn call<T: Send + 'static>(
     job: impl FnOnce(&mut Core<Sqlite>) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let (sender, receiver) = oneshot::channel();
-    jobs.send(Box::new(move |core| {
-        // Whoever asked may have gone; what was done is done.
+    jobs.send(Job::Other(Box::new(move |core| {
+        // As above.
         let _ = sender.send(job(core));
-    }))
+    })))
     .map_err(|_| StoreError::Closed)?;
     receiver.await.map_err(|_| StoreError::Closed)?
 }
@@ -289,7 +362,10 @@ impl Store for SqliteStore {
         self.call(move |core| core.range(&prefix)).await
     }
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        self.call(move |core| core.commit(&txn)).await
+        let (sender, receiver) = oneshot::channel();
+        let sent = self.jobs.send(Job::Commit(txn, sender));
+        sent.map_err(|_| StoreError::Closed)?;
+        receiver.await.map_err(|_| StoreError::Closed)?
     }
     async fn watch(&self, after: Revision) -> Result<Watch, StoreError> {
         self.call(move |core| core.watch(after)).await
@@ -312,7 +388,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::store::Op;
+    use crate::store::{Compare, Op};
 
     #[tokio::test]
     async fn what_was_committed_is_there_after_opening_again() {
@@ -348,6 +424,84 @@ mod tests {
             store.commit(put("/c")).await.unwrap(),
             Outcome::Committed(Revision(3))
         );
+    }
+
+    #[test]
+    fn commits_that_wait_together_are_decided_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let mut core = Sqlite::open(&path).and_then(Core::new).unwrap();
+        let mut watch = core.watch(Revision(0)).unwrap();
+        let put = |key: &str, compares: Vec<Compare>| Txn {
+            compares,
+            ops: vec![Op::Put {
+                key: key.into(),
+                value: b"v".to_vec(),
+                lease: None,
+            }],
+        };
+        let absent = |key: &str| vec![Compare::Absent(key.into())];
+        // The second loses to the first, which is not on the disk yet.
+        let txns = [
+            put("/a", absent("/a")),
+            put("/a", absent("/a")),
+            put("/b", vec![]),
+        ];
+        let outcomes: Vec<_> = core
+            .commit_all(&txns)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(
+            outcomes,
+            [
+                Outcome::Committed(Revision(1)),
+                Outcome::Conflict(Revision(1)),
+                Outcome::Committed(Revision(2)),
+            ]
+        );
+        let told: Vec<_> = std::iter::from_fn(|| watch.try_recv().ok()).collect();
+        assert_eq!(
+            told.iter().map(|b| b.revision.0).collect::<Vec<_>>(),
+            [1, 2]
+        );
+
+        // One that can't be written is no matter of the others.
+        core.engine_for_tests()
+            .connection
+            .execute_batch(
+                "CREATE TRIGGER no BEFORE INSERT ON entries WHEN NEW.key = '/no' \
+             BEGIN SELECT RAISE(ABORT, 'no'); END",
+            )
+            .unwrap();
+        let outcomes = core.commit_all(&[put("/c", vec![]), put("/no", vec![]), put("/d", vec![])]);
+        assert!(outcomes[0].is_ok() && outcomes[1].is_err() && outcomes[2].is_ok());
+        // One that takes the whole group with it: each is tried by itself.
+        core.engine_for_tests()
+            .connection
+            .execute_batch(
+                "DROP TRIGGER no; CREATE TRIGGER no BEFORE INSERT ON entries WHEN NEW.key = '/no' \
+             BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+            )
+            .unwrap();
+        let outcomes = core.commit_all(&[put("/e", vec![]), put("/no", vec![]), put("/f", vec![])]);
+        assert!(outcomes[0].is_ok() && outcomes[1].is_err() && outcomes[2].is_ok());
+        let told: Vec<_> = std::iter::from_fn(|| watch.try_recv().ok()).collect();
+        assert_eq!(
+            told.iter().map(|b| b.revision.0).collect::<Vec<_>>(),
+            [3, 4, 5, 6]
+        );
+        drop(core);
+        let core = Sqlite::open(&path).and_then(Core::new).unwrap();
+        let keys: Vec<_> = core
+            .range("")
+            .unwrap()
+            .entries
+            .into_iter()
+            .map(|e| e.key)
+            .collect();
+        assert_eq!(keys, ["/a", "/b", "/c", "/d", "/e", "/f"]);
+        assert_eq!(core.range("").unwrap().revision, Revision(6));
     }
 
     #[tokio::test]
