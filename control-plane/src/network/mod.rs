@@ -65,10 +65,35 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What failed for single interfaces of a VPC; the others are as they should be.
 pub type Failed = BTreeMap<EniId, Error>;
 
+/// Which interfaces answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answering {
+    /// All that there are.
+    All,
+    /// These.
+    Only(BTreeSet<EniId>),
+}
+
+impl Answering {
+    /// Whether this one does.
+    pub fn has(&self, eni: &EniId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(these) => these.contains(eni),
+        }
+    }
+}
+
 /// What the reconciler asks of the host's network. A VPC that is broken or
 /// hangs keeps no other one back.
 #[async_trait]
 pub trait NetworkHost: Send + Sync {
+    /// Whether it is made of rules and links at all: where no packet ever goes, none
+    /// are planned, and only [`open_tap`](Self::open_tap) is called.
+    fn has_packets(&self) -> bool {
+        true
+    }
+
     /// The VPCs of which there is a trace, whoever made it.
     ///
     /// # Errors
@@ -112,7 +137,7 @@ pub trait NetworkHost: Send + Sync {
     ///
     /// # Errors
     /// When nobody can be asked.
-    async fn answering(&self, vpc: &VpcId) -> Result<BTreeSet<EniId>>;
+    async fn answering(&self, vpc: &VpcId) -> Result<Answering>;
 
     /// Removes everything of Hearth's from the host's network.
     ///

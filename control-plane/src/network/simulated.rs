@@ -1,5 +1,5 @@
 //! A network in memory: what `--hosts simulated:N` and the tests have in place of
-//! namespaces and nftables. It keeps what was applied, so that a test can look.
+//! namespaces and nftables. For a test it keeps what was applied, to be looked at.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
+use super::{Answering, Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
 use crate::conditions::Conditions;
-use crate::model::{Eni, EniId, VpcId};
+use crate::model::{Eni, VpcId};
 
 /// Keeps the last topology; its taps are `/dev/null`.
 #[derive(Debug, Default)]
@@ -18,13 +18,15 @@ pub struct SimulatedNetwork {
     applied: Mutex<Topology>,
     silent: AtomicBool,
     conditions: Conditions,
+    without_packets: bool,
 }
 
 impl SimulatedNetwork {
-    /// Nothing applied yet.
+    /// One without packets.
     pub fn new(conditions: Conditions) -> Self {
         Self {
             conditions,
+            without_packets: true,
             ..Self::default()
         }
     }
@@ -42,21 +44,19 @@ impl SimulatedNetwork {
     pub fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Relaxed);
     }
-
-    async fn enter(&self) -> Result<()> {
-        let met = self.conditions.meet().await;
-        met.map_err(|e| Error::host("asking a simulated host", e))
-    }
 }
 
 #[async_trait]
 impl NetworkHost for SimulatedNetwork {
+    fn has_packets(&self) -> bool {
+        !self.without_packets
+    }
+
     async fn known(&self) -> Result<BTreeSet<VpcId>> {
         Ok(self.state().vpcs.keys().cloned().collect())
     }
 
     async fn apply_vpc(&self, id: &VpcId, desired: Option<&VpcNet>) -> Result<Failed> {
-        self.enter().await?;
         let mut applied = self.state();
         match desired {
             Some(vpc) => applied.vpcs.insert(id.clone(), vpc.clone()),
@@ -75,11 +75,10 @@ impl NetworkHost for SimulatedNetwork {
     }
 
     async fn open_tap(&self, eni: &Eni) -> Result<OwnedFd> {
-        let vpcs = &self.state().vpcs;
-        let there = vpcs
-            .get(&eni.vpc)
-            .is_some_and(|vpc| vpc.interfaces.contains_key(&eni.id));
-        if !there {
+        let met = self.conditions.meet().await;
+        met.map_err(|e| Error::host("asking a simulated host", e))?;
+        let has_tap = |vpc: &VpcNet| vpc.interfaces.contains_key(&eni.id);
+        if !self.without_packets && !self.state().vpcs.get(&eni.vpc).is_some_and(has_tap) {
             return Err(Error::NoTap(eni.id.to_string()));
         }
         std::fs::File::open("/dev/null")
@@ -87,13 +86,17 @@ impl NetworkHost for SimulatedNetwork {
             .map_err(|e| Error::host("opening /dev/null", e))
     }
 
-    async fn answering(&self, vpc: &VpcId) -> Result<BTreeSet<EniId>> {
-        if self.silent.load(Ordering::Relaxed) {
-            return Ok(BTreeSet::new());
+    async fn answering(&self, vpc: &VpcId) -> Result<Answering> {
+        if self.without_packets {
+            return Ok(Answering::All);
         }
-        let vpcs = &self.state().vpcs;
-        let vpc = vpcs.get(vpc).into_iter();
-        Ok(vpc.flat_map(|vpc| vpc.interfaces.keys().cloned()).collect())
+        if self.silent.load(Ordering::Relaxed) {
+            return Ok(Answering::Only(BTreeSet::new()));
+        }
+        let state = self.state();
+        let interfaces = state.vpcs.get(vpc).into_iter();
+        let interfaces = interfaces.flat_map(|vpc| vpc.interfaces.keys().cloned());
+        Ok(Answering::Only(interfaces.collect()))
     }
 
     async fn purge(&self) -> Result<()> {

@@ -41,9 +41,9 @@ use super::names::{self, HostNames};
 use super::plan::connections::{self, OverPool, Owners};
 use super::plan::nft::{Table, difference, replace};
 use super::plan::{HostPort, HostSide, Limits, host_rules, rules};
-use super::{Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
+use super::{Answering, Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
 use crate::metadata::token::TokenKey;
-use crate::model::{Eni, EniId, VpcId};
+use crate::model::{Eni, VpcId};
 use crate::store::View;
 
 /// The MTU of everything, the guests' interfaces included.
@@ -545,10 +545,10 @@ impl NetworkHost for LinuxNetwork {
         step(|| format!("opening the tap of {}", eni.id), opened)?.ok_or_else(no_tap)
     }
 
-    async fn answering(&self, id: &VpcId) -> Result<BTreeSet<EniId>> {
+    async fn answering(&self, id: &VpcId) -> Result<Answering> {
         let slot = lock(&self.vpcs).get(id).cloned();
         let Some(applied) = slot.and_then(|slot| slot.applied()) else {
-            return Ok(BTreeSet::new());
+            return Ok(Answering::Only(BTreeSet::new()));
         };
         let vpc = applied.vpc.clone();
         let asked = applied
@@ -558,7 +558,7 @@ impl NetworkHost for LinuxNetwork {
                 arp::ask(targets(&vpc, &links))
             })
             .await;
-        step(|| format!("asking the guests of {id}"), asked)
+        step(|| format!("asking the guests of {id}"), asked).map(Answering::Only)
     }
 
     async fn purge(&self) -> Result<()> {

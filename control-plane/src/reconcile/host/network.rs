@@ -169,11 +169,13 @@ impl NetworkController {
     /// When its VPC as a whole, this interface, or the host's own part could not
     /// be brought there; other interfaces and VPCs are no matter.
     pub async fn tap(&self, eni: &Eni) -> Result<OwnedFd, NetworkError> {
-        let mut failed = self.ensure_vpc(&eni.vpc).await?;
-        if let Some(error) = failed.remove(&eni.id) {
-            return Err(error);
+        if self.network.has_packets() {
+            let mut failed = self.ensure_vpc(&eni.vpc).await?;
+            if let Some(error) = failed.remove(&eni.id) {
+                return Err(error);
+            }
+            self.ensure_host().await?;
         }
-        self.ensure_host().await?;
         let open = self.slots.run(Kind::Look, self.network.open_tap(eni));
         let open = open.await.map_err(NetworkError::of)?;
         open.map_err(NetworkError::of)
@@ -248,6 +250,9 @@ impl Controller for NetworkController {
     }
 
     async fn all(&self) -> anyhow::Result<BTreeSet<Key>> {
+        if !self.network.has_packets() {
+            return Ok(BTreeSet::new());
+        }
         let there = self.slots.run(Kind::Look, self.network.known()).await?;
         let there = there.context("looking for VPCs")?;
         let wanted = plan::host_net(&self.db.view(), &self.hosts).vpcs;
@@ -257,6 +262,9 @@ impl Controller for NetworkController {
     }
 
     fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Key>> {
+        if !self.network.has_packets() {
+            return Vec::new();
+        }
         let mut vpcs: BTreeSet<VpcId> = BTreeSet::new();
         let mut gone = false;
         let mut add = |vpc: Option<VpcId>| match vpc {

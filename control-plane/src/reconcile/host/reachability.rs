@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::{
-    model::{EniId, Hosts, Instance, InstanceId, InstanceState, Reachability, VpcId},
-    network::{NetworkHost, plan},
+    model::{Hosts, Instance, InstanceId, InstanceState, Reachability, VpcId},
+    network::{Answering, NetworkHost, plan},
     reconcile::{Clock, Controller, Requeue, cluster::transact, queue::Wake},
     store::{Changed, Db, View},
 };
@@ -83,7 +83,7 @@ impl ReachabilityController {
         &self,
         view: &View,
         vpc: &VpcId,
-        answering: &BTreeSet<EniId>,
+        answering: &Answering,
         now: Timestamp,
     ) -> Vec<Reachability> {
         let targets = self.targets(view, vpc);
@@ -94,10 +94,7 @@ impl ReachabilityController {
         targets
             .into_iter()
             .filter_map(|instance| {
-                let answered = instance
-                    .enis
-                    .first()
-                    .is_some_and(|eni| answering.contains(eni));
+                let answered = instance.enis.first().is_some_and(|eni| answering.has(eni));
                 let silence = if answered {
                     memory.silent.remove(&instance.id);
                     None

@@ -188,7 +188,7 @@ impl NetworkHost for Host {
     async fn open_tap(&self, eni: &Eni) -> network::Result<std::os::fd::OwnedFd> {
         self.network.open_tap(eni).await
     }
-    async fn answering(&self, vpc: &VpcId) -> network::Result<std::collections::BTreeSet<EniId>> {
+    async fn answering(&self, vpc: &VpcId) -> network::Result<network::Answering> {
         self.network.answering(vpc).await
     }
     async fn purge(&self) -> network::Result<()> {

@@ -226,10 +226,12 @@ impl Engine for Sqlite {
 /// The pause after a failure to end leases.
 const RETRY: Duration = Duration::from_secs(1);
 
+type OnCore = Box<dyn FnOnce(&mut Core<Sqlite>) + Send>;
+
 /// What the thread is asked.
 enum Job {
     Commit(Txn, oneshot::Sender<Result<Outcome, StoreError>>),
-    Other(Box<dyn FnOnce(&mut Core<Sqlite>) + Send>),
+    Other(OnCore),
 }
 
 /// As many commits wait for the disk together.
