@@ -244,9 +244,7 @@ impl Cloud {
             .await
             .expect("all can be asked");
         let id = |n: &u8| EniId::from_random(u128::from(*n) << 24);
-        (0..u8::MAX)
-            .filter(|n| answering.contains(&id(n)))
-            .collect()
+        (0..u8::MAX).filter(|n| answering.has(&id(n))).collect()
     }
 
     /// Changes the interface of instance `n`.
