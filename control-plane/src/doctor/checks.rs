@@ -27,6 +27,9 @@ pub struct Facts {
     pub optional_layers: Vec<SandboxLayer>,
     /// The controllers of cgroup v2's root.
     pub cgroup_controllers: Result<Vec<String>, String>,
+    /// The records in the store that can't be read, by their keys; none where there is
+    /// no store yet.
+    pub unreadable: Result<Option<Vec<String>>, String>,
     /// The data folder, or its nearest parent that exists.
     pub data_folder: String,
     /// Whether two files can share their blocks there.
@@ -109,6 +112,7 @@ pub fn judge(facts: &Facts) -> Vec<Row> {
             "check sysctl kernel.io_uring_disabled and seccomp; without it disks are served by a thread pool",
         ),
         cgroup(&facts.cgroup_controllers),
+        records(&facts.unreadable),
         row(
             "reflink",
             facts
@@ -230,6 +234,33 @@ fn kvm(trial: &Trial) -> Row {
     row("KVM", found, Level::Missing, advice)
 }
 
+fn records(unreadable: &Result<Option<Vec<String>>, String>) -> Row {
+    let found = match unreadable {
+        Ok(None) => Ok("no store yet".into()),
+        Ok(Some(keys)) if keys.is_empty() => Ok("all can be read".into()),
+        Ok(Some(keys)) => {
+            let named: Vec<&str> = keys.iter().take(5).map(String::as_str).collect();
+            let more = if keys.len() > named.len() {
+                ", …"
+            } else {
+                ""
+            };
+            Err(format!(
+                "{} can't be read: {}{more}",
+                keys.len(),
+                named.join(", ")
+            ))
+        }
+        Err(why) => Err(why.clone()),
+    };
+    row(
+        "records",
+        found,
+        Level::Lesser,
+        "what depends on these waits, and nothing is removed: the log says why each can't be read; run the hearth that wrote them",
+    )
+}
+
 fn cgroup(controllers: &Result<Vec<String>, String>) -> Row {
     let found = controllers.clone().and_then(|all| {
         let lacking: Vec<&str> = ["cpu", "memory"]
@@ -292,6 +323,7 @@ mod tests {
                 .to_vec(),
             optional_layers: Vec::new(),
             cgroup_controllers: Ok(vec!["cpu".into(), "memory".into(), "pids".into()]),
+            unreadable: Ok(None),
             data_folder: "/var/lib".into(),
             reflink: Ok(()),
             disk_free_mib: 100_000,
@@ -312,6 +344,24 @@ mod tests {
         let rows = judge(&good());
         assert!(able(&rows));
         assert!(rows.iter().all(|row| row.advice.is_empty()));
+    }
+
+    #[test]
+    fn records_that_cant_be_read_are_named() {
+        let keys: Vec<String> = (1..=7).map(|n| format!("/volumes/{n}")).collect();
+        let facts = Facts {
+            unreadable: Ok(Some(keys)),
+            ..good()
+        };
+        let rows = judge(&facts);
+        let row = rows.iter().find(|row| row.name == "records").unwrap();
+        assert_eq!(row.level, Level::Lesser);
+        assert!(
+            row.found.starts_with("7 can't be read: /volumes/1, "),
+            "{row:?}"
+        );
+        assert!(row.found.ends_with("/volumes/5, …"), "{row:?}");
+        assert!(able(&rows));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 use hearth_vmm_api::SandboxLayer;
 
 use super::{Facts, kvm, sandbox};
+use crate::store::unreadable_in;
 
 /// Tries everything out.
 #[must_use]
@@ -37,8 +38,20 @@ pub fn gather() -> Facts {
         reflink: reflink(&folder).map_err(|e| e.to_string()),
         disk_free_mib: rustix::fs::statvfs(&folder)
             .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20),
+        unreadable: unreadable(&wanted),
         data_folder: folder.display().to_string(),
         memory_mib: memory_mib(),
+    }
+}
+
+fn unreadable(data_folder: &Path) -> Result<Option<Vec<String>>, String> {
+    let path = data_folder.join("hearth.db");
+    if !path.exists() {
+        return Ok(None);
+    }
+    match unreadable_in(&path) {
+        Ok(all) => Ok(Some(all.into_iter().map(|(key, _)| key).collect())),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
 

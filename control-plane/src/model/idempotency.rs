@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Scope, resource::regional};
+use super::{
+    Index, Scope,
+    resource::{in_time, regional},
+};
 
 /// A `ClientToken` that made something: asked again with the same parameters
 /// the answer is the same, with others it is an error.
@@ -23,4 +26,12 @@ pub struct ClientToken {
     pub created: Timestamp,
 }
 
-regional! { ClientToken { kind: "client-tokens", key: key, indexes: [] } }
+regional! { ClientToken { kind: "client-tokens", key: key, indexes: [BY_AGE] } }
+
+impl ClientToken {
+    /// The oldest first.
+    pub const BY_AGE: Index<Self> = Index {
+        name: "age",
+        keys: |this, key| key(&in_time(this.created)),
+    };
+}

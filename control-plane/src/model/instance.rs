@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BootMethod, EniId, HostId, ImageId, Index, InstanceType, Quota, ReservationId, Scope, SubnetId,
-    VolumeId, VpcId, resource::resource,
+    VolumeId, VpcId,
+    resource::{in_time, resource},
 };
 
 /// What EC2 reports of an instance's life.
@@ -317,12 +318,13 @@ impl Instance {
         format!("{vpc}/{host}")
     }
 
-    /// Those on no host that are not terminated, under the empty key.
+    /// Those on no host that are not terminated, in the order that they came.
     pub const UNPLACED: Index<Self> = Index {
         name: "unplaced",
         keys: |this, key| {
             if this.host.is_none() && this.state != InstanceState::Terminated {
-                key("");
+                let came = in_time(this.launched_at);
+                key(&format!("{came} {:05}", this.launch_index));
             }
         },
     };

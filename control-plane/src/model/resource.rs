@@ -42,6 +42,11 @@ impl Scope {
 /// Calls back with each key that a record is found under.
 pub type Keys<T> = fn(&T, &mut dyn FnMut(&str));
 
+/// A time as an index's key: in the order of time.
+pub(super) fn in_time(time: jiff::Timestamp) -> String {
+    format!("{:020}", time.as_microsecond().max(0))
+}
+
 /// An index of a kind: the keys that one record is found under.
 #[derive(Debug)]
 pub struct Index<T> {

@@ -30,7 +30,7 @@ pub use changes::{Changed, Changes};
 pub use db::{Db, TransactError};
 pub use memory::MemoryStore;
 pub use scoped::{Picture, Scoped};
-pub use sqlite::SqliteStore;
+pub use sqlite::{SqliteStore, unreadable_in};
 pub use view::View;
 
 use std::time::Duration;

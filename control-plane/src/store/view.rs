@@ -170,7 +170,20 @@ impl View {
         found.into_iter().flatten()
     }
 
-    /// The same of those whose path begins so.
+    /// All records that an index has, in the order of their keys in it.
+    pub fn in_order<T: Resource>(&self, index: Index<T>) -> impl Iterator<Item = &T> + use<'_, T> {
+        let kind = self.kind::<T>().zip(number_of(index));
+        debug_assert!(kind.is_some(), "{} has no index {}", T::KIND, index.name);
+        kind.into_iter().flat_map(|(kind, number)| {
+            let first: IndexEntry = (number, "".into(), "".into());
+            kind.index
+                .range(first..)
+                .take_while(move |(n, _, _)| *n == number)
+                .filter_map(|(_, _, path)| kind.records.get(&**path)?.value.downcast_ref())
+        })
+    }
+
+    /// The records of an index under this key whose paths begin so.
     pub(super) fn by_number<T: Resource>(
         &self,
         number: u8,
@@ -474,13 +487,13 @@ mod tests {
         };
         let one = InstanceId::from_random(1);
         let mut view = View::default().with(on(None)).with(samples::instance(2));
-        assert_eq!(ids(&view, Instance::UNPLACED, "").len(), 2);
+        assert_eq!(view.in_order(Instance::UNPLACED).count(), 2);
         view.apply(put(&on(Some("a")), 9));
         assert_eq!(
             ids(&view, Instance::BY_HOST, "a"),
             std::slice::from_ref(&one)
         );
-        assert_eq!(ids(&view, Instance::UNPLACED, "").len(), 1);
+        assert_eq!(view.in_order(Instance::UNPLACED).count(), 1);
         view.apply(put(&on(Some("ab")), 10));
         assert_eq!(ids(&view, Instance::BY_HOST, "a"), []);
         assert_eq!(
@@ -496,6 +509,23 @@ mod tests {
         assert_eq!(ids(&view, Instance::BY_HOST, "ab"), []);
         assert!(view.find::<Instance>(&one).is_none());
         assert_eq!(view.kinds[slot_of("instances").unwrap()].index.len(), 4);
+    }
+
+    #[test]
+    fn an_index_has_its_records_in_the_order_of_its_keys() {
+        let asked = |n: u8, seconds, launch_index| Instance {
+            launched_at: samples::time() + jiff::SignedDuration::from_secs(seconds),
+            launch_index,
+            ..samples::instance(n)
+        };
+        let view = View::default()
+            .with(asked(1, 9, 0))
+            .with(asked(2, 1, 10))
+            .with(asked(3, 1, 9))
+            .with(asked(4, 100, 0));
+        let order: Vec<_> = view.in_order(Instance::UNPLACED).map(|i| &i.id).collect();
+        let expected = [3, 2, 1, 4].map(InstanceId::from_random);
+        assert_eq!(order, expected.iter().collect::<Vec<_>>());
     }
 
     #[test]

@@ -59,8 +59,8 @@ fn plan(view: &View, now: Timestamp) -> (Vec<&Instance>, Vec<&ClientToken>) {
         .take(AT_ONCE)
         .collect();
     let tokens = view
-        .all::<ClientToken>()
-        .filter(|t| over(t.created, TOKEN, now))
+        .in_order(ClientToken::BY_AGE)
+        .take_while(|t| over(t.created, TOKEN, now))
         .take(AT_ONCE)
         .collect();
     (instances, tokens)

@@ -71,21 +71,18 @@ fn waits(instance: &Instance) -> bool {
     instance.host.is_none() && instance.state != InstanceState::Terminated
 }
 
-/// The instances that are on no host and not yet terminated.
+/// The instances that are on no host and not yet terminated, in the order that they
+/// came.
 fn unplaced(view: &View) -> impl Iterator<Item = &Instance> {
-    view.by(Instance::UNPLACED, "")
+    view.in_order(Instance::UNPLACED)
 }
 
 /// What becomes of the next instances without a host: a host, or none. First
 /// come, first served.
 fn plan(view: &View) -> Vec<(InstanceId, Result<HostId, Shortfall>)> {
     let mut ledger = Ledger::of(view);
-    let mut waiting: Vec<&Instance> = unplaced(view)
+    unplaced(view)
         .filter(|i| i.state == InstanceState::Pending)
-        .collect();
-    waiting.sort_by_key(|i| (i.launched_at, i.launch_index));
-    waiting
-        .into_iter()
         .take(PLACED)
         .map(|i| (i.id.clone(), ledger.place(&Demand::of_instance(view, i))))
         .collect()

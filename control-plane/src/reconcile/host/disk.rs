@@ -148,7 +148,9 @@ impl DiskGuard {
     ) -> anyhow::Result<Duration> {
         let space = self.storage.space().await?;
         let pressure = Pressure::of(space.available, reserve);
-        let paused = self.writers.paused()?;
+        // A file of each instance.
+        let writers = Arc::clone(&self.writers);
+        let paused = tokio::task::spawn_blocking(move || writers.paused()).await??;
         // Far from the mark nobody need be looked at one by one.
         if pressure > Pressure::None || !paused.is_empty() {
             let taken = by_instance(

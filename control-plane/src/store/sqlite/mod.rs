@@ -16,11 +16,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row, config::DbConfig, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 use tokio::sync::oneshot;
 
 use super::{
-    Entry, LeaseId, Outcome, Range, Revision, Store, StoreError, Txn, Watch,
+    Entry, LeaseId, Outcome, Range, Revision, Store, StoreError, Txn, View, Watch,
     core::{Core, Engine, Write},
 };
 
@@ -77,6 +77,26 @@ impl Sqlite {
             tracing::warn!(%error, "the store's own space can't be restored");
         }
     }
+}
+
+/// The records in this file that can't be read, by their keys, and why; a `hearth` may
+/// have it open.
+///
+/// # Errors
+/// If SQLite can't read the file.
+pub fn unreadable_in(path: &Path) -> Result<Vec<(String, String)>, StoreError> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut statement =
+        connection.prepare("SELECT key, value, created, modified FROM entries ORDER BY key")?;
+    let entries = statement.query_map([], entry)?;
+    let view = View::of(Range {
+        revision: Revision::default(),
+        entries: entries.collect::<Result<_, _>>()?,
+    });
+    let unreadable = view.unreadable();
+    Ok(unreadable
+        .map(|(key, why)| (key.to_owned(), why.to_owned()))
+        .collect())
 }
 
 /// What a connection needs before its first statement.
@@ -504,6 +524,24 @@ mod tests {
             .collect();
         assert_eq!(keys, ["/a", "/b", "/c", "/d", "/e", "/f"]);
         assert_eq!(core.range("").unwrap().revision, Revision(6));
+    }
+
+    #[tokio::test]
+    async fn what_cant_be_read_is_listed_while_the_store_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let store = SqliteStore::open(&path).await.unwrap();
+        assert_eq!(unreadable_in(&path).unwrap(), []);
+        let ops = vec![Op::Put {
+            key: "/hosts/a".into(),
+            value: b"{}".to_vec(),
+            lease: None,
+        }];
+        let compares = vec![];
+        store.commit(Txn { compares, ops }).await.unwrap();
+        let listed = unreadable_in(&path).unwrap();
+        assert_eq!(listed[0].0, "/hosts/a");
+        assert!(listed[0].1.contains("version"), "{listed:?}");
     }
 
     #[tokio::test]

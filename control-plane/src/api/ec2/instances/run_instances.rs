@@ -323,7 +323,7 @@ impl Action for RunInstances {
 fn places(view: Scoped<'_>, request: &Request, launch: &Resolved) -> Result<u32, ApiError> {
     let cloud = view.whole();
     let mut ledger = Ledger::of(cloud);
-    let waiting = cloud.by(Instance::UNPLACED, "");
+    let waiting = cloud.in_order(Instance::UNPLACED);
     for waiting in waiting.filter(|i| i.state == InstanceState::Pending) {
         let _ = ledger.place(&Demand::of_instance(cloud, waiting));
     }
