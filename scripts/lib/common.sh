@@ -106,15 +106,30 @@ need_venv() {
         ' venv "$HEARTH_VENV" "${HEARTH_PYTHON_PACKAGES[*]}" "${HEARTH_PYTHON_PACKAGES[@]}"
 }
 
-# Rust 1.85 or newer (edition 2024). Debian 12's own cargo is 1.63.
+# The Rust of rust-toolchain.toml. rustup brings it, and is itself installed where
+# there is none: Debian 12's own cargo is 1.63. Another cargo that is new enough, as a
+# newer Debian's, will do.
 need_cargo() {
-    local version=0
-    if command -v cargo >/dev/null; then
-        version=$(cargo --version | awk '{ split($2, v, "."); print v[1] * 1000 + v[2] }')
-    fi
-    if ((version < 1085)); then
-        die "Rust 1.85 or newer is needed, and Debian 12's own is older; install it with rustup:
-    curl --proto =https --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default"
-    fi
+    local wanted
     need_packages gcc libc6-dev
+    wanted=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$HEARTH_ROOT/rust-toolchain.toml")
+    if ! command -v rustup >/dev/null; then
+        if command -v cargo >/dev/null &&
+            printf '%s\n%s\n' "$wanted" "$(cargo --version | cut -d ' ' -f 2)" | sort -VC; then
+            return 0
+        fi
+        need_packages curl ca-certificates
+        step "rustup, with Rust $wanted" install_rustup "$wanted"
+        PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+    fi
+    # In this folder rustup runs the one that the file names.
+    if ! (cd "$HEARTH_ROOT" && cargo --version >/dev/null 2>&1); then
+        step "Rust $wanted" rustup toolchain install "$wanted" --profile minimal --component rustfmt --component clippy
+    fi
+}
+
+# https://rust-lang.org/tools/install
+install_rustup() {
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+        sh -s -- -y --no-modify-path --profile minimal --default-toolchain "$1" --component rustfmt --component clippy
 }
