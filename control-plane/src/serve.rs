@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use hearth::{
     api::{self, Cloud, Console},
-    auth::credentials::CredentialStore,
+    auth::{RootOnly, credentials::CredentialStore},
     bootstrap::{Machine, bootstrap},
     compute::{
         ComputeHost,
@@ -270,6 +270,7 @@ async fn run(
         db,
         config: Arc::clone(&config),
         console: ground.console,
+        policies: Arc::new(RootOnly),
     };
     let address = listener.local_addr().unwrap_or(config.listen);
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;

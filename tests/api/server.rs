@@ -4,7 +4,10 @@ use std::sync::{Arc, mpsc};
 
 use hearth::{
     api::{self, registry},
-    auth::credentials::{AccessKey, Account, CredentialStore},
+    auth::{
+        RootOnly,
+        credentials::{AccessKey, Account, CredentialStore},
+    },
     conditions::Conditions,
     config::{Config, Simulated},
     console::HostConsole,
@@ -73,6 +76,7 @@ impl Server {
                 db,
                 config,
                 console,
+                policies: Arc::new(RootOnly),
             };
             let router = api::router(cloud, credentials);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -125,7 +129,6 @@ pub(super) fn shapes() -> serde_json::Value {
                 };
                 serde_json::json!({
                     "name": name,
-                    "iam": action.iam,
                     "dry_run": action.dry_run,
                     "unsupported": action.unsupported,
                     "request": shape((action.request)()),

@@ -1,15 +1,22 @@
 //! How an action is declared, and what its handler is given.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use anyhow::anyhow;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{ApiError, Console};
+use super::{ApiError, Console, Targets};
 use crate::{
-    auth::{Authorized, Caller},
+    auth::{Authorized, Caller, Policies},
     config::Config,
-    model::{ClientToken, Scope},
+    model::{Arn, ClientToken, Described, Scope},
     store::{Change, Db, Picture, Scoped, TransactError},
 };
 
@@ -18,8 +25,6 @@ use crate::{
 pub trait Action: Send + Sync + 'static {
     /// Its name on the wire.
     const NAME: &'static str;
-    /// Its name in IAM policies, as `ec2:RunInstances`.
-    const IAM: &'static str;
     /// Whether it has `DryRun`. The dispatch takes that parameter out, so that
     /// no request declares it.
     const DRY_RUN: bool = true;
@@ -35,23 +40,18 @@ pub trait Action: Send + Sync + 'static {
     /// before anything else looks, also where the parameter is else unsupported.
     const NO_OPS: &'static [(&'static str, &'static str)] = &[];
 
-    /// Its parameters: text, numbers, booleans, lists and structures under their
+    /// Its parameters; where there is a `ClientToken` among them, its handler makes what
+    /// it makes in [`Ctx::once`]. Text, numbers, booleans, lists and structures under their
     /// names on the wire, with `deny_unknown_fields`.
     type Request: DeserializeOwned + Send;
     /// Its answer, of the same kinds. (It is never read back here;
     /// `Deserialize` is how a test learns its shape.)
     type Response: Serialize + DeserializeOwned + Send;
 
-    /// The ARNs or ids that the request is about, for the authorization.
-    fn resources(_request: &Self::Request) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// The request's `ClientToken`, where the action has one; its handler makes
-    /// what it makes in [`Ctx::once`].
-    fn client_token(_request: &Self::Request) -> Option<&str> {
-        None
-    }
+    /// Resolves what the request is about, for the authorization: the resources and
+    /// condition keys that AWS's table has for the action. Its handler can write no
+    /// others. Without any, policies are asked about `*`.
+    fn targets(_request: &Self::Request, _to: &mut Targets<'_>) {}
 
     /// Carries it out: transactions on the desired state, or a look at the view.
     fn handle(
@@ -93,6 +93,8 @@ pub struct Cloud {
     pub config: Arc<Config>,
     /// The instances' consoles.
     pub console: Arc<dyn Console>,
+    /// Who may do what.
+    pub policies: Arc<dyn Policies>,
 }
 
 /// How many resources' steps go in one transaction: each is a few changes, and
@@ -114,10 +116,12 @@ pub struct Ctx {
     pub request_id: String,
     /// Where the action has a `ClientToken` and the request too.
     idempotency: Option<Idempotency>,
+    /// Whether [`Ctx::once`] has seen to that.
+    token_kept: AtomicBool,
     /// Whether the call only asks what would come of it.
     dry_run: bool,
     now: Timestamp,
-    _authorized: Authorized,
+    authorized: Authorized,
 }
 
 /// What a call made, now or at an earlier call with the same token.
@@ -148,8 +152,9 @@ impl Ctx {
             caller,
             request_id,
             idempotency,
+            token_kept: AtomicBool::new(false),
             now,
-            _authorized: authorized,
+            authorized,
         }
     }
 
@@ -175,8 +180,26 @@ impl Ctx {
     /// What the closure refuses with, or the store's failure.
     pub async fn transact<T>(
         &self,
+        decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if self.idempotency.is_some() && !self.token_kept.load(Ordering::Relaxed) {
+            // A repeated call would do it once more.
+            return Err(ApiError::internal(anyhow!(
+                "a call with a client token writes before it keeps that"
+            )));
+        }
+        self.write(decide).await
+    }
+
+    async fn write<T>(
+        &self,
         mut decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
+        let mut decide = |view: Scoped<'_>, change: &mut Change<'_>| {
+            let decided = decide(view, change)?;
+            self.check(change)?;
+            Ok(decided)
+        };
         if self.dry_run {
             // All that the call would be refused for it is refused for here.
             let view = self.db.view();
@@ -187,6 +210,18 @@ impl Ctx {
             .transact_at(&self.scope, decide)
             .await
             .map_err(|error: TransactError<ApiError>| error.into())
+    }
+
+    /// Nothing is written that the caller was not asked about.
+    fn check(&self, change: &Change<'_>) -> Result<(), ApiError> {
+        for (kind, id, exists) in change.resources() {
+            if !self.authorized.covers(kind, id, exists) {
+                return Err(ApiError::internal(anyhow!(
+                    "the call would write {kind}/{id}, which it was not authorized for"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// [`transact`](Self::transact) for calls on many resources: `step` is taken for
@@ -231,7 +266,7 @@ impl Ctx {
         &self,
         mut make: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<String, ApiError>,
     ) -> Result<Once, ApiError> {
-        self.transact(|view, change| {
+        let once = self.write(|view, change| {
             let Some(Idempotency { key, digest }) = &self.idempotency else {
                 let made = make(view, change)?;
                 return Ok(Once {
@@ -263,8 +298,10 @@ impl Ctx {
                     })
                 }
             }
-        })
-        .await
+        });
+        let once = once.await?;
+        self.token_kept.store(true, Ordering::Relaxed);
+        Ok(once)
     }
 
     /// A new identifier: `ctx.fresh_id(InstanceId::from_random)`.
@@ -272,12 +309,18 @@ impl Ctx {
         make(rand::random())
     }
 
-    /// The ARN of one of this account's EC2 resources: `arn("instance/i-…")`.
-    pub fn arn(&self, resource: &str) -> String {
-        format!(
-            "arn:aws:ec2:{}:{}:{resource}",
-            self.scope.region, self.scope.account
-        )
+    /// The ARN of a resource of the caller's that is being made.
+    pub fn arn_of<T: Described>(&self, id: &T::Id) -> Arn {
+        self.arn(T::TYPE, id.as_ref())
+    }
+
+    /// The same of a part of one, which is no resource by itself.
+    pub fn arn(&self, kind: &'static str, id: &str) -> Arn {
+        Arn {
+            scope: self.scope.clone(),
+            kind,
+            id: id.to_owned(),
+        }
     }
 
     /// A context for tests of handlers, without the way in.
@@ -299,15 +342,24 @@ impl Ctx {
             region: scope.region.clone(),
             access_key_id: "AKIATEST".into(),
         };
-        let authorized = crate::auth::authorize(&caller, "test", &[]).expect("root may all");
+        let authorized = Authorized::for_tests();
         let now = Timestamp::UNIX_EPOCH;
         let console = Arc::new(super::console::NoConsole);
         let cloud = Cloud {
             db,
             config,
             console,
+            policies: Arc::new(crate::auth::RootOnly),
         };
         Self::new(cloud, caller, "req".into(), None, false, now, authorized)
+    }
+
+    /// The same context for a call that may do so much.
+    #[cfg(test)]
+    #[must_use]
+    pub fn with_authorized(mut self, authorized: Authorized) -> Self {
+        self.authorized = authorized;
+        self
     }
 
     /// The same context for a call with a `ClientToken`.

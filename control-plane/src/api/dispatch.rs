@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! head names a key → body (bounded) → signature → form → Version, Action → [`registry`]:
-//!     typed request → authorize → DryRun → ClientToken → handle → encode
+//!     typed request → resolve → authorize → DryRun → ClientToken → handle → encode
 //! ```
 //!
 //! The signature is checked before anything of the body is read, so that

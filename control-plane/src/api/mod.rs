@@ -4,6 +4,8 @@
 //! [`Action`] in it, and one line in that service's list of actions.
 
 pub mod action;
+#[cfg(test)]
+mod authorization_tests;
 pub mod console;
 pub mod dispatch;
 pub mod ec2;
@@ -12,9 +14,11 @@ pub mod registry;
 pub mod server;
 pub mod shared;
 pub mod sts;
+pub mod targets;
 pub mod wire;
 
 pub use action::{Action, Cloud, Ctx, Done, Idempotency};
 pub use console::Console;
 pub use error::ApiError;
 pub use server::{router, serve, serve_tls};
+pub use targets::Targets;

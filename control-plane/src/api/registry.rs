@@ -6,11 +6,14 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Action, ApiError, Cloud, Ctx, Idempotency,
+    Action, ApiError, Cloud, Ctx, Idempotency, Targets,
     error::Vocabulary,
     wire::{Form, Protocol, Shape, shape_of},
 };
-use crate::auth::{self, Caller};
+use crate::{
+    auth::{self, Authorized, Caller, Target},
+    model::Scope,
+};
 
 /// A service: all that is known of it in one place.
 pub struct Service {
@@ -92,8 +95,6 @@ type Answer = Pin<Box<dyn Future<Output = Result<String, ApiError>> + Send>>;
 pub struct Registered {
     /// Its name.
     pub name: &'static str,
-    /// Its name in IAM policies.
-    pub iam: &'static str,
     /// Whether it has `DryRun`.
     pub dry_run: bool,
     /// What is refused by name.
@@ -109,20 +110,24 @@ pub struct Registered {
 pub fn action<A: Action>() -> Registered {
     Registered {
         name: A::NAME,
-        iam: A::IAM,
         dry_run: A::DRY_RUN,
         unsupported: A::UNSUPPORTED,
         request: shape_of::<A::Request>,
         response: shape_of::<A::Response>,
-        call: |service, call| Box::pin(run::<A>(service.protocol, service.namespace, call)),
+        call: |service, call| {
+            let (protocol, namespace, arn_name) =
+                (service.protocol, service.namespace, service.arn_name);
+            Box::pin(run::<A>(protocol, namespace, arn_name, call))
+        },
     }
 }
 
-/// Typed decode → authorize → handle (which a dry run leaves before it changes
+/// Typed decode → resolve → authorize → handle (which a dry run leaves before it changes
 /// anything) → encode.
 async fn run<A: Action>(
     protocol: Protocol,
     namespace: &'static str,
+    arn_name: &'static str,
     mut call: Call,
 ) -> Result<String, ApiError> {
     let dry_run = A::DRY_RUN && dry_run(&mut call.form)?;
@@ -132,9 +137,12 @@ async fn run<A: Action>(
     }
     let request: A::Request = protocol.decode(&call.form)?;
 
-    let authorized = auth::authorize(&call.caller, A::IAM, &A::resources(&request))?;
-    let idempotency = A::client_token(&request)
-        .map(|token| idempotency(A::NAME, token, &call.form))
+    let authorized = authorize::<A>(&call, arn_name, &request)?;
+    // What an action doesn't have among its parameters was refused by now.
+    let fields = call.form.fields();
+    let token = fields.iter().find(|(name, _)| name == "ClientToken");
+    let idempotency = token
+        .map(|(_, token)| idempotency(A::NAME, token, &call.form))
         .transpose()?;
 
     let request_id = call.request_id.clone();
@@ -154,6 +162,35 @@ async fn run<A: Action>(
     protocol
         .encode(namespace, A::NAME, &request_id, &response)
         .map_err(ApiError::internal)
+}
+
+/// Asks the policies about all that the request is about.
+fn authorize<A: Action>(
+    call: &Call,
+    arn_name: &str,
+    request: &A::Request,
+) -> Result<Authorized, ApiError> {
+    let Call { cloud, caller, .. } = call;
+    let picture = cloud.db.view();
+    let scope = Scope::new(caller.account.clone(), caller.region.clone());
+    let mut targets = Targets::new(picture.at(&scope), A::NAME);
+    A::targets(request, &mut targets);
+    let Targets {
+        asked,
+        tagged,
+        along,
+        keys,
+        ..
+    } = targets;
+    let may = |action: &str, targets: &[Target]| {
+        let action = format!("{arn_name}:{action}");
+        auth::authorize(&*cloud.policies, caller, &action, targets, &keys)
+    };
+    let authorized = may(A::NAME, &asked)?;
+    if !tagged.is_empty() {
+        may("CreateTags", &tagged)?;
+    }
+    Ok(authorized.along(along))
 }
 
 fn dry_run(form: &mut Form) -> Result<bool, ApiError> {

@@ -8,8 +8,11 @@
 pub mod credentials;
 pub mod sigv4;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
+use crate::model::Arn;
 use credentials::CredentialStore;
 use sigv4::{AuthError, Claim, Incoming};
 
@@ -74,9 +77,84 @@ fn key_of(claim: &Claim, credentials: &CredentialStore) -> Result<(String, Strin
         .ok_or(AuthError::UnknownKey)
 }
 
-/// The proof that somebody was allowed something. Only [`authorize`] makes it.
+/// Condition keys with their values, as `ec2:InstanceType`.
+pub type Keys = BTreeMap<String, Vec<String>>;
+
+/// A resource that somebody wants to do something to, or to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Which.
+    pub arn: Arn,
+    /// What it says to the conditions of policies.
+    pub keys: Keys,
+}
+
+/// What somebody wants to do: all that a policy decides on.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Who.
+    pub caller: &'a Caller,
+    /// What, by its name in IAM, as `ec2:RunInstances`.
+    pub action: &'a str,
+    /// To what; `None` for what is about no resource, which policies call `*`.
+    pub target: Option<&'a Target>,
+    /// What the request says to the conditions of policies.
+    pub keys: &'a Keys,
+}
+
+/// Who may do what.
+pub trait Policies: Send + Sync {
+    /// Whether this is allowed.
+    fn allow(&self, wish: &Wish<'_>) -> bool;
+}
+
+/// The account's root is the one principal so far, and may do everything.
+#[derive(Debug, Clone, Copy)]
+pub struct RootOnly;
+
+impl Policies for RootOnly {
+    fn allow(&self, wish: &Wish<'_>) -> bool {
+        wish.caller.arn.ends_with(":root")
+    }
+}
+
+/// The proof that somebody was allowed something to certain resources. Only
+/// [`authorize`] makes it.
 #[derive(Debug)]
-pub struct Authorized(());
+pub struct Authorized {
+    arns: Vec<Arn>,
+    #[cfg(test)]
+    all: bool,
+}
+
+impl Authorized {
+    /// Whether a resource may be written: one that there is by its own name, a new one
+    /// where any was asked for.
+    pub fn covers(&self, kind: &str, id: &str, exists: bool) -> bool {
+        #[cfg(test)]
+        if self.all {
+            return true;
+        }
+        let named = |arn: &Arn| arn.id == id || (!exists && arn.id == Arn::ANY);
+        self.arns.iter().any(|arn| arn.kind == kind && named(arn))
+    }
+
+    /// What is changed along with that, and no policy is asked about.
+    #[must_use]
+    pub fn along(mut self, arns: Vec<Arn>) -> Self {
+        self.arns.extend(arns);
+        self
+    }
+
+    /// For tests of handlers: everything.
+    #[cfg(test)]
+    pub fn for_tests() -> Self {
+        Self {
+            arns: Vec::new(),
+            all: true,
+        }
+    }
+}
 
 /// Why an action is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,22 +166,40 @@ pub struct Denied {
     pub action: String,
 }
 
-/// Decides whether a caller may do `action` to `resources`. The account's root
-/// is the one principal so far, and may do everything.
+/// Decides whether a caller may do `action` to each of `targets`.
 ///
 /// # Errors
 /// When it may not.
 pub fn authorize(
+    policies: &dyn Policies,
     caller: &Caller,
     action: &str,
-    resources: &[String],
+    targets: &[Target],
+    keys: &Keys,
 ) -> Result<Authorized, Denied> {
-    if caller.arn.ends_with(":root") {
-        return Ok(Authorized(()));
+    let wish = |target| Wish {
+        caller,
+        action,
+        target,
+        keys,
+    };
+    let denied = if targets.is_empty() {
+        !policies.allow(&wish(None))
+    } else {
+        targets
+            .iter()
+            .any(|target| !policies.allow(&wish(Some(target))))
+    };
+    if denied {
+        tracing::warn!(caller = caller.arn, action, "denied");
+        return Err(Denied {
+            caller: caller.arn.clone(),
+            action: action.to_owned(),
+        });
     }
-    tracing::warn!(caller = caller.arn, action, ?resources, "denied");
-    Err(Denied {
-        caller: caller.arn.clone(),
-        action: action.to_owned(),
+    Ok(Authorized {
+        arns: targets.iter().map(|target| target.arn.clone()).collect(),
+        #[cfg(test)]
+        all: false,
     })
 }

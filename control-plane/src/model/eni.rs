@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     EniAttachmentId, GroupId, Index, InstanceId, Scope, SubnetId, VpcId, resource::resource,
+    vpc::vpc_arn,
 };
 
 /// A network interface: the unit that addresses and security groups belong to.
@@ -55,6 +56,16 @@ resource! {
         not_found: "InvalidNetworkInterfaceID.NotFound",
         noun: "networkInterface ID",
         indexes: [BY_VPC, BY_ADDRESS, BY_PUBLIC_ADDRESS, BY_SUBNET, BY_GROUP],
+        conditions: conditions,
+    }
+}
+
+impl Eni {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:NetworkInterfaceID", self.id.to_string()),
+            ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
+        ]
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Index, Scope, VpcId,
     resource::{regional, resource},
+    vpc::vpc_arn,
 };
 
 /// A security group with its rules.
@@ -41,6 +42,16 @@ resource! {
         not_found: "InvalidGroup.NotFound",
         noun: "security group",
         indexes: [BY_NAME, BY_RULE, BY_PEER, DELETING],
+        conditions: conditions,
+    }
+}
+
+impl SecurityGroup {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:SecurityGroupID", self.id.to_string()),
+            ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
+        ]
     }
 }
 

@@ -74,6 +74,19 @@ resource! {
         not_found: "InvalidAMIID.NotFound",
         noun: "image id",
         indexes: [],
+        conditions: conditions,
+    }
+}
+
+impl Image {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:ImageID", self.id.to_string()),
+            ("ec2:ImageType", "machine".to_owned()),
+            ("ec2:Owner", self.scope.account.clone()),
+            ("ec2:Public", "true".to_owned()),
+            ("ec2:RootDeviceType", "ebs".to_owned()),
+        ]
     }
 }
 

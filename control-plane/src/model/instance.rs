@@ -269,6 +269,7 @@ resource! {
         noun: "instance ID",
         indexes: [BY_HOST, BY_RESERVATION, BY_STATE, BY_VPC_AND_HOST, UNPLACED],
         claim: taken,
+        conditions: conditions,
     }
 }
 
@@ -277,6 +278,16 @@ impl Instance {
     /// longer knows needs more than any host has.
     pub fn quota(&self) -> Quota {
         InstanceType::find(&self.instance_type).map_or(Quota::UNKNOWN, InstanceType::quota)
+    }
+
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:AvailabilityZone", self.zone.clone()),
+            ("ec2:InstanceID", self.id.to_string()),
+            ("ec2:InstanceType", self.instance_type.clone()),
+            ("ec2:RootDeviceType", "ebs".to_owned()),
+            ("ec2:Tenancy", "default".to_owned()),
+        ]
     }
 
     fn taken(&self) -> Option<(&HostId, Quota)> {

@@ -35,5 +35,15 @@ resource! {
         not_found: "InvalidKeyPair.NotFound",
         noun: "key pair ID",
         indexes: [],
+        conditions: conditions,
+    }
+}
+
+impl KeyPair {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:KeyPairName", self.name.clone()),
+            ("ec2:KeyPairType", self.key_type.clone()),
+        ]
     }
 }

@@ -4,6 +4,7 @@
 //! implements [`Resource`]; [`resource`] says how one is declared.
 
 mod address;
+mod arn;
 mod eni;
 mod group;
 mod idempotency;
@@ -24,6 +25,7 @@ mod volume;
 mod vpc;
 
 pub use address::*;
+pub use arn::Arn;
 pub use eni::*;
 pub use group::*;
 pub use idempotency::*;

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{HostId, Quota};
+use super::{Arn, HostId, Quota};
 
 /// An account's part of a region: what a regional resource is in, and what its
 /// names are unique in.
@@ -153,11 +153,20 @@ pub trait Described: Regional {
     /// Its identifier; the key may be another, as a key pair's name is.
     fn described_id(&self) -> &Self::Id;
 
-    /// Its ARN.
-    fn arn(&self) -> String {
-        let Scope { account, region } = self.home();
-        let id = self.described_id().as_ref();
-        format!("arn:aws:ec2:{region}:{account}:{}/{id}", Self::TYPE)
+    /// Its ARN; a key pair's has its name.
+    fn arn(&self) -> Arn {
+        Arn {
+            scope: self.home().clone(),
+            kind: Self::TYPE,
+            id: self.id().to_owned(),
+        }
+    }
+
+    /// What policies may ask of it beside its tags, as `ec2:InstanceType`.
+    ///
+    /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
+    fn condition_keys(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
     }
 }
 
@@ -222,7 +231,9 @@ macro_rules! resource {
         malformed: $malformed:literal,
         not_found: $not_found:literal,
         noun: $noun:literal,
-        indexes: [$($index:ident),* $(,)?] $(, claim: $claim:ident)? $(,)?
+        indexes: [$($index:ident),* $(,)?]
+        $(, claim: $claim:ident)?
+        $(, conditions: $conditions:ident)? $(,)?
     }) => {
         $crate::model::ids::identifier! {
             $(#[$doc])* $id = $prefix, $malformed, $not_found, $noun
@@ -243,6 +254,9 @@ macro_rules! resource {
             fn described_id(&self) -> &$id {
                 &self.id
             }
+            $(fn condition_keys(&self) -> Vec<(&'static str, String)> {
+                self.$conditions()
+            })?
         }
     };
 }
@@ -260,5 +274,20 @@ macro_rules! each_kind {
         }
     };
 }
+
+macro_rules! types {
+    (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
+        /// What ARNs call the resources of a kind of record ([`Resource::KIND`]), if they
+        /// have any.
+        pub(crate) fn type_of(kind: &str) -> Option<&'static str> {
+            $(if kind == <super::$resource as Resource>::KIND {
+                return Some(<super::$resource as Described>::TYPE);
+            })*
+            None
+        }
+    };
+}
+
+each_kind!(types);
 
 pub(crate) use {each_kind, regional, resource, shared};

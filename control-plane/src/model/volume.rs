@@ -58,10 +58,20 @@ resource! {
         noun: "volume",
         indexes: [BY_INSTANCE, DELETING],
         claim: taken,
+        conditions: conditions,
     }
 }
 
 impl Volume {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:AvailabilityZone", self.zone.clone()),
+            ("ec2:VolumeID", self.id.to_string()),
+            ("ec2:VolumeSize", self.size_gib.to_string()),
+            ("ec2:VolumeType", self.volume_type.clone()),
+        ]
+    }
+
     fn taken(&self) -> Option<(&HostId, Quota)> {
         let disk_gib = u64::from(self.size_gib);
         let quota = Quota {

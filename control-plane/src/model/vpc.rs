@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{DhcpOptionsId, Scope, resource::resource};
+use super::{Arn, Described, DhcpOptionsId, Scope, resource::resource};
 
 /// A virtual private cloud: one network namespace on each host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +33,27 @@ resource! {
         not_found: "InvalidVpcID.NotFound",
         noun: "vpc ID",
         indexes: [],
+        conditions: conditions,
     }
+}
+
+impl Vpc {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:Tenancy", "default".to_owned()),
+            ("ec2:VpcID", self.id.to_string()),
+        ]
+    }
+}
+
+/// The ARN of a VPC, as the condition key `ec2:Vpc` has it.
+pub(super) fn vpc_arn(scope: &Scope, id: &VpcId) -> String {
+    let arn = Arn {
+        scope: scope.clone(),
+        kind: Vpc::TYPE,
+        id: id.to_string(),
+    };
+    arn.to_string()
 }
 
 /// A part of a VPC's addresses, in one availability zone.
@@ -66,10 +86,19 @@ resource! {
         not_found: "InvalidSubnetID.NotFound",
         noun: "subnet ID",
         indexes: [],
+        conditions: conditions,
     }
 }
 
 impl Subnet {
+    fn conditions(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ec2:AvailabilityZone", self.zone.clone()),
+            ("ec2:SubnetID", self.id.to_string()),
+            ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
+        ]
+    }
+
     /// The router's address: the first after the network's own.
     pub fn router(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.cidr.network()) + 1)

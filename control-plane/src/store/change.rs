@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Compare, Op, StoreError, Txn, View, record};
-use crate::model::{Regional, Resource, Scope, Tags};
+use crate::model::{Regional, Resource, Scope, Tags, resource::type_of};
 
 /// Collects the changes of one transaction. Each is guarded by the revision
 /// that the view has of its record, so that what was decided on is what is
@@ -117,6 +117,18 @@ impl<'v> Change<'v> {
             let key = resource.key();
             self.fault = Some(StoreError::Invalid(format!("{key} is out of scope")));
         }
+    }
+
+    /// The resources of the API that it writes or deletes: what ARNs call their kind,
+    /// their ids in ARNs, and whether the view has them.
+    pub fn resources(&self) -> impl Iterator<Item = (&'static str, &str, bool)> {
+        self.ops.keys().filter_map(|key| {
+            // /kind/account/region/id, and a key pair's name may have a slash.
+            let mut parts = key.splitn(5, '/').skip(1);
+            let kind = type_of(parts.next()?)?;
+            let exists = matches!(self.compares.get(key), Some(Compare::Unchanged(..)));
+            Some((kind, parts.nth(2)?, exists))
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -129,7 +129,6 @@ impl Filterable for Row<'_, Image> {
 
 impl Action for DescribeImages {
     const NAME: &'static str = "DescribeImages";
-    const IAM: &'static str = "ec2:DescribeImages";
     type Request = Request;
     type Response = Response;
 

@@ -111,7 +111,6 @@ impl Filterable for &InstanceType {
 
 impl Action for DescribeInstanceTypes {
     const NAME: &'static str = "DescribeInstanceTypes";
-    const IAM: &'static str = "ec2:DescribeInstanceTypes";
     const UNSUPPORTED: &'static [&'static str] = &["IncludeUnsupportedInRegion"];
     type Request = Request;
     type Response = Response;

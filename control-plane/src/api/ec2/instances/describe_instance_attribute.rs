@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{self, BlockDevice, Group};
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Row, found},
         wire::quoted,
     },
@@ -68,12 +68,11 @@ fn value<T>(value: T) -> Option<Value<T>> {
 
 impl Action for DescribeInstanceAttribute {
     const NAME: &'static str = "DescribeInstanceAttribute";
-    const IAM: &'static str = "ec2:DescribeInstanceAttribute";
     type Request = Request;
     type Response = Response;
 
-    fn resources(request: &Request) -> Vec<String> {
-        vec![request.instance_id.clone()]
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>([&request.instance_id]);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

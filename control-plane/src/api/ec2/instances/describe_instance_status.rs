@@ -191,7 +191,6 @@ impl Filterable for Seen {
 
 impl Action for DescribeInstanceStatus {
     const NAME: &'static str = "DescribeInstanceStatus";
-    const IAM: &'static str = "ec2:DescribeInstanceStatus";
     const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
     type Request = Request;
     type Response = Response;

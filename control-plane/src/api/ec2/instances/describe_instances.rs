@@ -44,7 +44,6 @@ pub struct Response {
 
 impl Action for DescribeInstances {
     const NAME: &'static str = "DescribeInstances";
-    const IAM: &'static str = "ec2:DescribeInstances";
     const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
     type Request = Request;
     type Response = Response;

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{Action, ApiError, Ctx, shared::found, wire::Time},
+    api::{Action, ApiError, Ctx, Targets, shared::found, wire::Time},
     model::Instance,
 };
 
@@ -37,12 +37,11 @@ pub struct Response {
 
 impl Action for GetConsoleOutput {
     const NAME: &'static str = "GetConsoleOutput";
-    const IAM: &'static str = "ec2:GetConsoleOutput";
     type Request = Request;
     type Response = Response;
 
-    fn resources(request: &Request) -> Vec<String> {
-        vec![request.instance_id.clone()]
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>([&request.instance_id]);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

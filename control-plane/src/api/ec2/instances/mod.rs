@@ -22,7 +22,7 @@ mod race_tests;
 #[cfg(test)]
 mod tenancy_tests;
 #[cfg(test)]
-mod tests;
+pub(in crate::api) mod tests;
 
 pub use describe_instance_attribute::DescribeInstanceAttribute;
 pub use describe_instance_status::DescribeInstanceStatus;
@@ -41,8 +41,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{ApiError, Ctx, shared::all_found},
-    model::{Instance, InstanceState},
+    api::{ApiError, Ctx, Targets, shared::all_found},
+    model::{Eni, Instance, InstanceState},
     scheduler::Shortfall,
     store::Scoped,
 };
@@ -114,6 +114,19 @@ fn named<'v>(view: Scoped<'v>, ids: &[String]) -> Result<Vec<&'v Instance>, ApiE
     let mut named = all_found::<Instance>(view, ids)?;
     named.retain(|instance| seen.insert(&instance.id));
     Ok(named)
+}
+
+/// The interfaces of these instances change along with them.
+fn interfaces_along(to: &mut Targets<'_>, ids: impl IntoIterator<Item = impl AsRef<str>>) {
+    let view = to.view();
+    let instances = ids.into_iter().filter_map(|id| id.as_ref().parse().ok());
+    for id in instances {
+        let instance = view.find::<Instance>(&id).into_iter();
+        let enis = instance.flat_map(|instance| &instance.enis);
+        for eni in enis.filter_map(|id| view.get::<Eni>(id)) {
+            to.along(eni);
+        }
+    }
 }
 
 /// `IncorrectInstanceState`: what was asked for can't be done in this state.

@@ -4,10 +4,13 @@
 
 use serde::Deserialize;
 
-use super::{super::security_groups::refer_to, groups, incorrect_state};
+use super::{super::security_groups::refer_to, groups, incorrect_state, interfaces_along};
 use crate::{
-    api::{Action, ApiError, Ctx, Done, shared::found, wire::quoted},
-    model::{Eni, GroupId, Instance, InstanceState, ShutdownBehavior, Volume, VolumeAttachment},
+    api::{Action, ApiError, Ctx, Done, Targets, shared::found, wire::quoted},
+    model::{
+        Eni, GroupId, Instance, InstanceState, SecurityGroup, ShutdownBehavior, Volume,
+        VolumeAttachment,
+    },
     store::{Change, Scoped},
 };
 
@@ -275,7 +278,6 @@ fn set_goes_with(
 
 impl Action for ModifyInstanceAttribute {
     const NAME: &'static str = "ModifyInstanceAttribute";
-    const IAM: &'static str = "ec2:ModifyInstanceAttribute";
     const UNSUPPORTED: &'static [&'static str] = &[
         "BlockDeviceMapping.Ebs.VolumeId",
         "BlockDeviceMapping.NoDevice",
@@ -293,8 +295,15 @@ impl Action for ModifyInstanceAttribute {
     type Request = Request;
     type Response = Done;
 
-    fn resources(request: &Request) -> Vec<String> {
-        vec![request.instance_id.clone()]
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>([&request.instance_id]);
+        to.named::<SecurityGroup>(&request.groups);
+        interfaces_along(to, [&request.instance_id]);
+        if !request.block_device_mappings.is_empty() {
+            let view = to.view();
+            let volumes = view.by(Volume::BY_INSTANCE, &request.instance_id);
+            volumes.for_each(|volume| to.existing(volume));
+        }
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{each_once, incorrect_state};
 use crate::{
-    api::{Action, ApiError, Ctx, Done, shared::found},
+    api::{Action, ApiError, Ctx, Done, Targets, shared::found},
     model::{Instance, InstanceState},
 };
 
@@ -25,12 +25,11 @@ pub struct Request {
 
 impl Action for RebootInstances {
     const NAME: &'static str = "RebootInstances";
-    const IAM: &'static str = "ec2:RebootInstances";
     type Request = Request;
     type Response = Done;
 
-    fn resources(request: &Request) -> Vec<String> {
-        request.ids.clone()
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>(&request.ids);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {

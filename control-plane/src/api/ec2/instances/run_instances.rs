@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Row, TagSpecification, tag},
     },
     model::{
@@ -155,7 +155,6 @@ pub struct Response {
 
 impl Action for RunInstances {
     const NAME: &'static str = "RunInstances";
-    const IAM: &'static str = "ec2:RunInstances";
     const UNSUPPORTED: &'static [&'static str] = &[
         "AdditionalInfo",
         "BlockDeviceMapping.Ebs.AvailabilityZone",
@@ -254,17 +253,8 @@ impl Action for RunInstances {
     type Request = Request;
     type Response = Response;
 
-    fn resources(request: &Request) -> Vec<String> {
-        request
-            .image_id
-            .iter()
-            .chain(&request.subnet_id)
-            .cloned()
-            .collect()
-    }
-
-    fn client_token(request: &Request) -> Option<&str> {
-        request.client_token.as_deref()
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        resolve::targets(request, to);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

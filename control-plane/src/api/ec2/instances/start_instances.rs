@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use super::{
     StateChange, StateChanges, incorrect_state, insufficient_addresses, insufficient_capacity,
-    named,
+    interfaces_along, named,
 };
 use crate::{
-    api::{Action, ApiError, Ctx},
+    api::{Action, ApiError, Ctx, Targets},
     model::{Eni, Host, Instance, InstanceState, Intent},
     records::launch::free_public,
     scheduler::{Demand, Ledger},
@@ -31,13 +31,13 @@ pub struct Request {
 
 impl Action for StartInstances {
     const NAME: &'static str = "StartInstances";
-    const IAM: &'static str = "ec2:StartInstances";
     const UNSUPPORTED: &'static [&'static str] = &["AdditionalInfo"];
     type Request = Request;
     type Response = StateChanges;
 
-    fn resources(request: &Request) -> Vec<String> {
-        request.ids.clone()
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>(&request.ids);
+        interfaces_along(to, &request.ids);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {

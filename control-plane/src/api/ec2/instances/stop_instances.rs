@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{StateChange, StateChanges, each_once, incorrect_state, user_initiated};
 use crate::{
-    api::{Action, ApiError, Ctx, shared::found},
+    api::{Action, ApiError, Ctx, Targets, shared::found},
     model::{Instance, InstanceState, Intent, StateReason},
 };
 
@@ -26,13 +26,12 @@ pub struct Request {
 
 impl Action for StopInstances {
     const NAME: &'static str = "StopInstances";
-    const IAM: &'static str = "ec2:StopInstances";
     const UNSUPPORTED: &'static [&'static str] = &["Hibernate", "SkipOsShutdown"];
     type Request = Request;
     type Response = StateChanges;
 
-    fn resources(request: &Request) -> Vec<String> {
-        request.ids.clone()
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>(&request.ids);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {

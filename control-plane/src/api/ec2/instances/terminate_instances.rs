@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{StateChange, StateChanges, each_once, user_initiated};
 use crate::{
-    api::{Action, ApiError, Ctx, shared::found},
+    api::{Action, ApiError, Ctx, Targets, shared::found},
     model::{Instance, InstanceState, Intent, StateReason},
 };
 
@@ -24,13 +24,12 @@ pub struct Request {
 
 impl Action for TerminateInstances {
     const NAME: &'static str = "TerminateInstances";
-    const IAM: &'static str = "ec2:TerminateInstances";
     const UNSUPPORTED: &'static [&'static str] = &["Force", "SkipOsShutdown"];
     type Request = Request;
     type Response = StateChanges;
 
-    fn resources(request: &Request) -> Vec<String> {
-        request.ids.clone()
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Instance>(&request.ids);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {

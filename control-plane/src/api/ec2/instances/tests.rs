@@ -20,7 +20,7 @@ async fn cloud() -> Ctx {
     cloud_on(Db::in_memory().await).await
 }
 
-pub(super) async fn cloud_on(db: Db) -> Ctx {
+pub(in crate::api) async fn cloud_on(db: Db) -> Ctx {
     // Room for eight t2.micro by vCPU.
     with_machine(db, 2).await
 }
@@ -61,7 +61,7 @@ pub(super) async fn code<A: Action>(ctx: &Ctx, text: &str) -> String {
     }
 }
 
-pub(super) const RUN: &str =
+pub(in crate::api) const RUN: &str =
     "ImageId=ami-00000000000000001&InstanceType=t2.micro&MinCount=1&MaxCount=1";
 
 async fn run(ctx: &Ctx, more: &str) -> run_instances::Response {

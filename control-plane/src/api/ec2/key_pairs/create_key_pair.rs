@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Tag, TagSpecification, tag},
     },
     model::KeyPair,
@@ -42,9 +42,13 @@ pub(crate) struct Response {
 
 impl Action for CreateKeyPair {
     const NAME: &'static str = "CreateKeyPair";
-    const IAM: &'static str = "ec2:CreateKeyPair";
     type Request = Request;
     type Response = Response;
+
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        let name = ("ec2:KeyPairName", request.key_name.clone());
+        to.made::<KeyPair>([name], &request.tag_specifications);
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         check_name(&request.key_name)?;

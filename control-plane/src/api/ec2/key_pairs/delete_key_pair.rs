@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{Action, ApiError, Ctx, shared::parse_id},
-    model::{KeyPair, KeyPairId},
+    api::{Action, ApiError, Ctx, Targets, shared::parse_id},
+    model::{Described as _, KeyPair, KeyPairId},
 };
 
 /// The action.
@@ -29,9 +29,19 @@ pub(crate) struct Response {
 
 impl Action for DeleteKeyPair {
     const NAME: &'static str = "DeleteKeyPair";
-    const IAM: &'static str = "ec2:DeleteKeyPair";
     type Request = Request;
     type Response = Response;
+
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        match (&request.key_pair_id, &request.key_name) {
+            (Some(id), _) => to.named::<KeyPair>([id]),
+            (None, Some(name)) => match to.view().get::<KeyPair>(name) {
+                Some(pair) => to.existing(pair),
+                None => to.absent(KeyPair::TYPE, name),
+            },
+            (None, None) => {}
+        }
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let id: Option<KeyPairId> = request.key_pair_id.as_deref().map(parse_id).transpose()?;

@@ -63,7 +63,6 @@ impl Filterable for Row<'_, KeyPair> {
 
 impl Action for DescribeKeyPairs {
     const NAME: &'static str = "DescribeKeyPairs";
-    const IAM: &'static str = "ec2:DescribeKeyPairs";
     type Request = Request;
     type Response = Response;
 

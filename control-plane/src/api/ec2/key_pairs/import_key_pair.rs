@@ -6,9 +6,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use super::{check_name, keep, material};
-use crate::api::{
-    Action, ApiError, Ctx,
-    shared::{Tag, TagSpecification, tag},
+use crate::{
+    api::{
+        Action, ApiError, Ctx, Targets,
+        shared::{Tag, TagSpecification, tag},
+    },
+    model::KeyPair,
 };
 
 /// The action.
@@ -35,9 +38,13 @@ pub(crate) struct Response {
 
 impl Action for ImportKeyPair {
     const NAME: &'static str = "ImportKeyPair";
-    const IAM: &'static str = "ec2:ImportKeyPair";
     type Request = Request;
     type Response = Response;
+
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        let name = ("ec2:KeyPairName", request.key_name.clone());
+        to.made::<KeyPair>([name], &request.tag_specifications);
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         check_name(&request.key_name)?;

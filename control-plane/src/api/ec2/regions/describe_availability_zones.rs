@@ -85,7 +85,6 @@ impl Filterable for Zone {
 
 impl Action for DescribeAvailabilityZones {
     const NAME: &'static str = "DescribeAvailabilityZones";
-    const IAM: &'static str = "ec2:DescribeAvailabilityZones";
     type Request = Request;
     type Response = Response;
 

@@ -58,7 +58,6 @@ impl Filterable for Region {
 
 impl Action for DescribeRegions {
     const NAME: &'static str = "DescribeRegions";
-    const IAM: &'static str = "ec2:DescribeRegions";
     type Request = Request;
     type Response = Response;
 

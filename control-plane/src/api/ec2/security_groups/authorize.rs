@@ -11,11 +11,11 @@ use super::{
     find,
     flat::{EGRESS_UNSUPPORTED, Flat, flat_of},
     permission::{Input, expand},
-    refer_to,
+    refer_to, target,
 };
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{TagSpecification, not_found, tag},
     },
     model::{Direction, GroupId, Peer, Rule, RuleId},
@@ -131,10 +131,14 @@ async fn authorize(
 
 impl Action for AuthorizeSecurityGroupIngress {
     const NAME: &'static str = "AuthorizeSecurityGroupIngress";
-    const IAM: &'static str = "ec2:AuthorizeSecurityGroupIngress";
     const UNSUPPORTED: &'static [&'static str] = super::permission::UNSUPPORTED;
     type Request = IngressRequest;
     type Response = Response;
+
+    fn targets(request: &IngressRequest, to: &mut Targets<'_>) {
+        let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());
+        target(to, id, name);
+    }
 
     async fn handle(ctx: &Ctx, request: IngressRequest) -> Result<Response, ApiError> {
         let permissions = flat_of!(request).join(request.ip_permissions)?;
@@ -146,10 +150,13 @@ impl Action for AuthorizeSecurityGroupIngress {
 
 impl Action for AuthorizeSecurityGroupEgress {
     const NAME: &'static str = "AuthorizeSecurityGroupEgress";
-    const IAM: &'static str = "ec2:AuthorizeSecurityGroupEgress";
     const UNSUPPORTED: &'static [&'static str] = EGRESS_UNSUPPORTED;
     type Request = EgressRequest;
     type Response = Response;
+
+    fn targets(request: &EgressRequest, to: &mut Targets<'_>) {
+        target(to, Some(&request.group_id), None);
+    }
 
     async fn handle(ctx: &Ctx, request: EgressRequest) -> Result<Response, ApiError> {
         let group = (Some(request.group_id.as_str()), None);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{default_vpc, plain_text};
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Tag, TagSpecification, found, tag},
     },
     model::{Direction, GroupId, GroupName, Peer, Protocol, Rule, RuleId, SecurityGroup, Vpc},
@@ -41,9 +41,17 @@ pub(crate) struct Response {
 
 impl Action for CreateSecurityGroup {
     const NAME: &'static str = "CreateSecurityGroup";
-    const IAM: &'static str = "ec2:CreateSecurityGroup";
     type Request = Request;
     type Response = Response;
+
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        let vpc = match &request.vpc_id {
+            Some(id) => Some(id.clone()),
+            None => default_vpc(to.view()).ok().map(|vpc| vpc.id.to_string()),
+        };
+        to.named::<Vpc>(vpc);
+        to.made::<SecurityGroup>([], &request.tag_specifications);
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let name = &request.group_name;
@@ -114,7 +122,7 @@ impl Action for CreateSecurityGroup {
         })
         .await?;
         Ok(Response {
-            security_group_arn: ctx.arn(&format!("security-group/{id}")),
+            security_group_arn: ctx.arn_of::<SecurityGroup>(&id).to_string(),
             group_id: id.to_string(),
             tag_set: Tag::set(&tags),
         })

@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::find;
+use super::{find, target};
 use crate::{
-    api::{Action, ApiError, Ctx},
+    api::{Action, ApiError, Ctx, Targets},
     model::{GroupId, SecurityGroup},
     records::security_group::{finish_deletion, is_referred_to},
 };
@@ -38,9 +38,13 @@ fn in_use(group: &GroupId) -> ApiError {
 
 impl Action for DeleteSecurityGroup {
     const NAME: &'static str = "DeleteSecurityGroup";
-    const IAM: &'static str = "ec2:DeleteSecurityGroup";
     type Request = Request;
     type Response = Response;
+
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());
+        target(to, id, name);
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());

@@ -87,7 +87,7 @@ impl RuleItem {
             }),
             description: rule.description.clone(),
             tag_set: Tag::set(tags).unwrap_or_default(),
-            security_group_rule_arn: ctx.arn(&format!("security-group-rule/{}", rule.id)),
+            security_group_rule_arn: ctx.arn("security-group-rule", rule.id.as_str()).to_string(),
         }
     }
 }
@@ -112,7 +112,6 @@ impl Filterable for Placed<'_> {
 
 impl Action for DescribeSecurityGroupRules {
     const NAME: &'static str = "DescribeSecurityGroupRules";
-    const IAM: &'static str = "ec2:DescribeSecurityGroupRules";
     type Request = Request;
     type Response = Response;
 

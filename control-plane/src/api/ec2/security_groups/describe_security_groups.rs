@@ -163,7 +163,6 @@ fn protocol(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
 
 impl Action for DescribeSecurityGroups {
     const NAME: &'static str = "DescribeSecurityGroups";
-    const IAM: &'static str = "ec2:DescribeSecurityGroups";
     type Request = Request;
     type Response = Response;
 
@@ -187,7 +186,7 @@ impl Action for DescribeSecurityGroups {
             group_name: group.name.clone(),
             group_description: group.description.clone(),
             vpc_id: group.vpc.to_string(),
-            security_group_arn: group.arn(),
+            security_group_arn: group.arn().to_string(),
             ip_permissions: collect(group, Direction::Ingress),
             ip_permissions_egress: collect(group, Direction::Egress),
             tag_set: Tag::set(group.tags()),

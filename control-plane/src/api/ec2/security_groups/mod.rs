@@ -23,11 +23,11 @@ pub(super) use revoke::{RevokeSecurityGroupEgress, RevokeSecurityGroupIngress};
 
 use crate::{
     api::{
-        ApiError,
+        ApiError, Targets,
         shared::{found, not_found},
         wire::quoted,
     },
-    model::{GroupId, SecurityGroup, Vpc, VpcId},
+    model::{Described as _, GroupId, SecurityGroup, Vpc, VpcId},
     store::{Change, Scoped},
 };
 
@@ -56,6 +56,14 @@ fn find<'v>(
         }
         (None, Some(name)) => named(view, &default_vpc(view)?.id, name),
         (None, None) => Err(ApiError::missing("GroupId")),
+    }
+}
+
+/// Resolves the group that a request names, for the authorization.
+fn target(to: &mut Targets<'_>, id: Option<&str>, name: Option<&str>) {
+    match find(to.view(), id, name) {
+        Ok(group) => to.existing(group),
+        Err(_) => to.absent(SecurityGroup::TYPE, id.or(name).unwrap_or_default()),
     }
 }
 

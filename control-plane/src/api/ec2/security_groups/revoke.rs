@@ -9,10 +9,11 @@ use super::{
     find,
     flat::{EGRESS_UNSUPPORTED, Flat, flat_of},
     permission::{Input, PeerText, expand, ports, protocol_name},
+    target,
 };
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{not_found, parse_id},
     },
     model::{Direction, Rule, RuleId},
@@ -147,10 +148,14 @@ async fn revoke(
 
 impl Action for RevokeSecurityGroupIngress {
     const NAME: &'static str = "RevokeSecurityGroupIngress";
-    const IAM: &'static str = "ec2:RevokeSecurityGroupIngress";
     const UNSUPPORTED: &'static [&'static str] = super::permission::UNSUPPORTED;
     type Request = IngressRequest;
     type Response = Response;
+
+    fn targets(request: &IngressRequest, to: &mut Targets<'_>) {
+        let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());
+        target(to, id, name);
+    }
 
     async fn handle(ctx: &Ctx, request: IngressRequest) -> Result<Response, ApiError> {
         let permissions = flat_of!(request).join(request.ip_permissions)?;
@@ -168,10 +173,13 @@ impl Action for RevokeSecurityGroupIngress {
 
 impl Action for RevokeSecurityGroupEgress {
     const NAME: &'static str = "RevokeSecurityGroupEgress";
-    const IAM: &'static str = "ec2:RevokeSecurityGroupEgress";
     const UNSUPPORTED: &'static [&'static str] = EGRESS_UNSUPPORTED;
     type Request = EgressRequest;
     type Response = Response;
+
+    fn targets(request: &EgressRequest, to: &mut Targets<'_>) {
+        target(to, Some(&request.group_id), None);
+    }
 
     async fn handle(ctx: &Ctx, request: EgressRequest) -> Result<Response, ApiError> {
         let group = (Some(request.group_id.as_str()), None);

@@ -4,9 +4,9 @@
 
 use serde::Deserialize;
 
-use super::{check_resources, exists};
+use super::{check_resources, exists, target};
 use crate::api::{
-    Action, ApiError, Ctx, Done,
+    Action, ApiError, Ctx, Done, Targets,
     shared::tag::{TagInput, reserved},
 };
 
@@ -25,12 +25,15 @@ pub(crate) struct Request {
 
 impl Action for DeleteTags {
     const NAME: &'static str = "DeleteTags";
-    const IAM: &'static str = "ec2:DeleteTags";
     type Request = Request;
     type Response = Done;
 
-    fn resources(request: &Request) -> Vec<String> {
-        request.resources.clone()
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        request.resources.iter().for_each(|id| target(to, id));
+        let tags = request.tags.iter();
+        to.request_tags(
+            tags.map(|tag| (tag.key.as_str(), tag.value.as_deref().unwrap_or_default())),
+        );
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {

@@ -64,7 +64,6 @@ impl Filterable for One {
 
 impl Action for DescribeTags {
     const NAME: &'static str = "DescribeTags";
-    const IAM: &'static str = "ec2:DescribeTags";
     type Request = Request;
     type Response = Response;
 

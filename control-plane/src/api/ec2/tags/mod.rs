@@ -12,7 +12,7 @@ pub(super) use describe_tags::DescribeTags;
 
 use crate::api::shared::{found, not_found, parse_id};
 use crate::{
-    api::{ApiError, wire::quoted},
+    api::{ApiError, Targets, wire::quoted},
     model::{
         Described, Eni, Identifier as _, Image, Instance, KeyPair, RuleId, SecurityGroup, Subnet,
         Volume, Vpc, resource::each_kind,
@@ -31,6 +31,8 @@ struct Kind {
     name: &'static str,
     /// Checks that one is there, and makes the transaction depend on that.
     expect: fn(Scoped<'_>, &mut Change<'_>, &str) -> Result<(), ApiError>,
+    /// Resolves one for the authorization.
+    target: fn(&mut Targets<'_>, &str),
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
                 change.expect_unchanged(found::<T>(view, id)?);
                 Ok(())
             },
+            target: |to, id| to.named::<T>([id]),
         }
     }
 }
@@ -55,6 +58,7 @@ macro_rules! tagged {
                 prefix: RuleId::PREFIX,
                 name: "security-group-rule",
                 expect: expect_rule,
+                target: |to, id| to.absent("security-group-rule", id),
             },
         ];
     };
@@ -74,6 +78,15 @@ fn expect_rule(view: Scoped<'_>, change: &mut Change<'_>, id: &str) -> Result<()
 fn kind_of(id: &str) -> Option<&'static Kind> {
     let (prefix, _) = id.rsplit_once('-')?;
     KINDS.iter().find(|kind| kind.prefix == prefix)
+}
+
+/// Resolves a resource of a call for the authorization; what is of no kind is of none
+/// that any policy names.
+fn target(to: &mut Targets<'_>, id: &str) {
+    match kind_of(id) {
+        Some(kind) => (kind.target)(to, id),
+        None => to.absent("unknown", id),
+    }
 }
 
 /// EC2's name of the kind that an identifier is of.

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 
 use crate::{
-    api::{Action, ApiError, Ctx, Done, shared::found},
+    api::{Action, ApiError, Ctx, Done, Targets, shared::found},
     model::Volume,
 };
 
@@ -21,12 +21,11 @@ pub(crate) struct Request {
 
 impl Action for DeleteVolume {
     const NAME: &'static str = "DeleteVolume";
-    const IAM: &'static str = "ec2:DeleteVolume";
     type Request = Request;
     type Response = Done;
 
-    fn resources(request: &Request) -> Vec<String> {
-        vec![request.volume_id.clone()]
+    fn targets(request: &Request, to: &mut Targets<'_>) {
+        to.named::<Volume>([&request.volume_id]);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {

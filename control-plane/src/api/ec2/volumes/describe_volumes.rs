@@ -87,7 +87,7 @@ impl Item {
         });
         Self {
             volume_id: volume.id.to_string(),
-            volume_arn: volume.arn(),
+            volume_arn: volume.arn().to_string(),
             owner_id: volume.scope.account.clone(),
             size: volume.size_gib,
             volume_type: volume.volume_type.clone(),
@@ -139,7 +139,6 @@ impl Filterable for Row<'_, Volume> {
 
 impl Action for DescribeVolumes {
     const NAME: &'static str = "DescribeVolumes";
-    const IAM: &'static str = "ec2:DescribeVolumes";
     const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
     type Request = Request;
     type Response = Response;

@@ -80,7 +80,7 @@ impl Filterable for Row<'_, Subnet> {
             .on("map-public-ip-on-launch", |s, out| out.add(s.map_public_ip))
             .on("owner-id", |s, out| out.add(&s.scope.account))
             .on("state", |_, out| out.add("available"))
-            .on("subnet-arn", |s, out| out.add(s.arn()))
+            .on("subnet-arn", |s, out| out.add(s.arn().to_string()))
             .on("subnet-id", |s, out| out.add(&s.id))
             .on("vpc-id", |s, out| out.add(&s.vpc))
     }
@@ -92,7 +92,6 @@ impl Filterable for Row<'_, Subnet> {
 
 impl Action for DescribeSubnets {
     const NAME: &'static str = "DescribeSubnets";
-    const IAM: &'static str = "ec2:DescribeSubnets";
     type Request = Request;
     type Response = Response;
 
@@ -118,7 +117,7 @@ impl Action for DescribeSubnets {
             assign_ipv6_address_on_creation: false,
             ipv6_native: false,
             tag_set: Tag::set(row.tags()),
-            subnet_arn: row.arn(),
+            subnet_arn: row.arn().to_string(),
         };
         Ok(Response {
             subnet_set: found.iter().map(item).collect(),

@@ -96,7 +96,6 @@ impl Filterable for Row<'_, Vpc> {
 
 impl Action for DescribeVpcs {
     const NAME: &'static str = "DescribeVpcs";
-    const IAM: &'static str = "ec2:DescribeVpcs";
     type Request = Request;
     type Response = Response;
 

@@ -6,13 +6,13 @@ use super::{InterfaceInput, MetadataInput, Request};
 use crate::api::ec2::instances::{groups, modify_instance_attribute::shutdown_behavior};
 use crate::{
     api::{
-        ApiError, Ctx,
+        ApiError, Ctx, Targets,
         shared::{found, found_visible},
         wire::quoted,
     },
     model::{
-        GroupId, Host, Image, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
-        ShutdownBehavior, Subnet, VpcId,
+        Described as _, Eni, GroupId, Host, Image, Instance, InstanceType, KeyPair,
+        MetadataOptions, SecurityGroup, ShutdownBehavior, Subnet, Volume, VpcId,
     },
     store::Scoped,
 };
@@ -84,6 +84,87 @@ pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<R
         image,
         subnet,
     })
+}
+
+/// What AWS's table has for the action, before anything of it is checked.
+pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
+    let view = to.view();
+    if let Some(id) = &request.image_id {
+        to.visible::<Image>(id);
+    }
+    let interface = request.network_interfaces.first();
+    let zone = zone(request);
+    let given = subnet_id(request, interface);
+    let subnet = match given {
+        Some(id) => id.parse().ok().and_then(|id| view.find::<Subnet>(&id)),
+        None => default_subnet(view, zone),
+    };
+    match (subnet, given) {
+        (Some(subnet), _) => to.existing(subnet),
+        (None, Some(id)) => to.absent(Subnet::TYPE, id),
+        (None, None) => {}
+    }
+    let ids = interface.map_or(&request.security_group_ids, |i| &i.groups);
+    to.named::<SecurityGroup>(ids);
+    let mut names: Vec<&str> = request.security_groups.iter().map(String::as_str).collect();
+    if ids.is_empty() && names.is_empty() {
+        names.push("default");
+    }
+    for name in names {
+        let key = subnet.map(|subnet| SecurityGroup::named(&subnet.vpc, name));
+        match key.and_then(|key| view.by(SecurityGroup::BY_NAME, &key).next()) {
+            Some(group) => to.existing(group),
+            None => to.absent(SecurityGroup::TYPE, name),
+        }
+    }
+    if let Some(name) = &request.key_name {
+        match view.get::<KeyPair>(name) {
+            Some(pair) => to.existing(pair),
+            None => to.absent(KeyPair::TYPE, name),
+        }
+    }
+    let zone = zone.or(subnet.map(|subnet| subnet.zone.as_str()));
+    let zone = zone.map(|zone| ("ec2:AvailabilityZone", zone.to_owned()));
+    let kind = request.instance_type.clone();
+    let kind = kind.map(|kind| ("ec2:InstanceType", kind));
+    let fixed = [
+        ("ec2:RootDeviceType", "ebs".to_owned()),
+        ("ec2:Tenancy", "default".to_owned()),
+    ];
+    let tags = &request.tag_specifications;
+    let keys = zone.clone().into_iter().chain(kind).chain(fixed);
+    to.made::<Instance>(keys, tags);
+    let ebs = request.block_device_mappings.first();
+    let ebs = ebs.and_then(|mapping| mapping.ebs.as_ref());
+    let size = ebs.and_then(|ebs| ebs.volume_size);
+    let size = size.map(|size| ("ec2:VolumeSize", size.to_string()));
+    let class = ebs.and_then(|ebs| ebs.volume_type.clone());
+    let class = class.map(|class| ("ec2:VolumeType", class));
+    to.made::<Volume>(zone.clone().into_iter().chain(size).chain(class), tags);
+    to.made::<Eni>(zone, tags);
+}
+
+fn zone(request: &Request) -> Option<&str> {
+    request.placement.as_ref()?.availability_zone.as_deref()
+}
+
+fn subnet_id<'r>(
+    request: &'r Request,
+    interface: Option<&'r InterfaceInput>,
+) -> Option<&'r String> {
+    let of_interface = interface.and_then(|i| i.subnet_id.as_ref());
+    request.subnet_id.as_ref().or(of_interface)
+}
+
+fn default_subnet<'v>(view: Scoped<'v>, zone: Option<&str>) -> Option<&'v Subnet> {
+    let default = |zone: &str| {
+        view.all::<Subnet>()
+            .find(|s| s.is_default && s.zone == zone)
+    };
+    // Where none is asked for, one that has a host is better than another.
+    let hosts = || view.whole().all::<Host>().map(|host| host.zone.as_str());
+    let all = || view.all::<Subnet>().find(|s| s.is_default);
+    zone.map_or_else(|| hosts().find_map(default).or_else(all), default)
 }
 
 fn count(request: &Request) -> Result<(), ApiError> {
@@ -172,15 +253,8 @@ fn subnet(
     request: &Request,
     interface: Option<&InterfaceInput>,
 ) -> Result<Subnet, ApiError> {
-    let zone = request
-        .placement
-        .as_ref()
-        .and_then(|p| p.availability_zone.as_deref());
-    let given = request
-        .subnet_id
-        .as_ref()
-        .or(interface.and_then(|i| i.subnet_id.as_ref()));
-    if let Some(id) = given {
+    let zone = zone(request);
+    if let Some(id) = subnet_id(request, interface) {
         let subnet = found::<Subnet>(view, id)?;
         if zone.is_some_and(|z| z != subnet.zone) {
             return Err(ApiError::combination(format!(
@@ -204,25 +278,16 @@ fn subnet(
             why,
         ));
     }
-    let default = |zone: &str| {
-        view.all::<Subnet>()
-            .find(|s| s.is_default && s.zone == zone)
-    };
-    // Where none is asked for, one that has a host is better than another.
-    let hosts = || view.whole().all::<Host>().map(|host| host.zone.as_str());
-    let all = || view.all::<Subnet>().find(|s| s.is_default);
-    zone.map_or_else(|| hosts().find_map(default).or_else(all), default)
-        .cloned()
-        .ok_or_else(|| {
-            ApiError::new(
-                "MissingInput",
-                format!(
-                    "No default subnet{}: SubnetId must be given",
-                    zone.map(|zone| format!(" for the availability zone {zone}"))
-                        .unwrap_or_default()
-                ),
-            )
-        })
+    default_subnet(view, zone).cloned().ok_or_else(|| {
+        ApiError::new(
+            "MissingInput",
+            format!(
+                "No default subnet{}: SubnetId must be given",
+                zone.map(|zone| format!(" for the availability zone {zone}"))
+                    .unwrap_or_default()
+            ),
+        )
+    })
 }
 
 fn groups(

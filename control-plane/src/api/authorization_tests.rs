@@ -1,0 +1,292 @@
+//! What is asked of policies, and that nothing passes by them.
+
+use std::sync::{Arc, Mutex};
+
+use super::{
+    ApiError, Cloud, Ctx,
+    ec2::instances::tests::{RUN, cloud_on},
+    registry::{Call, Service},
+    wire::Form,
+};
+use crate::{
+    auth::{self, Caller, Keys, Policies, RootOnly, Wish},
+    config::Config,
+    model::{Instance, Resource as _, Tags, Volume},
+    store::Db,
+};
+
+/// Denies what a closure says, and keeps what it was asked.
+struct Denying<F> {
+    deny: F,
+    asked: Mutex<Vec<String>>,
+}
+
+impl<F: Fn(&Wish<'_>) -> bool + Send + Sync> Policies for Denying<F> {
+    fn allow(&self, wish: &Wish<'_>) -> bool {
+        let target = wish.target.map(|target| target.arn.to_string());
+        let target = target.unwrap_or_else(|| "*".into());
+        let kept = target.rsplit(':').next().unwrap_or_default();
+        self.asked
+            .lock()
+            .unwrap()
+            .push(format!("{} {kept}", wish.action));
+        !(self.deny)(wish)
+    }
+}
+
+/// Denies where a condition key of the target has this value.
+fn with(key: &'static str, value: &'static str) -> impl Fn(&Wish<'_>) -> bool {
+    move |wish| {
+        let values = wish.target.and_then(|target| target.keys.get(key));
+        values.is_some_and(|values| values.iter().any(|v| v == value))
+    }
+}
+
+async fn ask(
+    service: &Service,
+    db: &Db,
+    policies: Arc<dyn Policies>,
+    action: &str,
+    parameters: &str,
+) -> Result<String, ApiError> {
+    let config = Config::for_tests();
+    let caller = Caller {
+        account: config.account_id.clone(),
+        region: config.region.clone(),
+        arn: format!("arn:aws:iam::{}:root", config.account_id),
+        user_id: config.account_id.clone(),
+        access_key_id: "AKIATEST".into(),
+    };
+    let cloud = Cloud {
+        db: db.clone(),
+        config: Arc::new(config),
+        console: Arc::new(super::console::NoConsole),
+        policies,
+    };
+    let call = Call {
+        cloud,
+        caller,
+        request_id: "req".into(),
+        now: jiff::Timestamp::UNIX_EPOCH,
+        form: Form::parse(parameters.as_bytes())?,
+    };
+    (service.find(action)?.call)(service, call).await
+}
+
+#[tokio::test]
+async fn what_is_denied_changes_nothing() {
+    let db = Db::in_memory().await;
+    cloud_on(db.clone()).await;
+    let ec2 = super::ec2::service();
+    let root: Arc<dyn Policies> = Arc::new(RootOnly);
+    let tagged = format!(
+        "{RUN}&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=team\
+         &TagSpecification.1.Tag.1.Value=red"
+    );
+    ask(&ec2, &db, root, "RunInstances", &tagged).await.unwrap();
+    let view = db.view();
+    let instance = view.all::<Instance>().next().unwrap();
+    let volume = view.all::<Volume>().next().unwrap().id.clone();
+    let (id, arn) = (instance.id.clone(), instance.key());
+    assert!(arn.ends_with(id.as_str()));
+    let one = format!("InstanceId.1={id}");
+    let denied: [(&str, String, Arc<dyn Policies>); 7] = [
+        // By the resource's own name.
+        ("TerminateInstances", one.clone(), {
+            let id = id.to_string();
+            Arc::new(deny(move |w| w.target.is_some_and(|t| t.arn.id == id)))
+        }),
+        // By its kind, of what is yet to be made.
+        (
+            "RunInstances",
+            tagged.clone(),
+            Arc::new(deny(|w| w.target.is_some_and(|t| t.arn.kind == "volume"))),
+        ),
+        // By its tags, its type and its place.
+        (
+            "StopInstances",
+            one.clone(),
+            Arc::new(deny(with("ec2:ResourceTag/team", "red"))),
+        ),
+        (
+            "RebootInstances",
+            one,
+            Arc::new(deny(with("ec2:InstanceType", "t2.micro"))),
+        ),
+        (
+            "CreateTags",
+            format!("ResourceId.1={volume}&Tag.1.Key=a&Tag.1.Value=b"),
+            Arc::new(deny(with("ec2:VolumeType", "gp3"))),
+        ),
+        // By the tags that it would have.
+        (
+            "RunInstances",
+            tagged.clone(),
+            Arc::new(deny(with("aws:RequestTag/team", "red"))),
+        ),
+        // Tagging it, where making it is allowed.
+        (
+            "RunInstances",
+            tagged,
+            Arc::new(deny(|w| {
+                w.action == "ec2:CreateTags" && with("ec2:CreateAction", "RunInstances")(w)
+            })),
+        ),
+    ];
+    let revision = db.view().revision();
+    for (action, parameters, policies) in denied {
+        let error = ask(&ec2, &db, policies, action, &parameters)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.code.as_ref(), error.status),
+            ("UnauthorizedOperation", 403),
+            "{action}"
+        );
+        assert_eq!(db.view().revision(), revision, "{action}");
+    }
+    let sts = super::sts::service();
+    let nobody = Arc::new(deny(|_| true));
+    let error = ask(&sts, &db, nobody, "GetCallerIdentity", "")
+        .await
+        .unwrap_err();
+    assert_eq!(sts.errors.translate(error).code, "AccessDenied");
+}
+
+fn deny<F: Fn(&Wish<'_>) -> bool + Send + Sync>(deny: F) -> Denying<F> {
+    Denying {
+        deny,
+        asked: Mutex::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_launch_is_asked_for_by_all_that_it_takes_and_makes() {
+    let db = Db::in_memory().await;
+    cloud_on(db.clone()).await;
+    let ec2 = super::ec2::service();
+    let all = Arc::new(deny(|_| false));
+    ask(&ec2, &db, all.clone(), "RunInstances", RUN)
+        .await
+        .unwrap();
+    let mut asked = std::mem::take(&mut *all.asked.lock().unwrap());
+    // The id of each without its digits.
+    for one in &mut asked {
+        if let Some(at) = one.rfind('-').filter(|at| one.len() - at > 16) {
+            one.truncate(at);
+        }
+    }
+    asked.sort();
+    let expected = [
+        "image/ami",
+        "instance/*",
+        "network-interface/*",
+        "security-group/sg",
+        "subnet/subnet",
+        "volume/*",
+    ];
+    assert_eq!(
+        asked,
+        expected.map(|target| format!("ec2:RunInstances {target}"))
+    );
+    ask(&ec2, &db, all.clone(), "DescribeInstances", "")
+        .await
+        .unwrap();
+    assert_eq!(*all.asked.lock().unwrap(), ["ec2:DescribeInstances *"]);
+}
+
+#[tokio::test]
+async fn whether_anothers_is_there_is_told_to_nobody_who_may_not_ask() {
+    let db = Db::in_memory().await;
+    cloud_on(db.clone()).await;
+    let ec2 = super::ec2::service();
+    let parameters = "InstanceId.1=i-0123456789abcdef0";
+    let nobody = Arc::new(deny(|_| true));
+    let denied = ask(&ec2, &db, nobody, "StopInstances", parameters)
+        .await
+        .unwrap_err();
+    assert_eq!(denied.code, "UnauthorizedOperation");
+    let root = Arc::new(RootOnly);
+    let missing = ask(&ec2, &db, root, "StopInstances", parameters)
+        .await
+        .unwrap_err();
+    assert_eq!(missing.code, "InvalidInstanceID.NotFound");
+}
+
+/// A call's context that may do so much.
+fn ctx(db: &Db, authorized: auth::Authorized) -> Ctx {
+    Ctx::for_tests(db.clone()).with_authorized(authorized)
+}
+
+#[tokio::test]
+async fn a_handler_writes_nothing_that_was_not_asked_for() {
+    let db = Db::in_memory().await;
+    let made = cloud_on(db.clone()).await;
+    let instance = crate::model::samples::instance(1);
+    let instance = Instance {
+        scope: made.scope().clone(),
+        ..instance
+    };
+    let nothing = || {
+        let caller = made.caller.clone();
+        auth::authorize(&RootOnly, &caller, "ec2:Test", &[], &Keys::new()).unwrap()
+    };
+    let put = async |ctx: &Ctx| {
+        ctx.transact(|_, change| {
+            change.put(&instance);
+            Ok(())
+        })
+        .await
+    };
+    let refused = put(&ctx(&db, nothing())).await.unwrap_err();
+    assert!(
+        format!("{:?}", refused.internal).contains("not authorized"),
+        "{refused:?}"
+    );
+    // Asked for by its own name, or, while there is none, as a new one.
+    let by_name = nothing().along(vec![made.arn_of::<Instance>(&instance.id)]);
+    let any = || nothing().along(vec![made.arn("instance", crate::model::Arn::ANY)]);
+    put(&ctx(&db, any())).await.unwrap();
+    put(&ctx(&db, any())).await.unwrap_err();
+    put(&ctx(&db, by_name)).await.unwrap();
+    // What has no name of its own goes along.
+    let tags = ctx(&db, nothing());
+    tags.transact(|_, change| {
+        change.put_tags(
+            made.scope(),
+            &instance.id,
+            [("a".into(), "b".into())].into(),
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(db.view().all::<Tags>().count(), 1);
+}
+
+#[tokio::test]
+async fn a_client_token_is_kept_before_anything_is_written() {
+    let db = Db::in_memory().await;
+    let token = super::Idempotency {
+        key: "Test:a".into(),
+        digest: "d".into(),
+    };
+    let ctx = cloud_on(db.clone()).await.with_token(token);
+    let revision = db.view().revision();
+    let write = async || {
+        let instance = crate::model::samples::instance(1);
+        ctx.transact(|_, change| {
+            change.put_tags(ctx.scope(), &instance.id, [].into());
+            Ok(())
+        })
+        .await
+    };
+    let refused = write().await.unwrap_err();
+    assert!(
+        format!("{:?}", refused.internal).contains("client token"),
+        "{refused:?}"
+    );
+    assert_eq!(db.view().revision(), revision);
+    ctx.once(|_, _| Ok("made".into())).await.unwrap();
+    write().await.unwrap();
+}
