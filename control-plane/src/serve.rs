@@ -75,7 +75,9 @@ struct Real {
 /// Serves until SIGTERM or SIGINT; the instances run on.
 pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let lock = lock(&config).map_err(Failure::Setup)?;
-    if let Err(error) = protect_from_oom_killer() {
+    if config.simulated.is_none()
+        && let Err(error) = protect_from_oom_killer()
+    {
         tracing::warn!(%error, "should memory run out, the kernel may end this process");
     }
     let config = Arc::new(config);

@@ -176,3 +176,51 @@ fn restore(view: &View, hosts: &Hosts, compute: &SimulatedCompute, storage: &Sim
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Scope, samples};
+
+    #[tokio::test]
+    async fn hosts_follow_their_number_and_what_ran_runs_on() {
+        let db = Db::in_memory().await;
+        let config = Arc::new(Config::for_tests());
+        for count in [3, 2, 2] {
+            let hosts = bootstrap(&db, &config, count).await.unwrap();
+            assert_eq!(hosts.iter().count(), count as usize);
+            assert_eq!(db.view().count::<Host>(), count as usize);
+        }
+        let scope = Scope::new(config.account_id.clone(), config.region.clone());
+        assert_eq!(db.view().at(&scope).all::<Image>().count(), 1);
+
+        let hosts = hosts(2);
+        let host = hosts.iter().next().cloned();
+        let on = |n, state| Instance {
+            host: host.clone(),
+            state,
+            ..samples::instance(n)
+        };
+        let volume = |n| Volume {
+            host: host.clone(),
+            ..samples::volume(n)
+        };
+        let (ran, waits) = (on(1, InstanceState::Running), on(2, InstanceState::Pending));
+        db.transact(|_, change| {
+            change.put(&ran);
+            change.put(&waits);
+            change.put(&volume(1));
+            change.put(&volume(2));
+            Ok::<_, std::convert::Infallible>(())
+        })
+        .await
+        .unwrap();
+        let again = controllers(&db, &config, hosts, Conditions::default());
+        let observed = again.compute.observe().await.unwrap();
+        let boot = ran.boots;
+        let running = [(ran.id.clone(), Observed::Running { pid: 1, boot })];
+        assert_eq!(observed, running.into());
+        assert!(again.storage.holds(&volume(1).id).await.unwrap());
+        assert!(!again.storage.holds(&volume(2).id).await.unwrap());
+    }
+}
