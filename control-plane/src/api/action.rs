@@ -215,7 +215,7 @@ impl Ctx {
     /// Nothing is written that the caller was not asked about.
     fn check(&self, change: &Change<'_>) -> Result<(), ApiError> {
         for (kind, id, exists) in change.resources() {
-            if !self.authorized.covers(kind, id, exists) {
+            if !self.authorized.covers(self.arn(kind, id), exists) {
                 return Err(ApiError::internal(anyhow!(
                     "the call would write {kind}/{id}, which it was not authorized for"
                 )));

@@ -8,7 +8,7 @@
 pub mod credentials;
 pub mod sigv4;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -122,7 +122,7 @@ impl Policies for RootOnly {
 /// [`authorize`] makes it.
 #[derive(Debug)]
 pub struct Authorized {
-    arns: Vec<Arn>,
+    arns: BTreeSet<Arn>,
     #[cfg(test)]
     all: bool,
 }
@@ -130,13 +130,16 @@ pub struct Authorized {
 impl Authorized {
     /// Whether a resource may be written: one that there is by its own name, a new one
     /// where any was asked for.
-    pub fn covers(&self, kind: &str, id: &str, exists: bool) -> bool {
+    pub fn covers(&self, arn: Arn, exists: bool) -> bool {
         #[cfg(test)]
         if self.all {
             return true;
         }
-        let named = |arn: &Arn| arn.id == id || (!exists && arn.id == Arn::ANY);
-        self.arns.iter().any(|arn| arn.kind == kind && named(arn))
+        let any = || Arn {
+            id: Arn::ANY.to_owned(),
+            ..arn.clone()
+        };
+        self.arns.contains(&arn) || (!exists && self.arns.contains(&any()))
     }
 
     /// What is changed along with that, and no policy is asked about.
@@ -150,7 +153,7 @@ impl Authorized {
     #[cfg(test)]
     pub fn for_tests() -> Self {
         Self {
-            arns: Vec::new(),
+            arns: BTreeSet::new(),
             all: true,
         }
     }
