@@ -236,8 +236,28 @@ impl Ctx {
         items: &[I],
         step: impl Fn(Scoped<'_>, &mut Change<'_>, &I) -> Result<T, ApiError>,
     ) -> Result<Vec<T>, ApiError> {
+        let step = |view: Scoped<'_>, change: &mut Change<'_>, (): &mut (), item: &I| {
+            step(view, change, item)
+        };
+        self.each_with(items, |_| (), step).await
+    }
+
+    /// [`each`](Self::each), with something that the steps of one transaction share:
+    /// `begin` makes it of the view.
+    ///
+    /// # Errors
+    /// As `transact`.
+    pub async fn each_with<I: Sync, S, T>(
+        &self,
+        items: &[I],
+        begin: impl Fn(Scoped<'_>) -> S,
+        step: impl Fn(Scoped<'_>, &mut Change<'_>, &mut S, &I) -> Result<T, ApiError>,
+    ) -> Result<Vec<T>, ApiError> {
         let all = |items: &[I], view: Scoped<'_>, change: &mut Change<'_>| {
-            let steps = items.iter().map(|item| step(view, change, item));
+            let mut shared = begin(view);
+            let steps = items
+                .iter()
+                .map(|item| step(view, change, &mut shared, item));
             steps.collect::<Result<Vec<T>, ApiError>>()
         };
         if items.len() > STEPS || self.dry_run {

@@ -11,10 +11,6 @@ use crate::{
     store::{Change, Scoped},
 };
 
-/// The most changes of one transaction: etcd's default is 128, and the
-/// reservation itself is one of them.
-const MAX_CHANGES: usize = 120;
-
 /// Makes the records of the next members, as many as one transaction carries;
 /// whether all have them then. `pool` has the public addresses that there are.
 pub fn expand(
@@ -31,17 +27,16 @@ pub fn expand(
         &launch.volume_tags,
         &launch.interface_tags,
     ];
-    // The instance, its interface, its volume, two addresses.
-    let each = 5 + tags.iter().filter(|tags| !tags.is_empty()).count();
-    let mut room = MAX_CHANGES / each;
+    // The instance, its interface, its volume, two addresses, and the tags of three;
+    // and the reservation itself at the end.
+    let each = 5 + tags.len();
     for (index, member) in (0..).zip(&launch.members) {
         if view.get::<Instance>(&member.instance).is_some() {
             continue;
         }
-        if room == 0 {
+        if change.room() < each + 1 {
             return false;
         }
-        room -= 1;
         make(view, change, reservation, launch, member, index, pool);
     }
     change.put(&Reservation {

@@ -5,6 +5,12 @@ use std::collections::BTreeMap;
 use super::{Compare, Op, StoreError, Txn, View, record};
 use crate::model::{Regional, Resource, Scope, Tags, resource::type_of};
 
+/// As many records may one transaction depend on: etcd's default for its comparisons
+/// and its operations each.
+///
+/// <https://etcd.io/docs/v3.5/op-guide/configuration/> (`max-txn-ops`)
+const MOST: usize = 128;
+
 /// Collects the changes of one transaction. Each is guarded by the revision
 /// that the view has of its record, so that what was decided on is what is
 /// changed.
@@ -61,6 +67,12 @@ impl<'v> Change<'v> {
     /// view has none with this path, on its absence.
     pub fn expect_unchanged<T: Resource>(&mut self, resource: &T) {
         self.guard(resource);
+    }
+
+    /// How many more records it may depend on or change: what there is more of goes in
+    /// another transaction.
+    pub fn room(&self) -> usize {
+        MOST.saturating_sub(self.compares.len())
     }
 
     /// Whether this transaction already writes the record with the path of this
@@ -139,6 +151,15 @@ impl<'v> Change<'v> {
     /// `Invalid` when it changes a record that it may not, `Unreadable` when it
     /// depends on one that can't be read.
     pub(super) fn into_txn(self) -> Result<Txn, StoreError> {
+        let records = self.compares.len();
+        if records > MOST {
+            // The embedded store takes it; where it is tested, it is found.
+            tracing::error!(records, "a transaction that etcd would not take");
+            if cfg!(debug_assertions) {
+                let why = format!("{records} records in one transaction, {MOST} are the most");
+                return Err(StoreError::Invalid(why));
+            }
+        }
         match self.fault {
             Some(fault) => Err(fault),
             None => Ok(Txn {

@@ -282,6 +282,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_etcd_would_not_take_is_found_and_room_is_what_is_left() {
+        let db = Db::in_memory().await;
+        for (count, fits) in [(128, true), (129, false)] {
+            let done = db
+                .transact(|_, change| {
+                    for n in 0..count {
+                        assert_eq!(change.room(), 128usize.saturating_sub(n));
+                        change.put(&host(&format!("{count}-{n}"), 1));
+                    }
+                    Ok::<_, ()>(())
+                })
+                .await;
+            assert_eq!(done.is_ok(), fits, "{count}");
+        }
+        assert_eq!(db.view().count::<Host>(), 128);
+    }
+
+    #[tokio::test]
     async fn a_refusal_changes_nothing() {
         let db = Db::in_memory().await;
         let refused = db

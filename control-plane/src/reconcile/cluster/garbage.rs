@@ -25,8 +25,10 @@ const TOKEN: Duration = Duration::from_secs(24 * 3600);
 
 /// After what time a launch that isn't whole has been left by whoever made it.
 const ABANDONED: Duration = Duration::from_secs(10);
-/// How many records of a kind go in one transaction.
+/// How many records of a kind are looked at for one transaction.
 const AT_ONCE: usize = 25;
+/// How many records an instance takes that goes: itself, its tags, its reservation.
+const EACH: usize = 3;
 
 /// Garbage, and what a crash has left half-done.
 pub struct GarbageController {
@@ -70,6 +72,9 @@ fn plan(view: &View, now: Timestamp) -> (Vec<&Instance>, Vec<&ClientToken>) {
 /// others.
 fn delete(view: &View, change: &mut Change<'_>, instances: &[&Instance]) {
     for instance in instances {
+        if change.room() < EACH {
+            return;
+        }
         change.delete_tagged(*instance, &instance.id);
         let own = view.at(&instance.scope);
         let mut all = own.by(Instance::BY_RESERVATION, instance.reservation.as_str());
@@ -109,14 +114,21 @@ impl Controller for GarbageController {
         let more = transact(&self.db, |view, change| {
             let (instances, tokens) = plan(view, now);
             delete(view, change, &instances);
-            tokens.iter().for_each(|token| change.delete(*token));
+            let room = change.room();
+            for token in tokens.iter().take(room) {
+                change.delete(*token);
+            }
             // Those whose deletion a crash has cut short.
             let groups = view.by(SecurityGroup::DELETING, "");
             let readable = |group: &&SecurityGroup| {
                 !view.has_unreadable_at::<Tags>(&group.scope)
                     && !view.has_unreadable_at::<GroupName>(&group.scope)
             };
-            for group in groups.filter(readable).take(AT_ONCE) {
+            for group in groups.filter(readable) {
+                // Its name, itself, its tags and those of its rules.
+                if change.room() < 3 + group.rules.len() {
+                    break;
+                }
                 finish_deletion(view.at(&group.scope), change, group);
             }
             instances.len() == AT_ONCE || tokens.len() == AT_ONCE

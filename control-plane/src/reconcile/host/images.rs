@@ -60,6 +60,9 @@ impl ImageController {
     }
 }
 
+/// How many records an image takes in a transaction: itself and its tags.
+const EACH: usize = 2;
+
 #[async_trait]
 impl Controller for ImageController {
     type Key = Whole;
@@ -95,7 +98,8 @@ impl Controller for ImageController {
         .context("the scan of the images panicked")?
         .context("scanning the images")?;
         self.tell(&scan.problems);
-        self.db
+        let done = self
+            .db
             .transact(|view, change| {
                 let in_scope = |image: &Image, scope: &Scope| Image {
                     scope: scope.clone(),
@@ -104,6 +108,9 @@ impl Controller for ImageController {
                 for scope in &self.scopes {
                     for image in scan.images.iter().map(|image| in_scope(image, scope)) {
                         let known = view.at(scope).get::<Image>(&image.id);
+                        if change.room() < EACH {
+                            return Ok(false);
+                        }
                         if known != Some(&image) && !view.is_unreadable(&image) {
                             change.put(&image);
                         }
@@ -111,7 +118,7 @@ impl Controller for ImageController {
                 }
                 if scan.more {
                     // What isn't verified yet may be one of those.
-                    return Ok(());
+                    return Ok(true);
                 }
                 let there: BTreeSet<&ImageId> = scan.images.iter().map(|i| &i.id).collect();
                 // A first boot still needs its image's disk, and the instances of
@@ -127,11 +134,14 @@ impl Controller for ImageController {
                 let launching: BTreeSet<&ImageId> = pending.map(|launch| &launch.image).collect();
                 let own = self.scopes.iter().flat_map(|s| view.at(s).all::<Image>());
                 for image in own.filter(|image| !launching.contains(&image.id)) {
+                    if change.room() < EACH {
+                        return Ok(false);
+                    }
                     if !there.contains(&image.id) && !needed.contains(&image.id) {
                         change.delete_tagged(image, &image.id);
                     }
                 }
-                Ok::<_, std::convert::Infallible>(())
+                Ok::<_, std::convert::Infallible>(true)
             })
             .await
             .map_err(|error| match error {
@@ -139,7 +149,7 @@ impl Controller for ImageController {
                 TransactError::Contended => anyhow::anyhow!("too many conflicting changes"),
                 TransactError::Store(error) => error.into(),
             })?;
-        Ok(if scan.more {
+        Ok(if scan.more || !done {
             Requeue::Now
         } else {
             Requeue::After(LOOK)

@@ -7,14 +7,15 @@ use std::net::Ipv4Addr;
 use serde::Deserialize;
 
 use super::{
-    StateChange, StateChanges, incorrect_state, insufficient_addresses, insufficient_capacity,
-    interfaces_along, named,
+    StateChange, StateChanges, each_once, incorrect_state, insufficient_addresses,
+    insufficient_capacity, interfaces_along,
 };
 use crate::{
-    api::{Action, ApiError, Ctx, Targets},
+    api::{Action, ApiError, Ctx, Targets, shared::found},
     model::{Eni, Host, Instance, InstanceState, Intent},
     records::launch::free_public,
     scheduler::{Demand, Ledger},
+    store::Scoped,
 };
 
 /// The action.
@@ -42,59 +43,56 @@ impl Action for StartInstances {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let pool: Vec<Ipv4Addr> = ctx.config.public_addresses().collect();
+        let ids = each_once(ctx, &request.ids)?;
+        let free = |view: Scoped<'_>| Ledger::of(view.whole());
         let instances_set = ctx
-            .transact(|view, change| {
-                let mut ledger = Ledger::of(view.whole());
-                let mut changes = Vec::new();
-                for instance in named(view, &request.ids)? {
-                    match instance.state {
-                        InstanceState::Stopped => {}
-                        InstanceState::Pending | InstanceState::Running => {
-                            changes.push(StateChange::new(instance, instance.state));
-                            continue;
-                        }
-                        _ => return Err(incorrect_state(instance, "started")),
+            .each_with(&ids, free, |view, change, ledger, id| {
+                let instance = found::<Instance>(view, id)?;
+                match instance.state {
+                    InstanceState::Stopped => {}
+                    InstanceState::Pending | InstanceState::Running => {
+                        return Ok(StateChange::new(instance, instance.state));
                     }
-                    // Its volume is on its host, and so is its place.
-                    if let Some(id) = &instance.host {
-                        let demand = Demand::of_instance(view.whole(), instance);
-                        if let Err(missing) = ledger.place_on(id, &demand) {
-                            return Err(insufficient_capacity(
-                                &instance.instance_type,
-                                &instance.zone,
-                                &missing,
-                            ));
-                        }
-                        // Written as it is: two placements on one host can't both commit.
-                        if let Some(host) = view.shared::<Host>(&id.0) {
-                            change.put(host);
-                        }
-                    }
-                    for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
-                        if eni.auto_public_ip && eni.public_ip.is_none() {
-                            let before = eni.last_public_ip;
-                            let taken = free_public(view, change, eni.id.clone(), &pool, before);
-                            let (address, record) = taken.ok_or_else(insufficient_addresses)?;
-                            change.put(&record);
-                            change.put(&Eni {
-                                public_ip: Some(address),
-                                ..eni.clone()
-                            });
-                        }
-                    }
-                    change.put(&Instance {
-                        intent: Intent::Run,
-                        state: InstanceState::Pending,
-                        state_since: ctx.now(),
-                        state_reason: None,
-                        transition_reason: String::new(),
-                        launched_at: ctx.now(),
-                        boots: instance.boots + 1,
-                        ..instance.clone()
-                    });
-                    changes.push(StateChange::new(instance, InstanceState::Pending));
+                    _ => return Err(incorrect_state(instance, "started")),
                 }
-                Ok(changes)
+                // Its volume is on its host, and so is its place.
+                if let Some(id) = &instance.host {
+                    let demand = Demand::of_instance(view.whole(), instance);
+                    if let Err(missing) = ledger.place_on(id, &demand) {
+                        return Err(insufficient_capacity(
+                            &instance.instance_type,
+                            &instance.zone,
+                            &missing,
+                        ));
+                    }
+                    // Written as it is: two placements on one host can't both commit.
+                    if let Some(host) = view.shared::<Host>(&id.0) {
+                        change.put(host);
+                    }
+                }
+                for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
+                    if eni.auto_public_ip && eni.public_ip.is_none() {
+                        let before = eni.last_public_ip;
+                        let taken = free_public(view, change, eni.id.clone(), &pool, before);
+                        let (address, record) = taken.ok_or_else(insufficient_addresses)?;
+                        change.put(&record);
+                        change.put(&Eni {
+                            public_ip: Some(address),
+                            ..eni.clone()
+                        });
+                    }
+                }
+                change.put(&Instance {
+                    intent: Intent::Run,
+                    state: InstanceState::Pending,
+                    state_since: ctx.now(),
+                    state_reason: None,
+                    transition_reason: String::new(),
+                    launched_at: ctx.now(),
+                    boots: instance.boots + 1,
+                    ..instance.clone()
+                });
+                Ok(StateChange::new(instance, InstanceState::Pending))
             })
             .await?;
         Ok(StateChanges { instances_set })
