@@ -22,7 +22,9 @@ def wire(request, whole=True):
             sock.sendall(request)
             if whole:
                 sock.shutdown(socket.SHUT_WR)
-        except ConnectionError:
+        except OSError:
+            # The answer was there before the request was out, and the end behind it:
+            # reset, or not connected any more.
             pass
         answer = b""
         while True:

@@ -387,7 +387,7 @@ async fn a_guest_that_fills_its_disk(kind: &str, cloning: Cloning) {
     // Somebody else takes some, too: XFS gives back what it allocated ahead for a file
     // that rests, and that would be just enough again.
     let others = data.join("others");
-    std::fs::write(&others, vec![1; 64 << 20]).expect("there is room yet");
+    fs::write(&others, vec![1; 64 << 20]).expect("there is room yet");
     // The host gives nothing more, says so, and makes no new volume.
     let nothing = || {
         db.view()
@@ -410,7 +410,7 @@ async fn a_guest_that_fills_its_disk(kind: &str, cloning: Cloning) {
     .expect("the store writes");
 
     // Terminated: its volume goes, and the host has room again.
-    std::fs::remove_file(&others).expect("removed");
+    fs::remove_file(&others).expect("removed");
     guest.ended.store(true, Ordering::SeqCst);
     let wrote = writer.join().expect("the guest's thread");
     wrote.expect("no write of the guest failed");
