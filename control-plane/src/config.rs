@@ -212,6 +212,11 @@ pub enum HostsArg {
     Simulated(u32),
 }
 
+/// What a simulation's data folder says that it belongs to. No host is called so.
+pub const SIMULATED_HOST: &str = "simulated:";
+/// The longest delay of a simulated change, in milliseconds: what takes half a minute
+/// counts as failed.
+const LONGEST_DELAY_MS: u64 = 20_000;
 /// As many hosts may be simulated.
 const MOST_SIMULATED: u32 = 10_000;
 
@@ -340,12 +345,15 @@ impl Config {
                 return refuse(format!("{flag} {ratio}: must be from 0.01 to 100"));
             }
         }
-        // The data folder remembers whose it is: a simulation's is no machine's.
-        let hostname = simulated.map_or(hostname, |_| "simulated");
+        if simulated.is_some() && args.host_id.is_some() {
+            return refuse("--host-id: simulated hosts have names of their own".into());
+        }
         let host_id = args.host_id.unwrap_or_else(|| hostname.to_owned());
-        if host_id.is_empty() || host_id.contains('/') || host_id.len() > 253 {
+        if host_id.is_empty() || host_id.contains(['/', ':']) || host_id.len() > 253 {
             return refuse(format!("--host-id {host_id:?}: must be a host name"));
         }
+        // The data folder remembers whose it is: a simulation's is no machine's.
+        let host_id = simulated.map_or(host_id, |_| SIMULATED_HOST.to_owned());
         if let Some(name) = args.name.as_deref()
             && !HostNames::may_be(name)
         {
@@ -353,7 +361,9 @@ impl Config {
                 "--name {name:?}: 1 to 24 lower-case letters, digits and -, the first no -"
             ));
         }
-        let names = HostNames::new(args.name.as_deref());
+        // It makes nothing on this machine that a real one could take for its own.
+        let own = simulated.map(|_| "simulated");
+        let names = HostNames::new(args.name.as_deref().or(own));
         let data_dir = args.accounts.data_dir;
         let run_dir = args.run_dir;
         let run_dir = run_dir.unwrap_or_else(|| PathBuf::from("/run").join(names.label()));
@@ -460,6 +470,12 @@ fn simulated(args: &ServeArgs) -> Result<Option<Simulated>, ConfigError> {
     if !(0.0..=1.0).contains(&failures) {
         return Err(ConfigError(format!(
             "--simulated-failures {failures}: must be from 0 to 1"
+        )));
+    }
+    if args.simulated_delay_ms > LONGEST_DELAY_MS {
+        return Err(ConfigError(format!(
+            "--simulated-delay-ms {}: must be at most {LONGEST_DELAY_MS}",
+            args.simulated_delay_ms
         )));
     }
     match args.hosts {
@@ -630,6 +646,26 @@ mod tests {
         let all: Vec<_> = c.public_addresses().collect();
         assert_eq!((all[0], all.len()), (Ipv4Addr::new(203, 0, 113, 2), 253));
         assert_eq!(all[252], Ipv4Addr::new(203, 0, 113, 254));
+    }
+
+    #[test]
+    fn a_simulation_is_no_machine() {
+        let c = config(&["--hosts", "simulated:3"]).unwrap();
+        assert_eq!(c.host_id.0, SIMULATED_HOST);
+        assert_eq!(c.names, HostNames::new(Some("simulated")));
+        assert_eq!(c.simulated.unwrap().hosts, 3);
+        for flags in [
+            &["--host-id", SIMULATED_HOST][..],
+            &["--host-id", "box", "--hosts", "simulated:3"],
+            &["--hosts", "simulated:0"],
+            &["--hosts", "simulated:100000"],
+            &["--hosts", "that"],
+            &["--simulated-delay-ms", "5"],
+            &["--hosts", "simulated:3", "--simulated-delay-ms", "30000"],
+            &["--hosts", "simulated:3", "--simulated-failures", "2"],
+        ] {
+            config(flags).unwrap_err();
+        }
     }
 
     #[test]

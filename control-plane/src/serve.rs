@@ -24,7 +24,7 @@ use hearth::{
         ComputeHost,
         host::{HostCompute, protect_from_oom_killer},
     },
-    config::{Config, Simulated},
+    config::{Config, SIMULATED_HOST, Simulated},
     console::HostConsole,
     model::{self, HostId},
     network::{NetworkHost, host::LinuxNetwork},
@@ -320,6 +320,32 @@ pub(crate) async fn purge(config: Config) -> Result<(), Failure> {
 }
 
 async fn remove_all(config: &Config) -> anyhow::Result<()> {
+    // A simulation has made nothing on this machine but its files.
+    let whose = fs::read_to_string(config.data_dir.join("host-id"));
+    let simulated = whose.is_ok_and(|id| id.trim() == SIMULATED_HOST);
+    if config.simulated.is_none() && !simulated {
+        remove_from_host(config).await?;
+    }
+    // Last: as long as any of the above is there, the database says what it is.
+    // With its logs, and the copies that were made before it was brought up to date.
+    for entry in fs::read_dir(&config.data_dir)? {
+        let name = entry?.file_name();
+        if name != "host-id" && !name.to_string_lossy().starts_with("hearth.db") {
+            continue;
+        }
+        let path = config.data_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The instances, the networks and the volumes.
+async fn remove_from_host(config: &Config) -> anyhow::Result<()> {
     let compute = HostCompute::open(
         &config.names,
         &config.data_dir,
@@ -342,20 +368,5 @@ async fn remove_all(config: &Config) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || storage::host::purge(&data))
         .await?
         .context("removing the volumes")?;
-    // Last: as long as any of the above is there, the database says what it is.
-    // With its logs, and the copies that were made before it was brought up to date.
-    for entry in fs::read_dir(&config.data_dir)? {
-        let name = entry?.file_name();
-        if name != "host-id" && !name.to_string_lossy().starts_with("hearth.db") {
-            continue;
-        }
-        let path = config.data_dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", path.display()));
-            }
-            _ => {}
-        }
-    }
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! interfaces no packets. Every answer says so in a header, and so do consoles and
 //! DescribeAvailabilityZones.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use jiff::Timestamp;
 
@@ -19,7 +19,7 @@ use crate::{
     network::simulated::SimulatedNetwork,
     reconcile::{Controllers, Slots, system_clock},
     storage::{VolumeSpec, simulated::SimulatedStorage},
-    store::{Db, TransactError, View},
+    store::{Db, View},
 };
 
 /// What each simulated host has to give: a large server, 4 vCPUs for each thread.
@@ -42,13 +42,15 @@ fn hosts(count: u32) -> Hosts {
 /// out, and the image. Twice is harmless.
 ///
 /// # Errors
-/// If the store fails.
-pub async fn bootstrap(
-    db: &Db,
-    config: &Config,
-    count: u32,
-) -> Result<Hosts, TransactError<std::convert::Infallible>> {
+/// If the store fails, or one that would be left out has something.
+pub async fn bootstrap(db: &Db, config: &Config, count: u32) -> anyhow::Result<Hosts> {
     let hosts = hosts(count);
+    let view = db.view();
+    let used = view.all::<Instance>().filter_map(|i| i.host.as_ref());
+    let used = used.chain(view.all::<Volume>().filter_map(|v| v.host.as_ref()));
+    if let Some(last) = used.filter(|host| !hosts.have(Some(host))).max() {
+        anyhow::bail!("--hosts simulated:{count}: there is something on {last}, too");
+    }
     let zones = config.zones_of(&config.region);
     let records: Vec<Host> = hosts
         .iter()
@@ -64,11 +66,11 @@ pub async fn bootstrap(
     for records in records.chunks(AT_ONCE) {
         db.transact(|view, change| {
             for host in records {
-                if view.shared::<Host>(&host.id.0) != Some(host) {
+                if view.shared::<Host>(&host.id.0) != Some(host) && !view.is_unreadable(host) {
                     change.put(host);
                 }
             }
-            Ok(())
+            Ok::<_, Infallible>(())
         })
         .await?;
     }
@@ -80,18 +82,19 @@ pub async fn bootstrap(
     for gone in gone.chunks(AT_ONCE) {
         db.transact(|_, change| {
             gone.iter().for_each(|host| change.delete(*host));
-            Ok(())
+            Ok::<_, Infallible>(())
         })
         .await?;
     }
     let images = images(config);
     db.transact(|view, change| {
         for image in &images {
-            if view.at(&image.scope).get::<Image>(&image.id) != Some(image) {
+            let known = view.at(&image.scope).get::<Image>(&image.id);
+            if known != Some(image) && !view.is_unreadable(image) {
                 change.put(image);
             }
         }
-        Ok(())
+        Ok::<_, Infallible>(())
     })
     .await?;
     Ok(hosts)
@@ -195,7 +198,7 @@ mod tests {
         assert_eq!(db.view().at(&scope).all::<Image>().count(), 1);
 
         let hosts = hosts(2);
-        let host = hosts.iter().next().cloned();
+        let host = hosts.iter().last().cloned();
         let on = |n, state| Instance {
             host: host.clone(),
             state,
@@ -211,7 +214,7 @@ mod tests {
             change.put(&waits);
             change.put(&volume(1));
             change.put(&volume(2));
-            Ok::<_, std::convert::Infallible>(())
+            Ok::<_, Infallible>(())
         })
         .await
         .unwrap();
@@ -222,5 +225,8 @@ mod tests {
         assert_eq!(observed, running.into());
         assert!(again.storage.holds(&volume(1).id).await.unwrap());
         assert!(!again.storage.holds(&volume(2).id).await.unwrap());
+        let fewer = bootstrap(&db, &config, 1).await.unwrap_err();
+        assert!(fewer.to_string().contains("simulated-00002"), "{fewer}");
+        assert_eq!(db.view().count::<Host>(), 2);
     }
 }

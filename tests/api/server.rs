@@ -11,6 +11,8 @@ use hearth::{
     conditions::Conditions,
     config::{Config, Simulated},
     console::HostConsole,
+    network::simulated::SimulatedNetwork,
+    reconcile::Controllers,
     simulation,
     store::Db,
     tls::Tls,
@@ -69,7 +71,11 @@ impl Server {
             // The controllers run for as long as this task does.
             let (_running, shutdown) = watch::channel(false);
             let mut tasks = JoinSet::new();
-            let controllers = simulation::controllers(&db, &config, hosts, conditions);
+            // With packets, so that networks are planned, too.
+            let controllers = Controllers {
+                network: Arc::new(SimulatedNetwork::default()),
+                ..simulation::controllers(&db, &config, hosts, conditions)
+            };
             controllers.start(&mut tasks, &shutdown);
             let console = Arc::new(HostConsole(controllers.compute));
             let cloud = api::Cloud {

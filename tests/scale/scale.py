@@ -137,7 +137,7 @@ def listens(process, port, name):
 
 
 def hearth(program, folder, hosts, largest):
-    keys = [(f"AKIASCALE{n:011}", "secret") for n in range(-(-largest // IN_ACCOUNT))]
+    keys = [(f"AKIASCALE{n:011}", "secret") for n in range(largest // IN_ACCOUNT + 1)]
     config = [f"[[region]]\nname = '{REGION}'\nzones = {ZONES}\n"]
     for n, (key, secret) in enumerate(keys):
         config.append(f"[[account]]\nid = '{n + 1:012}'\n[[account.key]]\n"
@@ -151,7 +151,7 @@ def hearth(program, folder, hosts, largest):
          "--run-dir", folder / "run", "--config", folder / "config.toml",
          "--hosts", f"simulated:{hosts}", "--public-pool", "100.64.0.0/12",
          "--listen", f"127.0.0.1:{port}"],
-        stdout=log, stderr=log, env={**os.environ, "RUST_LOG": "warn"})
+        stdout=log, stderr=log, env={"HEARTH_LOG": "warn", **os.environ})
     listens(process, port, "hearth")
     return Cloud("hearth", process, port, keys)
 
@@ -191,7 +191,7 @@ def a_thousand_more(cloud, image):
     """One call for a thousand, when nothing else is under way. (Whole thousands fit in a
     subnet, so that it is one.)"""
     began, cpu = time.monotonic(), cloud.cpu()
-    ((_, answered),) = cloud.grow(cloud.made + AT_ONCE, image)
+    answered = sum(took for _, took in cloud.grow(cloud.made + AT_ONCE, image))
     cloud.wait_until_all_run()
     return {"answered": answered, "running": time.monotonic() - began, "work": cloud.cpu() - cpu}
 

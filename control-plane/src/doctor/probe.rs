@@ -46,8 +46,10 @@ pub fn gather() -> Facts {
 
 fn unreadable(data_folder: &Path) -> Result<Option<Vec<String>>, String> {
     let path = data_folder.join("hearth.db");
-    if !path.exists() {
-        return Ok(None);
+    match path.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
     }
     match unreadable_in(&path) {
         Ok(all) => Ok(Some(all.into_iter().map(|(key, _)| key).collect())),

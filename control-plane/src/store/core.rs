@@ -115,7 +115,11 @@ impl<E: Engine> Core<E> {
     /// can't be made so, each is tried by itself.
     pub(super) fn commit_all(&mut self, txns: &[Txn]) -> Vec<Result<Outcome, StoreError>> {
         let each = |core: &mut Self| txns.iter().map(|txn| core.commit(txn)).collect();
-        if txns.len() < 2 || self.engine.begin_group().is_err() {
+        if txns.len() < 2 {
+            return each(self);
+        }
+        if let Err(error) = self.engine.begin_group() {
+            tracing::warn!(%error, commits = txns.len(), "no group of commits can begin");
             return each(self);
         }
         let written: Vec<_> = txns.iter().map(|txn| self.write(txn)).collect();

@@ -36,6 +36,8 @@ struct Sqlite {
     path: PathBuf,
     revision: Revision,
     commits: u64,
+    /// How many of them there were when the store's own space was last looked at.
+    looked: u64,
     /// The revision before the group that has begun.
     group: Option<Revision>,
 }
@@ -64,16 +66,18 @@ impl Sqlite {
             path: path.to_owned(),
             revision,
             commits: 0,
+            looked: 0,
             group: None,
         })
     }
 
     /// Sees now and then to the store's own space.
     fn keep_reserve(&mut self) {
-        self.commits += 1;
-        if self.commits.is_multiple_of(REFILL)
-            && let Err(error) = reserve::refill(&self.connection, &self.path)
-        {
+        if self.commits - self.looked < REFILL {
+            return;
+        }
+        self.looked = self.commits;
+        if let Err(error) = reserve::refill(&self.connection, &self.path) {
             tracing::warn!(%error, "the store's own space can't be restored");
         }
     }
@@ -156,6 +160,13 @@ impl Engine for Sqlite {
                 "the group was rolled back",
             )));
         }
+        if self.group.is_none() && !self.connection.is_autocommit() {
+            // What is written in one that was left open would be durable with its end.
+            self.connection.execute_batch("ROLLBACK")?;
+            return Err(StoreError::Io(io::Error::other(
+                "a transaction was left open",
+            )));
+        }
         // In a group a part of its transaction, else a transaction of its own.
         let transaction = self.connection.savepoint()?;
         {
@@ -183,6 +194,7 @@ impl Engine for Sqlite {
         // When this fails, the transaction is rolled back as it goes out of scope.
         transaction.commit()?;
         self.revision = revision;
+        self.commits += 1;
         if self.group.is_none() {
             self.keep_reserve();
         }
@@ -201,10 +213,10 @@ impl Engine for Sqlite {
         // then there is nothing to commit: an error, too.
         let committed = self.connection.execute_batch("COMMIT");
         if let Err(error) = committed {
+            self.revision = before.unwrap_or(self.revision);
             if !self.connection.is_autocommit() {
                 self.connection.execute_batch("ROLLBACK")?;
             }
-            self.revision = before.unwrap_or(self.revision);
             return Err(error.into());
         }
         self.keep_reserve();
