@@ -262,7 +262,11 @@ impl Ctx {
         };
         if items.len() > STEPS || self.dry_run {
             let view = self.db.view();
-            let mut tried = |view: Scoped<'_>, change: &mut Change<'_>| all(items, view, change);
+            let mut tried = |view: Scoped<'_>, change: &mut Change<'_>| {
+                let decided = all(items, view, change)?;
+                self.check(change)?;
+                Ok::<_, ApiError>(decided)
+            };
             self.db.try_out(&view, &self.scope, &mut tried)?;
         }
         let mut out = Vec::with_capacity(items.len());

@@ -249,6 +249,19 @@ async fn a_handler_writes_nothing_that_was_not_asked_for() {
     put(&ctx(&db, any())).await.unwrap();
     put(&ctx(&db, any())).await.unwrap_err();
     put(&ctx(&db, by_name)).await.unwrap();
+    // Of many, none is written when one was not asked for.
+    let many: Vec<_> = (2..32).map(crate::model::samples::instance).collect();
+    let but_one = many.iter().take(29).map(|i| made.arn_of::<Instance>(&i.id));
+    let most = ctx(&db, nothing().along(but_one.collect()));
+    let written = most.each(&many, |_, change, instance| {
+        change.put(&Instance {
+            scope: made.scope().clone(),
+            ..instance.clone()
+        });
+        Ok(())
+    });
+    written.await.unwrap_err();
+    assert_eq!(db.view().all::<Instance>().count(), 1);
     // What has no name of its own goes along.
     let tags = ctx(&db, nothing());
     tags.transact(|_, change| {

@@ -5,7 +5,7 @@
 //! - `argv`: what to launch → the command line (pure)
 //! - `bootfiles`: reads kernel and initrd out of a root disk, in a sandbox
 //! - `host`: the real thing: folders, cgroup v2, processes, pidfds, sockets
-//! - [`simulated`]: a host in memory, for tests
+//! - [`simulated`]: instances in memory, for simulations and tests
 //!
 //! The reconcilers speak to [`ComputeHost`] alone. Every method may be called
 //! again after a crash at any point and finds its way from what is there.
