@@ -214,10 +214,11 @@ impl Ctx {
 
     /// Nothing is written that the caller was not asked about.
     fn check(&self, change: &Change<'_>) -> Result<(), ApiError> {
-        for (kind, id, exists) in change.resources() {
-            if !self.authorized.covers(self.arn(kind, id), exists) {
+        for (arn, exists) in change.resources() {
+            if !self.authorized.covers(&arn, exists) {
+                let action = self.authorized.action();
                 return Err(ApiError::internal(anyhow!(
-                    "the call would write {kind}/{id}, which it was not authorized for"
+                    "{action} would write {arn}, which it was not authorized for"
                 )));
             }
         }
@@ -263,9 +264,8 @@ impl Ctx {
         if items.len() > STEPS || self.dry_run {
             let view = self.db.view();
             let mut tried = |view: Scoped<'_>, change: &mut Change<'_>| {
-                let decided = all(items, view, change)?;
-                self.check(change)?;
-                Ok::<_, ApiError>(decided)
+                all(items, view, change)?;
+                self.check(change)
             };
             self.db.try_out(&view, &self.scope, &mut tried)?;
         }
@@ -335,16 +335,12 @@ impl Ctx {
 
     /// The ARN of a resource of the caller's that is being made.
     pub fn arn_of<T: Described>(&self, id: &T::Id) -> Arn {
-        self.arn(T::TYPE, id.as_ref())
+        T::arn_at(&self.scope, id.as_ref())
     }
 
-    /// The same of a part of one, which is no resource by itself.
+    /// The same of a part of one, which is no record by itself.
     pub fn arn(&self, kind: &'static str, id: &str) -> Arn {
-        Arn {
-            scope: self.scope.clone(),
-            kind,
-            id: id.to_owned(),
-        }
+        Arn::ec2(&self.scope.region, &self.scope.account, kind, id)
     }
 
     /// A context for tests of handlers, without the way in.
@@ -360,7 +356,7 @@ impl Ctx {
         let config = Arc::new(Config::for_tests());
         let account = scope.account.clone();
         let caller = Caller {
-            arn: format!("arn:aws:iam::{account}:root"),
+            arn: Arn::root(&account),
             user_id: account.clone(),
             account,
             region: scope.region.clone(),

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     auth::{self, Caller, Keys, Policies, RootOnly, Wish},
     config::Config,
-    model::{Instance, Resource as _, Tags, Volume},
+    model::{Arn, Described as _, Instance, Tags, Volume},
     store::Db,
 };
 
@@ -53,7 +53,7 @@ async fn ask(
     let caller = Caller {
         account: config.account_id.clone(),
         region: config.region.clone(),
-        arn: format!("arn:aws:iam::{}:root", config.account_id),
+        arn: Arn::root(&config.account_id),
         user_id: config.account_id.clone(),
         access_key_id: "AKIATEST".into(),
     };
@@ -87,14 +87,12 @@ async fn what_is_denied_changes_nothing() {
     let view = db.view();
     let instance = view.all::<Instance>().next().unwrap();
     let volume = view.all::<Volume>().next().unwrap().id.clone();
-    let (id, arn) = (instance.id.clone(), instance.key());
-    assert!(arn.ends_with(id.as_str()));
+    let (id, arn) = (instance.id.clone(), instance.arn());
     let one = format!("InstanceId.1={id}");
     let denied: [(&str, String, Arc<dyn Policies>); 7] = [
         // By the resource's own name.
         ("TerminateInstances", one.clone(), {
-            let id = id.to_string();
-            Arc::new(deny(move |w| w.target.is_some_and(|t| t.arn.id == id)))
+            Arc::new(deny(move |w| w.target.is_some_and(|t| t.arn == arn)))
         }),
         // By its kind, of what is yet to be made.
         (
@@ -244,8 +242,8 @@ async fn a_handler_writes_nothing_that_was_not_asked_for() {
         "{refused:?}"
     );
     // Asked for by its own name, or, while there is none, as a new one.
-    let by_name = nothing().along(vec![made.arn_of::<Instance>(&instance.id)]);
-    let any = || nothing().along(vec![made.arn("instance", crate::model::Arn::ANY)]);
+    let by_name = nothing().along([made.arn_of::<Instance>(&instance.id)]);
+    let any = || nothing().along([instance.arn().any()]);
     put(&ctx(&db, any())).await.unwrap();
     put(&ctx(&db, any())).await.unwrap_err();
     put(&ctx(&db, by_name)).await.unwrap();
@@ -275,6 +273,34 @@ async fn a_handler_writes_nothing_that_was_not_asked_for() {
     .await
     .unwrap();
     assert_eq!(db.view().all::<Tags>().count(), 1);
+}
+
+#[tokio::test]
+async fn of_many_none_is_written_where_one_was_not_asked_for() {
+    let db = Db::in_memory().await;
+    let made = cloud_on(db.clone()).await;
+    // More than one transaction takes.
+    let many: Vec<Instance> = (1..=40)
+        .map(|n| Instance {
+            scope: made.scope().clone(),
+            ..crate::model::samples::instance(n)
+        })
+        .collect();
+    let all_but_last = many[..39].iter().map(Instance::arn);
+    let authorized = auth::authorize(&RootOnly, &made.caller, "ec2:Test", &[], &Keys::new());
+    let ctx = ctx(&db, authorized.unwrap().along(all_but_last));
+    let revision = db.view().revision();
+    let put = ctx.each(&many, |_, change, instance| {
+        change.put(instance);
+        Ok(())
+    });
+    let refused = format!("{:?}", put.await.unwrap_err().internal);
+    let last = many[39].arn().to_string();
+    assert!(
+        refused.contains("ec2:Test") && refused.contains(&last),
+        "{refused}"
+    );
+    assert_eq!(db.view().revision(), revision);
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ fn authorize<A: Action>(
     let Call { cloud, caller, .. } = call;
     let picture = cloud.db.view();
     let scope = Scope::new(caller.account.clone(), caller.region.clone());
-    let mut targets = Targets::new(picture.at(&scope), A::NAME);
+    let mut targets = Targets::new(picture.at(&scope), arn_name, A::NAME);
     A::targets(request, &mut targets);
     let Targets {
         asked,

@@ -3,7 +3,7 @@
 //! The resources and condition keys of each action are in AWS's table:
 //! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
 
-use super::shared::TagSpecification;
+use super::shared::{TagSpecification, tag::TagInput};
 use crate::{
     auth::{Keys, Target},
     model::{Arn, Described, Visible},
@@ -27,18 +27,19 @@ pub struct Targets<'v> {
 }
 
 impl<'v> Targets<'v> {
-    pub(super) fn new(view: Scoped<'v>, action: &'static str) -> Self {
-        let region = &view.scope().region;
+    pub(super) fn new(view: Scoped<'v>, service: &str, action: &'static str) -> Self {
+        // EC2 has a key of its own for that.
         let keys = ["aws:RequestedRegion", "ec2:Region"];
+        let keys = keys
+            .into_iter()
+            .filter(|key| service == "ec2" || !key.starts_with("ec2:"));
         Self {
             view,
             action,
             asked: Vec::new(),
             tagged: Vec::new(),
             along: Vec::new(),
-            keys: keys
-                .map(|key| (key.to_owned(), vec![region.clone()]))
-                .into(),
+            keys: single(keys.map(|key| (key, view.scope().region.clone()))),
         }
     }
 
@@ -49,24 +50,17 @@ impl<'v> Targets<'v> {
 
     /// A resource that is there.
     pub fn existing<T: Described>(&mut self, resource: &T) {
-        let tags = self.view.tags(resource.described_id());
-        let tags = tags.iter().flat_map(|(key, value)| {
-            ["aws", "ec2"].map(|by| (format!("{by}:ResourceTag/{key}"), value.clone()))
-        });
-        let own = resource.condition_keys();
-        let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+        let mut keys = self.tags(resource.described_id());
+        keys.extend(single(resource.condition_keys()));
         self.asked.push(Target {
             arn: resource.arn(),
-            keys: tags
-                .chain(own)
-                .map(|(key, value)| (key, vec![value]))
-                .collect(),
+            keys,
         });
     }
 
     /// One that isn't, by the id or name that the request has.
-    pub fn absent(&mut self, kind: &'static str, id: &str) {
-        let arn = self.arn(kind, id);
+    pub fn absent<T: Described>(&mut self, id: &str) {
+        let arn = T::arn_at(self.view.scope(), id);
         let keys = Keys::new();
         self.asked.push(Target { arn, keys });
     }
@@ -77,7 +71,7 @@ impl<'v> Targets<'v> {
             let id = id.as_ref();
             match id.parse().ok().and_then(|id| self.view.find::<T>(&id)) {
                 Some(resource) => self.existing(resource),
-                None => self.absent(T::TYPE, id),
+                None => self.absent::<T>(id),
             }
         }
     }
@@ -86,8 +80,17 @@ impl<'v> Targets<'v> {
     pub fn visible<T: Visible>(&mut self, id: &str) {
         match id.parse().ok().and_then(|id| self.view.visible::<T>(&id)) {
             Some(resource) => self.existing(resource),
-            None => self.absent(T::TYPE, id),
+            None => self.absent::<T>(id),
         }
+    }
+
+    /// What is a part of a resource, and has no record of its own but its tags.
+    pub fn part(&mut self, kind: &'static str, id: &str) {
+        let target = Target {
+            arn: self.arn_of_part(kind, id),
+            keys: self.tags(id),
+        };
+        self.asked.push(target);
     }
 
     /// What the action makes, with the condition keys that it will have and its tags.
@@ -96,21 +99,29 @@ impl<'v> Targets<'v> {
         keys: impl IntoIterator<Item = (&'static str, String)>,
         tags: &[TagSpecification],
     ) {
-        let keys = keys
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), vec![value]));
+        let arn = T::arn_at(self.view.scope(), Arn::ANY);
+        self.made_with(arn, keys, &of_kind(T::TYPE, tags));
+    }
+
+    /// The same of a part of a resource, which only its tags make a matter of policies.
+    pub fn made_part(&mut self, kind: &'static str, tags: &[TagSpecification]) {
+        let tags = of_kind(kind, tags);
+        if !tags.is_empty() {
+            self.made_with(self.arn_of_part(kind, Arn::ANY), [], &tags);
+        }
+    }
+
+    fn made_with(
+        &mut self,
+        arn: Arn,
+        keys: impl IntoIterator<Item = (&'static str, String)>,
+        tags: &[(&str, &str)],
+    ) {
         let mut target = Target {
-            arn: self.arn(T::TYPE, Arn::ANY),
-            keys: keys.collect(),
+            arn,
+            keys: single(keys),
         };
-        let tags = tags
-            .iter()
-            .filter(|tags| tags.resource_type.as_deref() == Some(T::TYPE));
-        let tags = tags.flat_map(|tags| &tags.tags);
-        let tags: Vec<_> = tags
-            .map(|tag| (tag.key.as_str(), tag.value.as_deref().unwrap_or_default()))
-            .collect();
-        add_tags(&mut target.keys, &tags);
+        add_tags(&mut target.keys, tags);
         if !tags.is_empty() {
             let mut tagged = target.clone();
             let why = vec![self.action.to_owned()];
@@ -121,9 +132,13 @@ impl<'v> Targets<'v> {
     }
 
     /// The tags that the request itself is about.
-    pub fn request_tags<'t>(&mut self, tags: impl IntoIterator<Item = (&'t str, &'t str)>) {
-        let tags: Vec<_> = tags.into_iter().collect();
-        add_tags(&mut self.keys, &tags);
+    pub fn request_tags(&mut self, tags: &[TagInput]) {
+        add_tags(&mut self.keys, &pairs(tags));
+    }
+
+    /// Another condition key of the request itself.
+    pub fn request_key(&mut self, key: impl Into<String>, values: Vec<String>) {
+        self.keys.insert(key.into(), values);
     }
 
     /// What is changed along with what was named, as an instance's interface is.
@@ -131,19 +146,45 @@ impl<'v> Targets<'v> {
         self.along.push(resource.arn());
     }
 
-    fn arn(&self, kind: &'static str, id: &str) -> Arn {
-        Arn {
-            scope: self.view.scope().clone(),
-            kind,
-            id: id.to_owned(),
-        }
+    fn arn_of_part(&self, kind: &'static str, id: &str) -> Arn {
+        let scope = self.view.scope();
+        Arn::ec2(&scope.region, &scope.account, kind, id)
+    }
+
+    /// What a resource's tags say to conditions; what isn't there has none.
+    fn tags(&self, id: impl AsRef<str>) -> Keys {
+        let tags = self.view.tags(id).iter();
+        let keys = tags.flat_map(|(key, value)| {
+            ["aws", "ec2"].map(|by| (format!("{by}:ResourceTag/{key}"), value.clone()))
+        });
+        single(keys)
     }
 }
 
+/// Keys of one value each.
+fn single(keys: impl IntoIterator<Item = (impl Into<String>, String)>) -> Keys {
+    let keys = keys.into_iter();
+    keys.map(|(key, value)| (key.into(), vec![value])).collect()
+}
+
+/// The tags that a request has for what it makes of this kind.
+fn of_kind<'t>(kind: &str, tags: &'t [TagSpecification]) -> Vec<(&'t str, &'t str)> {
+    tags.iter()
+        .filter(|tags| tags.resource_type.as_deref() == Some(kind))
+        .flat_map(|tags| pairs(&tags.tags))
+        .collect()
+}
+
+fn pairs(tags: &[TagInput]) -> Vec<(&str, &str)> {
+    tags.iter()
+        .map(|tag| (tag.key.as_str(), tag.value.as_deref().unwrap_or_default()))
+        .collect()
+}
+
 fn add_tags(keys: &mut Keys, tags: &[(&str, &str)]) {
-    for (key, value) in tags {
-        keys.insert(format!("aws:RequestTag/{key}"), vec![(*value).to_owned()]);
-    }
+    keys.extend(single(tags.iter().map(|(key, value)| {
+        (format!("aws:RequestTag/{key}"), (*value).to_owned())
+    })));
     if !tags.is_empty() {
         let all = tags.iter().map(|(key, _)| (*key).to_owned());
         keys.insert("aws:TagKeys".into(), all.collect());

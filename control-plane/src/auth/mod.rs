@@ -25,7 +25,7 @@ pub struct Caller {
     /// the configured regions.
     pub region: String,
     /// Its ARN, as GetCallerIdentity shows it.
-    pub arn: String,
+    pub arn: Arn,
     /// Its unique id.
     pub user_id: String,
     /// The key that signed.
@@ -33,7 +33,7 @@ pub struct Caller {
 }
 
 /// Verifies a request's signature; answers who signed it and what it says of
-/// itself. /// `regions` are the names of those there are.
+/// itself. `regions` are the names of those there are.
 ///
 /// # Errors
 /// Whatever keeps the signature from being good.
@@ -48,7 +48,7 @@ pub fn authenticate(
     sigv4::verify(&claim, request, &secret, regions, now)?;
     let caller = Caller {
         region: claim.region().to_owned(),
-        arn: format!("arn:aws:iam::{account}:root"),
+        arn: Arn::root(&account),
         user_id: account.clone(),
         account,
         access_key_id: claim.access_key_id.clone(),
@@ -114,7 +114,7 @@ pub struct RootOnly;
 
 impl Policies for RootOnly {
     fn allow(&self, wish: &Wish<'_>) -> bool {
-        wish.caller.arn.ends_with(":root")
+        wish.caller.arn == Arn::root(&wish.caller.account)
     }
 }
 
@@ -122,29 +122,31 @@ impl Policies for RootOnly {
 /// [`authorize`] makes it.
 #[derive(Debug)]
 pub struct Authorized {
+    action: String,
     arns: BTreeSet<Arn>,
     #[cfg(test)]
     all: bool,
 }
 
 impl Authorized {
+    /// What was allowed, by its name in IAM.
+    pub fn action(&self) -> &str {
+        &self.action
+    }
+
     /// Whether a resource may be written: one that there is by its own name, a new one
     /// where any was asked for.
-    pub fn covers(&self, arn: Arn, exists: bool) -> bool {
+    pub fn covers(&self, arn: &Arn, exists: bool) -> bool {
         #[cfg(test)]
         if self.all {
             return true;
         }
-        let any = || Arn {
-            id: Arn::ANY.to_owned(),
-            ..arn.clone()
-        };
-        self.arns.contains(&arn) || (!exists && self.arns.contains(&any()))
+        self.arns.contains(arn) || (!exists && self.arns.contains(&arn.any()))
     }
 
     /// What is changed along with that, and no policy is asked about.
     #[must_use]
-    pub fn along(mut self, arns: Vec<Arn>) -> Self {
+    pub fn along(mut self, arns: impl IntoIterator<Item = Arn>) -> Self {
         self.arns.extend(arns);
         self
     }
@@ -153,6 +155,7 @@ impl Authorized {
     #[cfg(test)]
     pub fn for_tests() -> Self {
         Self {
+            action: "ec2:Test".to_owned(),
             arns: BTreeSet::new(),
             all: true,
         }
@@ -194,13 +197,14 @@ pub fn authorize(
             .any(|target| !policies.allow(&wish(Some(target))))
     };
     if denied {
-        tracing::warn!(caller = caller.arn, action, "denied");
+        tracing::warn!(caller = %caller.arn, action, "denied");
         return Err(Denied {
-            caller: caller.arn.clone(),
+            caller: caller.arn.to_string(),
             action: action.to_owned(),
         });
     }
     Ok(Authorized {
+        action: action.to_owned(),
         arns: targets.iter().map(|target| target.arn.clone()).collect(),
         #[cfg(test)]
         all: false,

@@ -2,17 +2,20 @@
 //!
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference-arns.html>
 
-use std::fmt;
+use std::{borrow::Cow, fmt, str::FromStr};
 
-use super::Scope;
-
-/// The name of a resource of EC2: `arn:aws:ec2:us-east-1:111122223333:instance/i-…`.
+/// The name of a resource, in the partition `aws`:
+/// `arn:aws:ec2:us-east-1:111122223333:instance/i-…`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arn {
-    /// Whose it is, and where.
-    pub scope: Scope,
-    /// What ARNs call its kind, as `instance`.
-    pub kind: &'static str,
+    /// The service that it is of, as `ec2`.
+    pub service: Cow<'static, str>,
+    /// Where it is; empty for what is in no region, as an account's root.
+    pub region: String,
+    /// Whose it is; empty where names have no owner, as those of images.
+    pub account: String,
+    /// What ARNs call its kind, as `instance`; empty where the id stands alone.
+    pub kind: Cow<'static, str>,
     /// Which of them; [`Self::ANY`] for what is yet to be made.
     pub id: String,
 }
@@ -20,15 +23,138 @@ pub struct Arn {
 impl Arn {
     /// In place of the id of what doesn't exist yet.
     pub const ANY: &'static str = "*";
+
+    /// The name of a resource of EC2.
+    pub fn ec2(region: &str, account: &str, kind: &'static str, id: &str) -> Self {
+        Self {
+            service: Cow::Borrowed("ec2"),
+            region: region.to_owned(),
+            account: account.to_owned(),
+            kind: Cow::Borrowed(kind),
+            id: id.to_owned(),
+        }
+    }
+
+    /// The name of an account's root.
+    pub fn root(account: &str) -> Self {
+        Self {
+            service: Cow::Borrowed("iam"),
+            region: String::new(),
+            account: account.to_owned(),
+            kind: Cow::Borrowed(""),
+            id: "root".to_owned(),
+        }
+    }
+
+    /// Any of its kind, in its place.
+    #[must_use]
+    pub fn any(&self) -> Self {
+        Self {
+            id: Self::ANY.to_owned(),
+            ..self.clone()
+        }
+    }
 }
 
 impl fmt::Display for Arn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scope { account, region } = &self.scope;
-        write!(
-            f,
-            "arn:aws:ec2:{region}:{account}:{}/{}",
-            self.kind, self.id
-        )
+        let Self {
+            service,
+            region,
+            account,
+            kind,
+            id,
+        } = self;
+        let slash = if kind.is_empty() { "" } else { "/" };
+        write!(f, "arn:aws:{service}:{region}:{account}:{kind}{slash}{id}")
+    }
+}
+
+/// Why a string is no ARN.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not of the form arn:aws:service:region:account:resource")]
+pub struct MalformedArn;
+
+impl FromStr for Arn {
+    type Err = MalformedArn;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.splitn(6, ':').collect();
+        let ["arn", "aws", service, region, account, resource] = parts[..] else {
+            return Err(MalformedArn);
+        };
+        // A key pair's name may have a slash, too.
+        let (kind, id) = match resource.split_once('/') {
+            Some(("", _)) => return Err(MalformedArn),
+            Some(parts) => parts,
+            None => ("", resource),
+        };
+        if service.is_empty() || id.is_empty() {
+            return Err(MalformedArn);
+        }
+        Ok(Self {
+            service: Cow::Owned(service.to_owned()),
+            region: region.to_owned(),
+            account: account.to_owned(),
+            kind: Cow::Owned(kind.to_owned()),
+            id: id.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Described as _, Resource as _, resource::arn_of_key, samples};
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for (arn, text) in [
+            (
+                Arn::ec2("us-east-1", "111122223333", "instance", "i-1"),
+                "arn:aws:ec2:us-east-1:111122223333:instance/i-1",
+            ),
+            (
+                Arn::ec2("us-east-1", "111122223333", "key-pair", "a/b:c").any(),
+                "arn:aws:ec2:us-east-1:111122223333:key-pair/*",
+            ),
+            (
+                Arn::ec2("us-east-1", "111122223333", "key-pair", "a/b:c"),
+                "arn:aws:ec2:us-east-1:111122223333:key-pair/a/b:c",
+            ),
+            (Arn::root("111122223333"), "arn:aws:iam::111122223333:root"),
+        ] {
+            assert_eq!(arn.to_string(), text);
+            assert_eq!(text.parse(), Ok(arn));
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_refused() {
+        for bad in [
+            "",
+            "i-1",
+            "arn:aws:ec2:us-east-1:111122223333",
+            "arn:aws-cn:ec2:us-east-1:111122223333:instance/i-1",
+            "arn:aws::us-east-1:111122223333:instance/i-1",
+            "arn:aws:ec2:us-east-1:111122223333:",
+            "arn:aws:ec2:us-east-1:111122223333:instance/",
+            "arn:aws:ec2:us-east-1:111122223333:/i-1",
+        ] {
+            assert_eq!(bad.parse::<Arn>(), Err(MalformedArn), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_record_has_the_name_of_its_resource() {
+        let instance = samples::instance(1);
+        assert_eq!(arn_of_key(&instance.key()), Some(instance.arn()));
+        // An image's has no owner, as on EC2.
+        let image = samples::image();
+        assert_eq!(arn_of_key(&image.key()), Some(image.arn()));
+        let expected = format!("arn:aws:ec2:us-east-1::image/{}", image.id);
+        assert_eq!(image.arn().to_string(), expected);
+        assert_eq!(arn_of_key("/tags/000000000000/us-east-1/i-1"), None);
+        assert_eq!(arn_of_key("/instances/000000000000"), None);
     }
 }

@@ -70,6 +70,7 @@ resource! {
         kind: "images",
         key: id,
         arn: "image",
+        owned: false,
         malformed: "InvalidAMIID.Malformed",
         not_found: "InvalidAMIID.NotFound",
         noun: "image id",

@@ -25,7 +25,7 @@ mod volume;
 mod vpc;
 
 pub use address::*;
-pub use arn::Arn;
+pub use arn::{Arn, MalformedArn};
 pub use eni::*;
 pub use group::*;
 pub use idempotency::*;

@@ -153,13 +153,20 @@ pub trait Described: Regional {
     /// Its identifier; the key may be another, as a key pair's name is.
     fn described_id(&self) -> &Self::Id;
 
+    /// Whether ARNs say whose it is; those of images don't.
+    ///
+    /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html#amazonec2-resources-for-iam-policies>
+    const OWNED: bool = true;
+
+    /// The ARN of the one with this id in ARNs.
+    fn arn_at(scope: &Scope, id: &str) -> Arn {
+        let account = if Self::OWNED { &scope.account } else { "" };
+        Arn::ec2(&scope.region, account, Self::TYPE, id)
+    }
+
     /// Its ARN; a key pair's has its name.
     fn arn(&self) -> Arn {
-        Arn {
-            scope: self.home().clone(),
-            kind: Self::TYPE,
-            id: self.id().to_owned(),
-        }
+        Self::arn_at(self.home(), self.id())
     }
 
     /// What policies may ask of it beside its tags, as `ec2:InstanceType`.
@@ -227,7 +234,7 @@ macro_rules! resource {
         $(#[$doc:meta])* id: $id:ident = $prefix:literal,
         kind: $kind:literal,
         key: $key:ident,
-        arn: $arn:literal,
+        arn: $arn:literal $(, owned: $owned:literal)?,
         malformed: $malformed:literal,
         not_found: $not_found:literal,
         noun: $noun:literal,
@@ -251,6 +258,7 @@ macro_rules! resource {
         impl $crate::model::Described for $resource {
             type Id = $id;
             const TYPE: &'static str = $arn;
+            $(const OWNED: bool = $owned;)?
             fn described_id(&self) -> &$id {
                 &self.id
             }
@@ -277,11 +285,16 @@ macro_rules! each_kind {
 
 macro_rules! types {
     (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
-        /// What ARNs call the resources of a kind of record ([`Resource::KIND`]), if they
-        /// have any.
-        pub(crate) fn type_of(kind: &str) -> Option<&'static str> {
+        /// The name of the resource whose record has this key of the store; `None` for
+        /// records that are no resources of the API.
+        pub(crate) fn arn_of_key(key: &str) -> Option<Arn> {
+            // /kind/account/region/id, and a key pair's name may have a slash.
+            let mut parts = key.strip_prefix('/')?.splitn(4, '/');
+            let kind = parts.next()?;
+            let scope = Scope::new(parts.next()?, parts.next()?);
+            let id = parts.next()?;
             $(if kind == <super::$resource as Resource>::KIND {
-                return Some(<super::$resource as Described>::TYPE);
+                return Some(super::$resource::arn_at(&scope, id));
             })*
             None
         }

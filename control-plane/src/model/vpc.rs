@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{Arn, Described, DhcpOptionsId, Scope, resource::resource};
+use super::{Described, DhcpOptionsId, Scope, resource::resource};
 
 /// A virtual private cloud: one network namespace on each host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +48,7 @@ impl Vpc {
 
 /// The ARN of a VPC, as the condition key `ec2:Vpc` has it.
 pub(super) fn vpc_arn(scope: &Scope, id: &VpcId) -> String {
-    let arn = Arn {
-        scope: scope.clone(),
-        kind: Vpc::TYPE,
-        id: id.to_string(),
-    };
-    arn.to_string()
+    Vpc::arn_at(scope, id.as_str()).to_string()
 }
 
 /// A part of a VPC's addresses, in one availability zone.

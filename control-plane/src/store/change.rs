@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Compare, Op, StoreError, Txn, View, record};
-use crate::model::{Regional, Resource, Scope, Tags, resource::type_of};
+use crate::model::{Arn, Regional, Resource, Scope, Tags, resource::arn_of_key};
 
 /// As many records may one transaction depend on: etcd's default for its comparisons
 /// and its operations each.
@@ -131,15 +131,12 @@ impl<'v> Change<'v> {
         }
     }
 
-    /// The resources of the API that it writes or deletes: what ARNs call their kind,
-    /// their ids in ARNs, and whether the view has them.
-    pub fn resources(&self) -> impl Iterator<Item = (&'static str, &str, bool)> {
+    /// The resources of the API that it writes or deletes, and whether the view has
+    /// them.
+    pub fn resources(&self) -> impl Iterator<Item = (Arn, bool)> {
         self.ops.keys().filter_map(|key| {
-            // /kind/account/region/id, and a key pair's name may have a slash.
-            let mut parts = key.splitn(5, '/').skip(1);
-            let kind = type_of(parts.next()?)?;
             let exists = matches!(self.compares.get(key), Some(Compare::Unchanged(..)));
-            Some((kind, parts.nth(2)?, exists))
+            Some((arn_of_key(key)?, exists))
         })
     }
 

@@ -34,7 +34,7 @@ impl Action for GetCallerIdentity {
 
     async fn handle(ctx: &Ctx, _: Request) -> Result<Response, ApiError> {
         Ok(Response {
-            arn: ctx.caller.arn.clone(),
+            arn: ctx.caller.arn.to_string(),
             user_id: ctx.caller.user_id.clone(),
             account: ctx.caller.account.clone(),
         })

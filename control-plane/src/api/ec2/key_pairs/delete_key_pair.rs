@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{Action, ApiError, Ctx, Targets, shared::parse_id},
-    model::{Described as _, KeyPair, KeyPairId},
+    model::{KeyPair, KeyPairId},
 };
 
 /// The action.
@@ -37,7 +37,7 @@ impl Action for DeleteKeyPair {
             (Some(id), _) => to.named::<KeyPair>([id]),
             (None, Some(name)) => match to.view().get::<KeyPair>(name) {
                 Some(pair) => to.existing(pair),
-                None => to.absent(KeyPair::TYPE, name),
+                None => to.absent::<KeyPair>(name),
             },
             (None, None) => {}
         }

@@ -27,7 +27,7 @@ use crate::{
         shared::{found, not_found},
         wire::quoted,
     },
-    model::{Described as _, GroupId, SecurityGroup, Vpc, VpcId},
+    model::{GroupId, SecurityGroup, Vpc, VpcId},
     store::{Change, Scoped},
 };
 
@@ -63,7 +63,7 @@ fn find<'v>(
 fn target(to: &mut Targets<'_>, id: Option<&str>, name: Option<&str>) {
     match find(to.view(), id, name) {
         Ok(group) => to.existing(group),
-        Err(_) => to.absent(SecurityGroup::TYPE, id.or(name).unwrap_or_default()),
+        Err(_) => to.absent::<SecurityGroup>(id.or(name).unwrap_or_default()),
     }
 }
 

@@ -29,10 +29,7 @@ impl Action for CreateTags {
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
         request.resources.iter().for_each(|id| target(to, id));
-        let tags = request.tags.iter();
-        to.request_tags(
-            tags.map(|tag| (tag.key.as_str(), tag.value.as_deref().unwrap_or_default())),
-        );
+        to.request_tags(&request.tags);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {

@@ -58,7 +58,7 @@ macro_rules! tagged {
                 prefix: RuleId::PREFIX,
                 name: "security-group-rule",
                 expect: expect_rule,
-                target: |to, id| to.absent("security-group-rule", id),
+                target: |to, id| to.part("security-group-rule", id),
             },
         ];
     };
@@ -85,7 +85,7 @@ fn kind_of(id: &str) -> Option<&'static Kind> {
 fn target(to: &mut Targets<'_>, id: &str) {
     match kind_of(id) {
         Some(kind) => (kind.target)(to, id),
-        None => to.absent("unknown", id),
+        None => to.part("unknown", id),
     }
 }
 

@@ -11,8 +11,8 @@ use crate::{
         wire::quoted,
     },
     model::{
-        Described as _, Eni, GroupId, Host, Image, Instance, InstanceType, KeyPair,
-        MetadataOptions, SecurityGroup, ShutdownBehavior, Subnet, Volume, VpcId,
+        Eni, GroupId, Host, Image, Instance, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
+        ShutdownBehavior, Subnet, Volume, VpcId,
     },
     store::Scoped,
 };
@@ -101,7 +101,7 @@ pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
     };
     match (subnet, given) {
         (Some(subnet), _) => to.existing(subnet),
-        (None, Some(id)) => to.absent(Subnet::TYPE, id),
+        (None, Some(id)) => to.absent::<Subnet>(id),
         (None, None) => {}
     }
     let ids = interface.map_or(&request.security_group_ids, |i| &i.groups);
@@ -114,13 +114,13 @@ pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
         let key = subnet.map(|subnet| SecurityGroup::named(&subnet.vpc, name));
         match key.and_then(|key| view.by(SecurityGroup::BY_NAME, &key).next()) {
             Some(group) => to.existing(group),
-            None => to.absent(SecurityGroup::TYPE, name),
+            None => to.absent::<SecurityGroup>(name),
         }
     }
     if let Some(name) = &request.key_name {
         match view.get::<KeyPair>(name) {
             Some(pair) => to.existing(pair),
-            None => to.absent(KeyPair::TYPE, name),
+            None => to.absent::<KeyPair>(name),
         }
     }
     let zone = zone.or(subnet.map(|subnet| subnet.zone.as_str()));
