@@ -106,6 +106,10 @@ def check(model, action):
                 faults.append(f"{path} is refused, but not in the model")
             if path in declared:
                 faults.append(f"{path} is refused and declared")
+        # One that is neither would be ignored: a repeated call would do its work twice.
+        tokened = exists("ClientToken", shape, naming)
+        if action["idempotent"] != (tokened and "ClientToken" not in refused):
+            faults.append("its ClientToken is neither kept nor refused by name")
         lost = list(missing("", shape, naming, declared, refused))
         if lost:
             faults.append("neither declared nor refused: " + json.dumps(lost))
@@ -140,6 +144,8 @@ for service in services:
     for action in service["actions"]:
         faults.clear()
         check(model, action)
+        if action["iam"] != f"{service['arn_name']}:{action['name']}":
+            faults.append(f"its IAM name is {action['iam']}")
         for fault in faults:
             print(f"{action['name']}: {fault}")
         count += 1

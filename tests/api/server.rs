@@ -135,7 +135,9 @@ pub(super) fn shapes() -> serde_json::Value {
                 };
                 serde_json::json!({
                     "name": name,
+                    "iam": service.iam(name),
                     "dry_run": action.dry_run,
+                    "idempotent": action.idempotent,
                     "unsupported": action.unsupported,
                     "request": shape((action.request)()),
                     "response": shape((action.response)()),

@@ -73,6 +73,17 @@ impl Done {
     pub const OK: Self = Self { done: true };
 }
 
+/// What an action's `ClientToken` asks of its handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Token {
+    /// The action has none.
+    Undeclared,
+    /// The action has one, and the request leaves it out: each call stands for itself.
+    Omitted,
+    /// A repeated call is to be known as such.
+    Given(Idempotency),
+}
+
 /// What makes a repeated request known as such: see [`Ctx::once`].
 ///
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-idempotency.html>
@@ -114,9 +125,8 @@ pub struct Ctx {
     pub caller: Caller,
     /// The id that the answer will have.
     pub request_id: String,
-    /// Where the action has a `ClientToken` and the request too.
-    idempotency: Option<Idempotency>,
-    /// Whether [`Ctx::once`] has seen to that.
+    token: Token,
+    /// Whether [`Ctx::once`] has seen to it.
     token_kept: AtomicBool,
     /// Whether the call only asks what would come of it.
     dry_run: bool,
@@ -138,7 +148,7 @@ impl Ctx {
         cloud: Cloud,
         caller: Caller,
         request_id: String,
-        idempotency: Option<Idempotency>,
+        token: Token,
         dry_run: bool,
         now: Timestamp,
         authorized: Authorized,
@@ -151,7 +161,7 @@ impl Ctx {
             console: cloud.console,
             caller,
             request_id,
-            idempotency,
+            token,
             token_kept: AtomicBool::new(false),
             now,
             authorized,
@@ -182,12 +192,7 @@ impl Ctx {
         &self,
         decide: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        if self.idempotency.is_some() && !self.token_kept.load(Ordering::Relaxed) {
-            // A repeated call would do it once more.
-            return Err(ApiError::internal(anyhow!(
-                "a call with a client token writes before it keeps that"
-            )));
-        }
+        self.check_token()?;
         self.write(decide).await
     }
 
@@ -210,6 +215,19 @@ impl Ctx {
             .transact_at(&self.scope, decide)
             .await
             .map_err(|error: TransactError<ApiError>| error.into())
+    }
+
+    /// Nothing is written before [`once`](Self::once), where the action has a
+    /// `ClientToken`: also without one in the request, so that no handler goes wrong
+    /// only for those who send it.
+    fn check_token(&self) -> Result<(), ApiError> {
+        if self.token == Token::Undeclared || self.token_kept.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let action = self.authorized.action();
+        Err(ApiError::internal(anyhow!(
+            "{action} has a ClientToken, and writes before it has seen to that"
+        )))
     }
 
     /// Nothing is written that the caller was not asked about.
@@ -261,6 +279,7 @@ impl Ctx {
                 .map(|item| step(view, change, &mut shared, item));
             steps.collect::<Result<Vec<T>, ApiError>>()
         };
+        self.check_token()?;
         if items.len() > STEPS || self.dry_run {
             let view = self.db.view();
             let mut tried = |view: Scoped<'_>, change: &mut Change<'_>| {
@@ -291,7 +310,7 @@ impl Ctx {
         mut make: impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<String, ApiError>,
     ) -> Result<Once, ApiError> {
         let once = self.write(|view, change| {
-            let Some(Idempotency { key, digest }) = &self.idempotency else {
+            let Token::Given(Idempotency { key, digest }) = &self.token else {
                 let made = make(view, change)?;
                 return Ok(Once {
                     made,
@@ -371,7 +390,8 @@ impl Ctx {
             console,
             policies: Arc::new(crate::auth::RootOnly),
         };
-        Self::new(cloud, caller, "req".into(), None, false, now, authorized)
+        let token = Token::Undeclared;
+        Self::new(cloud, caller, "req".into(), token, false, now, authorized)
     }
 
     /// The same context for a call that may do so much.
@@ -386,7 +406,7 @@ impl Ctx {
     #[cfg(test)]
     #[must_use]
     pub fn with_token(mut self, idempotency: Idempotency) -> Self {
-        self.idempotency = Some(idempotency);
+        self.token = Token::Given(idempotency);
         self
     }
 

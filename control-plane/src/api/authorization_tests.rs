@@ -3,16 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use super::{
-    ApiError, Cloud, Ctx,
+    Action, ApiError, Cloud, Ctx, Done,
     ec2::instances::tests::{RUN, cloud_on},
-    registry::{Call, Service},
+    registry::{Call, Service, action},
     wire::Form,
 };
 use crate::{
     auth::{self, Caller, Keys, Policies, RootOnly, Wish},
     config::Config,
     model::{Arn, Described as _, Instance, Tags, Volume},
-    store::Db,
+    store::{Change, Db},
 };
 
 /// Denies what a closure says, and keeps what it was asked.
@@ -70,7 +70,7 @@ async fn ask(
         now: jiff::Timestamp::UNIX_EPOCH,
         form: Form::parse(parameters.as_bytes())?,
     };
-    (service.find(action)?.call)(service, call).await
+    service.find(action)?.call(service, call).await
 }
 
 #[tokio::test]
@@ -322,10 +322,75 @@ async fn a_client_token_is_kept_before_anything_is_written() {
     };
     let refused = write().await.unwrap_err();
     assert!(
-        format!("{:?}", refused.internal).contains("client token"),
+        format!("{:?}", refused.internal).contains("has a ClientToken"),
         "{refused:?}"
     );
     assert_eq!(db.view().revision(), revision);
     ctx.once(|_, _| Ok("made".into())).await.unwrap();
     write().await.unwrap();
+}
+
+/// An action whose request has a `ClientToken`, and whose handler doesn't think of it.
+struct Forgetful;
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct ForgetfulRequest {
+    many: bool,
+    #[serde(rename = "ClientToken")]
+    _client_token: Option<String>,
+}
+
+impl Action for Forgetful {
+    const NAME: &'static str = "Forgetful";
+    type Request = ForgetfulRequest;
+    type Response = Done;
+
+    async fn handle(ctx: &Ctx, request: ForgetfulRequest) -> Result<Done, ApiError> {
+        let tag = |change: &mut Change<'_>| {
+            let tags = [("a".into(), "b".into())].into();
+            change.put_tags(ctx.scope(), "i-0123456789abcdef0", tags);
+        };
+        if request.many {
+            let put = ctx.each(&[()], |_, change, ()| {
+                tag(change);
+                Ok(())
+            });
+            put.await?;
+        } else {
+            let put = ctx.transact(|_, change| {
+                tag(change);
+                Ok(())
+            });
+            put.await?;
+        }
+        Ok(Done::OK)
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_forgets_its_client_token_writes_nothing() {
+    let db = Db::in_memory().await;
+    let service = Service {
+        actions: vec![action::<Forgetful>()],
+        ..super::ec2::service()
+    };
+    assert!(service.actions[0].idempotent);
+    let revision = db.view().revision();
+    // Also for a caller who doesn't use it, and a dry run.
+    for parameters in [
+        "Many=false&ClientToken=a",
+        "Many=true&ClientToken=a",
+        "Many=false",
+        "Many=true",
+        "Many=true&DryRun=true",
+    ] {
+        let refused = ask(&service, &db, Arc::new(RootOnly), "Forgetful", parameters).await;
+        let refused = format!("{:?}", refused.unwrap_err().internal);
+        assert!(
+            refused.contains("ec2:Forgetful has a ClientToken"),
+            "{refused}"
+        );
+        assert_eq!(db.view().revision(), revision, "{parameters}");
+    }
 }

@@ -162,7 +162,7 @@ impl Dispatch {
             now,
             form,
         };
-        (action.call)(service, call).await
+        action.call(service, call).await
     }
 }
 

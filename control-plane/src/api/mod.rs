@@ -17,7 +17,7 @@ pub mod sts;
 pub mod targets;
 pub mod wire;
 
-pub use action::{Action, Cloud, Ctx, Done, Idempotency};
+pub use action::{Action, Cloud, Ctx, Done, Idempotency, Token};
 pub use console::Console;
 pub use error::ApiError;
 pub use server::{router, serve, serve_tls};

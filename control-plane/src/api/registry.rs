@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Action, ApiError, Cloud, Ctx, Idempotency, Targets,
+    Action, ApiError, Cloud, Ctx, Idempotency, Targets, Token,
     error::Vocabulary,
     wire::{Form, Protocol, Shape, shape_of},
 };
@@ -41,6 +41,11 @@ pub struct Service {
 }
 
 impl Service {
+    /// The name of its action in IAM, as `ec2:RunInstances`.
+    pub fn iam(&self, action: &str) -> String {
+        iam(self.arn_name, action)
+    }
+
     /// The action of this name.
     ///
     /// # Errors
@@ -97,27 +102,40 @@ pub struct Registered {
     pub name: &'static str,
     /// Whether it has `DryRun`.
     pub dry_run: bool,
+    /// Whether it has a `ClientToken`: its request declares one.
+    pub idempotent: bool,
     /// What is refused by name.
     pub unsupported: &'static [&'static str],
     /// The shape of its request.
     pub request: fn() -> Result<Shape, String>,
     /// The shape of its answer.
     pub response: fn() -> Result<Shape, String>,
-    pub(super) call: fn(&Service, Call) -> Answer,
+    call: fn(&Service, bool, Call) -> Answer,
+}
+
+impl Registered {
+    /// Carries out one call of it.
+    pub(super) fn call(&self, service: &Service, call: Call) -> Answer {
+        (self.call)(service, self.idempotent, call)
+    }
 }
 
 /// The registry's line for `A`.
 pub fn action<A: Action>() -> Registered {
+    // Where that can't be known, its handler has to show that it thinks of it.
+    let request = shape_of::<A::Request>();
+    let idempotent = request.map_or(true, |shape| shape.has("ClientToken"));
     Registered {
         name: A::NAME,
         dry_run: A::DRY_RUN,
+        idempotent,
         unsupported: A::UNSUPPORTED,
         request: shape_of::<A::Request>,
         response: shape_of::<A::Response>,
-        call: |service, call| {
+        call: |service, idempotent, call| {
             let (protocol, namespace, arn_name) =
                 (service.protocol, service.namespace, service.arn_name);
-            Box::pin(run::<A>(protocol, namespace, arn_name, call))
+            Box::pin(run::<A>(protocol, namespace, arn_name, idempotent, call))
         },
     }
 }
@@ -128,6 +146,7 @@ async fn run<A: Action>(
     protocol: Protocol,
     namespace: &'static str,
     arn_name: &'static str,
+    idempotent: bool,
     mut call: Call,
 ) -> Result<String, ApiError> {
     let dry_run = A::DRY_RUN && dry_run(&mut call.form)?;
@@ -138,19 +157,19 @@ async fn run<A: Action>(
     let request: A::Request = protocol.decode(&call.form)?;
 
     let authorized = authorize::<A>(&call, arn_name, &request)?;
-    // What an action doesn't have among its parameters was refused by now.
     let fields = call.form.fields();
-    let token = fields.iter().find(|(name, _)| name == "ClientToken");
-    let idempotency = token
-        .map(|(_, token)| idempotency(A::NAME, token, &call.form))
-        .transpose()?;
+    let token = match fields.iter().find(|(name, _)| name == "ClientToken") {
+        Some((_, token)) => Token::Given(idempotency(A::NAME, token, &call.form)?),
+        None if idempotent => Token::Omitted,
+        None => Token::Undeclared,
+    };
 
     let request_id = call.request_id.clone();
     let ctx = Ctx::new(
         call.cloud,
         call.caller,
         call.request_id,
-        idempotency,
+        token,
         dry_run,
         call.now,
         authorized,
@@ -183,7 +202,7 @@ fn authorize<A: Action>(
         ..
     } = targets;
     let may = |action: &str, targets: &[Target]| {
-        let action = format!("{arn_name}:{action}");
+        let action = iam(arn_name, action);
         auth::authorize(&*cloud.policies, caller, &action, targets, &keys)
     };
     let authorized = may(A::NAME, &asked)?;
@@ -191,6 +210,10 @@ fn authorize<A: Action>(
         may("CreateTags", &tagged)?;
     }
     Ok(authorized.along(along))
+}
+
+fn iam(arn_name: &str, action: &str) -> String {
+    format!("{arn_name}:{action}")
 }
 
 fn dry_run(form: &mut Form) -> Result<bool, ApiError> {

@@ -39,6 +39,16 @@ pub enum Shape {
     },
 }
 
+impl Shape {
+    /// Whether it is a structure with a member of this name.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Structure { members } => members.iter().any(|member| member.name == name),
+            _ => false,
+        }
+    }
+}
+
 /// One member of a structure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Member {
