@@ -11,7 +11,7 @@ use super::{
 use crate::{
     auth::{self, Caller, Keys, Policies, RootOnly, Wish},
     config::Config,
-    model::{Arn, Described as _, Instance, Tags, Volume},
+    model::{Arn, Described as _, Instance, SecurityGroup, Subnet, Tags, Volume},
     store::{Change, Db},
 };
 
@@ -34,12 +34,18 @@ impl<F: Fn(&Wish<'_>) -> bool + Send + Sync> Policies for Denying<F> {
     }
 }
 
-/// Denies where a condition key of the target has this value.
+/// Denies where a condition key of the target or of the request has this value.
 fn with(key: &'static str, value: &'static str) -> impl Fn(&Wish<'_>) -> bool {
     move |wish| {
-        let values = wish.target.and_then(|target| target.keys.get(key));
-        values.is_some_and(|values| values.iter().any(|v| v == value))
+        let of_target = wish.target.and_then(|target| target.keys.get(key));
+        let mut values = of_target.into_iter().chain(wish.keys.get(key)).flatten();
+        values.any(|v| v == value)
     }
+}
+
+/// Denies what is of this kind.
+fn of_kind(kind: &'static str) -> impl Fn(&Wish<'_>) -> bool {
+    move |wish| wish.target.is_some_and(|target| target.arn.kind == kind)
 }
 
 async fn ask(
@@ -149,6 +155,99 @@ async fn what_is_denied_changes_nothing() {
         .await
         .unwrap_err();
     assert_eq!(sts.errors.translate(error).code, "AccessDenied");
+}
+
+#[tokio::test]
+async fn policies_see_the_condition_keys_that_ec2_documents() {
+    let db = Db::in_memory().await;
+    cloud_on(db.clone()).await;
+    let ec2 = super::ec2::service();
+    let root: Arc<dyn Policies> = Arc::new(RootOnly);
+    ask(&ec2, &db, root.clone(), "RunInstances", RUN)
+        .await
+        .unwrap();
+    let group = db.view().all::<SecurityGroup>().next().unwrap().id.clone();
+    let rule = format!(
+        "GroupId={group}&IpProtocol=tcp&FromPort=22&ToPort=22&CidrIp=0.0.0.0/0\
+         &TagSpecification.1.ResourceType=security-group-rule\
+         &TagSpecification.1.Tag.1.Key=team&TagSpecification.1.Tag.1.Value=red"
+    );
+    let authorize = "AuthorizeSecurityGroupIngress";
+    let no_tags = |w: &Wish<'_>| w.action == "ec2:CreateTags" && of_kind("security-group-rule")(w);
+    let denied = refused(&ec2, &db, deny(no_tags), authorize, &rule).await;
+    assert_eq!(denied, "UnauthorizedOperation");
+    ask(&ec2, &db, root, authorize, &rule).await.unwrap();
+    let view = db.view();
+    let instance = view.all::<Instance>().next().unwrap();
+    let subnet = view.all::<Subnet>().next().unwrap().arn().to_string();
+    let subnet: &'static str = subnet.leak();
+    let group = view
+        .at(&instance.scope)
+        .get::<SecurityGroup>(&group)
+        .unwrap();
+    let rule = &group.rules.iter().last().unwrap().id;
+    let tag_rule = format!("ResourceId.1={rule}&Tag.1.Key=a&Tag.1.Value=b");
+    let modify = |what: &str| format!("InstanceId={}&{what}", instance.id);
+    let one = format!("InstanceId.1={}", instance.id);
+    let key_pair = "KeyName=mine".to_owned();
+    for (action, parameters, (key, value)) in [
+        // What is left out has its default.
+        (
+            "RunInstances",
+            RUN.to_owned(),
+            ("ec2:MetadataHttpTokens", "optional"),
+        ),
+        ("RunInstances", RUN.to_owned(), ("ec2:VolumeType", "gp3")),
+        ("RunInstances", RUN.to_owned(), ("ec2:Encrypted", "false")),
+        (
+            "RunInstances",
+            RUN.to_owned(),
+            ("ec2:AssociatePublicIpAddress", "true"),
+        ),
+        ("RunInstances", RUN.to_owned(), ("ec2:Subnet", subnet)),
+        ("CreateKeyPair", key_pair, ("ec2:KeyPairType", "rsa")),
+        // What is there has what it was made with.
+        (
+            "StopInstances",
+            one.clone(),
+            ("ec2:MetadataHttpEndpoint", "enabled"),
+        ),
+        ("StopInstances", one, ("ec2:Region", "us-east-1")),
+        ("CreateTags", tag_rule, ("ec2:ResourceTag/team", "red")),
+        // An attribute has one name, in whichever form it is given.
+        (
+            "ModifyInstanceAttribute",
+            modify("DisableApiTermination.Value=true"),
+            ("ec2:Attribute", "DisableApiTermination"),
+        ),
+        (
+            "ModifyInstanceAttribute",
+            modify("Attribute=disableApiTermination&Value=true"),
+            ("ec2:Attribute/DisableApiTermination", "true"),
+        ),
+        (
+            "ModifyInstanceAttribute",
+            modify(&format!("GroupId.1={}", group.id)),
+            ("ec2:Attribute", "GroupId"),
+        ),
+    ] {
+        let denied = refused(&ec2, &db, deny(with(key, value)), action, &parameters).await;
+        assert_eq!(denied, "UnauthorizedOperation", "{action} by {key}");
+    }
+}
+
+/// The code that a call is refused with, which changes nothing.
+async fn refused(
+    service: &Service,
+    db: &Db,
+    policies: impl Policies + 'static,
+    action: &str,
+    parameters: &str,
+) -> String {
+    let revision = db.view().revision();
+    let refused = ask(service, db, Arc::new(policies), action, parameters).await;
+    assert_eq!(db.view().revision(), revision, "{action}");
+    refused.unwrap_err().code.into_owned()
 }
 
 fn deny<F: Fn(&Wish<'_>) -> bool + Send + Sync>(deny: F) -> Denying<F> {

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EniAttachmentId, GroupId, Index, InstanceId, Scope, SubnetId, VpcId, resource::resource,
-    vpc::vpc_arn,
+    Described as _, EniAttachmentId, GroupId, Index, InstanceId, Scope, Subnet, SubnetId, VpcId,
+    resource::resource, vpc::vpc_arn,
 };
 
 /// A network interface: the unit that addresses and security groups belong to.
@@ -62,8 +62,14 @@ resource! {
 
 impl Eni {
     fn conditions(&self) -> Vec<(&'static str, String)> {
+        let subnet = Subnet::arn_at(&self.scope, self.subnet.as_str());
         vec![
+            (
+                "ec2:AssociatePublicIpAddress",
+                self.auto_public_ip.to_string(),
+            ),
             ("ec2:NetworkInterfaceID", self.id.to_string()),
+            ("ec2:Subnet", subnet.to_string()),
             ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
         ]
     }

@@ -179,6 +179,28 @@ pub struct MetadataOptions {
     pub tags_enabled: bool,
 }
 
+impl MetadataOptions {
+    /// What they say to the conditions of policies, which ask for IMDSv2 by them:
+    /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ExamplePolicies_EC2.html#iam-example-instance-metadata>
+    pub fn conditions(&self) -> [(&'static str, String); 4] {
+        let choice = |yes, [no, name]: [&str; 2]| if yes { name } else { no }.to_owned();
+        let switch = ["disabled", "enabled"];
+        let tokens = choice(self.tokens_required, ["optional", "required"]);
+        [
+            (
+                "ec2:InstanceMetadataTags",
+                choice(self.tags_enabled, switch),
+            ),
+            ("ec2:MetadataHttpEndpoint", choice(self.enabled, switch)),
+            (
+                "ec2:MetadataHttpPutResponseHopLimit",
+                self.hop_limit.to_string(),
+            ),
+            ("ec2:MetadataHttpTokens", tokens),
+        ]
+    }
+}
+
 /// A reboot under way: what tells, to whoever looks later, whether it is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reboot {
@@ -280,14 +302,23 @@ impl Instance {
         InstanceType::find(&self.instance_type).map_or(Quota::UNKNOWN, InstanceType::quota)
     }
 
+    /// What every instance here says to the conditions of policies.
+    pub const ALIKE: [(&str, &str); 4] = [
+        ("ec2:EbsOptimized", "false"),
+        ("ec2:InstanceMarketType", "on-demand"),
+        ("ec2:RootDeviceType", "ebs"),
+        ("ec2:Tenancy", "default"),
+    ];
+
     fn conditions(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let own = [
             ("ec2:AvailabilityZone", self.zone.clone()),
             ("ec2:InstanceID", self.id.to_string()),
             ("ec2:InstanceType", self.instance_type.clone()),
-            ("ec2:RootDeviceType", "ebs".to_owned()),
-            ("ec2:Tenancy", "default".to_owned()),
-        ]
+        ];
+        let alike = Self::ALIKE.map(|(key, value)| (key, value.to_owned()));
+        let metadata = self.metadata.conditions();
+        own.into_iter().chain(alike).chain(metadata).collect()
     }
 
     fn taken(&self) -> Option<(&HostId, Quota)> {

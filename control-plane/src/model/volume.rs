@@ -66,6 +66,7 @@ impl Volume {
     fn conditions(&self) -> Vec<(&'static str, String)> {
         vec![
             ("ec2:AvailabilityZone", self.zone.clone()),
+            ("ec2:Encrypted", "false".to_owned()),
             ("ec2:VolumeID", self.id.to_string()),
             ("ec2:VolumeSize", self.size_gib.to_string()),
             ("ec2:VolumeType", self.volume_type.clone()),

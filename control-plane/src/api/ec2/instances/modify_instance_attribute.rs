@@ -191,6 +191,47 @@ fn volume(mapping: Mapping) -> Result<(String, bool), ApiError> {
     Ok((device, goes))
 }
 
+/// The condition keys `ec2:Attribute` and `ec2:Attribute/…`, which call attributes as
+/// the parameters are called: also those that a request names in the older form. There
+/// are none for what is made of several values, as a volume's mapping.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/iam-policies-for-amazon-ec2.html#attribute-key>
+fn attribute_keys(request: &Request, to: &mut Targets<'_>) {
+    let flag = |flag: &Option<Flag>| flag.as_ref().map(|flag| Some(flag.value.to_string()));
+    let behavior = request.instance_initiated_shutdown_behavior.as_ref();
+    let mut given = vec![
+        (
+            "DisableApiTermination",
+            flag(&request.disable_api_termination),
+        ),
+        ("SourceDestCheck", flag(&request.source_dest_check)),
+        (
+            "InstanceInitiatedShutdownBehavior",
+            behavior.map(|text| Some(text.value.clone())),
+        ),
+        ("GroupId", (!request.groups.is_empty()).then_some(None)),
+    ];
+    let older = match request.attribute.as_deref() {
+        Some("disableApiTermination") => Some("DisableApiTermination"),
+        Some("sourceDestCheck") => Some("SourceDestCheck"),
+        Some("instanceInitiatedShutdownBehavior") => Some("InstanceInitiatedShutdownBehavior"),
+        // The others have no such form.
+        _ => None,
+    };
+    given.extend(older.map(|name| (name, request.value.clone().map(Some))));
+    let mut names = Vec::new();
+    for (name, value) in given {
+        let Some(value) = value else { continue };
+        names.push(name.to_owned());
+        if let Some(value) = value {
+            to.request_key(format!("ec2:Attribute/{name}"), vec![value]);
+        }
+    }
+    if !names.is_empty() {
+        to.request_key("ec2:Attribute", names);
+    }
+}
+
 fn apply(
     view: Scoped<'_>,
     change: &mut Change<'_>,
@@ -299,11 +340,18 @@ impl Action for ModifyInstanceAttribute {
         to.named::<Instance>([&request.instance_id]);
         to.named::<SecurityGroup>(&request.groups);
         interfaces_along(to, [&request.instance_id]);
-        if !request.block_device_mappings.is_empty() {
-            let view = to.view();
-            let volumes = view.by(Volume::BY_INSTANCE, &request.instance_id);
-            volumes.for_each(|volume| to.existing(volume));
-        }
+        let mappings = request.block_device_mappings.iter();
+        let devices: Vec<_> = mappings.filter_map(|m| m.device_name.as_ref()).collect();
+        let mapped = |volume: &&Volume| {
+            let attachment = volume.attachment.as_ref();
+            attachment.is_some_and(|at| devices.contains(&&at.device))
+        };
+        let view = to.view();
+        let volumes = view.by(Volume::BY_INSTANCE, &request.instance_id);
+        volumes
+            .filter(mapped)
+            .for_each(|volume| to.existing(volume));
+        attribute_keys(request, to);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Done, ApiError> {

@@ -3,6 +3,7 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html>
 
 mod resolve;
+mod targets;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -254,7 +255,7 @@ impl Action for RunInstances {
     type Response = Response;
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
-        resolve::targets(request, to);
+        targets::targets(request, to);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

@@ -46,8 +46,8 @@ impl Action for CreateKeyPair {
     type Response = Response;
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
-        let name = ("ec2:KeyPairName", request.key_name.clone());
-        to.made::<KeyPair>([name], &request.tag_specifications);
+        let kind = request.key_type.clone().unwrap_or_else(|| "rsa".into());
+        to.made::<KeyPair>([("ec2:KeyPairType", kind)], &request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

@@ -42,8 +42,7 @@ impl Action for ImportKeyPair {
     type Response = Response;
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
-        let name = ("ec2:KeyPairName", request.key_name.clone());
-        to.made::<KeyPair>([name], &request.tag_specifications);
+        to.made::<KeyPair>([], &request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

@@ -21,6 +21,9 @@ use crate::{
     model::{Direction, GroupId, Peer, Rule, RuleId},
 };
 
+/// What ARNs and `TagSpecification`s call a rule.
+const RULE: &str = "security-group-rule";
+
 /// EC2's default quota of rules in one direction.
 const MAX_RULES: usize = 60;
 
@@ -72,7 +75,7 @@ async fn authorize(
     permissions: &[Input],
     specifications: &[TagSpecification],
 ) -> Result<Response, ApiError> {
-    let tags = tag::specified_for(specifications, "security-group-rule")?;
+    let tags = tag::specified_for(specifications, RULE)?;
     if permissions.is_empty() {
         return Err(ApiError::missing("IpPermissions"));
     }
@@ -138,6 +141,7 @@ impl Action for AuthorizeSecurityGroupIngress {
     fn targets(request: &IngressRequest, to: &mut Targets<'_>) {
         let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());
         target(to, id, name);
+        to.made_part(RULE, &request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: IngressRequest) -> Result<Response, ApiError> {
@@ -156,6 +160,7 @@ impl Action for AuthorizeSecurityGroupEgress {
 
     fn targets(request: &EgressRequest, to: &mut Targets<'_>) {
         target(to, Some(&request.group_id), None);
+        to.made_part(RULE, &request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: EgressRequest) -> Result<Response, ApiError> {

@@ -6,13 +6,13 @@ use super::{InterfaceInput, MetadataInput, Request};
 use crate::api::ec2::instances::{groups, modify_instance_attribute::shutdown_behavior};
 use crate::{
     api::{
-        ApiError, Ctx, Targets,
+        ApiError, Ctx,
         shared::{found, found_visible},
         wire::quoted,
     },
     model::{
-        Eni, GroupId, Host, Image, Instance, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
-        ShutdownBehavior, Subnet, Volume, VpcId,
+        GroupId, Host, Image, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
+        ShutdownBehavior, Subnet, VpcId,
     },
     store::Scoped,
 };
@@ -63,9 +63,7 @@ pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<R
     Ok(Resolved {
         kind,
         groups,
-        public: interface
-            .and_then(|i| i.associate_public_ip_address)
-            .unwrap_or(subnet.map_public_ip),
+        public: public(interface, &subnet),
         description: interface
             .and_then(|i| i.description.clone())
             .unwrap_or_default(),
@@ -86,69 +84,18 @@ pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<R
     })
 }
 
-/// What AWS's table has for the action, before anything of it is checked.
-pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
-    let view = to.view();
-    if let Some(id) = &request.image_id {
-        to.visible::<Image>(id);
-    }
-    let interface = request.network_interfaces.first();
-    let zone = zone(request);
-    let given = subnet_id(request, interface);
-    let subnet = match given {
-        Some(id) => id.parse().ok().and_then(|id| view.find::<Subnet>(&id)),
-        None => default_subnet(view, zone),
-    };
-    match (subnet, given) {
-        (Some(subnet), _) => to.existing(subnet),
-        (None, Some(id)) => to.absent::<Subnet>(id),
-        (None, None) => {}
-    }
-    let ids = interface.map_or(&request.security_group_ids, |i| &i.groups);
-    to.named::<SecurityGroup>(ids);
-    let mut names: Vec<&str> = request.security_groups.iter().map(String::as_str).collect();
-    if ids.is_empty() && names.is_empty() {
-        names.push("default");
-    }
-    for name in names {
-        let key = subnet.map(|subnet| SecurityGroup::named(&subnet.vpc, name));
-        match key.and_then(|key| view.by(SecurityGroup::BY_NAME, &key).next()) {
-            Some(group) => to.existing(group),
-            None => to.absent::<SecurityGroup>(name),
-        }
-    }
-    if let Some(name) = &request.key_name {
-        match view.get::<KeyPair>(name) {
-            Some(pair) => to.existing(pair),
-            None => to.absent::<KeyPair>(name),
-        }
-    }
-    let zone = zone.or(subnet.map(|subnet| subnet.zone.as_str()));
-    let zone = zone.map(|zone| ("ec2:AvailabilityZone", zone.to_owned()));
-    let kind = request.instance_type.clone();
-    let kind = kind.map(|kind| ("ec2:InstanceType", kind));
-    let fixed = [
-        ("ec2:RootDeviceType", "ebs".to_owned()),
-        ("ec2:Tenancy", "default".to_owned()),
-    ];
-    let tags = &request.tag_specifications;
-    let keys = zone.clone().into_iter().chain(kind).chain(fixed);
-    to.made::<Instance>(keys, tags);
-    let ebs = request.block_device_mappings.first();
-    let ebs = ebs.and_then(|mapping| mapping.ebs.as_ref());
-    let size = ebs.and_then(|ebs| ebs.volume_size);
-    let size = size.map(|size| ("ec2:VolumeSize", size.to_string()));
-    let class = ebs.and_then(|ebs| ebs.volume_type.clone());
-    let class = class.map(|class| ("ec2:VolumeType", class));
-    to.made::<Volume>(zone.clone().into_iter().chain(size).chain(class), tags);
-    to.made::<Eni>(zone, tags);
+/// Whether the instances get public addresses.
+pub(super) fn public(interface: Option<&InterfaceInput>, subnet: &Subnet) -> bool {
+    interface
+        .and_then(|i| i.associate_public_ip_address)
+        .unwrap_or(subnet.map_public_ip)
 }
 
-fn zone(request: &Request) -> Option<&str> {
+pub(super) fn zone(request: &Request) -> Option<&str> {
     request.placement.as_ref()?.availability_zone.as_deref()
 }
 
-fn subnet_id<'r>(
+pub(super) fn subnet_id<'r>(
     request: &'r Request,
     interface: Option<&'r InterfaceInput>,
 ) -> Option<&'r String> {
@@ -156,7 +103,7 @@ fn subnet_id<'r>(
     request.subnet_id.as_ref().or(of_interface)
 }
 
-fn default_subnet<'v>(view: Scoped<'v>, zone: Option<&str>) -> Option<&'v Subnet> {
+pub(super) fn default_subnet<'v>(view: Scoped<'v>, zone: Option<&str>) -> Option<&'v Subnet> {
     let default = |zone: &str| {
         view.all::<Subnet>()
             .find(|s| s.is_default && s.zone == zone)
@@ -340,7 +287,10 @@ fn user_data(request: &Request) -> Result<Option<String>, ApiError> {
 }
 
 /// Its size in GiB, its type, and whether it goes with the instance.
-fn root_volume(request: &Request, image: &Image) -> Result<(u32, String, bool), ApiError> {
+pub(super) fn root_volume(
+    request: &Request,
+    image: &Image,
+) -> Result<(u32, String, bool), ApiError> {
     let manifest = &image.manifest;
     let least = u32::try_from(manifest.disk_size.div_ceil(1 << 30))
         .unwrap_or(u32::MAX)
@@ -390,7 +340,7 @@ fn root_volume(request: &Request, image: &Image) -> Result<(u32, String, bool), 
     ))
 }
 
-fn metadata(given: Option<&MetadataInput>) -> Result<MetadataOptions, ApiError> {
+pub(super) fn metadata(given: Option<&MetadataInput>) -> Result<MetadataOptions, ApiError> {
     let mut options = MetadataOptions {
         enabled: true,
         tokens_required: false,

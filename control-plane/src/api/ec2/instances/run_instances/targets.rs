@@ -1,0 +1,105 @@
+//! What a launch is about: all that it takes, and all that it makes.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ExamplePolicies_EC2.html#iam-example-runinstances>
+
+use super::{
+    InterfaceInput, Request,
+    resolve::{default_subnet, metadata, public, root_volume, subnet_id, zone},
+};
+use crate::{
+    api::Targets,
+    model::{Described as _, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc},
+};
+
+/// Resolves a launch, before anything of it is checked.
+pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
+    let view = to.view();
+    let image = request.image_id.as_ref().and_then(|id| {
+        to.visible::<Image>(id);
+        view.visible::<Image>(&id.parse().ok()?)
+    });
+    let interface = request.network_interfaces.first();
+    let zone = zone(request);
+    let given = subnet_id(request, interface);
+    let subnet = match given {
+        Some(id) => id.parse().ok().and_then(|id| view.find::<Subnet>(&id)),
+        None => default_subnet(view, zone),
+    };
+    match (subnet, given) {
+        (Some(subnet), _) => to.existing(subnet),
+        (None, Some(id)) => to.absent::<Subnet>(id),
+        (None, None) => {}
+    }
+    let ids = interface.map_or(&request.security_group_ids, |i| &i.groups);
+    to.named::<SecurityGroup>(ids);
+    let mut names: Vec<&str> = request.security_groups.iter().map(String::as_str).collect();
+    if ids.is_empty() && names.is_empty() {
+        names.push("default");
+    }
+    for name in names {
+        let key = subnet.map(|subnet| SecurityGroup::named(&subnet.vpc, name));
+        match key.and_then(|key| view.by(SecurityGroup::BY_NAME, &key).next()) {
+            Some(group) => to.existing(group),
+            None => to.absent::<SecurityGroup>(name),
+        }
+    }
+    if let Some(name) = &request.key_name {
+        match view.get::<KeyPair>(name) {
+            Some(pair) => to.existing(pair),
+            None => to.absent::<KeyPair>(name),
+        }
+    }
+    let zone = zone.or(subnet.map(|subnet| subnet.zone.as_str()));
+    let zone = zone.map(|zone| ("ec2:AvailabilityZone", zone.to_owned()));
+    let zone = || zone.clone().into_iter();
+    let tags = &request.tag_specifications;
+    to.made::<Instance>(zone().chain(instance_keys(request)), tags);
+    to.made::<Volume>(zone().chain(volume_keys(request, image)), tags);
+    let eni = subnet.map(|subnet| eni_keys(interface, subnet));
+    to.made::<Eni>(zone().chain(eni.into_iter().flatten()), tags);
+}
+
+// What is made is known by what it will have, defaults included. What is left out
+// here, or wrong, is refused when the call is carried out.
+
+fn instance_keys(request: &Request) -> impl Iterator<Item = (&'static str, String)> {
+    let kind = request.instance_type.clone();
+    let kind = kind.map(|kind| ("ec2:InstanceType", kind));
+    let alike = Instance::ALIKE.map(|(key, value)| (key, value.to_owned()));
+    let metadata = metadata(request.metadata_options.as_ref()).ok();
+    let metadata = metadata.map(|options| options.conditions());
+    kind.into_iter()
+        .chain(alike)
+        .chain(metadata.into_iter().flatten())
+}
+
+fn volume_keys(
+    request: &Request,
+    image: Option<&Image>,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let (size, class) = match image.and_then(|image| root_volume(request, image).ok()) {
+        Some((size, class, _)) => (Some(size), Some(class)),
+        None => {
+            let ebs = request.block_device_mappings.first();
+            let ebs = ebs.and_then(|mapping| mapping.ebs.as_ref());
+            let size = ebs.and_then(|ebs| ebs.volume_size);
+            (size, ebs.and_then(|ebs| ebs.volume_type.clone()))
+        }
+    };
+    let size = size.map(|size| ("ec2:VolumeSize", size.to_string()));
+    let class = class.map(|class| ("ec2:VolumeType", class));
+    let plain = ("ec2:Encrypted", "false".to_owned());
+    [plain].into_iter().chain(size).chain(class)
+}
+
+fn eni_keys(interface: Option<&InterfaceInput>, subnet: &Subnet) -> [(&'static str, String); 3] {
+    let vpc = Vpc::arn_at(&subnet.scope, subnet.vpc.as_str());
+    [
+        (
+            "ec2:AssociatePublicIpAddress",
+            public(interface, subnet).to_string(),
+        ),
+        ("ec2:Subnet", subnet.arn().to_string()),
+        ("ec2:Vpc", vpc.to_string()),
+    ]
+}
