@@ -349,7 +349,7 @@ async fn a_handler_writes_nothing_that_was_not_asked_for() {
     // Of many, none is written when one was not asked for.
     let many: Vec<_> = (2..32).map(crate::model::samples::instance).collect();
     let but_one = many.iter().take(29).map(|i| made.arn_of::<Instance>(&i.id));
-    let most = ctx(&db, nothing().along(but_one.collect()));
+    let most = ctx(&db, nothing().along(but_one));
     let written = most.each(&many, |_, change, instance| {
         change.put(&Instance {
             scope: made.scope().clone(),
