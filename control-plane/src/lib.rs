@@ -17,12 +17,13 @@ pub mod descriptors;
 pub mod doctor;
 pub mod images;
 pub mod metadata;
-pub mod model;
 pub mod network;
 pub mod reconcile;
 pub mod records;
 pub mod scheduler;
 pub mod simulation;
 pub mod storage;
-pub mod store;
 pub mod tls;
+
+pub use hearth_model as model;
+pub use hearth_store as store;

@@ -6,10 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Source files under a folder of `src`, or that file alone, with their text as
-/// far as their tests.
+/// The rooms that are crates of their own: what they may know at all is in their
+/// manifests, and the compiler's.
+const CRATES: [&str; 3] = ["model", "store", "wire"];
+
+/// Source files of a crate of [`CRATES`], under a folder of `src`, or that file
+/// alone, with their text as far as their tests.
 fn sources(room: &str) -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room);
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = match CRATES.contains(&room) {
+        true => own.join(room).join("src"),
+        false => own.join("src").join(room),
+    };
     let mut found = Vec::new();
     let mut left = vec![root];
     while let Some(path) = left.pop() {
@@ -77,7 +85,7 @@ fn pure_rooms_are_pure() {
                 "model",
                 "records",
                 "scheduler",
-                "api/wire",
+                "wire",
                 "auth/sigv4.rs",
                 "network/plan",
                 "reconcile/instance/plan.rs",
@@ -117,21 +125,8 @@ fn only_host_modules_touch_the_host() {
 fn rooms_know_only_those_below_them() {
     for (room, others) in [
         (
-            "model",
-            &[
-                "crate::api",
-                "crate::store",
-                "crate::reconcile",
-                "crate::records",
-            ][..],
-        ),
-        (
-            "store",
-            &["crate::api", "crate::reconcile", "crate::records"],
-        ),
-        (
             "records",
-            &["crate::api", "crate::reconcile", "crate::config"],
+            &["crate::api", "crate::reconcile", "crate::config"][..],
         ),
         ("scheduler", &["crate::api", "crate::reconcile"]),
         (

@@ -15,7 +15,7 @@ pub mod server;
 pub mod shared;
 pub mod sts;
 pub mod targets;
-pub mod wire;
+pub use hearth_wire as wire;
 
 pub use action::{Action, Cloud, Ctx, Done, Idempotency, Token};
 pub use console::Console;

@@ -15,7 +15,7 @@ use crate::{
     api::{ApiError, Targets, wire::quoted},
     model::{
         Described, Eni, Identifier as _, Image, Instance, KeyPair, RuleId, SecurityGroup, Subnet,
-        Volume, Vpc, resource::each_kind,
+        Volume, Vpc, each_kind,
     },
     store::{Change, Scoped},
 };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{View, view::number_of};
-use crate::model::{Described, Index, Regional, Scope, Shared, Tags, Visible};
+use hearth_model::{Described, Index, Regional, Scope, Shared, Tags, Visible};
 
 /// A view that shows the records of one scope. What lies outside is reached
 /// through the doors that say so: [`visible`](Self::visible),

@@ -10,9 +10,7 @@ use std::{any::Any, collections::BTreeMap, ops::Bound, sync::Arc};
 use imbl::{OrdMap, OrdSet};
 
 use super::{Batch, Entry, Event, Range, Revision, Scoped, record};
-use crate::model::{
-    self, Described, HostId, Index, Quota, Regional, Resource, Scope, Shared, resource::each_kind,
-};
+use hearth_model::{Described, HostId, Index, Quota, Regional, Resource, Scope, Shared, each_kind};
 
 type Value = Arc<dyn Any + Send + Sync>;
 
@@ -55,8 +53,8 @@ const fn kind_of<T: Resource>() -> KindOf {
 macro_rules! kinds {
     (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
         const KINDS: &[KindOf] = &[
-            $(kind_of::<model::$resource>(),)*
-            $(kind_of::<model::$other>(),)*
+            $(kind_of::<hearth_model::$resource>(),)*
+            $(kind_of::<hearth_model::$other>(),)*
         ];
     };
 }
@@ -413,7 +411,7 @@ fn split(key: &str) -> Option<(usize, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Eni, Host, HostId, Instance, InstanceId, samples};
+    use hearth_model::{Eni, Host, HostId, Instance, InstanceId, samples};
 
     #[test]
     fn kinds_and_indexes_are_told_apart() {
@@ -431,10 +429,10 @@ mod tests {
         }
         macro_rules! each {
             (described: [$($resource:ident),*], others: [$($other:ident),* $(,)?] $(,)?) => {
-                $(distinct::<model::$resource>();
+                $(distinct::<hearth_model::$resource>();
                 // `find` looks in the first.
-                assert_eq!(model::$resource::INDEXES[0].name, "id");)*
-                $(distinct::<model::$other>();)*
+                assert_eq!(hearth_model::$resource::INDEXES[0].name, "id");)*
+                $(distinct::<hearth_model::$other>();)*
             };
         }
         each_kind!(each);

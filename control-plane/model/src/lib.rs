@@ -8,7 +8,7 @@ mod arn;
 mod eni;
 mod group;
 mod idempotency;
-pub(crate) mod ids;
+mod ids;
 mod image;
 mod instance;
 mod instance_type;
@@ -16,8 +16,8 @@ mod key_pair;
 mod quota;
 mod reachability;
 mod reservation;
-pub(crate) mod resource;
-#[cfg(test)]
+mod resource;
+#[cfg(any(test, feature = "samples"))]
 pub mod samples;
 mod settlement;
 mod tags;
@@ -38,7 +38,7 @@ pub use quota::*;
 pub use reachability::*;
 pub use reservation::*;
 pub use resource::{
-    Described, Identifier, Index, Keys, Regional, Resource, Scope, Shared, Visible,
+    Described, Identifier, Index, Keys, Regional, Resource, Scope, Shared, Visible, arn_of_key,
 };
 pub use settlement::*;
 pub use tags::*;

@@ -3,7 +3,7 @@
 //! A launch of a thousand instances is more than one transaction can carry. So
 //! the call's own transaction writes this record, with every id allocated; then
 //! its members get their records in several. Whoever finds one that a crash has
-//! left half-way goes on from there: [`records::launch`](crate::records::launch).
+//! left half-way goes on from there: `records::launch` of the control plane.
 
 use std::collections::BTreeMap;
 

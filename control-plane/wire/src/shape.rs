@@ -258,7 +258,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::api::wire::Time;
+    use crate::Time;
 
     #[test]
     fn names_and_forms_are_serdes_own() {

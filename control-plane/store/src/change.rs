@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Compare, Op, StoreError, Txn, View, record};
-use crate::model::{Arn, Regional, Resource, Scope, Tags, resource::arn_of_key};
+use hearth_model::{Arn, Regional, Resource, Scope, Tags, arn_of_key};
 
 /// As many records may one transaction depend on: etcd's default for its comparisons
 /// and its operations each.

@@ -8,7 +8,7 @@ use super::{
     Batch, Change, Changes, MemoryStore, Outcome, Revision, Scoped, Store, StoreError, View, Watch,
     changes::{self, Subscribers},
 };
-use crate::model::Scope;
+use hearth_model::Scope;
 
 /// How often a transaction is tried when others keep getting in first.
 const ATTEMPTS: u32 = 100;
@@ -238,7 +238,7 @@ async fn feed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Host, Resource as _, samples::host};
+    use hearth_model::{Host, Resource as _, samples::host};
 
     #[tokio::test]
     async fn a_transaction_reads_its_own_write() {
@@ -353,7 +353,7 @@ mod tests {
                         compares: vec![],
                         ops: vec![super::super::Op::Put {
                             key: "/hosts/a".into(),
-                            value: crate::store::record::encode(&host("a", 1)),
+                            value: crate::record::encode(&host("a", 1)),
                             lease: None,
                         }],
                     }))

@@ -55,7 +55,7 @@ impl SecurityGroup {
     }
 }
 
-crate::model::ids::identifier! {
+crate::ids::identifier! {
     /// The identifier of one rule of a security group.
     RuleId = "sgr",
     "InvalidSecurityGroupRuleId.Malformed",

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{Batch, Event, View};
-use crate::model::Resource;
+use hearth_model::Resource;
 
 /// More changes than this, not yet asked for, count as "everything": whoever is
 /// so far behind reads everything sooner.
@@ -155,10 +155,8 @@ pub(super) fn keys(batches: &[Batch]) -> Vec<(&'static str, Arc<str>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        model::{Host, Vpc, samples},
-        store::Db,
-    };
+    use crate::Db;
+    use hearth_model::{Host, Vpc, samples};
 
     #[tokio::test]
     async fn changes_are_told_once_and_together() {

@@ -102,7 +102,7 @@ impl Volume {
     };
 }
 
-crate::model::ids::identifier! {
+crate::ids::identifier! {
     /// An EBS snapshot's identifier.
     SnapshotId = "snap", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound", "snapshot"
 }

@@ -188,21 +188,21 @@ macro_rules! regional {
     ($resource:ident {
         kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?] $(, claim: $claim:ident)? $(,)?
     }) => {
-        impl $crate::model::Resource for $resource {
+        impl $crate::Resource for $resource {
             const KIND: &'static str = $kind;
-            const INDEXES: &'static [$crate::model::Index<Self>] = &[$(Self::$index),*];
-            $(fn claim(&self) -> Option<(&$crate::model::HostId, $crate::model::Quota)> {
+            const INDEXES: &'static [$crate::Index<Self>] = &[$(Self::$index),*];
+            $(fn claim(&self) -> Option<(&$crate::HostId, $crate::Quota)> {
                 self.$claim()
             })?
             fn id(&self) -> &str {
                 self.$key.as_ref()
             }
-            fn scope(&self) -> Option<&$crate::model::Scope> {
+            fn scope(&self) -> Option<&$crate::Scope> {
                 Some(&self.scope)
             }
         }
-        impl $crate::model::Regional for $resource {
-            fn home(&self) -> &$crate::model::Scope {
+        impl $crate::Regional for $resource {
+            fn home(&self) -> &$crate::Scope {
                 &self.scope
             }
         }
@@ -212,17 +212,17 @@ macro_rules! regional {
 /// Makes a record type one that the whole cloud shares.
 macro_rules! shared {
     ($resource:ident { kind: $kind:literal, key: |$this:ident| $key:expr $(,)? }) => {
-        impl $crate::model::Resource for $resource {
+        impl $crate::Resource for $resource {
             const KIND: &'static str = $kind;
             fn id(&self) -> &str {
                 let $this = self;
                 $key
             }
-            fn scope(&self) -> Option<&$crate::model::Scope> {
+            fn scope(&self) -> Option<&$crate::Scope> {
                 None
             }
         }
-        impl $crate::model::Shared for $resource {}
+        impl $crate::Shared for $resource {}
     };
 }
 
@@ -242,20 +242,20 @@ macro_rules! resource {
         $(, claim: $claim:ident)?
         $(, conditions: $conditions:ident)? $(,)?
     }) => {
-        $crate::model::ids::identifier! {
+        $crate::ids::identifier! {
             $(#[$doc])* $id = $prefix, $malformed, $not_found, $noun
         }
-        $crate::model::resource::regional! {
+        $crate::resource::regional! {
             $resource { kind: $kind, key: $key, indexes: [BY_ID $(, $index)*] $(, claim: $claim)? }
         }
         impl $resource {
             /// By its identifier, in whichever scope it is.
-            pub const BY_ID: $crate::model::Index<Self> = $crate::model::Index {
+            pub const BY_ID: $crate::Index<Self> = $crate::Index {
                 name: "id",
                 keys: |this, key| key(this.id.as_str()),
             };
         }
-        impl $crate::model::Described for $resource {
+        impl $crate::Described for $resource {
             type Id = $id;
             const TYPE: &'static str = $arn;
             $(const OWNED: bool = $owned;)?
@@ -271,6 +271,7 @@ macro_rules! resource {
 
 /// Calls a macro with every kind of record there is, the API's resources apart
 /// from the rest. A new kind is one word here.
+#[macro_export]
 macro_rules! each_kind {
     ($then:ident) => {
         $then! {
@@ -287,7 +288,7 @@ macro_rules! types {
     (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
         /// The name of the resource whose record has this key of the store; `None` for
         /// records that are no resources of the API.
-        pub(crate) fn arn_of_key(key: &str) -> Option<Arn> {
+        pub fn arn_of_key(key: &str) -> Option<Arn> {
             // /kind/account/region/id, and a key pair's name may have a slash.
             let mut parts = key.strip_prefix('/')?.splitn(4, '/');
             let kind = parts.next()?;
@@ -303,4 +304,4 @@ macro_rules! types {
 
 each_kind!(types);
 
-pub(crate) use {each_kind, regional, resource, shared};
+pub(crate) use {regional, resource, shared};

@@ -105,7 +105,7 @@ impl FromStr for Arn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Described as _, Resource as _, resource::arn_of_key, samples};
+    use crate::{Described as _, Resource as _, arn_of_key, samples};
 
     #[test]
     fn what_is_written_is_read_again() {

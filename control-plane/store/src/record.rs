@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::model::Resource;
+use hearth_model::Resource;
 
 #[derive(Serialize)]
 struct Written<'a, T> {
@@ -64,7 +64,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::Scope;
+    use hearth_model::Scope;
 
     /// A kind in its second version: `size` was `mib` in the first.
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

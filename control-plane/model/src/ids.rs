@@ -33,19 +33,19 @@ macro_rules! id_type {
         }
 
         impl std::str::FromStr for $name {
-            type Err = $crate::model::MalformedId;
+            type Err = $crate::MalformedId;
             fn from_str(s: &str) -> Result<Self, Self::Err> {
                 let ok = s
                     .strip_prefix(concat!($prefix, "-"))
                     .is_some_and(|d| matches!(d.len(), 8 | 17) && d.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
                 if ok { Ok(Self(s.to_owned())) } else {
-                    Err($crate::model::MalformedId { given: s.chars().take(64).collect(), prefix: $prefix })
+                    Err($crate::MalformedId { given: s.chars().take(64).collect(), prefix: $prefix })
                 }
             }
         }
 
         impl TryFrom<String> for $name {
-            type Error = $crate::model::MalformedId;
+            type Error = $crate::MalformedId;
             fn try_from(s: String) -> Result<Self, Self::Error> { s.parse() }
         }
         impl From<$name> for String { fn from(id: $name) -> String { id.0 } }
@@ -63,8 +63,8 @@ macro_rules! id_type {
 /// An identifier type that the API takes, with EC2's errors for it.
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident = $prefix:literal, $malformed:literal, $not_found:literal, $noun:literal) => {
-        $crate::model::ids::id_type! { $(#[$doc])* $name = $prefix }
-        impl $crate::model::Identifier for $name {
+        $crate::ids::id_type! { $(#[$doc])* $name = $prefix }
+        impl $crate::Identifier for $name {
             const PREFIX: &'static str = $prefix;
             const MALFORMED: &'static str = $malformed;
             const NOT_FOUND: &'static str = $not_found;
@@ -90,7 +90,7 @@ id_type! {
 
 #[cfg(test)]
 mod tests {
-    use crate::model::InstanceId;
+    use crate::InstanceId;
 
     #[test]
     fn ids_have_17_digits_and_parse_back() {

@@ -56,7 +56,7 @@ const QUOTED: usize = 128;
 
 /// The first characters of `text`, for an error message; controls among them in
 /// a form that can be read.
-pub(crate) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let mut short = String::new();
     for (count, c) in text.chars().enumerate() {
         if count == QUOTED {

@@ -422,7 +422,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::store::{Compare, Op};
+    use crate::{Compare, Op};
 
     #[tokio::test]
     async fn what_was_committed_is_there_after_opening_again() {
