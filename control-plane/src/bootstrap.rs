@@ -96,7 +96,8 @@ pub async fn settle(
     .await
 }
 
-fn host_of(config: &Config, machine: Machine) -> Host {
+/// The record of this host: what it gives of what it has.
+pub(crate) fn host_of(config: &Config, machine: Machine) -> Host {
     let reserve = config
         .memory_reserve_mib
         .unwrap_or_else(|| default_memory_reserve_mib(machine.memory_mib));

@@ -10,6 +10,7 @@ use std::{convert::Infallible, sync::Arc};
 use jiff::Timestamp;
 
 use crate::{
+    bootstrap::{Machine, host_of},
     compute::{Observed, simulated::SimulatedCompute},
     conditions::Conditions,
     config::Config,
@@ -18,14 +19,15 @@ use crate::{
     },
     network::simulated::SimulatedNetwork,
     reconcile::{Controllers, Slots, system_clock},
-    storage::{VolumeSpec, simulated::SimulatedStorage},
+    storage::{Space, VolumeSpec, default_reserve, simulated::SimulatedStorage},
     store::{Db, View},
 };
 
-/// What each simulated host has to give: a large server, 4 vCPUs for each thread.
-const VCPUS: u32 = 4 * 128;
+/// What each simulated host has: a large server. What it gives of that follows from the
+/// same settings as of a real one.
+const CPUS: u32 = 128;
 const MEMORY_MIB: u64 = 1 << 20;
-const DISK_GIB: u64 = 64 << 10;
+const DISK: u64 = 16 << 40;
 
 /// As many hosts are written down in one transaction.
 const AT_ONCE: usize = 100;
@@ -52,15 +54,28 @@ pub async fn bootstrap(db: &Db, config: &Config, count: u32) -> anyhow::Result<H
         anyhow::bail!("--hosts simulated:{count}: there is something on {last}, too");
     }
     let zones = config.zones_of(&config.region);
+    let disk = Space {
+        total: DISK,
+        available: DISK,
+        allocated: 0,
+    };
+    let reserve = config
+        .disk_reserve_mib
+        .map(|mib| mib.saturating_mul(1 << 20));
+    let reserve = reserve.unwrap_or_else(|| default_reserve(DISK));
+    let machine = Machine {
+        cpus: CPUS,
+        memory_mib: MEMORY_MIB,
+        disk_gib: disk.capacity_gib(reserve, config.disk_overcommit),
+    };
+    let each = host_of(config, machine);
     let records: Vec<Host> = hosts
         .iter()
         .zip(zones.iter().cycle())
         .map(|(id, zone)| Host {
             id: id.clone(),
             zone: zone.clone(),
-            vcpus: VCPUS,
-            memory_mib: MEMORY_MIB,
-            disk_gib: DISK_GIB,
+            ..each.clone()
         })
         .collect();
     for records in records.chunks(AT_ONCE) {
@@ -196,6 +211,14 @@ mod tests {
         }
         let scope = Scope::new(config.account_id.clone(), config.region.clone());
         assert_eq!(db.view().at(&scope).all::<Image>().count(), 1);
+        let vcpus = |db: &Db| db.view().all::<Host>().next().unwrap().vcpus;
+        assert_eq!(vcpus(&db), 4 * 128);
+        let more = Config {
+            cpu_overcommit: 8.0,
+            ..Config::for_tests()
+        };
+        bootstrap(&db, &more, 2).await.unwrap();
+        assert_eq!(vcpus(&db), 8 * 128);
 
         let hosts = hosts(2);
         let host = hosts.iter().last().cloned();
