@@ -166,9 +166,10 @@ impl Cloud {
         });
     }
 
-    /// Puts instance `n` at 172.31.0.`n` and 203.0.113.`n`.
-    pub(super) fn instance(&mut self, n: u8, groups: &[u128], edit: impl FnOnce(&mut Instance)) {
+    /// Puts instance `n` at 172.31.0.`n` and, as far as the pool goes, 203.0.113.`n`.
+    pub(super) fn instance(&mut self, n: u16, groups: &[u128], edit: impl FnOnce(&mut Instance)) {
         let id = InstanceId::from_random(n.into());
+        let [high, low] = n.to_be_bytes();
         let subnet = SubnetId::from_random(1);
         let eni = Eni {
             id: EniId::from_random(u128::from(n) << 24),
@@ -176,9 +177,9 @@ impl Cloud {
             vpc: VpcId::from_random(1),
             subnet: subnet.clone(),
             description: String::new(),
-            mac: [2, 0, 0, 0, 0, n],
-            private_ip: [172, 31, 0, n].into(),
-            public_ip: Some([203, 0, 113, n].into()),
+            mac: [2, 0, 0, 0, high, low],
+            private_ip: [172, 31, high, low].into(),
+            public_ip: (high == 0).then(|| [203, 0, 113, low].into()),
             last_public_ip: None,
             auto_public_ip: true,
             groups: groups.iter().map(|g| GroupId::from_random(*g)).collect(),
@@ -237,18 +238,18 @@ impl Cloud {
     }
 
     /// The instances whose guests answer ARP.
-    pub(super) async fn answering(&self) -> Vec<u8> {
+    pub(super) async fn answering(&self) -> Vec<u16> {
         let answering = self
             .network
             .answering(&VpcId::from_random(1))
             .await
             .expect("all can be asked");
-        let id = |n: &u8| EniId::from_random(u128::from(*n) << 24);
-        (0..u8::MAX).filter(|n| answering.has(&id(n))).collect()
+        let id = |n: &u16| EniId::from_random(u128::from(*n) << 24);
+        (0..256).filter(|n| answering.has(&id(n))).collect()
     }
 
     /// Changes the interface of instance `n`.
-    pub(super) fn interface(&mut self, n: u8, edit: impl FnOnce(&mut Eni)) {
+    pub(super) fn interface(&mut self, n: u16, edit: impl FnOnce(&mut Eni)) {
         let id = EniId::from_random(u128::from(n) << 24);
         let mut eni = self.view.find::<Eni>(&id).expect("it was put").clone();
         edit(&mut eni);
@@ -256,7 +257,7 @@ impl Cloud {
     }
 
     /// Plugs a guest into the tap of instance `n` and gives it its address.
-    pub(super) async fn guest(&self, n: u8) -> Guest {
+    pub(super) async fn guest(&self, n: u16) -> Guest {
         let id = EniId::from_random(u128::from(n) << 24);
         let eni = self.view.find::<Eni>(&id).expect("it was put").clone();
         let tap = self.network.open_tap(&eni).await.expect("its tap is there");

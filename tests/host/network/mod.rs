@@ -3,6 +3,7 @@
 
 mod addresses;
 mod cloud;
+mod descriptors;
 mod forged;
 mod guest;
 mod heal;
