@@ -5,7 +5,7 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>
 
-use std::borrow::Cow;
+use std::{borrow::Cow, convert::Infallible};
 
 use crate::{
     api::wire::{WireError, quoted},
@@ -194,14 +194,25 @@ impl From<Denied> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Self::internal(error)
+        match error {
+            StoreError::Full => Self {
+                code: "Unavailable".into(),
+                message: "The disk that Hearth keeps its records on is full. Until there is room \
+                          again, only calls that need none are carried out, as \
+                          TerminateInstances is."
+                    .into(),
+                status: 503,
+                internal: Some(error.into()),
+            },
+            other => Self::internal(other),
+        }
     }
 }
 
-impl From<TransactError<ApiError>> for ApiError {
-    fn from(error: TransactError<ApiError>) -> Self {
+impl<E: Into<ApiError>> From<TransactError<E>> for ApiError {
+    fn from(error: TransactError<E>) -> Self {
         match error {
-            TransactError::Refused(refusal) => refusal,
+            TransactError::Refused(refusal) => refusal.into(),
             TransactError::Contended => Self {
                 code: "Unavailable".into(),
                 message: "The resource is being changed by too many requests at once. Try again."
@@ -209,8 +220,14 @@ impl From<TransactError<ApiError>> for ApiError {
                 status: 503,
                 internal: None,
             },
-            TransactError::Store(source) => Self::internal(source),
+            TransactError::Store(source) => source.into(),
         }
+    }
+}
+
+impl From<Infallible> for ApiError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

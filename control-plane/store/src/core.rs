@@ -33,6 +33,10 @@ pub(super) trait Engine: Send + 'static {
     /// Writes all or nothing; the store is at `revision` then. Durably, unless a group
     /// has begun.
     fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError>;
+    /// Whether the space that is left is for transactions that take none.
+    fn is_full(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
     /// What is written from here on is durable when the group ends.
     fn begin_group(&mut self) -> Result<(), StoreError>;
     /// Makes it so. After an error nothing of the group is written.
@@ -55,6 +59,37 @@ pub(super) struct Core<E> {
     history: VecDeque<Batch>,
     watchers: Vec<mpsc::Sender<Batch>>,
     leases: BTreeMap<LeaseId, Lease>,
+}
+
+/// By so many bytes a record may grow as it is written anew and count as taking no
+/// space: an instance does by the reason why it ends.
+const SLACK: usize = 512;
+
+/// What a transaction adds to the store and takes from it, in bytes.
+#[derive(Default)]
+struct Growth {
+    more: usize,
+    less: usize,
+}
+
+impl Growth {
+    fn add(&mut self, op: &Op, before: Option<&Entry>) {
+        let there = before.map(|entry| entry.value.len());
+        match op {
+            Op::Put { key, value, .. } => {
+                self.more += value.len();
+                match there {
+                    Some(there) => self.less += there + SLACK,
+                    None => self.more += key.len(),
+                }
+            }
+            Op::Delete { .. } => self.less += there.unwrap_or_default(),
+        }
+    }
+
+    fn takes_space(&self) -> bool {
+        self.more > self.less
+    }
 }
 
 impl<E: Engine> Core<E> {
@@ -168,8 +203,10 @@ impl<E: Engine> Core<E> {
         let next = Revision(current.0 + 1);
         let mut writes = Vec::new();
         let mut events = Vec::new();
+        let mut growth = Growth::default();
         for op in &txn.ops {
             let before = self.engine.get(op.key())?;
+            growth.add(op, before.as_ref());
             match op {
                 Op::Put { key, value, lease } => {
                     let created = before.map_or(next, |e| e.created);
@@ -198,6 +235,9 @@ impl<E: Engine> Core<E> {
         }
         if writes.is_empty() {
             return Ok((Outcome::Committed(current), None));
+        }
+        if growth.takes_space() && self.engine.is_full()? {
+            return Err(StoreError::Full);
         }
         self.engine.write(next, &writes)?;
         let batch = Batch {
@@ -285,5 +325,41 @@ impl<E: Engine> Core<E> {
             self.revoke(id)?;
         }
         Ok(self.leases.values().map(|l| l.deadline).min())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_space_is_what_adds_more_than_it_takes_away() {
+        let put = |size| Op::Put {
+            key: "/k".into(),
+            value: vec![0; size],
+            lease: None,
+        };
+        let delete = || Op::Delete { key: "/k".into() };
+        let there = |size| Entry {
+            key: "/k".into(),
+            value: vec![0; size],
+            created: Revision(1),
+            modified: Revision(1),
+        };
+        let takes_space = |steps: &[(Op, Option<Entry>)]| {
+            let mut growth = Growth::default();
+            for (op, before) in steps {
+                growth.add(op, before.as_ref());
+            }
+            growth.takes_space()
+        };
+        assert!(takes_space(&[(put(0), None)]));
+        assert!(!takes_space(&[(put(1512), Some(there(1000)))]));
+        assert!(takes_space(&[(put(1513), Some(there(1000)))]));
+        assert!(!takes_space(&[(delete(), Some(there(10)))]));
+        assert!(!takes_space(&[(delete(), None)]));
+        // One record for another.
+        assert!(!takes_space(&[(put(8), None), (delete(), Some(there(10)))]));
+        assert!(takes_space(&[(put(9), None), (delete(), Some(there(10)))]));
     }
 }

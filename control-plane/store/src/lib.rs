@@ -168,6 +168,10 @@ pub enum StoreError {
     /// A record that the transaction depends on can't be read: it is set aside.
     #[error("the record {0} can't be read, and is neither replaced nor deleted")]
     Unreadable(String),
+    /// The space that is left is kept for transactions that take none: those that
+    /// delete, and those that write anew what is there.
+    #[error("the store's disk is full")]
+    Full,
     /// The store has ended.
     #[error("the store is closed")]
     Closed,

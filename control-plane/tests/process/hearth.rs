@@ -53,6 +53,12 @@ impl Answer {
         assert_eq!(self.status, 200, "{}", self.body);
         self
     }
+
+    /// The error's code.
+    pub(crate) fn refused(&self) -> &str {
+        assert_ne!(self.status, 200, "{}", self.body);
+        self.one("Code")
+    }
 }
 
 /// A running `hearth serve`, and its folder. They go with the value.

@@ -3,4 +3,5 @@
 //! itself.
 
 mod descriptors;
+mod full_disk;
 mod hearth;

@@ -201,6 +201,10 @@ impl Engine for Sqlite {
         Ok(())
     }
 
+    fn is_full(&self) -> Result<bool, StoreError> {
+        Ok(reserve::is_touched(&self.connection, &self.path)?)
+    }
+
     fn begin_group(&mut self) -> Result<(), StoreError> {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         self.group = Some(self.revision);

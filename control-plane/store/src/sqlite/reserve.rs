@@ -7,6 +7,9 @@
 //! is written over from its beginning after each checkpoint. Neither needs a new
 //! block of a file system that writes in place, as ext4 and XFS do.
 //!
+//! Half of it is kept from transactions that make the database bigger: whoever goes on
+//! calling RunInstances on a full disk must not take TerminateInstances' space.
+//!
 //! <https://sqlite.org/fileformat2.html#the_freelist>,
 //! <https://sqlite.org/wal.html#avoiding_excessively_large_wal_files>
 
@@ -27,11 +30,7 @@ pub(super) fn refill(connection: &Connection, path: &Path) -> rusqlite::Result<(
     if pages(connection)? * page_size(connection)? >= RESERVE / 2 && log_length(path) >= RESERVE {
         return Ok(());
     }
-    let plenty = path
-        .parent()
-        .and_then(|folder| rustix::fs::statvfs(folder).ok())
-        .is_some_and(|s| s.f_bavail * s.f_frsize > 4 * RESERVE);
-    if !plenty {
+    if available(path) <= 4 * RESERVE {
         return Ok(());
     }
     // The pages go through the log, which so comes by its length as well.
@@ -42,6 +41,22 @@ pub(super) fn refill(connection: &Connection, path: &Path) -> rusqlite::Result<(
     connection.execute("DELETE FROM reserve", [])?;
     // Not so far as to cut the log.
     connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+}
+
+/// Whether less than half of it is left, what the file system has yet to give
+/// included.
+///
+/// # Errors
+/// If SQLite fails.
+pub(super) fn is_touched(connection: &Connection, path: &Path) -> rusqlite::Result<bool> {
+    let left = pages(connection)? * page_size(connection)?;
+    Ok(left < RESERVE / 2 && left + available(path) < RESERVE / 2)
+}
+
+/// What the file system has yet to give, in bytes; nothing when it doesn't say.
+fn available(path: &Path) -> u64 {
+    let folder = path.parent().and_then(|f| rustix::fs::statvfs(f).ok());
+    folder.map_or(0, |s| s.f_bavail * s.f_frsize)
 }
 
 /// How many pages hold nothing.
