@@ -2,6 +2,7 @@
 //! and its other commands do to it while it serves. The client is curl, which signs by
 //! itself.
 
+mod accounts;
 mod descriptors;
 mod full_disk;
 mod hearth;
