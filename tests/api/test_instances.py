@@ -128,11 +128,21 @@ def test_attributes_that_are_only_read(ec2, instance):
 
 
 @pytest.mark.parametrize("code, words, asked", [
-    ("UnsupportedOperation", "InstanceType", {"InstanceType": {"Value": "t3.large"}}),
+    ("UnsupportedOperation", "instanceType", {"InstanceType": {"Value": "t3.large"}}),
+    ("UnsupportedOperation", "userData", {"UserData": {"Value": b"#!/bin/bash"}}),
+    ("UnsupportedOperation", "ebsOptimized", {"EbsOptimized": {"Value": True}}),
+    ("UnsupportedOperation", "enaSupport", {"EnaSupport": {"Value": True}}),
+    ("UnsupportedOperation", "disableApiStop", {"DisableApiStop": {"Value": True}}),
+    ("UnsupportedOperation", "enclaveOptions", {"EnclaveOptions": {"Enabled": True}}),
+    ("UnsupportedOperation", "SriovNetSupport", {"SriovNetSupport": {"Value": "simple"}}),
+    ("UnsupportedOperation", "Kernel", {"Kernel": {"Value": "aki-1"}}),
+    ("UnsupportedOperation", "kernel", {"Attribute": "kernel", "Value": "aki-1"}),
     ("UnsupportedOperation", "ebsOptimized", {"Attribute": "ebsOptimized", "Value": "true"}),
     ("InvalidParameterCombination", "", {}),
     ("InvalidParameterCombination", "",
      {"SourceDestCheck": {"Value": True}, "DisableApiTermination": {"Value": True}}),
+    ("InvalidParameterCombination", "",
+     {"SourceDestCheck": {"Value": True}, "EbsOptimized": {"Value": False}}),
     ("InvalidParameterValue", "", {"InstanceInitiatedShutdownBehavior": {"Value": "x"}}),
     ("InvalidInstanceAttributeValue", "/dev/sdz",
      {"BlockDeviceMappings": [{"DeviceName": "/dev/sdz", "Ebs": {"DeleteOnTermination": False}}]}),
@@ -140,6 +150,29 @@ def test_attributes_that_are_only_read(ec2, instance):
 def test_modify_refuses(ec2, instance, code, words, asked):
     with refused(code, words):
         ec2.modify_instance_attribute(InstanceId=instance, **asked)
+
+
+@pytest.mark.parametrize("asked", [
+    {"EbsOptimized": {"Value": False}},
+    {"Attribute": "ebsOptimized", "Value": "false"},
+    {"DisableApiStop": {"Value": False}},
+    {"EnaSupport": {"Value": False}},
+    {"EnclaveOptions": {"Enabled": False}},
+    {"InstanceType": {"Value": "t3.micro"}},
+    {"Attribute": "instanceType", "Value": "t3.micro"},
+    {"UserData": {"Value": b"#!/bin/sh\n"}},
+    {"DisableApiTermination": {"Value": False}},
+    {"SourceDestCheck": {"Value": True}},
+    {"InstanceInitiatedShutdownBehavior": {"Value": "stop"}},
+], ids=str)
+def test_modify_accepts_what_changes_nothing(ec2, instance, asked):
+    before = described(ec2, instance)
+    ec2.modify_instance_attribute(InstanceId=instance, **asked)
+    assert described(ec2, instance) == before
+    with refused("DryRunOperation"):
+        ec2.modify_instance_attribute(InstanceId=instance, DryRun=True, **asked)
+    with refused("InvalidInstanceID.NotFound"):
+        ec2.modify_instance_attribute(InstanceId=NOWHERE, **asked)
 
 
 def test_a_life_from_reboot_to_the_volume_it_leaves(ec2, group, instance):

@@ -2,8 +2,11 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_ModifyInstanceAttribute.html>
 
+mod fixed;
+
 use serde::Deserialize;
 
+use self::fixed::Fixed;
 use super::{super::security_groups::refer_to, groups, incorrect_state, interfaces_along};
 use crate::{
     api::{Action, ApiError, Ctx, Done, Targets, shared::found, wire::quoted},
@@ -39,6 +42,18 @@ pub struct Request {
     /// Which volumes go with it.
     #[serde(default, rename = "BlockDeviceMapping")]
     pub block_device_mappings: Vec<Mapping>,
+    /// Protection from being stopped: there is none.
+    pub disable_api_stop: Option<Flag>,
+    /// Whether its volumes have a network of their own: never.
+    pub ebs_optimized: Option<Flag>,
+    /// Whether it has an ENA: never.
+    pub ena_support: Option<Flag>,
+    /// Whether it may have enclaves: never.
+    pub enclave_options: Option<Enclaves>,
+    /// Its type: the one it has.
+    pub instance_type: Option<Text>,
+    /// Its user data, base64: what it has.
+    pub user_data: Option<Text>,
 }
 
 /// An attribute that is true or false.
@@ -55,6 +70,14 @@ pub struct Flag {
 pub struct Text {
     /// The word.
     pub value: String,
+}
+
+/// Nitro enclaves.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Enclaves {
+    /// Whether there may be any.
+    pub enabled: bool,
 }
 
 /// A volume at the instance.
@@ -84,18 +107,26 @@ enum Wanted {
     Groups(Vec<String>),
     /// By device: whether the volume goes with the instance.
     Volumes(Vec<(String, bool)>),
+    /// An attribute that can't change shall be so. EC2 accepts what changes nothing, and
+    /// tools that fill in its defaults send it.
+    AsIs(Fixed, String),
 }
 
 /// What a request wants.
 fn wanted(request: Request) -> Result<Wanted, ApiError> {
     let mut all = Vec::new();
-    match (request.attribute.as_deref(), request.value) {
-        (Some(name), Some(value)) => all.push(by_name(name, &value)?),
+    match (request.attribute.as_deref(), request.value.as_deref()) {
+        (Some(name), Some(value)) => all.push(by_name(name, value)?),
         (None, None) => {}
         // The other parameters name their attributes themselves.
         (Some(name), None) => check_name(name)?,
         (None, Some(_)) => return Err(ApiError::missing("Attribute")),
     }
+    all.extend(
+        Fixed::ALL
+            .into_iter()
+            .filter_map(|fixed| Some(Wanted::AsIs(fixed, fixed.given(&request)?))),
+    );
     all.extend(
         request
             .disable_api_termination
@@ -133,7 +164,7 @@ fn check_name(name: &str) -> Result<(), ApiError> {
         "groupSet",
         "blockDeviceMapping",
     ];
-    if known.contains(&name) {
+    if known.contains(&name) || Fixed::named(name).is_some() {
         return Ok(());
     }
     Err(unsupported(name))
@@ -163,7 +194,10 @@ fn by_name(name: &str, value: &str) -> Result<Wanted, ApiError> {
         "groupSet" | "blockDeviceMapping" => Err(ApiError::combination(format!(
             "The attribute {name} has a parameter of its own"
         ))),
-        other => Err(unsupported(other)),
+        other => match Fixed::named(other) {
+            Some(fixed) => Ok(Wanted::AsIs(fixed, value.to_owned())),
+            None => Err(unsupported(other)),
+        },
     }
 }
 
@@ -211,12 +245,14 @@ fn attribute_keys(request: &Request, to: &mut Targets<'_>) {
         ),
         ("GroupId", (!request.groups.is_empty()).then_some(None)),
     ];
+    let fixed = Fixed::ALL.into_iter();
+    given.extend(fixed.map(|fixed| (fixed.parameter(), fixed.given(request).map(Some))));
     let older = match request.attribute.as_deref() {
         Some("disableApiTermination") => Some("DisableApiTermination"),
         Some("sourceDestCheck") => Some("SourceDestCheck"),
         Some("instanceInitiatedShutdownBehavior") => Some("InstanceInitiatedShutdownBehavior"),
         // The others have no such form.
-        _ => None,
+        other => other.and_then(Fixed::named).map(Fixed::parameter),
     };
     given.extend(older.map(|name| (name, request.value.clone().map(Some))));
     let mut names = Vec::new();
@@ -265,6 +301,12 @@ fn apply(
         Wanted::Volumes(volumes) => {
             for (device, goes) in volumes {
                 set_goes_with(view, change, instance, device, *goes)?;
+            }
+        }
+        Wanted::AsIs(fixed, value) => {
+            if fixed.value(view, instance) != *value {
+                let what = format!("A change of the attribute {}", fixed.name());
+                return Err(ApiError::unsupported(&what));
             }
         }
     }
@@ -323,15 +365,9 @@ impl Action for ModifyInstanceAttribute {
         "BlockDeviceMapping.Ebs.VolumeId",
         "BlockDeviceMapping.NoDevice",
         "BlockDeviceMapping.VirtualName",
-        "DisableApiStop",
-        "EbsOptimized",
-        "EnaSupport",
-        "EnclaveOptions",
-        "InstanceType",
         "Kernel",
         "Ramdisk",
         "SriovNetSupport",
-        "UserData",
     ];
     type Request = Request;
     type Response = Done;
