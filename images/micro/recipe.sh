@@ -31,6 +31,9 @@ recipe_root() {
     chown -R 0:0 "$root"
 
     install -m 755 "$debian/bin/busybox" "$root/bin/busybox"
+    # Its shell prefers its applets to whatever the PATH has: under this name it has
+    # none, and ours is found (root/usr/bin/wget says why).
+    LC_ALL=C sed -i 's/\x00wget\x00/\x00wgeT\x00/' "$root/bin/busybox"
     local applet
     for applet in $("$debian/bin/busybox" --list-full); do
         # Nothing here may stand in the place of the true tool.
@@ -43,6 +46,8 @@ recipe_root() {
         install -D -m 755 "$debian/$program" "$root/$program"
         copy_libraries "$debian" "$root" "$debian/$program"
     done
+    chroot "$root" /bin/sh -c 'wget -q -T 1 -O - file:///etc/hostname' | cmp - "$root/etc/hostname" ||
+        die "the image's wget is not ours"
     # What ca-certificates' own script does with them at its installation.
     mkdir -p "$root/etc/ssl/certs"
     cat "$debian"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"

@@ -229,6 +229,7 @@ fn exercise(image: &Image) {
         });
         assert!(ssh("sudo ls -ld /root").starts_with("drwx------"));
         assert_eq!(ssh("curl -s -m 5 http://localhost/"), page);
+        assert_eq!(ssh("wget -q -T 5 -O - http://localhost/"), page);
     }
 
     // Reboot: another boot, the same address, still no second run.
