@@ -15,6 +15,8 @@ pub mod server;
 pub mod shared;
 pub mod sts;
 pub mod targets;
+#[cfg(test)]
+mod tenancy_tests;
 pub use hearth_wire as wire;
 
 pub use action::{Action, Cloud, Ctx, Done, Idempotency, Token};

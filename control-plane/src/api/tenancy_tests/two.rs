@@ -1,0 +1,310 @@
+//! The two accounts, what each of them has, and what their requests take.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::super::{
+    ApiError, Cloud, console, ec2,
+    registry::{Call, Registered, Service},
+    wire::Form,
+};
+use crate::{
+    auth::{Caller, RootOnly},
+    bootstrap::{Machine, bootstrap, settle},
+    config::Config,
+    model::{Arn, Scope, Subnet, Volume, VolumeId, Vpc, samples},
+    store::{Db, MemoryStore, Store as _},
+};
+
+const REGION: &str = "us-east-1";
+/// Who has something, and who asks. Neither is the default account, which owns the
+/// images that all see.
+pub(super) const OWNER: &str = "111111111111";
+pub(super) const STRANGER: &str = "222222222222";
+
+/// What more an action needs that says so by `InvalidParameterCombination`.
+const MORE: [(&str, &[(&str, &str)]); 1] = [(
+    "ModifyInstanceAttribute",
+    &[("SourceDestCheck.Value", "true")],
+)];
+
+/// What the owner's rule for what goes out has in place of `SecurityGroupRuleId`.
+pub(super) const RULE_OUT: &str = "SecurityGroupRuleId of Egress";
+
+/// Two accounts on one cloud, of which the first has something of everything.
+pub(super) struct Two {
+    store: Arc<MemoryStore>,
+    pub(super) db: Db,
+    /// What each of them has, by the name of the parameter that names it.
+    pub(super) owners: BTreeMap<&'static str, String>,
+    strangers: BTreeMap<&'static str, String>,
+}
+
+pub(super) type Parameters = BTreeMap<String, String>;
+
+pub(super) fn parameters(all: &[(&str, &str)]) -> Parameters {
+    let all = all.iter();
+    all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+/// The text of the first element of this name.
+fn text<'a>(body: &'a str, name: &str) -> &'a str {
+    let (_, rest) = body.split_once(&format!("<{name}>")).unwrap();
+    rest.split_once("</").unwrap().0
+}
+
+impl Two {
+    pub(super) async fn new() -> Self {
+        let store = Arc::new(MemoryStore::default());
+        let db = Db::open(store.clone()).await.unwrap();
+        let config = Config::for_tests();
+        let machine = Machine {
+            cpus: 64,
+            memory_mib: 64 << 10,
+            disk_gib: 1000,
+        };
+        bootstrap(&db, &config, machine).await.unwrap();
+        for account in [OWNER, STRANGER] {
+            let scope = Scope::new(account, REGION);
+            settle(&db, &config, &scope).await.unwrap();
+        }
+        db.transact(|_, change| {
+            change.put(&samples::image());
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+        let mut two = Self {
+            store,
+            db,
+            owners: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+        };
+        two.strangers = two.has(STRANGER, "strangers").await;
+        two.owners = two.has(OWNER, "owners").await;
+        two
+    }
+
+    /// Makes an account something of everything.
+    async fn has(&self, account: &str, name: &str) -> BTreeMap<&'static str, String> {
+        let ec2 = ec2::service();
+        let [key, group, tag] = ["key", "group", "tag"].map(|what| format!("{name}-{what}"));
+        let call = async |action: &str, all: &[(&str, &str)]| {
+            let action = ec2.find(action).unwrap();
+            let answer = self.call(&ec2, action, account, &parameters(all)).await;
+            answer.unwrap()
+        };
+        let made = call(
+            "CreateKeyPair",
+            &[("KeyName", &key), ("KeyType", "ed25519")],
+        )
+        .await;
+        let key_pair = text(&made, "keyPairId").to_owned();
+        let made = call(
+            "CreateSecurityGroup",
+            &[("GroupName", &group), ("GroupDescription", "d")],
+        )
+        .await;
+        let group_id = text(&made, "groupId").to_owned();
+        let rule = [
+            ("GroupId", group_id.as_str()),
+            ("CidrIp", "10.0.0.0/8"),
+            ("IpProtocol", "tcp"),
+            ("FromPort", "1"),
+            ("ToPort", "1"),
+        ];
+        let made = call("AuthorizeSecurityGroupIngress", &rule).await;
+        let rule = text(&made, "securityGroupRuleId").to_owned();
+        let mut out = port("IpPermissions.1.");
+        out.insert("GroupId".into(), group_id.clone());
+        out.insert(
+            "IpPermissions.1.IpRanges.1.CidrIp".into(),
+            "10.0.0.0/8".into(),
+        );
+        let out: Vec<_> = out
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        let made = call("AuthorizeSecurityGroupEgress", &out).await;
+        let rule_out = text(&made, "securityGroupRuleId").to_owned();
+        let made = call(
+            "RunInstances",
+            &[
+                ("ImageId", samples::image().id.as_ref()),
+                ("InstanceType", "t2.micro"),
+                ("MinCount", "1"),
+                ("MaxCount", "1"),
+                ("TagSpecification.1.ResourceType", "instance"),
+                ("TagSpecification.1.Tag.1.Key", "whose"),
+                ("TagSpecification.1.Tag.1.Value", &tag),
+            ],
+        )
+        .await;
+        let instance = text(&made, "instanceId").to_owned();
+        let scope = Scope::new(account, REGION);
+        let free = Volume {
+            id: VolumeId::from_random(rand::random()),
+            scope: scope.clone(),
+            attachment: None,
+            ..samples::volume(1)
+        };
+        self.db
+            .transact(|_, change| {
+                change.put(&free);
+                Ok::<_, ()>(())
+            })
+            .await
+            .unwrap();
+        let view = self.db.view();
+        let view = view.at(&scope);
+        let vpc = view.all::<Vpc>().next().unwrap().id.to_string();
+        let subnet = view.all::<Subnet>().next().unwrap().id.to_string();
+        [
+            ("GroupId", group_id.clone()),
+            ("GroupName", group.clone()),
+            ("InstanceId", instance.clone()),
+            ("KeyName", key),
+            ("KeyPairId", key_pair),
+            ("ResourceId", instance),
+            ("SecurityGroup", group.clone()),
+            ("SecurityGroupId", group_id),
+            ("SecurityGroupRuleId", rule),
+            (RULE_OUT, rule_out),
+            ("SourceSecurityGroupName", group),
+            ("SubnetId", subnet),
+            ("Tag", tag),
+            ("VolumeId", free.id.to_string()),
+            ("VpcId", vpc),
+        ]
+        .into()
+    }
+
+    async fn call(
+        &self,
+        service: &Service,
+        action: &Registered,
+        account: &str,
+        parameters: &Parameters,
+    ) -> Result<String, ApiError> {
+        let mut form = Form::default();
+        for (name, value) in parameters {
+            form.insert(name, value.clone()).unwrap();
+        }
+        let cloud = Cloud {
+            db: self.db.clone(),
+            config: Arc::new(Config::for_tests()),
+            console: Arc::new(console::NoConsole),
+            policies: Arc::new(RootOnly),
+        };
+        let caller = Caller {
+            account: account.to_owned(),
+            region: REGION.to_owned(),
+            arn: Arn::root(account),
+            user_id: account.to_owned(),
+            access_key_id: "AKIATEST".into(),
+        };
+        let call = Call {
+            cloud,
+            caller,
+            request_id: "req".into(),
+            now: jiff::Timestamp::UNIX_EPOCH,
+            form,
+        };
+        action.call(service, call).await
+    }
+
+    /// Calls with what it takes beside these parameters, as far as the action says what
+    /// that is: of the caller's own.
+    pub(super) async fn call_with(
+        &self,
+        service: &Service,
+        action: &Registered,
+        account: &str,
+        parameters: &Parameters,
+    ) -> Result<String, ApiError> {
+        let own = match account {
+            OWNER => &self.owners,
+            _ => &self.strangers,
+        };
+        let mut parameters = parameters.clone();
+        loop {
+            let answer = self.call(service, action, account, &parameters).await;
+            let more = match &answer {
+                Err(error) if error.code == "MissingParameter" => {
+                    let missing = error.message.rsplit(' ').next().unwrap_or_default();
+                    filled_in(missing, &parameters, own)
+                }
+                Err(error) if error.code == "InvalidParameterCombination" => {
+                    let more = MORE.iter().filter(|(name, _)| *name == action.name);
+                    more.flat_map(|(_, more)| self::parameters(more)).collect()
+                }
+                _ => return answer,
+            };
+            let before = parameters.len();
+            for (name, value) in more {
+                parameters.entry(name).or_insert(value);
+            }
+            if parameters.len() == before {
+                return answer;
+            }
+        }
+    }
+
+    /// All that the owner has, by key.
+    pub(super) async fn records(&self) -> BTreeMap<String, Vec<u8>> {
+        let all = self.store.range("").await.unwrap().entries.into_iter();
+        let owners = all.filter(|entry| entry.key.contains(OWNER));
+        owners.map(|entry| (entry.key, entry.value)).collect()
+    }
+}
+
+/// Values for a parameter that a request must have: the caller's own, where it names
+/// something.
+fn filled_in(
+    missing: &str,
+    given: &Parameters,
+    own: &BTreeMap<&'static str, String>,
+) -> Parameters {
+    let last = missing
+        .rsplit('.')
+        .find(|part| part.parse::<u32>().is_err());
+    let last = last.unwrap_or_default();
+    if let Some(value) = own.get(last).filter(|_| last != "Tag") {
+        return [(missing.to_owned(), value.clone())].into();
+    }
+    let value = match last {
+        "Attribute" => "instanceType",
+        "DeviceIndex" => "0",
+        "GroupDescription" => "d",
+        "ImageId" => return [(missing.to_owned(), samples::image().id.to_string())].into(),
+        // Of RevokeSecurityGroup…: either way of naming rules.
+        "IpPermissions" | "SecurityGroupRuleIds" => {
+            let range = [("IpPermissions.1.IpRanges.1.CidrIp", "10.1.0.0/16")];
+            return [parameters(&range), port("IpPermissions.1.")]
+                .into_iter()
+                .flatten()
+                .collect();
+        }
+        "IpProtocol" => {
+            let nested = given.keys().any(|name| name.starts_with("IpPermissions."));
+            return port(if nested { "IpPermissions.1." } else { "" });
+        }
+        "InstanceType" => "t2.micro",
+        "MaxCount" | "MinCount" => "1",
+        "PublicKeyMaterial" => PUBLIC_KEY,
+        "Tag" => return parameters(&[("Tag.1.Key", "k")]),
+        _ => return Parameters::new(),
+    };
+    [(missing.to_owned(), value.to_owned())].into()
+}
+
+/// A range of ports of one rule.
+fn port(prefix: &str) -> Parameters {
+    let all = [("IpProtocol", "tcp"), ("FromPort", "1"), ("ToPort", "1")];
+    all.iter()
+        .map(|(name, value)| (format!("{prefix}{name}"), (*value).to_owned()))
+        .collect()
+}
+
+/// An ssh-ed25519 key, base64 once more.
+const PUBLIC_KEY: &str = "c3NoLWVkMjU1MTkgQUFBQUMzTnphQzFsWkRJMU5URTVBQUFBSUxtTXJzMEdTOEZualpHQlRyVlhJcVVyNTY4cWF0dTRCd3U3cUxXaWZhdE4=";
