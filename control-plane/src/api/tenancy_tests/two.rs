@@ -10,16 +10,16 @@ use super::super::{
 use crate::{
     auth::{Caller, RootOnly},
     bootstrap::{Machine, bootstrap, settle},
-    config::Config,
-    model::{Arn, Scope, Subnet, Volume, VolumeId, Vpc, samples},
+    config::{Config, Region},
+    model::{Arn, Host, Image, Scope, Subnet, Volume, VolumeId, Vpc, samples},
     store::{Db, MemoryStore, Store as _},
 };
 
-const REGION: &str = "us-east-1";
-/// Who has something, and who asks. Neither is the default account, which owns the
-/// images that all see.
-pub(super) const OWNER: &str = "111111111111";
-pub(super) const STRANGER: &str = "222222222222";
+/// Who has something. Not the default account, which owns the images that all see.
+pub(super) const OWNER: (&str, &str) = ("111111111111", "us-east-1");
+/// Who asks: another account, and the same one in another region.
+pub(super) const STRANGERS: [(&str, &str); 2] =
+    [("222222222222", "us-east-1"), ("111111111111", "eu-west-1")];
 
 /// What more an action needs that says so by `InvalidParameterCombination`.
 const MORE: [(&str, &[(&str, &str)]); 1] = [(
@@ -30,10 +30,12 @@ const MORE: [(&str, &[(&str, &str)]); 1] = [(
 /// What the owner's rule for what goes out has in place of `SecurityGroupRuleId`.
 pub(super) const RULE_OUT: &str = "SecurityGroupRuleId of Egress";
 
-/// Two accounts on one cloud, of which the first has something of everything.
+/// Two scopes of one cloud, each with something of everything.
 pub(super) struct Two {
     store: Arc<MemoryStore>,
     pub(super) db: Db,
+    pub(super) owner: Scope,
+    pub(super) stranger: Scope,
     /// What each of them has, by the name of the parameter that names it.
     pub(super) owners: BTreeMap<&'static str, String>,
     strangers: BTreeMap<&'static str, String>,
@@ -53,23 +55,45 @@ fn text<'a>(body: &'a str, name: &str) -> &'a str {
     rest.split_once("</").unwrap().0
 }
 
+/// With two regions.
+fn config() -> Config {
+    let mut config = Config::for_tests();
+    config.regions.push(Region {
+        name: "eu-west-1".into(),
+        zones: vec!["eu-west-1a".into()],
+    });
+    config
+}
+
 impl Two {
-    pub(super) async fn new() -> Self {
+    pub(super) async fn new(stranger: (&str, &str)) -> Self {
         let store = Arc::new(MemoryStore::default());
         let db = Db::open(store.clone()).await.unwrap();
-        let config = Config::for_tests();
+        let config = config();
         let machine = Machine {
             cpus: 64,
             memory_mib: 64 << 10,
             disk_gib: 1000,
         };
         bootstrap(&db, &config, machine).await.unwrap();
-        for account in [OWNER, STRANGER] {
-            let scope = Scope::new(account, REGION);
-            settle(&db, &config, &scope).await.unwrap();
+        let [owner, stranger] =
+            [OWNER, stranger].map(|(account, region)| Scope::new(account, region));
+        for scope in [&owner, &stranger] {
+            settle(&db, &config, scope).await.unwrap();
         }
+        let far = Host {
+            zone: "eu-west-1a".into(),
+            memory_mib: 64 << 10,
+            ..samples::host("far", 64)
+        };
         db.transact(|_, change| {
-            change.put(&samples::image());
+            change.put(&far);
+            for scope in config.image_scopes() {
+                change.put(&Image {
+                    scope,
+                    ..samples::image()
+                });
+            }
             Ok::<_, ()>(())
         })
         .await
@@ -77,21 +101,23 @@ impl Two {
         let mut two = Self {
             store,
             db,
+            owner: owner.clone(),
+            stranger: stranger.clone(),
             owners: BTreeMap::new(),
             strangers: BTreeMap::new(),
         };
-        two.strangers = two.has(STRANGER, "strangers").await;
-        two.owners = two.has(OWNER, "owners").await;
+        two.strangers = two.has(&stranger, "strangers").await;
+        two.owners = two.has(&owner, "owners").await;
         two
     }
 
-    /// Makes an account something of everything.
-    async fn has(&self, account: &str, name: &str) -> BTreeMap<&'static str, String> {
+    /// Makes something of everything there.
+    async fn has(&self, scope: &Scope, name: &str) -> BTreeMap<&'static str, String> {
         let ec2 = ec2::service();
         let [key, group, tag] = ["key", "group", "tag"].map(|what| format!("{name}-{what}"));
         let call = async |action: &str, all: &[(&str, &str)]| {
             let action = ec2.find(action).unwrap();
-            let answer = self.call(&ec2, action, account, &parameters(all)).await;
+            let answer = self.call(&ec2, action, scope, &parameters(all)).await;
             answer.unwrap()
         };
         let made = call(
@@ -141,7 +167,6 @@ impl Two {
         )
         .await;
         let instance = text(&made, "instanceId").to_owned();
-        let scope = Scope::new(account, REGION);
         let free = Volume {
             id: VolumeId::from_random(rand::random()),
             scope: scope.clone(),
@@ -156,7 +181,7 @@ impl Two {
             .await
             .unwrap();
         let view = self.db.view();
-        let view = view.at(&scope);
+        let view = view.at(scope);
         let vpc = view.all::<Vpc>().next().unwrap().id.to_string();
         let subnet = view.all::<Subnet>().next().unwrap().id.to_string();
         [
@@ -183,7 +208,7 @@ impl Two {
         &self,
         service: &Service,
         action: &Registered,
-        account: &str,
+        scope: &Scope,
         parameters: &Parameters,
     ) -> Result<String, ApiError> {
         let mut form = Form::default();
@@ -192,15 +217,15 @@ impl Two {
         }
         let cloud = Cloud {
             db: self.db.clone(),
-            config: Arc::new(Config::for_tests()),
+            config: Arc::new(config()),
             console: Arc::new(console::NoConsole),
             policies: Arc::new(RootOnly),
         };
         let caller = Caller {
-            account: account.to_owned(),
-            region: REGION.to_owned(),
-            arn: Arn::root(account),
-            user_id: account.to_owned(),
+            account: scope.account.clone(),
+            region: scope.region.clone(),
+            arn: Arn::root(&scope.account),
+            user_id: scope.account.clone(),
             access_key_id: "AKIATEST".into(),
         };
         let call = Call {
@@ -219,16 +244,17 @@ impl Two {
         &self,
         service: &Service,
         action: &Registered,
-        account: &str,
+        scope: &Scope,
         parameters: &Parameters,
     ) -> Result<String, ApiError> {
-        let own = match account {
-            OWNER => &self.owners,
-            _ => &self.strangers,
+        let own = if *scope == self.owner {
+            &self.owners
+        } else {
+            &self.strangers
         };
         let mut parameters = parameters.clone();
         loop {
-            let answer = self.call(service, action, account, &parameters).await;
+            let answer = self.call(service, action, scope, &parameters).await;
             let more = match &answer {
                 Err(error) if error.code == "MissingParameter" => {
                     let missing = error.message.rsplit(' ').next().unwrap_or_default();
@@ -253,7 +279,7 @@ impl Two {
     /// All that the owner has, by key.
     pub(super) async fn records(&self) -> BTreeMap<String, Vec<u8>> {
         let all = self.store.range("").await.unwrap().entries.into_iter();
-        let owners = all.filter(|entry| entry.key.contains(OWNER));
+        let owners = all.filter(|entry| entry.key.contains(&self.owner.prefix()));
         owners.map(|entry| (entry.key, entry.value)).collect()
     }
 }
