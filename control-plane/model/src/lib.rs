@@ -38,7 +38,8 @@ pub use quota::*;
 pub use reachability::*;
 pub use reservation::*;
 pub use resource::{
-    Described, Identifier, Index, Keys, Regional, Resource, Scope, Shared, Visible, arn_of_key,
+    Described, Identifier, Index, Keys, Listed, Regional, Resource, Scope, Shared, Visible,
+    arn_of_key,
 };
 pub use settlement::*;
 pub use tags::*;

@@ -6,6 +6,7 @@
 //! "is it there" follow from that.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::{Arn, HostId, Quota};
 
@@ -67,7 +68,7 @@ impl<T> Copy for Index<T> {}
 ///
 /// The key is `/{KIND}/{path}`; the path is `{account}/{region}/{id}`, or the id
 /// alone for what the whole cloud shares.
-pub trait Resource: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+pub trait Resource: Listed + Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// The plural noun that heads the key, as in `/instances/…`.
     const KIND: &'static str;
 
@@ -93,7 +94,7 @@ pub trait Resource: Serialize + DeserializeOwned + Clone + Send + Sync + 'static
     ///
     /// # Errors
     /// What is wrong with it, for the operator.
-    fn upgrade(version: u32, _record: serde_json::Value) -> Result<serde_json::Value, String> {
+    fn upgrade(version: u32, _record: Value) -> Result<Value, String> {
         Err(format!(
             "version {version} of {} is not known here",
             Self::KIND
@@ -117,6 +118,13 @@ pub trait Resource: Serialize + DeserializeOwned + Clone + Send + Sync + 'static
     fn key(&self) -> String {
         Self::key_of(&self.path())
     }
+}
+
+/// A kind that [`each_kind!`](crate::each_kind) lists, and so one that the view keeps.
+/// Without it a record would go to the store and never be seen.
+pub trait Listed {
+    /// Its place in the list.
+    const SLOT: usize;
 }
 
 /// A record of one account in one region.
@@ -186,10 +194,16 @@ pub trait Visible: Described {
 /// Makes a record type one of an account and a region: it has a field `scope`.
 macro_rules! regional {
     ($resource:ident {
-        kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?] $(, claim: $claim:ident)? $(,)?
+        kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?]
+        $(, claim: $claim:ident)?
+        $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
         impl $crate::Resource for $resource {
             const KIND: &'static str = $kind;
+            $(const VERSION: u32 = $version;
+            fn upgrade(version: u32, record: serde_json::Value) -> Result<serde_json::Value, String> {
+                $upgrade(version, record)
+            })?
             const INDEXES: &'static [$crate::Index<Self>] = &[$(Self::$index),*];
             $(fn claim(&self) -> Option<(&$crate::HostId, $crate::Quota)> {
                 self.$claim()
@@ -210,10 +224,20 @@ macro_rules! regional {
 }
 
 /// Makes a record type one that the whole cloud shares.
+///
+/// A form that programs of before can't read has a number, `version:`, and a function
+/// `upgrade:` that brings older records to it: [`Resource::upgrade`].
 macro_rules! shared {
-    ($resource:ident { kind: $kind:literal, key: |$this:ident| $key:expr $(,)? }) => {
+    ($resource:ident {
+        kind: $kind:literal, key: |$this:ident| $key:expr
+        $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
+    }) => {
         impl $crate::Resource for $resource {
             const KIND: &'static str = $kind;
+            $(const VERSION: u32 = $version;
+            fn upgrade(version: u32, record: serde_json::Value) -> Result<serde_json::Value, String> {
+                $upgrade(version, record)
+            })?
             fn id(&self) -> &str {
                 let $this = self;
                 $key
@@ -240,13 +264,17 @@ macro_rules! resource {
         noun: $noun:literal,
         indexes: [$($index:ident),* $(,)?]
         $(, claim: $claim:ident)?
-        $(, conditions: $conditions:ident)? $(,)?
+        $(, conditions: $conditions:ident)?
+        $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
         $crate::ids::identifier! {
             $(#[$doc])* $id = $prefix, $malformed, $not_found, $noun
         }
         $crate::resource::regional! {
-            $resource { kind: $kind, key: $key, indexes: [BY_ID $(, $index)*] $(, claim: $claim)? }
+            $resource {
+                kind: $kind, key: $key, indexes: [BY_ID $(, $index)*]
+                $(, claim: $claim)? $(, version: $version, upgrade: $upgrade)?
+            }
         }
         impl $resource {
             /// By its identifier, in whichever scope it is.
@@ -286,6 +314,15 @@ macro_rules! each_kind {
 
 macro_rules! types {
     (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
+        /// The list's places, in its order.
+        enum Slot { $($resource,)* $($other,)* }
+        $(impl Listed for super::$resource {
+            const SLOT: usize = Slot::$resource as usize;
+        })*
+        $(impl Listed for super::$other {
+            const SLOT: usize = Slot::$other as usize;
+        })*
+
         /// The name of the resource whose record has this key of the store; `None` for
         /// records that are no resources of the API.
         pub fn arn_of_key(key: &str) -> Option<Arn> {
@@ -305,3 +342,33 @@ macro_rules! types {
 each_kind!(types);
 
 pub(crate) use {regional, resource, shared};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    struct Thing {
+        id: String,
+        scope: Scope,
+    }
+
+    impl Listed for Thing {
+        const SLOT: usize = usize::MAX;
+    }
+
+    regional! { Thing { kind: "things", key: id, indexes: [], version: 3, upgrade: Thing::newer } }
+
+    impl Thing {
+        fn newer(version: u32, record: Value) -> Result<Value, String> {
+            Ok(serde_json::json!([version, record]))
+        }
+    }
+
+    #[test]
+    fn a_kind_says_which_form_it_has_and_how_to_come_to_it() {
+        assert_eq!(Thing::VERSION, 3);
+        let newer = <Thing as Resource>::upgrade(1, Value::Null).unwrap();
+        assert_eq!(newer, serde_json::json!([1, null]));
+    }
+}

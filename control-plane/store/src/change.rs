@@ -38,11 +38,6 @@ impl<'v> Change<'v> {
     /// Writes a record: a new one only if there is still none, a known one only
     /// if it is still as the view has it. The last of several for one record wins.
     pub fn put<T: Resource>(&mut self, resource: &T) {
-        debug_assert!(
-            super::view::knows::<T>(),
-            "{} is no kind of the view",
-            T::KIND
-        );
         let key = self.guard(resource);
         self.within(resource);
         self.ops.insert(
@@ -157,12 +152,22 @@ impl<'v> Change<'v> {
                 return Err(StoreError::Invalid(why));
             }
         }
-        match self.fault {
-            Some(fault) => Err(fault),
-            None => Ok(Txn {
-                compares: self.compares.into_values().collect(),
-                ops: self.ops.into_values().collect(),
-            }),
-        }
+        let Self {
+            fault,
+            compares,
+            ops,
+            ..
+        } = self;
+        fault.map_or(Ok(()), Err)?;
+        Ok(Txn {
+            compares: compares.into_values().collect(),
+            ops: ops.into_values().collect(),
+        })
+    }
+
+    /// # Errors
+    /// What [`into_txn`](Self::into_txn) would refuse but for its size.
+    pub(super) fn fault(self) -> Result<(), StoreError> {
+        self.fault.map_or(Ok(()), Err)
     }
 }

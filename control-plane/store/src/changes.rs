@@ -33,7 +33,8 @@ impl Changed {
     ) -> impl Iterator<Item = Result<&'a T, &'a str>> {
         let paths = self.keys.get(T::KIND).into_iter().flatten();
         paths.map(move |path| {
-            let id = path.rsplit('/').next().unwrap_or_default();
+            // What has a name for its id may have a slash in that.
+            let id = path.splitn(3, '/').last().unwrap_or_default();
             view.get_at(path).ok_or(id)
         })
     }

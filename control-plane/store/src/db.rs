@@ -122,17 +122,20 @@ impl Db {
     }
 
     /// What [`transact_at`](Self::transact_at) would answer on this view,
-    /// without carrying it out.
+    /// without carrying it out. It may be more than one transaction can carry.
     ///
     /// # Errors
-    /// What the closure refuses with.
+    /// What the closure refuses with, and what the store would of any part of it.
     pub fn try_out<T, E>(
         &self,
         view: &View,
         scope: &Scope,
         decide: &mut impl FnMut(Scoped<'_>, &mut Change<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
-        decide(view.at(scope), &mut Change::new(view, Some(scope)))
+    ) -> Result<T, TransactError<E>> {
+        let mut change = Change::new(view, Some(scope));
+        let result = decide(view.at(scope), &mut change).map_err(TransactError::Refused)?;
+        change.fault().map_err(TransactError::Store)?;
+        Ok(result)
     }
 
     async fn commit<T, E>(
@@ -238,7 +241,7 @@ async fn feed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hearth_model::{Host, Resource as _, samples::host};
+    use hearth_model::{Host, Resource as _, samples, samples::host};
 
     #[tokio::test]
     async fn a_transaction_reads_its_own_write() {
@@ -370,5 +373,23 @@ mod tests {
         .unwrap();
         assert_eq!(calls, 2);
         assert_eq!(db.view().shared::<Host>("b").unwrap().vcpus, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_tried_out_is_refused_as_the_store_would() {
+        let db = Db::in_memory().await;
+        let (here, there) = (samples::scope(), Scope::new("1", "elsewhere"));
+        let view = db.view();
+        let mut put = |_: Scoped<'_>, change: &mut Change<'_>| {
+            change.put(&samples::volume(1));
+            Ok::<_, ()>(())
+        };
+        db.try_out(&view, &here, &mut put).unwrap();
+        let refused = db.try_out(&view, &there, &mut put).unwrap_err();
+        assert!(
+            matches!(refused, TransactError::Store(StoreError::Invalid(_))),
+            "{refused:?}"
+        );
+        assert_eq!(db.view().revision(), Revision(0));
     }
 }

@@ -61,6 +61,11 @@ pub(super) fn decode<T: Resource>(bytes: &[u8]) -> Result<T, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -70,6 +75,10 @@ mod tests {
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     struct Thing {
         size: u64,
+    }
+
+    impl hearth_model::Listed for Thing {
+        const SLOT: usize = usize::MAX;
     }
 
     impl Resource for Thing {
@@ -105,5 +114,42 @@ mod tests {
             let refused = decode::<Thing>(bad).unwrap_err();
             assert!(refused.contains(why), "{refused}");
         }
+    }
+
+    /// The forms that each kind's records have had, by which program: a file each in
+    /// `stored/KIND`, in the order of their names.
+    fn keeps_its_form<T: Resource>() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("stored")
+            .join(T::KIND);
+        let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        files.sort();
+        let read = |path: &PathBuf| fs::read(path).unwrap();
+        for path in &files {
+            let why = decode::<T>(&read(path)).err();
+            assert_eq!(why, None, "{} can't be read any more", path.display());
+        }
+        let newest = read(files.last().unwrap());
+        let now = encode(&decode::<T>(&newest).unwrap());
+        let [was, now] = [newest, now].map(|form| serde_json::from_slice::<Value>(&form).unwrap());
+        assert_eq!(
+            was,
+            now,
+            "the form of {} is another now. A program of before must not read it wrongly: \
+             raise its version where it would. Then put the new form beside the old ones.",
+            T::KIND
+        );
+    }
+
+    #[test]
+    fn what_was_stored_can_be_read() {
+        macro_rules! each {
+            (described: [$($resource:ident),*], others: [$($other:ident),* $(,)?] $(,)?) => {
+                $(keeps_its_form::<hearth_model::$resource>();)*
+                $(keeps_its_form::<hearth_model::$other>();)*
+            };
+        }
+        hearth_model::each_kind!(each);
     }
 }

@@ -119,7 +119,7 @@ impl View {
     }
 
     fn kind<T: Resource>(&self) -> Option<&Kind> {
-        self.kinds.get(slot_of(T::KIND)?)
+        self.kinds.get(T::SLOT)
     }
 
     fn record<T: Resource>(&self, path: &str) -> Option<&Record> {
@@ -391,11 +391,6 @@ pub(super) fn number_of<T: Resource>(index: Index<T>) -> Option<u8> {
     u8::try_from(position).ok()
 }
 
-/// Whether the view would show records of this kind.
-pub(super) fn knows<T: Resource>() -> bool {
-    slot_of(T::KIND).is_some()
-}
-
 /// The kind of a key, if it is a known one, and the path.
 pub(super) fn kind_and_path(key: &str) -> Option<(&'static str, Arc<str>)> {
     let (slot, path) = split(key)?;
@@ -423,6 +418,7 @@ mod tests {
             );
         }
         fn distinct<T: Resource>() {
+            assert_eq!(KINDS[T::SLOT].name, T::KIND);
             for (i, index) in T::INDEXES.iter().enumerate() {
                 assert!(T::INDEXES[..i].iter().all(|other| other.name != index.name));
             }
