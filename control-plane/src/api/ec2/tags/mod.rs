@@ -13,10 +13,7 @@ pub(super) use describe_tags::DescribeTags;
 use crate::api::shared::{found, not_found, parse_id};
 use crate::{
     api::{ApiError, Targets, wire::quoted},
-    model::{
-        Described, Eni, Identifier as _, Image, Instance, KeyPair, RuleId, SecurityGroup, Subnet,
-        Volume, Vpc, each_kind,
-    },
+    model::{self, Described, Identifier as _, RuleId, SecurityGroup, each_kind},
     store::{Change, Scoped},
 };
 
@@ -53,7 +50,7 @@ macro_rules! tagged {
     (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
         /// Every kind that can have tags.
         const KINDS: &[Kind] = &[
-            $(Kind::own::<$resource>(),)*
+            $(Kind::own::<model::$resource>(),)*
             Kind {
                 prefix: RuleId::PREFIX,
                 name: "security-group-rule",
