@@ -9,4 +9,5 @@ mod a_limits;
 mod b_exercise;
 mod c_security_groups;
 mod d_crash;
+mod d_reboot;
 mod e_clean;
