@@ -20,10 +20,10 @@ use crate::{
     model::{KeyPair, KeyPairId},
 };
 
-/// Checks a new key pair's name: up to 255 printable ASCII characters.
 /// EC2's quota of key pairs in a region.
 const MAX_KEY_PAIRS: usize = 5000;
 
+/// Checks a new key pair's name: up to 255 printable ASCII characters.
 fn check_name(name: &str) -> Result<(), ApiError> {
     let printable = name.bytes().all(|b| (b' '..=b'~').contains(&b));
     if name.is_empty() || name.len() > 255 || !printable || name.trim() != name {
