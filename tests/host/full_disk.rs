@@ -102,6 +102,7 @@ fn put(key: &str, value: &[u8]) -> Txn {
             value: value.to_vec(),
             lease: None,
         }],
+        ..Txn::default()
     }
 }
 
@@ -126,8 +127,12 @@ async fn the_store_writes_when_its_disk_is_full_to_the_last_byte() {
         };
         let by_twenty = async |store: &SqliteStore, ops: Vec<Op>| {
             for ops in ops.chunks(20) {
-                let (compares, ops) = (vec![], ops.to_vec());
-                committed(store, Txn { compares, ops }).await;
+                let ops = ops.to_vec();
+                let txn = Txn {
+                    ops,
+                    ..Txn::default()
+                };
+                committed(store, txn).await;
             }
         };
         by_twenty(&store, all(&[7; 2000])).await;

@@ -22,6 +22,7 @@ pub struct Change<'v> {
     fault: Option<StoreError>,
     compares: BTreeMap<String, Compare>,
     ops: BTreeMap<String, Op>,
+    makes_room: bool,
 }
 
 impl<'v> Change<'v> {
@@ -32,6 +33,8 @@ impl<'v> Change<'v> {
             fault: None,
             compares: BTreeMap::new(),
             ops: BTreeMap::new(),
+            // What is refused a caller is the others' to end.
+            makes_room: only.is_none(),
         }
     }
 
@@ -62,6 +65,12 @@ impl<'v> Change<'v> {
     /// view has none with this path, on its absence.
     pub fn expect_unchanged<T: Resource>(&mut self, resource: &T) {
         self.guard(resource);
+    }
+
+    /// Says that this is a step towards more room: it goes on while the store's disk is
+    /// full, as those of the reconcilers do.
+    pub fn makes_room(&mut self) {
+        self.makes_room = true;
     }
 
     /// How many more records it may depend on or change: what there is more of goes in
@@ -156,12 +165,14 @@ impl<'v> Change<'v> {
             fault,
             compares,
             ops,
+            makes_room,
             ..
         } = self;
         fault.map_or(Ok(()), Err)?;
         Ok(Txn {
             compares: compares.into_values().collect(),
             ops: ops.into_values().collect(),
+            makes_room,
         })
     }
 

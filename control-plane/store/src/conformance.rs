@@ -17,7 +17,11 @@ fn delete(key: &str) -> Op {
 }
 
 fn txn(compares: Vec<Compare>, ops: Vec<Op>) -> Txn {
-    Txn { compares, ops }
+    Txn {
+        compares,
+        ops,
+        ..Txn::default()
+    }
 }
 
 async fn done(store: &dyn Store, ops: Vec<Op>) -> Revision {

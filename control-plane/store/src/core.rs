@@ -61,8 +61,9 @@ pub(super) struct Core<E> {
     leases: BTreeMap<LeaseId, Lease>,
 }
 
-/// By so many bytes a record may grow as it is written anew and count as taking no
-/// space: an instance does by the reason why it ends.
+/// By so many bytes a record may grow as it is written anew by what makes room, and
+/// count as taking no space: an instance does by the reason why it ends. Others have
+/// none: tags given one at a time would eat what is left.
 const SLACK: usize = 512;
 
 /// What a transaction adds to the store and takes from it, in bytes.
@@ -73,13 +74,13 @@ struct Growth {
 }
 
 impl Growth {
-    fn add(&mut self, op: &Op, before: Option<&Entry>) {
+    fn add(&mut self, op: &Op, before: Option<&Entry>, slack: usize) {
         let there = before.map(|entry| entry.value.len());
         match op {
             Op::Put { key, value, .. } => {
                 self.more += value.len();
                 match there {
-                    Some(there) => self.less += there + SLACK,
+                    Some(there) => self.less += there + slack,
                     None => self.more += key.len(),
                 }
             }
@@ -204,9 +205,10 @@ impl<E: Engine> Core<E> {
         let mut writes = Vec::new();
         let mut events = Vec::new();
         let mut growth = Growth::default();
+        let slack = if txn.makes_room { SLACK } else { 0 };
         for op in &txn.ops {
             let before = self.engine.get(op.key())?;
-            growth.add(op, before.as_ref());
+            growth.add(op, before.as_ref(), slack);
             match op {
                 Op::Put { key, value, lease } => {
                     let created = before.map_or(next, |e| e.created);
@@ -306,6 +308,7 @@ impl<E: Engine> Core<E> {
         self.commit(&Txn {
             compares: Vec::new(),
             ops,
+            ..Txn::default()
         })?;
         self.engine.end_lease(id)?;
         self.leases.remove(&id);
@@ -346,20 +349,28 @@ mod tests {
             created: Revision(1),
             modified: Revision(1),
         };
-        let takes_space = |steps: &[(Op, Option<Entry>)]| {
+        let takes_space = |slack: usize, steps: &[(Op, Option<Entry>)]| {
             let mut growth = Growth::default();
             for (op, before) in steps {
-                growth.add(op, before.as_ref());
+                growth.add(op, before.as_ref(), slack);
             }
             growth.takes_space()
         };
-        assert!(takes_space(&[(put(0), None)]));
-        assert!(!takes_space(&[(put(1512), Some(there(1000)))]));
-        assert!(takes_space(&[(put(1513), Some(there(1000)))]));
-        assert!(!takes_space(&[(delete(), Some(there(10)))]));
-        assert!(!takes_space(&[(delete(), None)]));
+        assert!(takes_space(SLACK, &[(put(0), None)]));
+        assert!(!takes_space(SLACK, &[(put(1512), Some(there(1000)))]));
+        assert!(takes_space(SLACK, &[(put(1513), Some(there(1000)))]));
+        assert!(!takes_space(SLACK, &[(delete(), Some(there(10)))]));
+        assert!(!takes_space(SLACK, &[(delete(), None)]));
+        assert!(takes_space(0, &[(put(1001), Some(there(1000)))]));
+        assert!(!takes_space(0, &[(put(1000), Some(there(1000)))]));
         // One record for another.
-        assert!(!takes_space(&[(put(8), None), (delete(), Some(there(10)))]));
-        assert!(takes_space(&[(put(9), None), (delete(), Some(there(10)))]));
+        assert!(!takes_space(
+            SLACK,
+            &[(put(8), None), (delete(), Some(there(10)))]
+        ));
+        assert!(takes_space(
+            SLACK,
+            &[(put(9), None), (delete(), Some(there(10)))]
+        ));
     }
 }

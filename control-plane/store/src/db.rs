@@ -266,6 +266,7 @@ mod tests {
         let txn = super::super::Txn {
             compares: vec![],
             ops: vec![put],
+            ..Default::default()
         };
         let outcome = db.store.commit(txn).await.unwrap();
         let Outcome::Committed(revision) = outcome else {
@@ -359,6 +360,7 @@ mod tests {
                             value: crate::record::encode(&host("a", 1)),
                             lease: None,
                         }],
+                        ..Default::default()
                     }))
                 })
                 .join()

@@ -107,6 +107,9 @@ pub struct Txn {
     pub compares: Vec<Compare>,
     /// What is done. No two may have the same key.
     pub ops: Vec<Op>,
+    /// Whether it is a step towards more room, as that of an instance's end: on a disk
+    /// that is full such a one may make what it writes anew a little bigger.
+    pub makes_room: bool,
 }
 
 /// How a transaction ended.

@@ -78,8 +78,10 @@ fn who_makes_room_is_heard_where_the_disk_is_full() {
         );
     };
     full(&refused);
+    let small = [("ResourceId.1", first.as_str()), ("Tag.1.Key", "a")];
     for _ in 0..20 {
         full(&create_tags(&hearth, &first));
+        full(&hearth.ec2("CreateTags", &small));
         full(&run());
     }
 

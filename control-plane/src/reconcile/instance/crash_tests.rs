@@ -855,6 +855,7 @@ async fn a_vmm_whose_record_may_be_unreadable_stays() {
     let txn = crate::store::Txn {
         compares: vec![],
         ops: vec![put],
+        ..Default::default()
     };
     cloud.db.store().commit(txn).await.unwrap();
     let mut views = cloud.db.changed();

@@ -439,6 +439,7 @@ mod tests {
                 value: b"v".to_vec(),
                 lease: None,
             }],
+            ..Txn::default()
         };
         let store = SqliteStore::open(&path).await.unwrap();
         store.commit(put("/a")).await.unwrap();
@@ -477,6 +478,7 @@ mod tests {
                 value: b"v".to_vec(),
                 lease: None,
             }],
+            ..Txn::default()
         };
         let absent = |key: &str| vec![Compare::Absent(key.into())];
         // The second loses to the first, which is not on the disk yet.
@@ -554,7 +556,14 @@ mod tests {
             lease: None,
         }];
         let compares = vec![];
-        store.commit(Txn { compares, ops }).await.unwrap();
+        store
+            .commit(Txn {
+                compares,
+                ops,
+                ..Txn::default()
+            })
+            .await
+            .unwrap();
         let listed = unreadable_in(&path).unwrap();
         assert_eq!(listed[0].0, "/hosts/a");
         assert!(listed[0].1.contains("version"), "{listed:?}");

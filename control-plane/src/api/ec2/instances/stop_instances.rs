@@ -40,6 +40,7 @@ impl Action for StopInstances {
         let instances_set = ctx
             .each(&ids, |view, change, id| {
                 let instance = found::<Instance>(view, id)?;
+                change.makes_room();
                 let after = match instance.state {
                     InstanceState::Running => {
                         change.put(&Instance {

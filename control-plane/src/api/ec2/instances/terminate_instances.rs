@@ -52,6 +52,7 @@ impl Action for TerminateInstances {
                         ),
                     ));
                 }
+                change.makes_room();
                 change.put(&Instance {
                     intent: Intent::Terminate,
                     state: InstanceState::ShuttingDown,
