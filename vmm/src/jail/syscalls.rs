@@ -99,7 +99,6 @@ const IOCTL_TYPE: u64 = 0xff00;
 /// What a vCPU thread does besides what devices do, which it resets and starts: it
 /// runs the guest and writes the serial port's log.
 const VCPU: Profile = Profile {
-    name: "vcpu",
     allows: &[
         Allow::any(libc::SYS_pread64),
         Allow::any(libc::SYS_pwrite64),
@@ -119,7 +118,6 @@ const VCPU: Profile = Profile {
 
 /// What the main thread does besides: it opens what is plugged, and answers.
 const MAIN: Profile = Profile {
-    name: "main",
     allows: &[
         Allow::any(libc::SYS_accept4),
         Allow::any(libc::SYS_recvmsg),
@@ -245,17 +243,17 @@ pub(super) fn no_x32() -> BpfProgram {
 struct Confined {
     devices: Vec<&'static Profile>,
     /// Compiled once for each role.
-    programs: Mutex<BTreeMap<&'static str, Arc<BpfProgram>>>,
+    programs: Mutex<Vec<(ThreadRole, Arc<BpfProgram>)>>,
 }
 
 impl Confined {
     fn program(&self, role: ThreadRole) -> Result<Arc<BpfProgram>, Error> {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(program) = programs.get(role.name()) {
+        if let Some((_, program)) = programs.iter().find(|(known, _)| *known == role) {
             return Ok(Arc::clone(program));
         }
         let program = Arc::new(allow_only(role, &self.devices)?);
-        programs.insert(role.name(), Arc::clone(&program));
+        programs.push((role, Arc::clone(&program)));
         Ok(program)
     }
 }
@@ -301,8 +299,7 @@ pub fn confine_thread(role: ThreadRole) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    const DEVICE: Profile = Profile {
-        name: "test",
+    static DEVICE: Profile = Profile {
         allows: &[
             Allow::any(libc::SYS_readv),
             Allow::when(libc::SYS_ioctl, &[Argument::is(1, 7)]),
@@ -325,6 +322,31 @@ mod tests {
                 assert_eq!(rules.contains_key(&call), is_main, "{role:?}");
             }
             allow_only(role, &[&DEVICE]).expect("compiles");
+        }
+    }
+
+    #[test]
+    fn no_device_gets_the_filter_of_another() {
+        static OTHER: Profile = Profile {
+            allows: &[Allow::any(libc::SYS_writev), Allow::any(libc::SYS_connect)],
+        };
+        let confined = Confined {
+            devices: vec![&DEVICE, &OTHER],
+            programs: Mutex::default(),
+        };
+        let of = |role| confined.program(role).expect("compiles");
+        let roles = [
+            ThreadRole::Device(&DEVICE),
+            ThreadRole::Device(&OTHER),
+            ThreadRole::Vcpu,
+            ThreadRole::Main,
+        ];
+        let programs = roles.map(of);
+        for (place, (role, program)) in roles.into_iter().zip(&programs).enumerate() {
+            assert!(Arc::ptr_eq(program, &of(role)), "{role:?} compiles once");
+            for other in &programs[..place] {
+                assert_ne!(program.len(), other.len(), "{role:?}");
+            }
         }
     }
 

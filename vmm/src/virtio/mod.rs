@@ -52,9 +52,10 @@ pub const F_EVENT_IDX: u64 = 1 << 29;
 /// the machine and the command line take it from here.
 #[derive(Debug)]
 pub struct Declaration {
-    /// Its name: of its threads, in messages, and its id where there is one at most.
+    /// Its name, which no other kind has: of its threads, in messages, and its id where
+    /// there is one at most.
     pub name: &'static str,
-    /// Its number. Virtio 1.2, section 5.
+    /// Its number, which no other kind has. Virtio 1.2, section 5.
     pub device_type: u16,
     /// What it is to a PCI bus: base class, sub-class, programming interface. PCI Code
     /// and ID Assignment Specification, section 1.
@@ -195,5 +196,21 @@ pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
         for (byte, value) in data.iter_mut().zip(tail) {
             *byte = *value;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn kinds_of_devices_are_told_apart() {
+        let kinds = || DECLARATIONS.iter();
+        let names: BTreeSet<_> = kinds().map(|kind| kind.name).collect();
+        let numbers: BTreeSet<_> = kinds().map(|kind| kind.device_type).collect();
+        assert_eq!(names.len(), DECLARATIONS.len(), "{names:?}");
+        assert_eq!(numbers.len(), DECLARATIONS.len(), "{numbers:?}");
     }
 }

@@ -79,7 +79,6 @@ pub static DECLARATION: Declaration = Declaration {
     device_type: 2,
     pci_class: [0x01, 0x80, 0x00],
     profile: Profile {
-        name: "blk",
         allows: &[
             Allow::any(libc::SYS_readv),
             Allow::any(libc::SYS_preadv),

@@ -102,7 +102,6 @@ pub static DECLARATION: Declaration = Declaration {
     device_type: 1,
     pci_class: [0x02, 0x00, 0x00],
     profile: Profile {
-        name: "net",
         allows: &[
             Allow::any(libc::SYS_readv),
             // How many pairs of queues take part.

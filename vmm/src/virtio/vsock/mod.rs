@@ -60,7 +60,6 @@ pub static DECLARATION: Declaration = Declaration {
     device_type: 19,
     pci_class: [0x07, 0x80, 0x00],
     profile: Profile {
-        name: "vsock",
         allows: &[
             Allow::any(libc::SYS_readv),
             Allow::any(libc::SYS_accept4),
