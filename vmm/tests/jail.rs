@@ -27,8 +27,12 @@ const USER: u32 = 64_001;
 enum Past {
     Nobody,
     Main,
+    /// The threads that start devices.
+    Vcpus,
     /// The threads of disks, and those that they inherit their filters from.
     Disks,
+    /// The threads of interfaces, and the same.
+    Nics,
     /// The threads of the socket device, and the same.
     Sockets,
 }
@@ -38,6 +42,8 @@ impl Past {
         match self {
             Self::Nobody => false,
             Self::Main => name == "main",
+            Self::Vcpus => ["main", "vcpu"].contains(&name),
+            Self::Nics => ["main", "vcpu", "net"].contains(&name),
             Self::Disks => ["main", "vcpu", "blk"].contains(&name),
             Self::Sockets => ["main", "vcpu", "vsock"].contains(&name),
         }
@@ -74,7 +80,27 @@ fn attempts(parameters: &mut [u64; 15]) -> Vec<(&'static str, Past, libc::c_long
     // REGISTER_FILES, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS.
     let register = libc::SYS_io_uring_register;
     let setup = parameters.as_mut_ptr() as i64;
-    vec![
+    let ioctl = |request: u64| {
+        let request = i64::try_from(request).expect("32 bits");
+        (libc::SYS_ioctl, [BAD_FD, request, 0, 0])
+    };
+    // linux/kvm.h: KVM_GET_API_VERSION. linux/vhost.h: VHOST_SET_OWNER and
+    // VHOST_NET_SET_BACKEND.
+    let ioctls = [
+        ("open a tap", Past::Main, libc::TUNSETIFF),
+        ("ask a tap", Past::Main, libc::TUNGETIFF),
+        ("headers of a tap", Past::Main, libc::TUNSETVNETHDRSZ),
+        ("terminal", Past::Main, libc::TCGETS),
+        ("KVM", Past::Vcpus, 0xae00),
+        ("offload of a tap", Past::Vcpus, libc::TUNSETOFFLOAD),
+        ("own a vhost", Past::Vcpus, 0xaf01),
+        ("queues of a tap", Past::Nics, libc::TUNSETQUEUE),
+        ("backend of a vhost", Past::Nics, 0x4008_af30),
+        ("nonblocking socket", Past::Sockets, libc::FIONBIO),
+        ("persistent tap", Past::Nobody, libc::TUNSETPERSIST),
+        ("terminal input", Past::Nobody, libc::TIOCSTI),
+    ];
+    let mut attempts = vec![
         ("execve", Past::Nobody, libc::SYS_execve, [file, 0, 0, 0]),
         ("fork", Past::Nobody, libc::SYS_clone, [child, 0, 0, 0]),
         ("ptrace", Past::Nobody, libc::SYS_ptrace, [0; 4]),
@@ -122,7 +148,12 @@ fn attempts(parameters: &mut [u64; 15]) -> Vec<(&'static str, Past, libc::c_long
             libc::SYS_io_uring_enter,
             [BAD_FD, 0, 0, 0],
         ),
-    ]
+    ];
+    attempts.extend(ioctls.map(|(what, past, request)| {
+        let (number, arguments) = ioctl(request);
+        (what, past, number, arguments)
+    }));
+    attempts
 }
 
 /// Makes every attempt on a thread that is `name`: main, vcpu or that of a device;

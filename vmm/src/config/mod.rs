@@ -118,7 +118,7 @@ impl Device {
     pub fn socket(&mut self) -> Option<(&'static str, &mut PathBuf)> {
         match self {
             Self::Vsock(vsock) => Some(("--vsock", &mut vsock.path)),
-            _ => None,
+            Self::Disk(_) | Self::Nic(_) | Self::Rng | Self::Balloon => None,
         }
     }
 }

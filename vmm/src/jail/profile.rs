@@ -45,6 +45,12 @@ impl Argument {
         }
     }
 
+    /// The request of an ioctl(2) has this type: `_IOC_TYPE` of `asm-generic/ioctl.h`.
+    #[must_use]
+    pub const fn ioctl_of(kind: u8) -> Self {
+        Self::masked(1, 0xff00, (kind as u64) << 8)
+    }
+
     /// Of the bits in `mask`, those in `value` are set and no others.
     #[must_use]
     pub const fn masked(index: u8, mask: u64, value: u64) -> Self {
@@ -52,11 +58,26 @@ impl Argument {
     }
 }
 
-/// The system calls that one kind of thread makes beyond what every thread does.
+/// The system calls that one kind of device costs, beyond what every thread makes.
 #[derive(Debug)]
 pub struct Profile {
-    /// What it allows.
-    pub allows: &'static [Allow],
+    /// Those of its own threads.
+    pub thread: &'static [Allow],
+    /// Those that a vCPU's thread makes besides, when the guest starts or resets it.
+    pub vcpu: &'static [Allow],
+    /// Those that the main thread makes besides, when it makes and plugs one while the
+    /// guest runs. What is only there from the start needs none: it is made before
+    /// there are filters.
+    pub plug: &'static [Allow],
+}
+
+impl Profile {
+    /// Nothing that not every thread may do.
+    pub const NONE: Self = Self {
+        thread: &[],
+        vcpu: &[],
+        plug: &[],
+    };
 }
 
 /// What a thread is there for. It decides the thread's filter.

@@ -9,6 +9,7 @@
 //! them. Device threads are made by vCPU threads, when the guest starts a driver;
 //! so a vCPU thread may do what devices do, and no device thread what another
 //! device does. The main thread alone opens files and answers the control socket.
+//! What a device costs any of them is in its [`Profile`], beside its code, and not here.
 //!
 //! A ring of io_uring carries out requests past every filter. So only the main
 //! thread may make one, at plug time, and each is restricted to the requests of a
@@ -92,65 +93,46 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
-/// The ioctls of KVM are those of type 0xae (Documentation/virt/kvm/api.rst), and
-/// those of the kernel's virtio back ends of type 0xaf (`linux/vhost.h`).
-const IOCTL_TYPE: u64 = 0xff00;
+/// The type of KVM's ioctls, `KVMIO` of `linux/kvm.h`.
+const KVM: u8 = 0xae;
 
-/// What a vCPU thread does besides what devices do, which it resets and starts: it
-/// runs the guest and writes the serial port's log.
-const VCPU: Profile = Profile {
-    allows: &[
-        Allow::any(libc::SYS_pread64),
-        Allow::any(libc::SYS_pwrite64),
-        Allow::any(libc::SYS_ftruncate),
-        Allow::when(
-            libc::SYS_ioctl,
-            &[
-                // KVM_RUN is by far the most frequent of all: first.
-                Argument::masked(1, IOCTL_TYPE, 0xae00),
-                Argument::masked(1, IOCTL_TYPE, 0xaf00),
-                Argument::is(1, libc::TUNSETOFFLOAD),
-                Argument::is(1, libc::TUNSETQUEUE),
-            ],
-        ),
-    ],
-};
+/// What a vCPU thread does besides what devices cost: it runs the guest and writes the
+/// serial port's log.
+const VCPU: [Allow; 4] = [
+    Allow::any(libc::SYS_pread64),
+    Allow::any(libc::SYS_pwrite64),
+    Allow::any(libc::SYS_ftruncate),
+    // KVM_RUN is by far the most frequent of all: first.
+    Allow::when(libc::SYS_ioctl, &[Argument::ioctl_of(KVM)]),
+];
 
 /// What the main thread does besides: it opens what is plugged, and answers.
-const MAIN: Profile = Profile {
-    allows: &[
-        Allow::any(libc::SYS_accept4),
-        Allow::any(libc::SYS_recvmsg),
-        Allow::any(libc::SYS_recvfrom),
-        Allow::any(libc::SYS_sendto),
-        Allow::any(libc::SYS_sendmsg),
-        Allow::any(libc::SYS_shutdown),
-        Allow::any(libc::SYS_openat),
-        Allow::any(libc::SYS_statx),
-        Allow::any(libc::SYS_rename),
-        Allow::any(libc::SYS_unlink),
-        Allow::any(libc::SYS_dup2),
-        Allow::any(libc::SYS_dup3),
-        Allow::any(libc::SYS_access),
-        Allow::any(libc::SYS_faccessat),
-        // The rings of a disk that is plugged while the guest runs.
-        Allow::any(libc::SYS_io_uring_setup),
-        Allow::any(libc::SYS_io_uring_register),
-        // What taps, sockets and the terminal are asked.
-        Allow::when(
-            libc::SYS_ioctl,
-            &[
-                Argument::is(1, libc::TUNSETVNETHDRSZ),
-                Argument::is(1, libc::TUNGETIFF),
-                Argument::is(1, libc::TUNSETIFF),
-                Argument::is(1, libc::FIONBIO),
-                Argument::is(1, libc::FIONREAD),
-                Argument::is(1, libc::TCGETS),
-                Argument::is(1, libc::TCSETS),
-            ],
-        ),
-    ],
-};
+const MAIN: [Allow; 15] = [
+    Allow::any(libc::SYS_accept4),
+    Allow::any(libc::SYS_recvmsg),
+    Allow::any(libc::SYS_recvfrom),
+    Allow::any(libc::SYS_sendto),
+    Allow::any(libc::SYS_sendmsg),
+    Allow::any(libc::SYS_shutdown),
+    Allow::any(libc::SYS_openat),
+    Allow::any(libc::SYS_statx),
+    Allow::any(libc::SYS_rename),
+    Allow::any(libc::SYS_unlink),
+    Allow::any(libc::SYS_dup2),
+    Allow::any(libc::SYS_dup3),
+    Allow::any(libc::SYS_access),
+    Allow::any(libc::SYS_faccessat),
+    // What sockets and the terminal are asked.
+    Allow::when(
+        libc::SYS_ioctl,
+        &[
+            Argument::is(1, libc::FIONBIO),
+            Argument::is(1, libc::FIONREAD),
+            Argument::is(1, libc::TCGETS),
+            Argument::is(1, libc::TCSETS),
+        ],
+    ),
+];
 
 type Error = seccompiler::Error;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -188,15 +170,22 @@ fn rules(role: ThreadRole, devices: &[&'static Profile], process: u32) -> Result
         libc::SYS_tgkill,
         vec![rule(Argument::is(0, process.into()))?],
     );
-    let profiles: Vec<&Profile> = match role {
-        ThreadRole::Device(profile) => vec![profile],
-        ThreadRole::Vcpu => [&VCPU].into_iter().chain(devices.iter().copied()).collect(),
-        ThreadRole::Main => [&VCPU, &MAIN]
-            .into_iter()
-            .chain(devices.iter().copied())
-            .collect(),
-    };
-    for allowed in profiles.iter().flat_map(|profile| profile.allows) {
+    let mut lists: Vec<&[Allow]> = Vec::new();
+    if let ThreadRole::Device(profile) = role {
+        lists.push(profile.thread);
+    } else {
+        lists.push(&VCPU);
+        lists.extend(
+            devices
+                .iter()
+                .flat_map(|device| [device.thread, device.vcpu]),
+        );
+    }
+    if let ThreadRole::Main = role {
+        lists.push(&MAIN);
+        lists.extend(devices.iter().map(|device| device.plug));
+    }
+    for allowed in lists.into_iter().flatten() {
         allow(&mut rules, allowed)?;
     }
     Ok(rules)
@@ -300,9 +289,14 @@ mod tests {
     use super::*;
 
     static DEVICE: Profile = Profile {
-        allows: &[
+        thread: &[
             Allow::any(libc::SYS_readv),
             Allow::when(libc::SYS_ioctl, &[Argument::is(1, 7)]),
+        ],
+        vcpu: &[Allow::when(libc::SYS_ioctl, &[Argument::is(1, 8)])],
+        plug: &[
+            Allow::any(libc::SYS_io_uring_setup),
+            Allow::when(libc::SYS_ioctl, &[Argument::is(1, 9)]),
         ],
     };
 
@@ -328,7 +322,8 @@ mod tests {
     #[test]
     fn no_device_gets_the_filter_of_another() {
         static OTHER: Profile = Profile {
-            allows: &[Allow::any(libc::SYS_writev), Allow::any(libc::SYS_connect)],
+            thread: &[Allow::any(libc::SYS_connect)],
+            ..Profile::NONE
         };
         let confined = Confined {
             devices: vec![&DEVICE, &OTHER],
@@ -356,9 +351,14 @@ mod tests {
         let device = of(ThreadRole::Device(&DEVICE));
         assert_eq!(device[&libc::SYS_ioctl].len(), 1);
         assert!(device[&libc::SYS_readv].is_empty());
+        // KVM's, the device's thread's, its vCPU's.
         let vcpu = of(ThreadRole::Vcpu);
-        assert_eq!(vcpu[&libc::SYS_ioctl].len(), 5);
+        assert_eq!(vcpu[&libc::SYS_ioctl].len(), 3);
         assert!(vcpu.contains_key(&libc::SYS_readv));
+        // Those, four of its own, and what plugging the device takes.
+        let main = of(ThreadRole::Main);
+        assert_eq!(main[&libc::SYS_ioctl].len(), 8);
+        assert!(main.contains_key(&libc::SYS_readv));
 
         // What is allowed for good stays so, whatever comes after it.
         const IN_TURN: [Allow; 3] = [

@@ -56,7 +56,7 @@ pub static DECLARATION: Declaration = Declaration {
     name: "balloon",
     device_type: 5,
     pci_class: [0x00, 0xff, 0x00],
-    profile: Profile { allows: &[] },
+    profile: Profile::NONE,
     plug: Plug::Fixed,
 };
 

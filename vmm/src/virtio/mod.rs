@@ -60,7 +60,7 @@ pub struct Declaration {
     /// What it is to a PCI bus: base class, sub-class, programming interface. PCI Code
     /// and ID Assignment Specification, section 1.
     pub pci_class: [u8; 3],
-    /// What its threads may ask of the kernel.
+    /// What it asks of the kernel, by the threads that do.
     pub profile: Profile,
     /// How many a machine has, and whether they come and go.
     pub plug: Plug,
@@ -75,7 +75,7 @@ pub enum Plug {
     Fixed,
 }
 
-/// Every kind of device.
+/// Every kind of device. One that isn't in it can't be plugged.
 pub static DECLARATIONS: [&Declaration; 5] = [
     &blk::DECLARATION,
     &net::DECLARATION,
@@ -84,7 +84,7 @@ pub static DECLARATIONS: [&Declaration; 5] = [
     &vsock::DECLARATION,
 ];
 
-/// What the threads of each kind of device may ask of the kernel.
+/// What each kind of device asks of the kernel.
 pub fn profiles() -> Vec<&'static Profile> {
     let all = DECLARATIONS.iter();
     all.map(|declaration| &declaration.profile).collect()
@@ -150,7 +150,7 @@ pub trait VirtioDevice: Send {
 
     /// Makes what its threads, confined as they will be, can't make for themselves. Called
     /// once, by the main thread, before the guest sees the device; `doorbells` has one
-    /// for each queue.
+    /// for each queue. What it asks of the kernel is in the profile's `plug`.
     ///
     /// # Errors
     /// When the host has no resources for it; the device is then not plugged.
@@ -174,7 +174,8 @@ pub trait VirtioDevice: Send {
     /// Writes device configuration; read-only fields keep their value.
     fn config_write(&mut self, offset: u64, data: &[u8]);
 
-    /// The driver set DRIVER_OK: starts the device's threads.
+    /// The driver set DRIVER_OK: starts the device's threads. Called by a vCPU's thread,
+    /// as [`Self::reset`] is: what they ask of the kernel is in the profile's `vcpu`.
     ///
     /// # Errors
     /// When a queue is missing or a thread can't be made; the transport then sets

@@ -30,7 +30,7 @@ pub static DECLARATION: Declaration = Declaration {
     name: "rng",
     device_type: 4,
     pci_class: [0x00, 0xff, 0x00],
-    profile: Profile { allows: &[] },
+    profile: Profile::NONE,
     plug: Plug::Fixed,
 };
 

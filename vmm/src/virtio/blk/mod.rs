@@ -79,7 +79,7 @@ pub static DECLARATION: Declaration = Declaration {
     device_type: 2,
     pci_class: [0x01, 0x80, 0x00],
     profile: Profile {
-        allows: &[
+        thread: &[
             Allow::any(libc::SYS_readv),
             Allow::any(libc::SYS_preadv),
             Allow::any(libc::SYS_pwritev),
@@ -99,6 +99,12 @@ pub static DECLARATION: Declaration = Declaration {
                     Argument::masked(1, REGISTER_OPCODE, REGISTER_RING_FDS),
                 ],
             ),
+        ],
+        vcpu: &[],
+        // The rings of its queues, which its threads can't make.
+        plug: &[
+            Allow::any(libc::SYS_io_uring_setup),
+            Allow::any(libc::SYS_io_uring_register),
         ],
     },
     plug: Plug::Hot,

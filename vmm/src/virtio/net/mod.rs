@@ -93,6 +93,9 @@ pub struct Options {
     pub mtu: u16,
 }
 
+/// The type of the ioctls of the kernel's virtio back ends, `VHOST_VIRTIO` of
+/// `linux/vhost.h`.
+const VHOST: u8 = 0xaf;
 /// `VHOST_NET_SET_BACKEND`: `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
 const VHOST_NET_SET_BACKEND: u64 = 0x4008_af30;
 
@@ -102,7 +105,7 @@ pub static DECLARATION: Declaration = Declaration {
     device_type: 1,
     pci_class: [0x02, 0x00, 0x00],
     profile: Profile {
-        allows: &[
+        thread: &[
             Allow::any(libc::SYS_readv),
             // How many pairs of queues take part.
             Allow::when(
@@ -113,6 +116,23 @@ pub static DECLARATION: Declaration = Declaration {
                 ],
             ),
         ],
+        // What the driver takes is the tap's to know, and the rings are the kernel's.
+        vcpu: &[Allow::when(
+            libc::SYS_ioctl,
+            &[
+                Argument::ioctl_of(VHOST),
+                Argument::is(1, libc::TUNSETOFFLOAD),
+            ],
+        )],
+        // A tap opened or taken over. Its vhost is asked what a vCPU's thread may, too.
+        plug: &[Allow::when(
+            libc::SYS_ioctl,
+            &[
+                Argument::is(1, libc::TUNSETVNETHDRSZ),
+                Argument::is(1, libc::TUNGETIFF),
+                Argument::is(1, libc::TUNSETIFF),
+            ],
+        )],
     },
     plug: Plug::Hot,
 };

@@ -27,7 +27,7 @@ use self::layout::{
 };
 use self::shared::{AllCounters, Shared};
 use super::counters::Counters;
-use super::{Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};
+use super::{Activation, ActiveQueue, DECLARATIONS, Interrupt, Memory, VirtioDevice};
 use crate::irq::Interrupts;
 use crate::pci::PciDevice;
 use crate::pci::config::ConfigSpace;
@@ -60,20 +60,25 @@ impl VirtioPciDevice {
     ///
     /// # Errors
     /// When the interrupt controller has no vectors left, the process no file
-    /// descriptors, or the device has more than 128 queues.
+    /// descriptors, the device has more than 128 queues, or its kind is not among
+    /// [`DECLARATIONS`], from which the sandbox and the command line know it.
     pub fn new(
         mut device: Box<dyn VirtioDevice>,
         memory: Memory,
         interrupts: Arc<dyn Interrupts>,
     ) -> io::Result<Self> {
+        let kind = device.declaration();
+        if !DECLARATIONS.iter().any(|known| std::ptr::eq(*known, kind)) {
+            let unknown = format!("the device {} is not declared", kind.name);
+            return Err(io::Error::other(unknown));
+        }
         let sizes = device.queue_sizes();
         if sizes.len() > MAX_QUEUES {
             return Err(io::Error::other("too many virtqueues"));
         }
         let vectors = u16::try_from(sizes.len() + 1).map_err(io::Error::other)?;
         let msix = Msix::new(vectors, interrupts.as_ref())?;
-        let (config, offsets) =
-            layout::config_space(device.declaration(), &msix).map_err(io::Error::other)?;
+        let (config, offsets) = layout::config_space(kind, &msix).map_err(io::Error::other)?;
         let shared = Arc::new(Shared::new(msix, sizes.len()));
         let doorbells = sizes
             .iter()

@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
+use crate::jail::Profile;
 use crate::pci::config::register;
 use crate::virtio::counters::counters;
 use crate::virtio::testing::{FakeInterrupts, Guest};
-use crate::virtio::{Declaration, F_EVENT_IDX, F_VERSION_1, blk};
+use crate::virtio::{Declaration, F_EVENT_IDX, F_VERSION_1, Plug, blk};
 
 counters! {
     struct ProbeCounters {
@@ -17,10 +18,21 @@ counters! {
 }
 
 /// A device that records what is done to it, and keeps what it is given.
-#[derive(Default, Clone)]
+#[derive(Clone)]
 struct Probe {
+    declaration: &'static Declaration,
     log: Arc<Mutex<Vec<String>>>,
     given: Arc<Mutex<Option<Activation>>>,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            declaration: &blk::DECLARATION,
+            log: Arc::default(),
+            given: Arc::default(),
+        }
+    }
 }
 
 impl Probe {
@@ -31,7 +43,7 @@ impl Probe {
 
 impl VirtioDevice for Probe {
     fn declaration(&self) -> &'static Declaration {
-        &blk::DECLARATION
+        self.declaration
     }
     fn features(&self) -> u64 {
         F_EVENT_IDX | 0x3
@@ -157,6 +169,29 @@ impl Bench {
         }
         at
     }
+}
+
+#[test]
+fn a_device_that_nobody_declared_is_refused() {
+    static FORGOTTEN: Declaration = Declaration {
+        name: "forgotten",
+        device_type: 99,
+        pci_class: [0x00, 0xff, 0x00],
+        profile: Profile::NONE,
+        plug: Plug::Fixed,
+    };
+    let probe = Probe {
+        declaration: &FORGOTTEN,
+        ..Probe::default()
+    };
+    let refused = VirtioPciDevice::new(
+        Box::new(probe.clone()),
+        Arc::clone(&Guest::new(2).memory),
+        Arc::new(FakeInterrupts::default()),
+    );
+    let error = refused.err().expect("no device");
+    assert_eq!(error.to_string(), "the device forgotten is not declared");
+    assert!(probe.log().is_empty());
 }
 
 #[test]

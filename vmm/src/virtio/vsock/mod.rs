@@ -60,7 +60,7 @@ pub static DECLARATION: Declaration = Declaration {
     device_type: 19,
     pci_class: [0x07, 0x80, 0x00],
     profile: Profile {
-        allows: &[
+        thread: &[
             Allow::any(libc::SYS_readv),
             Allow::any(libc::SYS_accept4),
             Allow::any(libc::SYS_connect),
@@ -74,6 +74,7 @@ pub static DECLARATION: Declaration = Declaration {
             Allow::when(libc::SYS_socket, &[Argument::is(0, libc::AF_UNIX as u64)]),
             Allow::when(libc::SYS_ioctl, &[Argument::is(1, libc::FIONBIO)]),
         ],
+        ..Profile::NONE
     },
     plug: Plug::Fixed,
 };
