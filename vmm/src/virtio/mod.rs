@@ -203,6 +203,7 @@ pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::path::Path;
 
     use super::*;
 
@@ -213,5 +214,17 @@ mod tests {
         let numbers: BTreeSet<_> = kinds().map(|kind| kind.device_type).collect();
         assert_eq!(names.len(), DECLARATIONS.len(), "{names:?}");
         assert_eq!(numbers.len(), DECLARATIONS.len(), "{numbers:?}");
+    }
+
+    #[test]
+    fn every_kind_of_device_is_fuzzed() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).expect("a manifest");
+        for kind in DECLARATIONS {
+            let target = format!("fuzz_targets/{}.rs", kind.name);
+            assert!(fuzz.join(&target).is_file(), "no vmm/fuzz/{target}");
+            let line = format!("path = \"{target}\"");
+            assert!(manifest.contains(&line), "{target} is no binary");
+        }
     }
 }
