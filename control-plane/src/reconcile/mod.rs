@@ -8,7 +8,8 @@
 //! it: when a record that concerns the key changed, when the host says so, when
 //! the step itself asked for it, and every half minute in any case.
 //!
-//! - [`cluster`]: controllers of which the cloud has one: placement, garbage
+//! - [`cluster`]: controllers of which the cloud has one: placement, garbage; they
+//!   run in the process that leads
 //! - [`host`]: network, images and lone volumes of this host, and who
 //!   answers on it
 //! - [`instance`]: the lives of the instances on this host
@@ -17,6 +18,7 @@ pub mod cluster;
 mod controllers;
 pub mod host;
 pub mod instance;
+mod leader;
 pub mod queue;
 #[cfg(test)]
 mod testing;

@@ -310,9 +310,9 @@ impl<E: Engine> Core<E> {
             ops,
             ..Txn::default()
         })?;
-        self.engine.end_lease(id)?;
+        // Whatever becomes of its own record: it must not be kept alive without its keys.
         self.leases.remove(&id);
-        Ok(())
+        self.engine.end_lease(id)
     }
 
     /// Ends the leases whose time is over; when the next one's is.

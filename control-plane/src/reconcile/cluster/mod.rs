@@ -1,4 +1,5 @@
-//! The controllers of which the cloud has one.
+//! The controllers of which the cloud has one: they run where the leader's key is
+//! held (`reconcile/leader.rs`).
 
 mod garbage;
 mod placement;
