@@ -15,6 +15,7 @@ mod keys;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::{
     collections::BTreeSet, fmt::Display, future::pending, panic::AssertUnwindSafe, sync::Arc,
@@ -64,8 +65,8 @@ pub trait Controller: Send + Sync + 'static {
     /// Its name in the log.
     fn name(&self) -> &'static str;
 
-    /// How long a step may take, the waiting for slots included; then it is cut
-    /// short, and counts as failed.
+    /// How long a step may take beside waiting for [`Slots`]; then it is cut short,
+    /// and counts as failed.
     fn deadline(&self) -> Duration;
 
     /// How many keys are stepped at once.
@@ -201,10 +202,10 @@ pub async fn run<C: Controller>(controller: Arc<C>, db: Db, mut shutdown: watch:
 async fn step<C: Controller>(controller: Arc<C>, key: C::Key) -> (C::Key, anyhow::Result<Requeue>) {
     let deadline = controller.deadline();
     let step = AssertUnwindSafe(controller.step(&key)).catch_unwind();
-    let result = match timeout(deadline, step).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(anyhow!("the step panicked")),
-        Err(_) => Err(anyhow!("the step took longer than {deadline:?}")),
+    let result = match waits::timeout(deadline, step).await {
+        Some(Ok(result)) => result,
+        Some(Err(_)) => Err(anyhow!("the step panicked")),
+        None => Err(anyhow!("the step took longer than {deadline:?}")),
     };
     (key, result)
 }

@@ -45,9 +45,9 @@ impl Controller for VolumeController {
         "volumes"
     }
 
-    /// A slot for the disk is waited for as long as it takes.
+    /// Longer than [`Kind::Disk`] has.
     fn deadline(&self) -> Duration {
-        Duration::from_secs(24 * 3600)
+        Duration::from_secs(3600)
     }
 
     async fn all(&self) -> anyhow::Result<BTreeSet<VolumeId>> {

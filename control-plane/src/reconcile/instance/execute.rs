@@ -105,10 +105,10 @@ impl Controller for InstanceController {
         "instances"
     }
 
-    /// Each piece of its work has a deadline of its own, by its kind; slots are
-    /// waited for as long as it takes.
+    /// Each piece of its work has a deadline of its own, by its kind. A launch has the
+    /// most of them, and waits for its network for as long as that takes.
     fn deadline(&self) -> Duration {
-        Duration::from_secs(24 * 3600)
+        Duration::from_secs(2 * 3600)
     }
 
     fn at_once(&self) -> usize {

@@ -6,6 +6,8 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::timeout};
 
+use super::waits;
+
 /// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -77,9 +79,38 @@ struct Slot {
     deadline: Duration,
 }
 
+impl Slot {
+    fn new(limits: Limits) -> Self {
+        Self {
+            free: Semaphore::new(limits.at_once),
+            deadline: limits.deadline,
+        }
+    }
+}
+
+struct All {
+    look: Slot,
+    control: Slot,
+    launch: Slot,
+    disk: Slot,
+    network: Slot,
+}
+
+impl All {
+    fn of(&self, kind: Kind) -> &Slot {
+        match kind {
+            Kind::Look => &self.look,
+            Kind::Control => &self.control,
+            Kind::Launch => &self.launch,
+            Kind::Disk => &self.disk,
+            Kind::Network => &self.network,
+        }
+    }
+}
+
 /// The slots of one host, shared by its controllers. Clones are the same.
 #[derive(Clone)]
-pub struct Slots(Arc<[Slot; 5]>);
+pub struct Slots(Arc<All>);
 
 impl Slots {
     /// Those of this machine.
@@ -97,20 +128,14 @@ impl Slots {
     }
 
     fn new(limits: impl Fn(Kind) -> Limits) -> Self {
-        let all = [
-            Kind::Look,
-            Kind::Control,
-            Kind::Launch,
-            Kind::Disk,
-            Kind::Network,
-        ];
-        Self(Arc::new(all.map(|kind| {
-            let limits = limits(kind);
-            Slot {
-                free: Semaphore::new(limits.at_once),
-                deadline: limits.deadline,
-            }
-        })))
+        let slot = |kind| Slot::new(limits(kind));
+        Self(Arc::new(All {
+            look: slot(Kind::Look),
+            control: slot(Kind::Control),
+            launch: slot(Kind::Launch),
+            disk: slot(Kind::Disk),
+            network: slot(Kind::Network),
+        }))
     }
 
     /// Does a piece of work as soon as there is a slot for it.
@@ -118,12 +143,36 @@ impl Slots {
     /// # Errors
     /// [`Late`] when it took too long.
     pub async fn run<T>(&self, kind: Kind, work: impl Future<Output = T>) -> Result<T, Late> {
-        let slot = &self.0[kind as usize];
+        let slot = self.0.of(kind);
         // They are never closed.
-        let _held = slot.free.acquire().await;
+        let _held = waits::during(slot.free.acquire()).await;
         timeout(slot.deadline, work).await.map_err(|_| Late {
             kind,
             deadline: slot.deadline,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_kind_has_its_own_limits() {
+        let slots = Slots::new(|kind| kind.limits(3));
+        for kind in [
+            Kind::Look,
+            Kind::Control,
+            Kind::Launch,
+            Kind::Disk,
+            Kind::Network,
+        ] {
+            let Limits { at_once, deadline } = kind.limits(3);
+            assert_eq!(slots.0.of(kind).free.available_permits(), at_once);
+            let late = slots.run(kind, pending::<()>()).await;
+            assert_eq!(late, Err(Late { kind, deadline }));
+        }
     }
 }

@@ -360,3 +360,29 @@ async fn slots_are_bounded_by_kind_and_late_work_gives_its_slot_back() {
         assert_eq!(late.to_string(), "speaking to the VMM took longer than 30s");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_slot_is_no_part_of_a_steps_deadline() {
+    let slots = Slots::wide(1);
+    let other = slots.clone();
+    tokio::spawn(async move { other.run(Kind::Disk, pending::<()>()).await });
+    tokio::task::yield_now().await;
+    let deadline = Duration::from_secs(10);
+    let took = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    let began = Instant::now();
+    // Two at once wait half an hour for the one that hangs, the second for the first, too.
+    let step = async {
+        tokio::join!(
+            slots.run(Kind::Disk, took(4)),
+            slots.run(Kind::Disk, took(4)),
+        )
+    };
+    let done = waits::timeout(deadline, step).await;
+    assert_eq!(done, Some((Ok(()), Ok(()))));
+    assert_eq!(began.elapsed(), Duration::from_secs(1800 + 8));
+    // What it does itself is.
+    let began = Instant::now();
+    let step = slots.run(Kind::Disk, pending::<()>());
+    assert_eq!(waits::timeout(deadline, step).await, None);
+    assert_eq!(began.elapsed(), deadline);
+}
