@@ -5,7 +5,7 @@
 //! interfaces no packets. Every answer says so in a header, and so do consoles and
 //! DescribeAvailabilityZones.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -79,13 +79,12 @@ pub async fn bootstrap(db: &Db, config: &Config, count: u32) -> anyhow::Result<H
         })
         .collect();
     for records in records.chunks(AT_ONCE) {
-        db.transact(|view, change| {
+        db.transact_infallible(|view, change| {
             for host in records {
                 if view.shared::<Host>(&host.id.0) != Some(host) && !view.is_unreadable(host) {
                     change.put(host);
                 }
             }
-            Ok::<_, Infallible>(())
         })
         .await?;
     }
@@ -95,21 +94,19 @@ pub async fn bootstrap(db: &Db, config: &Config, count: u32) -> anyhow::Result<H
         .filter(|host| !hosts.have(Some(&host.id)))
         .collect();
     for gone in gone.chunks(AT_ONCE) {
-        db.transact(|_, change| {
+        db.transact_infallible(|_, change| {
             gone.iter().for_each(|host| change.delete(*host));
-            Ok::<_, Infallible>(())
         })
         .await?;
     }
     let images = images(config);
-    db.transact(|view, change| {
+    db.transact_infallible(|view, change| {
         for image in &images {
             let known = view.at(&image.scope).get::<Image>(&image.id);
             if known != Some(image) && !view.is_unreadable(image) {
                 change.put(image);
             }
         }
-        Ok::<_, Infallible>(())
     })
     .await?;
     Ok(hosts)
@@ -232,12 +229,11 @@ mod tests {
             ..samples::volume(n)
         };
         let (ran, waits) = (on(1, InstanceState::Running), on(2, InstanceState::Pending));
-        db.transact(|_, change| {
+        db.transact_infallible(|_, change| {
             change.put(&ran);
             change.put(&waits);
             change.put(&volume(1));
             change.put(&volume(2));
-            Ok::<_, Infallible>(())
         })
         .await
         .unwrap();

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -21,7 +20,7 @@ use crate::{
 /// Puts these instances there as RunInstances does, on a network with an image
 /// and a host with room for `room` of them.
 pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
-    db.transact(|_, change| {
+    db.transact_infallible(|_, change| {
         change.put(&samples::vpc());
         change.put(&samples::subnet());
         change.put(&samples::image());
@@ -58,7 +57,6 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             change.put(&eni);
             change.put(&samples::volume(n));
         }
-        Ok::<_, Infallible>(())
     })
     .await
     .unwrap();

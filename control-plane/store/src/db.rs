@@ -1,6 +1,6 @@
 //! A store with its view: what the rest of the control plane holds.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -106,7 +106,19 @@ impl Db {
         self.commit(None, decide).await
     }
 
-    /// The same for a decision that sees one scope, and changes nothing beyond
+    /// The same for a decision that can't refuse.
+    ///
+    /// # Errors
+    /// As [`transact`](Self::transact).
+    pub async fn transact_infallible<T>(
+        &self,
+        mut decide: impl FnMut(&View, &mut Change<'_>) -> T,
+    ) -> Result<T, TransactError<Infallible>> {
+        self.commit(None, |view, change| Ok(decide(view, change)))
+            .await
+    }
+
+    /// What [`transact`](Self::transact) does, for a decision that sees one scope, and changes nothing beyond
     /// it but what all accounts share.
     ///
     /// # Errors

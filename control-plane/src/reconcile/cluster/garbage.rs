@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::transact;
 use crate::{
     model::{ClientToken, GroupName, Instance, InstanceState, Reservation, SecurityGroup, Tags},
     reconcile::{
@@ -111,35 +110,39 @@ impl Controller for GarbageController {
 
     async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
         let now = (self.clock)();
-        let more = transact(&self.db, |view, change| {
-            let (instances, tokens) = plan(view, now);
-            delete(view, change, &instances);
-            let room = change.room();
-            for token in tokens.iter().take(room) {
-                change.delete(*token);
-            }
-            // Those whose deletion a crash has cut short.
-            let groups = view.by(SecurityGroup::DELETING, "");
-            let readable = |group: &&SecurityGroup| {
-                !view.has_unreadable_at::<Tags>(&group.scope)
-                    && !view.has_unreadable_at::<GroupName>(&group.scope)
-            };
-            for group in groups.filter(readable) {
-                // Its name, itself, its tags and those of its rules.
-                if change.room() < 3 + group.rules.len() {
-                    break;
+        let more = self
+            .db
+            .transact_infallible(|view, change| {
+                let (instances, tokens) = plan(view, now);
+                delete(view, change, &instances);
+                let room = change.room();
+                for token in tokens.iter().take(room) {
+                    change.delete(*token);
                 }
-                finish_deletion(view.at(&group.scope), change, group);
-            }
-            instances.len() == AT_ONCE || tokens.len() == AT_ONCE
-        })
-        .await?;
-        let abandoned = transact(&self.db, |view, change| {
-            let mut pending = view.by(Reservation::PENDING, "");
-            let reservation = pending.find(|r| over(r.created, ABANDONED, now));
-            reservation.map(|r| expand(view.at(&r.scope), change, r, &self.pool))
-        })
-        .await?;
+                // Those whose deletion a crash has cut short.
+                let groups = view.by(SecurityGroup::DELETING, "");
+                let readable = |group: &&SecurityGroup| {
+                    !view.has_unreadable_at::<Tags>(&group.scope)
+                        && !view.has_unreadable_at::<GroupName>(&group.scope)
+                };
+                for group in groups.filter(readable) {
+                    // Its name, itself, its tags and those of its rules.
+                    if change.room() < 3 + group.rules.len() {
+                        break;
+                    }
+                    finish_deletion(view.at(&group.scope), change, group);
+                }
+                instances.len() == AT_ONCE || tokens.len() == AT_ONCE
+            })
+            .await?;
+        let abandoned = self
+            .db
+            .transact_infallible(|view, change| {
+                let mut pending = view.by(Reservation::PENDING, "");
+                let reservation = pending.find(|r| over(r.created, ABANDONED, now));
+                reservation.map(|r| expand(view.at(&r.scope), change, r, &self.pool))
+            })
+            .await?;
         if more || abandoned.is_some() {
             return Ok(Requeue::Now);
         }

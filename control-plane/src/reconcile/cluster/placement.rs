@@ -9,7 +9,6 @@ use std::{collections::BTreeSet, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::transact;
 use crate::{
     model::{Host, HostId, Instance, InstanceId, InstanceState, StateReason, Volume},
     reconcile::{
@@ -56,7 +55,9 @@ impl Controller for PlacementController {
             return Ok(Requeue::Idle);
         }
         let now = (self.clock)();
-        transact(&self.db, |view, change| carry_out(view, change, now)).await?;
+        self.db
+            .transact_infallible(|view, change| carry_out(view, change, now))
+            .await?;
         Ok(Requeue::Now)
     }
 }

@@ -11,7 +11,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
@@ -206,14 +205,13 @@ impl DiskGuard {
             return Ok(());
         }
         self.db
-            .transact(|view, change| {
+            .transact_infallible(|view, change| {
                 if let Some(host) = view.shared::<Host>(&self.host.0) {
                     change.put(&Host {
                         disk_gib,
                         ..host.clone()
                     });
                 }
-                Ok::<_, Infallible>(())
             })
             .await?;
         Ok(())

@@ -17,7 +17,7 @@ use crate::{
         Controller, Requeue,
         queue::{Wake, Whole},
     },
-    store::{Changed, Db, TransactError, View},
+    store::{Changed, Db, View},
 };
 
 /// How often the folder is looked at: nothing tells when a file is put there.
@@ -100,7 +100,7 @@ impl Controller for ImageController {
         self.tell(&scan.problems);
         let done = self
             .db
-            .transact(|view, change| {
+            .transact_infallible(|view, change| {
                 let in_scope = |image: &Image, scope: &Scope| Image {
                     scope: scope.clone(),
                     ..image.clone()
@@ -109,7 +109,7 @@ impl Controller for ImageController {
                     for image in scan.images.iter().map(|image| in_scope(image, scope)) {
                         let known = view.at(scope).get::<Image>(&image.id);
                         if change.room() < EACH {
-                            return Ok(false);
+                            return false;
                         }
                         if known != Some(&image) && !view.is_unreadable(&image) {
                             change.put(&image);
@@ -118,7 +118,7 @@ impl Controller for ImageController {
                 }
                 if scan.more {
                     // What isn't verified yet may be one of those.
-                    return Ok(true);
+                    return true;
                 }
                 let there: BTreeSet<&ImageId> = scan.images.iter().map(|i| &i.id).collect();
                 // A first boot still needs its image's disk, and the instances of
@@ -135,20 +135,15 @@ impl Controller for ImageController {
                 let own = self.scopes.iter().flat_map(|s| view.at(s).all::<Image>());
                 for image in own.filter(|image| !launching.contains(&image.id)) {
                     if change.room() < EACH {
-                        return Ok(false);
+                        return false;
                     }
                     if !there.contains(&image.id) && !needed.contains(&image.id) {
                         change.delete_tagged(image, &image.id);
                     }
                 }
-                Ok::<_, std::convert::Infallible>(true)
+                true
             })
-            .await
-            .map_err(|error| match error {
-                TransactError::Refused(never) => match never {},
-                TransactError::Contended => anyhow::anyhow!("too many conflicting changes"),
-                TransactError::Store(error) => error.into(),
-            })?;
+            .await?;
         Ok(if scan.more || !done {
             Requeue::Now
         } else {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::{
     model::{Hosts, Instance, InstanceId, InstanceState, Reachability, VpcId},
     network::{Answering, NetworkHost, plan},
-    reconcile::{Clock, Controller, Requeue, cluster::transact, queue::Wake},
+    reconcile::{Clock, Controller, Requeue, queue::Wake},
     store::{Changed, Db, View},
 };
 
@@ -117,19 +117,21 @@ impl ReachabilityController {
 
     /// Writes it down, unless the instance has gone on to something else.
     async fn write(&self, seen: &[Reachability]) -> anyhow::Result<()> {
-        transact(&self.db, |view, change| {
-            for seen in seen {
-                let id = &seen.instance;
-                if let Some(instance) = view.find::<Instance>(id)
-                    && instance.state == InstanceState::Running
-                    && seen.is_of(instance)
-                {
-                    change.expect_unchanged(instance);
-                    change.put(seen);
+        self.db
+            .transact_infallible(|view, change| {
+                for seen in seen {
+                    let id = &seen.instance;
+                    if let Some(instance) = view.find::<Instance>(id)
+                        && instance.state == InstanceState::Running
+                        && seen.is_of(instance)
+                    {
+                        change.expect_unchanged(instance);
+                        change.put(seen);
+                    }
                 }
-            }
-        })
-        .await
+            })
+            .await?;
+        Ok(())
     }
 }
 

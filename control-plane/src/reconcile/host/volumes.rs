@@ -9,7 +9,6 @@ use crate::{
     model::{Hosts, Volume, VolumeId},
     reconcile::{
         Controller, Requeue, Slots,
-        cluster::transact,
         queue::{Kind, Wake},
     },
     storage::StorageHost,
@@ -78,12 +77,13 @@ impl Controller for VolumeController {
         let removed = self.storage.remove_volume(id);
         let removed = self.slots.run(Kind::Disk, removed).await?;
         removed.with_context(|| format!("removing {id}"))?;
-        transact(&self.db, |view, change| {
-            if let Some(volume) = view.find::<Volume>(id).filter(|v| self.goes(v)) {
-                change.delete_tagged(volume, id);
-            }
-        })
-        .await?;
+        self.db
+            .transact_infallible(|view, change| {
+                if let Some(volume) = view.find::<Volume>(id).filter(|v| self.goes(v)) {
+                    change.delete_tagged(volume, id);
+                }
+            })
+            .await?;
         Ok(Requeue::Idle)
     }
 }

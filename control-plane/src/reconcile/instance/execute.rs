@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -35,7 +34,7 @@ use crate::{
         queue::{Kind, Wake},
     },
     storage::{Source, StorageHost, VolumeSpec},
-    store::{Changed, Db, Revision, TransactError, View},
+    store::{Changed, Db, Revision, View},
 };
 
 /// How many instances are stepped at once: most of them wait for their slots.
@@ -384,20 +383,15 @@ impl InstanceController {
         change_it: impl Fn(&View, &mut crate::store::Change<'_>, &Instance),
     ) -> anyhow::Result<()> {
         self.db
-            .transact(|view, change| {
+            .transact_infallible(|view, change| {
                 if let Some(current) = view.find::<Instance>(&instance.id)
                     && view.modified(current) == Some(planned)
                 {
                     change_it(view, change, current);
                 }
-                Ok::<_, Infallible>(())
             })
-            .await
-            .map_err(|error| match error {
-                TransactError::Refused(never) => match never {},
-                TransactError::Contended => anyhow::anyhow!("too many conflicting changes"),
-                TransactError::Store(error) => error.into(),
-            })
+            .await?;
+        Ok(())
     }
 
     /// Network and disk side by side, then the VMM.
