@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hearth::compute::Pausable;
-use hearth::model::{Host, HostId, InstanceId, Scope, Volume, VolumeId};
+use hearth::model::{Host, HostId, InstanceId, Scope, Tags, Volume, VolumeId};
 use hearth::reconcile::host::DiskGuard;
 use hearth::storage::host::{Cloning, HostStorage, purge};
 use hearth::storage::{StorageError, StorageHost, VolumeSpec};
@@ -200,7 +200,11 @@ async fn a_commit_that_finds_no_space_fails_alone() {
     let tag = |size| [("k".to_owned(), "v".repeat(size))].into();
     let failed = db
         .transact(|_, change| {
-            change.put_tags(&scope, "i-1", tag(256 << 10));
+            change.put(&Tags {
+                scope: scope.clone(),
+                resource: "i-1".to_owned(),
+                tags: tag(256 << 10),
+            });
             Ok::<_, ()>(())
         })
         .await;
@@ -408,7 +412,7 @@ async fn a_guest_that_fills_its_disk(kind: &str, cloning: Cloning) {
     assert!(matches!(refused, StorageError::NoSpace { .. }), "{refused}");
     // The store writes, and with room made elsewhere the guest goes on and on.
     db.transact(|_, change| {
-        change.put_tags(&scope, &guest.id, [("a".to_owned(), "b".to_owned())].into());
+        change.put_tags(&record, [("a".to_owned(), "b".to_owned())].into());
         Ok::<_, ()>(())
     })
     .await

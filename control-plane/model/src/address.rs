@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EniId, Quota, Scope, SubnetId,
+    Authority, Described as _, Eni, EniId, Quota, Scope, SubnetId,
     resource::{regional, shared},
 };
 
@@ -78,7 +78,14 @@ impl Host {
     }
 }
 
-shared! { Host { kind: "hosts", key: |this| &this.id.0 } }
+shared! {
+    Host {
+        kind: "hosts",
+        key: |this| &this.id.0,
+        owner: |_this| None,
+        authority: |_this| Authority::Closed("what a host can give is measured, not asked for"),
+    }
+}
 
 /// A public address in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +94,23 @@ pub struct PublicAddress {
     pub address: String,
     /// The interface that has it.
     pub eni: EniId,
+    /// Whose the interface is. The oldest records don't say; controllers alone write
+    /// those.
+    #[serde(default)]
+    pub owner: Option<Scope>,
 }
 
-shared! { PublicAddress { kind: "public-addresses", key: |this| &this.address } }
+shared! {
+    PublicAddress {
+        kind: "public-addresses",
+        key: |this| &this.address,
+        owner: |this| this.owner.as_ref(),
+        authority: |this| match &this.owner {
+            Some(owner) => Authority::Of(Eni::arn_at(owner, this.eni.as_str())),
+            None => Authority::Closed("it doesn't say whose it is"),
+        },
+    }
+}
 
 /// A subnet's address in use; keyed `subnet-…:172.31.0.4`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,4 +134,11 @@ impl PrivateAddress {
     }
 }
 
-regional! { PrivateAddress { kind: "private-addresses", key: key, indexes: [] } }
+regional! {
+    PrivateAddress {
+        kind: "private-addresses",
+        key: key,
+        indexes: [],
+        authority: |this| Authority::Of(Eni::arn_at(&this.scope, this.eni.as_str())),
+    }
+}

@@ -105,7 +105,7 @@ impl FromStr for Arn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Described as _, Resource as _, arn_of_key, samples};
+    use crate::{Authority, Described as _, PublicAddress, Resource as _, samples};
 
     #[test]
     fn what_is_written_is_read_again() {
@@ -146,15 +146,21 @@ mod tests {
     }
 
     #[test]
-    fn a_record_has_the_name_of_its_resource() {
+    fn a_record_says_of_which_resource_it_is() {
         let instance = samples::instance(1);
-        assert_eq!(arn_of_key(&instance.key()), Some(instance.arn()));
-        // An image's has no owner, as on EC2.
+        assert_eq!(instance.authority(), Authority::Own(instance.arn()));
+        // An image's name has no owner, as on EC2.
         let image = samples::image();
-        assert_eq!(arn_of_key(&image.key()), Some(image.arn()));
         let expected = format!("arn:aws:ec2:us-east-1::image/{}", image.id);
         assert_eq!(image.arn().to_string(), expected);
-        assert_eq!(arn_of_key("/tags/000000000000/us-east-1/i-1"), None);
-        assert_eq!(arn_of_key("/instances/000000000000"), None);
+        let eni = samples::eni(1);
+        let address = |owner| PublicAddress {
+            address: "203.0.113.1".into(),
+            eni: eni.id.clone(),
+            owner,
+        };
+        let owned = address(Some(samples::scope()));
+        assert_eq!(owned.authority(), Authority::Of(eni.arn()));
+        assert!(matches!(address(None).authority(), Authority::Closed(_)));
     }
 }

@@ -6,7 +6,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Index, Scope, VpcId,
+    Authority, Described as _, Index, Part, Scope, VpcId,
     resource::{regional, resource},
     vpc::vpc_arn,
 };
@@ -63,6 +63,12 @@ crate::ids::identifier! {
     "security group rule ID"
 }
 
+impl Part for RuleId {
+    type Whole = SecurityGroup;
+    const TYPE: &'static str = "security-group-rule";
+    const INDEX: Index<SecurityGroup> = SecurityGroup::BY_RULE;
+}
+
 impl SecurityGroup {
     /// By its VPC and name: [`SecurityGroup::named`].
     pub const BY_NAME: Index<Self> = Index {
@@ -116,7 +122,14 @@ pub struct GroupName {
     pub group: GroupId,
 }
 
-regional! { GroupName { kind: "group-names", key: name, indexes: [] } }
+regional! {
+    GroupName {
+        kind: "group-names",
+        key: name,
+        indexes: [],
+        authority: |this| Authority::Of(SecurityGroup::arn_at(&this.scope, this.group.as_str())),
+    }
+}
 
 impl GroupName {
     /// The record of a group's name.

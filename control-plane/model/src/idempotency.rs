@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Index, Scope,
+    Authority, Index, Scope,
     resource::{in_time, regional},
 };
 
@@ -26,7 +26,14 @@ pub struct ClientToken {
     pub created: Timestamp,
 }
 
-regional! { ClientToken { kind: "client-tokens", key: key, indexes: [BY_AGE] } }
+regional! {
+    ClientToken {
+        kind: "client-tokens",
+        key: key,
+        indexes: [BY_AGE],
+        authority: |_this| Authority::Free("it is the call's own, beside what it makes"),
+    }
+}
 
 impl ClientToken {
     /// The oldest first.

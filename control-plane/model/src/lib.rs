@@ -5,6 +5,7 @@
 
 mod address;
 mod arn;
+mod authority;
 mod eni;
 mod group;
 mod idempotency;
@@ -26,6 +27,7 @@ mod vpc;
 
 pub use address::*;
 pub use arn::{Arn, MalformedArn};
+pub use authority::Authority;
 pub use eni::*;
 pub use group::*;
 pub use idempotency::*;
@@ -38,8 +40,7 @@ pub use quota::*;
 pub use reachability::*;
 pub use reservation::*;
 pub use resource::{
-    Described, Identifier, Index, Keys, Listed, Regional, Resource, Scope, Shared, Visible,
-    arn_of_key,
+    Described, Identifier, Index, Keys, Listed, Part, Regional, Resource, Scope, Shared, Visible,
 };
 pub use settlement::*;
 pub use tags::*;

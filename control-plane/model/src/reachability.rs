@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Instance, InstanceId, Scope, resource::regional};
+use super::{Authority, Described as _, Instance, InstanceId, Scope, resource::regional};
 
 /// What was last seen of an instance from outside: kept apart from it, since it
 /// is no desired state and has another writer. There is none of an instance
@@ -31,4 +31,11 @@ impl Reachability {
     }
 }
 
-regional! { Reachability { kind: "reachability", key: instance, indexes: [] } }
+regional! {
+    Reachability {
+        kind: "reachability",
+        key: instance,
+        indexes: [],
+        authority: |this| Authority::Of(Instance::arn_at(&this.scope, this.instance.as_str())),
+    }
+}

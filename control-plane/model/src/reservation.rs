@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EniAttachmentId, EniId, GroupId, ImageId, Index, InstanceId, MetadataOptions, ReservationId,
-    Scope, ShutdownBehavior, SubnetId, VolumeId, VpcId, resource::regional,
+    Arn, Authority, Described as _, EniAttachmentId, EniId, GroupId, ImageId, Index, Instance,
+    InstanceId, MetadataOptions, ReservationId, Scope, ShutdownBehavior, SubnetId, VolumeId, VpcId,
+    resource::regional,
 };
 
 /// A reservation: what its instances have in common, once.
@@ -94,7 +95,15 @@ pub struct Member {
     pub volume: VolumeId,
 }
 
-regional! { Reservation { kind: "reservations", key: id, indexes: [PENDING, BY_GROUP] } }
+regional! {
+    Reservation {
+        kind: "reservations",
+        key: id,
+        indexes: [PENDING, BY_GROUP],
+        // Whoever finds it makes its instances.
+        authority: |this| Authority::Of(Instance::arn_at(&this.scope, Arn::ANY)),
+    }
+}
 
 impl Reservation {
     /// Those with members that are still to be made, under the empty key.

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Arn, HostId, Quota};
+use super::{Arn, Authority, HostId, Quota};
 
 /// An account's part of a region: what a regional resource is in, and what its
 /// names are unique in.
@@ -85,6 +85,14 @@ pub trait Resource: Listed + Serialize + DeserializeOwned + Clone + Send + Sync 
     /// What it is in; `None` when the whole cloud shares it.
     fn scope(&self) -> Option<&Scope>;
 
+    /// Whose it is: those of one scope write no record of another's.
+    fn owner(&self) -> Option<&Scope> {
+        self.scope()
+    }
+
+    /// What a call must be authorized for to write it.
+    fn authority(&self) -> Authority;
+
     /// What it takes of which host. The view keeps the totals.
     fn claim(&self) -> Option<(&HostId, Quota)> {
         None
@@ -133,7 +141,7 @@ pub trait Regional: Resource {
     fn home(&self) -> &Scope;
 }
 
-/// A record that all accounts share and none of them owns, as a host.
+/// A record that has one name for all accounts, as a host or a public address.
 pub trait Shared: Resource {}
 
 /// An identifier as EC2 has them: a prefix and digits, with an error code for
@@ -185,6 +193,21 @@ pub trait Described: Regional {
     }
 }
 
+/// A part of a resource that has an ARN and tags of its own, but no record.
+pub trait Part: Identifier {
+    /// What it is a part of.
+    type Whole: Described;
+    /// What ARNs and `TagSpecification`s call it.
+    const TYPE: &'static str;
+    /// Finds the whole by it.
+    const INDEX: Index<Self::Whole>;
+
+    /// The ARN of the one with this id.
+    fn arn_at(scope: &Scope, id: &str) -> Arn {
+        Arn::ec2(&scope.region, &scope.account, Self::TYPE, id)
+    }
+}
+
 /// A resource that others than its owner may see: the one door between accounts.
 pub trait Visible: Described {
     /// Whether it can be seen from there.
@@ -192,9 +215,11 @@ pub trait Visible: Described {
 }
 
 /// Makes a record type one of an account and a region: it has a field `scope`.
+/// `authority` is what a call must be authorized for to write it.
 macro_rules! regional {
     ($resource:ident {
-        kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?]
+        kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?],
+        authority: |$this:ident| $authority:expr
         $(, claim: $claim:ident)?
         $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
@@ -214,6 +239,10 @@ macro_rules! regional {
             fn scope(&self) -> Option<&$crate::Scope> {
                 Some(&self.scope)
             }
+            fn authority(&self) -> $crate::Authority {
+                let $this = self;
+                $authority
+            }
         }
         impl $crate::Regional for $resource {
             fn home(&self) -> &$crate::Scope {
@@ -229,7 +258,8 @@ macro_rules! regional {
 /// `upgrade:` that brings older records to it: [`Resource::upgrade`].
 macro_rules! shared {
     ($resource:ident {
-        kind: $kind:literal, key: |$this:ident| $key:expr
+        kind: $kind:literal, key: |$this:ident| $key:expr,
+        owner: |$owned:ident| $owner:expr, authority: |$written:ident| $authority:expr
         $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
         impl $crate::Resource for $resource {
@@ -244,6 +274,14 @@ macro_rules! shared {
             }
             fn scope(&self) -> Option<&$crate::Scope> {
                 None
+            }
+            fn owner(&self) -> Option<&$crate::Scope> {
+                let $owned = self;
+                $owner
+            }
+            fn authority(&self) -> $crate::Authority {
+                let $written = self;
+                $authority
             }
         }
         impl $crate::Shared for $resource {}
@@ -272,7 +310,8 @@ macro_rules! resource {
         }
         $crate::resource::regional! {
             $resource {
-                kind: $kind, key: $key, indexes: [BY_ID $(, $index)*]
+                kind: $kind, key: $key, indexes: [BY_ID $(, $index)*],
+                authority: |this| $crate::Authority::Own($crate::Described::arn(this))
                 $(, claim: $claim)? $(, version: $version, upgrade: $upgrade)?
             }
         }
@@ -322,20 +361,6 @@ macro_rules! types {
         $(impl Listed for super::$other {
             const SLOT: usize = Slot::$other as usize;
         })*
-
-        /// The name of the resource whose record has this key of the store; `None` for
-        /// records that are no resources of the API.
-        pub fn arn_of_key(key: &str) -> Option<Arn> {
-            // /kind/account/region/id, and a key pair's name may have a slash.
-            let mut parts = key.strip_prefix('/')?.splitn(4, '/');
-            let kind = parts.next()?;
-            let scope = Scope::new(parts.next()?, parts.next()?);
-            let id = parts.next()?;
-            $(if kind == <super::$resource as Resource>::KIND {
-                return Some(super::$resource::arn_at(&scope, id));
-            })*
-            None
-        }
     };
 }
 
@@ -357,7 +382,12 @@ mod tests {
         const SLOT: usize = usize::MAX;
     }
 
-    regional! { Thing { kind: "things", key: id, indexes: [], version: 3, upgrade: Thing::newer } }
+    regional! {
+        Thing {
+            kind: "things", key: id, indexes: [], authority: |this| Authority::Own(Arn::root(&this.id)),
+            version: 3, upgrade: Thing::newer,
+        }
+    }
 
     impl Thing {
         fn newer(version: u32, record: Value) -> Result<Value, String> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Scope, resource::regional};
+use super::{Authority, Scope, resource::regional};
 
 /// The mark that it was: an account that has deleted its default VPC keeps it
 /// deleted.
@@ -14,7 +14,14 @@ pub struct Settlement {
     pub scope: Scope,
 }
 
-regional! { Settlement { kind: "settlements", key: id, indexes: [] } }
+regional! {
+    Settlement {
+        kind: "settlements",
+        key: id,
+        indexes: [],
+        authority: |_this| Authority::Closed("it is written before an account's first call"),
+    }
+}
 
 impl Settlement {
     /// The one id that there is in a scope.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Scope, resource::regional};
+use super::{Authority, Scope, resource::regional};
 
 /// All tags of one resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,4 +18,11 @@ pub struct Tags {
     pub tags: BTreeMap<String, String>,
 }
 
-regional! { Tags { kind: "tags", key: resource, indexes: [] } }
+regional! {
+    Tags {
+        kind: "tags",
+        key: resource,
+        indexes: [],
+        authority: |_this| Authority::Closed("tags are written with what they are on: `put_tags`"),
+    }
+}

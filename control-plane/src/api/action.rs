@@ -16,7 +16,7 @@ use super::{ApiError, Console, Targets};
 use crate::{
     auth::{Authorized, Caller, Policies},
     config::Config,
-    model::{Arn, ClientToken, Described, Scope},
+    model::{Arn, Authority, ClientToken, Described, Part, Scope},
     store::{Change, Db, Picture, Scoped, TransactError},
 };
 
@@ -230,14 +230,21 @@ impl Ctx {
         )))
     }
 
-    /// Nothing is written that the caller was not asked about.
+    /// Nothing is written that the caller was not asked about, nor what belongs to it.
     fn check(&self, change: &Change<'_>) -> Result<(), ApiError> {
-        for (arn, exists) in change.resources() {
-            if !self.authorized.covers(&arn, exists) {
-                let action = self.authorized.action();
-                return Err(ApiError::internal(anyhow!(
-                    "{action} would write {arn}, which it was not authorized for"
-                )));
+        let action = self.authorized.action();
+        for (record, authority, exists) in change.authorities() {
+            let refused = match authority {
+                Authority::Own(arn) | Authority::Of(arn) => {
+                    let covered = self.authorized.covers(arn, exists);
+                    (!covered).then(|| format!("was not authorized for {arn}"))
+                }
+                Authority::Free(_) => None,
+                Authority::Closed(why) => Some(format!("may not: {why}")),
+            };
+            if let Some(why) = refused {
+                let message = anyhow!("{action} would write {record}, and {why}");
+                return Err(ApiError::internal(message));
             }
         }
         Ok(())
@@ -358,8 +365,8 @@ impl Ctx {
     }
 
     /// The same of a part of one, which is no record by itself.
-    pub fn arn(&self, kind: &'static str, id: &str) -> Arn {
-        Arn::ec2(&self.scope.region, &self.scope.account, kind, id)
+    pub fn arn_of_part<P: Part>(&self, id: &P) -> Arn {
+        P::arn_at(&self.scope, id.as_ref())
     }
 
     /// A context for tests of handlers, without the way in.

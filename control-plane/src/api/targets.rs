@@ -6,7 +6,7 @@
 use super::shared::{TagSpecification, tag::TagInput};
 use crate::{
     auth::{Keys, Target},
-    model::{Arn, Described, Visible},
+    model::{Arn, Described, Part, Visible},
     store::Scoped,
 };
 
@@ -85,12 +85,20 @@ impl<'v> Targets<'v> {
     }
 
     /// What is a part of a resource, and has no record of its own but its tags.
-    pub fn part(&mut self, kind: &'static str, id: &str) {
+    pub fn part<P: Part>(&mut self, id: &str) {
         let target = Target {
-            arn: self.arn_of_part(kind, id),
+            arn: P::arn_at(self.view.scope(), id),
             keys: self.tags(id),
         };
         self.asked.push(target);
+    }
+
+    /// What is of no kind that there is, and so of none that any policy names.
+    pub fn unknown(&mut self, id: &str) {
+        let scope = self.view.scope();
+        let arn = Arn::ec2(&scope.region, &scope.account, "unknown", id);
+        let keys = Keys::new();
+        self.asked.push(Target { arn, keys });
     }
 
     /// What the action makes, with the condition keys that it will have and its tags.
@@ -104,10 +112,10 @@ impl<'v> Targets<'v> {
     }
 
     /// The same of a part of a resource, which only its tags make a matter of policies.
-    pub fn made_part(&mut self, kind: &'static str, tags: &[TagSpecification]) {
-        let tags = of_kind(kind, tags);
+    pub fn made_part<P: Part>(&mut self, tags: &[TagSpecification]) {
+        let tags = of_kind(P::TYPE, tags);
         if !tags.is_empty() {
-            self.made_with(self.arn_of_part(kind, Arn::ANY), [], &tags);
+            self.made_with(P::arn_at(self.view.scope(), Arn::ANY), [], &tags);
         }
     }
 
@@ -144,11 +152,6 @@ impl<'v> Targets<'v> {
     /// What is changed along with what was named, as an instance's interface is.
     pub fn along<T: Described>(&mut self, resource: &T) {
         self.along.push(resource.arn());
-    }
-
-    fn arn_of_part(&self, kind: &'static str, id: &str) -> Arn {
-        let scope = self.view.scope();
-        Arn::ec2(&scope.region, &scope.account, kind, id)
     }
 
     /// What a resource's tags say to conditions; what isn't there has none.

@@ -136,6 +136,7 @@ impl Candidate {
         let txn = Txn {
             compares: vec![compare],
             ops: vec![put],
+            makes_room: true,
         };
         match self.store.commit(txn).await? {
             Outcome::Committed(revision) => Ok(Some(Term {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{Controller, Requeue, queue::backoff};
 use crate::{
     config::Config,
-    model::{Host, InstanceId, PrivateAddress, PublicAddress, overhead_mib, samples},
+    model::{Host, PrivateAddress, PublicAddress, overhead_mib, samples},
     store::Db,
 };
 
@@ -44,15 +44,12 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             change.put(&PublicAddress {
                 address: Ipv4Addr::new(203, 0, 113, n).to_string(),
                 eni: eni.id.clone(),
+                owner: Some(eni.scope.clone()),
             });
-            for id in [
-                InstanceId::from_random(n.into()).to_string(),
-                eni.id.to_string(),
-                samples::volume(n).id.to_string(),
-            ] {
-                let tags = [("Name".to_owned(), n.to_string())].into();
-                change.put_tags(&samples::scope(), id, tags);
-            }
+            let tags = || [("Name".to_owned(), n.to_string())].into();
+            change.put_tags(&instance, tags());
+            change.put_tags(&eni, tags());
+            change.put_tags(&samples::volume(n), tags());
             change.put(&instance);
             change.put(&eni);
             change.put(&samples::volume(n));

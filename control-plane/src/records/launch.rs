@@ -91,10 +91,9 @@ fn make(
         reboot: None,
         boots: 1,
     };
-    change.put_tags(scope, &member.instance, launch.instance_tags.clone());
     match addresses(view, change, launch, member, pool) {
         Ok((private_ip, public_ip)) => {
-            change.put(&Eni {
+            let eni = Eni {
                 id: member.eni.clone(),
                 scope: scope.clone(),
                 vpc: launch.vpc.clone(),
@@ -110,8 +109,8 @@ fn make(
                 instance: Some(member.instance.clone()),
                 device_index: 0,
                 attachment: Some(member.attachment.clone()),
-            });
-            change.put(&Volume {
+            };
+            let volume = Volume {
                 id: member.volume.clone(),
                 scope: scope.clone(),
                 zone: launch.zone.clone(),
@@ -127,9 +126,11 @@ fn make(
                     attached: reservation.created,
                     delete_on_termination: launch.delete_on_termination,
                 }),
-            });
-            change.put_tags(scope, &member.eni, launch.interface_tags.clone());
-            change.put_tags(scope, &member.volume, launch.volume_tags.clone());
+            };
+            change.put(&eni);
+            change.put_tags(&eni, launch.interface_tags.clone());
+            change.put(&volume);
+            change.put_tags(&volume, launch.volume_tags.clone());
         }
         Err(reason) => {
             instance.enis.clear();
@@ -140,6 +141,7 @@ fn make(
         }
     }
     change.put(&instance);
+    change.put_tags(&instance, launch.instance_tags.clone());
 }
 
 fn addresses(
@@ -199,6 +201,7 @@ pub fn free_public(
         let record = PublicAddress {
             address: address.to_string(),
             eni: eni.clone(),
+            owner: Some(view.scope().clone()),
         };
         let free = view.shared::<PublicAddress>(&record.address).is_none() && !change.puts(&record);
         free.then_some((address, record))

@@ -37,9 +37,9 @@ pub fn finish_deletion(view: Scoped<'_>, change: &mut Change<'_>, group: &Securi
         return false;
     }
     change.delete(&GroupName::of(group));
-    change.delete_tagged(group, &group.id);
+    change.delete_tagged(group);
     for rule in &group.rules {
-        change.put_tags(&group.scope, &rule.id, Default::default());
+        change.delete_part_tags(group, &rule.id);
     }
     true
 }

@@ -1,9 +1,9 @@
 //! What one transaction is going to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Compare, Op, StoreError, Txn, View, record};
-use hearth_model::{Arn, Regional, Resource, Scope, Tags, arn_of_key};
+use hearth_model::{Arn, Authority, Described, Part, Regional as _, Resource, Scope, Shared, Tags};
 
 /// As many records may one transaction depend on: etcd's default for its comparisons
 /// and its operations each.
@@ -23,6 +23,10 @@ pub struct Change<'v> {
     compares: BTreeMap<String, Compare>,
     ops: BTreeMap<String, Op>,
     makes_room: bool,
+    /// What a call must be authorized for, by the record that it would write.
+    authorities: BTreeSet<(String, Authority)>,
+    /// The parts of resources that it makes.
+    parts: BTreeSet<Arn>,
 }
 
 impl<'v> Change<'v> {
@@ -35,30 +39,38 @@ impl<'v> Change<'v> {
             ops: BTreeMap::new(),
             // What is refused a caller is the others' to end.
             makes_room: only.is_none(),
+            authorities: BTreeSet::new(),
+            parts: BTreeSet::new(),
         }
     }
 
     /// Writes a record: a new one only if there is still none, a known one only
     /// if it is still as the view has it. The last of several for one record wins.
     pub fn put<T: Resource>(&mut self, resource: &T) {
-        let key = self.guard(resource);
-        self.within(resource);
-        self.ops.insert(
-            key.clone(),
-            Op::Put {
-                key,
-                value: record::encode(resource),
-                lease: None,
-            },
-        );
+        self.need(resource);
+        self.write(resource, Some(record::encode(resource)));
     }
 
     /// Deletes the record with the path of this one, if it is still as the view
     /// has it.
     pub fn delete<T: Resource>(&mut self, resource: &T) {
-        let key = self.guard(resource);
-        self.within(resource);
-        self.ops.insert(key.clone(), Op::Delete { key });
+        self.need(resource);
+        self.write(resource, None);
+    }
+
+    /// Writes a record that all share as it is: of two transactions that do, only one
+    /// commits.
+    pub fn touch<T: Shared>(&mut self, id: impl AsRef<str>) {
+        let view = self.view;
+        if let Some(there) = view.shared::<T>(id) {
+            let key = self.guard(there);
+            let value = record::encode(there);
+            self.ops.entry(key.clone()).or_insert(Op::Put {
+                key,
+                value,
+                lease: None,
+            });
+        }
     }
 
     /// Makes the transaction depend on a record that it only read, or, if the
@@ -86,30 +98,77 @@ impl<'v> Change<'v> {
     }
 
     /// Writes a resource's tags; none at all deletes their record.
-    pub fn put_tags(
+    pub fn put_tags<T: Described>(&mut self, of: &T, tags: BTreeMap<String, String>) {
+        self.tag(of.home(), of.described_id(), of.arn(), tags);
+    }
+
+    /// The same of a part of a resource.
+    pub fn put_part_tags<P: Part>(
         &mut self,
         scope: &Scope,
-        resource: impl AsRef<str>,
+        part: &P,
         tags: BTreeMap<String, String>,
     ) {
-        let tags = Tags {
-            scope: scope.clone(),
-            resource: resource.as_ref().to_owned(),
-            tags,
-        };
-        if tags.tags.is_empty() {
-            // Where there are none, this transaction depends on that: tags given
-            // to what is being deleted would stay.
-            self.delete(&tags);
-        } else {
-            self.put(&tags);
+        let arn = P::arn_at(scope, part.as_ref());
+        if self.view.by(P::INDEX, part.as_ref()).next().is_none() {
+            self.parts.insert(arn.clone());
         }
+        self.tag(scope, part, arn, tags);
+    }
+
+    /// Deletes the tags of a part that its whole loses.
+    pub fn delete_part_tags<P: Part>(&mut self, whole: &P::Whole, part: &P) {
+        self.tag(whole.home(), part, whole.arn(), BTreeMap::new());
     }
 
     /// Deletes a resource with its tags.
-    pub fn delete_tagged<T: Regional>(&mut self, resource: &T, id: impl AsRef<str>) {
+    pub fn delete_tagged<T: Described>(&mut self, resource: &T) {
         self.delete(resource);
-        self.put_tags(resource.home(), id, BTreeMap::new());
+        self.put_tags(resource, BTreeMap::new());
+    }
+
+    fn tag(&mut self, scope: &Scope, id: impl AsRef<str>, of: Arn, tags: BTreeMap<String, String>) {
+        let tags = Tags {
+            scope: scope.clone(),
+            resource: id.as_ref().to_owned(),
+            tags,
+        };
+        self.authorities.insert((tags.key(), Authority::Of(of)));
+        // Where there are none, this transaction depends on that: tags given to what
+        // is being deleted would stay.
+        let value = (!tags.tags.is_empty()).then(|| record::encode(&tags));
+        self.write(&tags, value);
+    }
+
+    fn write<T: Resource>(&mut self, resource: &T, value: Option<Vec<u8>>) {
+        let key = self.guard(resource);
+        self.within(resource);
+        let op = match value {
+            Some(value) => Op::Put {
+                key: key.clone(),
+                value,
+                lease: None,
+            },
+            None => Op::Delete { key: key.clone() },
+        };
+        self.ops.insert(key, op);
+    }
+
+    /// The record with the path of this one, if the view has it, and this one: who
+    /// writes over a record must be allowed to change either.
+    fn both<'a, T: Resource>(&self, resource: &'a T) -> [Option<&'a T>; 2]
+    where
+        'v: 'a,
+    {
+        let there = self.view.get_at::<T>(&resource.path());
+        [there, Some(resource)]
+    }
+
+    fn need<T: Resource>(&mut self, resource: &T) {
+        for record in self.both(resource).into_iter().flatten() {
+            let needed = (record.key(), record.authority());
+            self.authorities.insert(needed);
+        }
     }
 
     fn guard<T: Resource>(&mut self, resource: &T) -> String {
@@ -127,21 +186,36 @@ impl<'v> Change<'v> {
     }
 
     fn within<T: Resource>(&mut self, resource: &T) {
-        if let (Some(only), Some(scope)) = (self.only, resource.scope())
-            && only != scope
-        {
+        let Some(only) = self.only else { return };
+        let mut both = self.both(resource).into_iter().flatten();
+        if both.any(|record| record.owner() != Some(only)) {
             let key = resource.key();
             self.fault = Some(StoreError::Invalid(format!("{key} is out of scope")));
         }
     }
 
-    /// The resources of the API that it writes or deletes, and whether the view has
-    /// them.
-    pub fn resources(&self) -> impl Iterator<Item = (Arn, bool)> {
-        self.ops.keys().filter_map(|key| {
-            let exists = matches!(self.compares.get(key), Some(Compare::Unchanged(..)));
-            Some((arn_of_key(key)?, exists))
+    /// What a call must be authorized for to write each of its records, by their keys,
+    /// with whether the resource that is meant is there already.
+    pub fn authorities(&self) -> impl Iterator<Item = (&str, &Authority, bool)> {
+        let made = |(key, authority): &(String, Authority)| match authority {
+            Authority::Own(arn) if self.makes(key) => Some(arn.clone()),
+            _ => None,
+        };
+        let made: BTreeSet<Arn> = self.authorities.iter().filter_map(made).collect();
+        self.authorities.iter().map(move |(key, authority)| {
+            let exists = match authority {
+                Authority::Own(arn) | Authority::Of(arn) => {
+                    !made.contains(arn) && !self.parts.contains(arn)
+                }
+                Authority::Free(_) | Authority::Closed(_) => true,
+            };
+            (key.as_str(), authority, exists)
         })
+    }
+
+    fn makes(&self, key: &str) -> bool {
+        let absent = matches!(self.compares.get(key), Some(Compare::Absent(_)));
+        absent && matches!(self.ops.get(key), Some(Op::Put { .. }))
     }
 
     pub(super) fn is_empty(&self) -> bool {

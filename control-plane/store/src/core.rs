@@ -67,13 +67,20 @@ pub(super) struct Core<E> {
 const SLACK: usize = 512;
 
 /// What a transaction adds to the store and takes from it, in bytes.
-#[derive(Default)]
 struct Growth {
     more: usize,
     less: usize,
 }
 
 impl Growth {
+    /// Of what makes room: it may take so much, as the leader's lease is.
+    fn with(slack: usize) -> Self {
+        Self {
+            more: 0,
+            less: slack,
+        }
+    }
+
     fn add(&mut self, op: &Op, before: Option<&Entry>, slack: usize) {
         let there = before.map(|entry| entry.value.len());
         match op {
@@ -204,8 +211,8 @@ impl<E: Engine> Core<E> {
         let next = Revision(current.0 + 1);
         let mut writes = Vec::new();
         let mut events = Vec::new();
-        let mut growth = Growth::default();
         let slack = if txn.makes_room { SLACK } else { 0 };
+        let mut growth = Growth::with(slack);
         for op in &txn.ops {
             let before = self.engine.get(op.key())?;
             growth.add(op, before.as_ref(), slack);
@@ -350,27 +357,27 @@ mod tests {
             modified: Revision(1),
         };
         let takes_space = |slack: usize, steps: &[(Op, Option<Entry>)]| {
-            let mut growth = Growth::default();
+            let mut growth = Growth::with(slack);
             for (op, before) in steps {
                 growth.add(op, before.as_ref(), slack);
             }
             growth.takes_space()
         };
-        assert!(takes_space(SLACK, &[(put(0), None)]));
-        assert!(!takes_space(SLACK, &[(put(1512), Some(there(1000)))]));
-        assert!(takes_space(SLACK, &[(put(1513), Some(there(1000)))]));
-        assert!(!takes_space(SLACK, &[(delete(), Some(there(10)))]));
-        assert!(!takes_space(SLACK, &[(delete(), None)]));
-        assert!(takes_space(0, &[(put(1001), Some(there(1000)))]));
-        assert!(!takes_space(0, &[(put(1000), Some(there(1000)))]));
+        let (none, some) = (0, SLACK);
+        assert!(takes_space(none, &[(put(0), None)]));
+        assert!(!takes_space(none, &[(put(1000), Some(there(1000)))]));
+        assert!(takes_space(none, &[(put(1001), Some(there(1000)))]));
+        assert!(!takes_space(none, &[(delete(), Some(there(10)))]));
+        assert!(!takes_space(none, &[(delete(), None)]));
         // One record for another.
-        assert!(!takes_space(
-            SLACK,
-            &[(put(8), None), (delete(), Some(there(10)))]
-        ));
-        assert!(takes_space(
-            SLACK,
-            &[(put(9), None), (delete(), Some(there(10)))]
-        ));
+        let (gone, key) = ((delete(), Some(there(10))), "/k".len());
+        assert!(!takes_space(none, &[(put(10 - key), None), gone.clone()]));
+        assert!(takes_space(none, &[(put(11 - key), None), gone]));
+        // What makes room has a little for itself, and a little for each record.
+        assert!(!takes_space(some, &[(put(SLACK - key), None)]));
+        assert!(takes_space(some, &[(put(SLACK), None)]));
+        let grown = |by| (put(1000 + by), Some(there(1000)));
+        assert!(!takes_space(some, &[grown(2 * SLACK)]));
+        assert!(takes_space(some, &[grown(2 * SLACK + 1)]));
     }
 }

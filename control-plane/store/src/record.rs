@@ -69,7 +69,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use hearth_model::Scope;
+    use hearth_model::{Authority, Scope};
 
     /// A kind in its second version: `size` was `mib` in the first.
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +89,9 @@ mod tests {
         }
         fn scope(&self) -> Option<&Scope> {
             None
+        }
+        fn authority(&self) -> Authority {
+            Authority::Free("a test's")
         }
         fn upgrade(version: u32, record: Value) -> Result<Value, String> {
             match (version, record.get("mib").and_then(Value::as_u64)) {

@@ -74,7 +74,7 @@ fn delete(view: &View, change: &mut Change<'_>, instances: &[&Instance]) {
         if change.room() < EACH {
             return;
         }
-        change.delete_tagged(*instance, &instance.id);
+        change.delete_tagged(*instance);
         let own = view.at(&instance.scope);
         let mut all = own.by(Instance::BY_RESERVATION, instance.reservation.as_str());
         let last = all.all(|other| instances.iter().any(|gone| gone.id == other.id));

@@ -138,7 +138,7 @@ impl Controller for ImageController {
                         return false;
                     }
                     if !there.contains(&image.id) && !needed.contains(&image.id) {
-                        change.delete_tagged(image, &image.id);
+                        change.delete_tagged(image);
                     }
                 }
                 true

@@ -80,7 +80,7 @@ impl Controller for VolumeController {
         self.db
             .transact_infallible(|view, change| {
                 if let Some(volume) = view.find::<Volume>(id).filter(|v| self.goes(v)) {
-                    change.delete_tagged(volume, id);
+                    change.delete_tagged(volume);
                 }
             })
             .await?;
@@ -122,7 +122,7 @@ mod tests {
             storage.ensure_volume(&spec).await.unwrap();
             db.transact(|_, change| {
                 change.put(&volume);
-                change.put_tags(&volume.scope, &volume.id, [("a".into(), "b".into())].into());
+                change.put_tags(&volume, [("a".into(), "b".into())].into());
                 Ok::<_, ()>(())
             })
             .await

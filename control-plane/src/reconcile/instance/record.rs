@@ -134,7 +134,7 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
             eni.private_ip,
             eni.id.clone(),
         ));
-        change.delete_tagged(eni, &eni.id);
+        change.delete_tagged(eni);
     }
     after.enis.clear();
     if let Some(seen) = view.at(&instance.scope).get::<Reachability>(&instance.id) {
@@ -142,7 +142,7 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
     }
     for volume in volumes(view, instance) {
         if goes_with(volume) {
-            change.delete_tagged(volume, &volume.id);
+            change.delete_tagged(volume);
         } else {
             change.put(&Volume {
                 attachment: None,

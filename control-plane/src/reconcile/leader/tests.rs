@@ -149,6 +149,7 @@ async fn a_lost_lease_stops_its_leader() {
     let txn = Txn {
         compares: vec![],
         ops: vec![taken],
+        ..Txn::default()
     };
     store.commit(txn).await.unwrap();
     let lost = Instant::now();

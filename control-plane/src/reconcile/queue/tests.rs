@@ -368,7 +368,7 @@ async fn waiting_for_a_slot_is_no_part_of_a_steps_deadline() {
     tokio::spawn(async move { other.run(Kind::Disk, pending::<()>()).await });
     tokio::task::yield_now().await;
     let deadline = Duration::from_secs(10);
-    let took = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    let took = |seconds| async move { tokio::time::sleep(Duration::from_secs(seconds)).await };
     let began = Instant::now();
     // Two at once wait half an hour for the one that hangs, the second for the first, too.
     let step = async {

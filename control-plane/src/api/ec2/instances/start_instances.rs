@@ -65,10 +65,8 @@ impl Action for StartInstances {
                             &missing,
                         ));
                     }
-                    // Written as it is: two placements on one host can't both commit.
-                    if let Some(host) = view.shared::<Host>(&id.0) {
-                        change.put(host);
-                    }
+                    // Two placements on one host can't both commit.
+                    change.touch::<Host>(&id.0);
                 }
                 for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
                     if eni.auto_public_ip && eni.public_ip.is_none() {

@@ -55,7 +55,7 @@ impl Action for DeleteKeyPair {
                         && request.key_name.as_ref().is_none_or(|n| pair.name == *n)
                 });
                 if let Some(pair) = found {
-                    change.delete_tagged(pair, &pair.id);
+                    change.delete_tagged(pair);
                 }
                 Ok::<_, ApiError>(found.map(|pair| pair.id.to_string()))
             })

@@ -61,7 +61,7 @@ async fn keep(
         }
         change.put(&pair);
         if !tags.is_empty() {
-            change.put_tags(ctx.scope(), &pair.id, tags.clone());
+            change.put_tags(&pair, tags.clone());
         }
         Ok(())
     })

@@ -18,11 +18,8 @@ use crate::{
         Action, ApiError, Ctx, Targets,
         shared::{TagSpecification, not_found, tag},
     },
-    model::{Direction, GroupId, Peer, Rule, RuleId},
+    model::{Direction, GroupId, Part as _, Peer, Rule, RuleId},
 };
-
-/// What ARNs and `TagSpecification`s call a rule.
-const RULE: &str = "security-group-rule";
 
 /// EC2's default quota of rules in one direction.
 const MAX_RULES: usize = 60;
@@ -75,7 +72,7 @@ async fn authorize(
     permissions: &[Input],
     specifications: &[TagSpecification],
 ) -> Result<Response, ApiError> {
-    let tags = tag::specified_for(specifications, RULE)?;
+    let tags = tag::specified_for(specifications, RuleId::TYPE)?;
     if permissions.is_empty() {
         return Err(ApiError::missing("IpPermissions"));
     }
@@ -119,7 +116,7 @@ async fn authorize(
             change.put(&group);
             if !tags.is_empty() {
                 for rule in &added {
-                    change.put_tags(ctx.scope(), &rule.id, tags.clone());
+                    change.put_part_tags(ctx.scope(), &rule.id, tags.clone());
                 }
             }
             Ok((group, added))
@@ -141,7 +138,7 @@ impl Action for AuthorizeSecurityGroupIngress {
     fn targets(request: &IngressRequest, to: &mut Targets<'_>) {
         let (id, name) = (request.group_id.as_deref(), request.group_name.as_deref());
         target(to, id, name);
-        to.made_part(RULE, &request.tag_specifications);
+        to.made_part::<RuleId>(&request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: IngressRequest) -> Result<Response, ApiError> {
@@ -160,7 +157,7 @@ impl Action for AuthorizeSecurityGroupEgress {
 
     fn targets(request: &EgressRequest, to: &mut Targets<'_>) {
         target(to, Some(&request.group_id), None);
-        to.made_part(RULE, &request.tag_specifications);
+        to.made_part::<RuleId>(&request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: EgressRequest) -> Result<Response, ApiError> {

@@ -116,7 +116,7 @@ impl Action for CreateSecurityGroup {
             change.put(&GroupName::of(&group));
             change.put(&group);
             if !tags.is_empty() {
-                change.put_tags(ctx.scope(), &id, tags.clone());
+                change.put_tags(&group, tags.clone());
             }
             Ok(())
         })

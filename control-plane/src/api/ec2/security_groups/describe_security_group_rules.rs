@@ -87,7 +87,7 @@ impl RuleItem {
             }),
             description: rule.description.clone(),
             tag_set: Tag::set(tags).unwrap_or_default(),
-            security_group_rule_arn: ctx.arn("security-group-rule", rule.id.as_str()).to_string(),
+            security_group_rule_arn: ctx.arn_of_part(&rule.id).to_string(),
         }
     }
 }

@@ -119,7 +119,7 @@ async fn revoke(
             }
             change.put(&group);
             for rule in &gone {
-                change.put_tags(ctx.scope(), &rule.id, Default::default());
+                change.delete_part_tags(&group, &rule.id);
             }
             Ok((group, gone))
         })

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::{check_resources, exists, target};
+use super::{check_resources, retag, target};
 use crate::api::{
     Action, ApiError, Ctx, Done, Targets,
     shared::tag::{TagInput, checked, within_limit},
@@ -39,12 +39,12 @@ impl Action for CreateTags {
         }
         let new = checked(&request.tags)?;
         ctx.each(&request.resources, |view, change, id| {
-            exists(view, change, id)?;
-            let mut tags = view.tags(id).clone();
-            tags.extend(new.clone());
-            within_limit(&tags)?;
-            change.put_tags(ctx.scope(), id, tags);
-            Ok(())
+            retag(view, change, id, &|tags| {
+                let mut tags = tags.clone();
+                tags.extend(new.clone());
+                within_limit(&tags)?;
+                Ok(tags)
+            })
         })
         .await?;
         Ok(Done::OK)

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::{check_resources, exists, target};
+use super::{check_resources, retag, target};
 use crate::api::{
     Action, ApiError, Ctx, Done, Targets,
     shared::tag::{TagInput, reserved},
@@ -51,11 +51,11 @@ impl Action for DeleteTags {
                 .any(|tag| tag.key == *key && tag.value.as_ref().is_none_or(|v| v == value))
         };
         ctx.each(&request.resources, |view, change, id| {
-            exists(view, change, id)?;
-            let mut tags = view.tags(id).clone();
-            tags.retain(|key, value| !goes(key, value));
-            change.put_tags(ctx.scope(), id, tags);
-            Ok(())
+            retag(view, change, id, &|tags| {
+                let mut tags = tags.clone();
+                tags.retain(|key, value| !goes(key, value));
+                Ok(tags)
+            })
         })
         .await?;
         Ok(Done::OK)

@@ -10,15 +10,22 @@ pub(super) use create_tags::CreateTags;
 pub(super) use delete_tags::DeleteTags;
 pub(super) use describe_tags::DescribeTags;
 
+use std::collections::BTreeMap;
+
 use crate::api::shared::{found, not_found, parse_id};
 use crate::{
     api::{ApiError, Targets, wire::quoted},
-    model::{self, Described, Identifier as _, RuleId, SecurityGroup, each_kind},
+    model::{self, Described, Identifier as _, Part, RuleId, each_kind},
     store::{Change, Scoped},
 };
 
 /// The most resources in one call.
 const MAX_RESOURCES: usize = 1000;
+
+type Set = BTreeMap<String, String>;
+
+/// Makes a resource's new tags of those that it has.
+type Alter<'a> = &'a dyn Fn(&Set) -> Result<Set, ApiError>;
 
 /// What the tags of a kind of resource need to know of it.
 struct Kind {
@@ -26,8 +33,8 @@ struct Kind {
     prefix: &'static str,
     /// What EC2 calls it.
     name: &'static str,
-    /// Checks that one is there, and makes the transaction depend on that.
-    expect: fn(Scoped<'_>, &mut Change<'_>, &str) -> Result<(), ApiError>,
+    /// Gives one other tags, if it is there, and makes the transaction depend on that.
+    retag: fn(Scoped<'_>, &mut Change<'_>, &str, Alter<'_>) -> Result<(), ApiError>,
     /// Resolves one for the authorization.
     target: fn(&mut Targets<'_>, &str),
 }
@@ -37,8 +44,10 @@ impl Kind {
         Self {
             prefix: T::Id::PREFIX,
             name: T::TYPE,
-            expect: |view, change, id| {
-                change.expect_unchanged(found::<T>(view, id)?);
+            retag: |view, change, id, alter| {
+                let resource = found::<T>(view, id)?;
+                change.expect_unchanged(resource);
+                change.put_tags(resource, alter(view.tags(id))?);
                 Ok(())
             },
             target: |to, id| to.named::<T>([id]),
@@ -53,9 +62,9 @@ macro_rules! tagged {
             $(Kind::own::<model::$resource>(),)*
             Kind {
                 prefix: RuleId::PREFIX,
-                name: "security-group-rule",
-                expect: expect_rule,
-                target: |to, id| to.part("security-group-rule", id),
+                name: RuleId::TYPE,
+                retag: retag_part::<RuleId>,
+                target: |to, id| to.part::<RuleId>(id),
             },
         ];
     };
@@ -63,11 +72,17 @@ macro_rules! tagged {
 
 each_kind!(tagged);
 
-/// A rule is a part of its group.
-fn expect_rule(view: Scoped<'_>, change: &mut Change<'_>, id: &str) -> Result<(), ApiError> {
-    let id: RuleId = parse_id(id)?;
-    let group = view.by(SecurityGroup::BY_RULE, id.as_str()).next();
-    change.expect_unchanged(group.ok_or_else(|| not_found::<RuleId>(&id))?);
+/// A part is there while its whole has it.
+fn retag_part<P: Part>(
+    view: Scoped<'_>,
+    change: &mut Change<'_>,
+    id: &str,
+    alter: Alter<'_>,
+) -> Result<(), ApiError> {
+    let part: P = parse_id(id)?;
+    let whole = view.by(P::INDEX, id).next();
+    change.expect_unchanged(whole.ok_or_else(|| not_found::<P>(id))?);
+    change.put_part_tags(view.scope(), &part, alter(view.tags(id))?);
     Ok(())
 }
 
@@ -82,7 +97,7 @@ fn kind_of(id: &str) -> Option<&'static Kind> {
 fn target(to: &mut Targets<'_>, id: &str) {
     match kind_of(id) {
         Some(kind) => (kind.target)(to, id),
-        None => to.part("unknown", id),
+        None => to.unknown(id),
     }
 }
 
@@ -91,10 +106,16 @@ fn kind(id: &str) -> Option<&'static str> {
     Some(kind_of(id)?.name)
 }
 
-/// Checks that a resource is there, and makes the transaction depend on that.
-fn exists(view: Scoped<'_>, change: &mut Change<'_>, id: &str) -> Result<(), ApiError> {
+/// Gives a resource other tags, if it is there, and makes the transaction depend on
+/// that.
+fn retag(
+    view: Scoped<'_>,
+    change: &mut Change<'_>,
+    id: &str,
+    alter: Alter<'_>,
+) -> Result<(), ApiError> {
     match kind_of(id) {
-        Some(kind) => (kind.expect)(view, change, id),
+        Some(kind) => (kind.retag)(view, change, id, alter),
         None => Err(ApiError::new(
             "InvalidID",
             format!("The ID '{}' is not valid", quoted(id)),
