@@ -60,3 +60,36 @@ def test_create_refuses_and_then_changes_nothing(ec2, image, code, words, resour
     with refused(code, words):
         ec2.create_tags(Resources=[image, *resources], Tags=[{"Key": tag, "Value": ""}])
     assert of(ec2, image) == {}
+
+
+def test_what_is_tagged_is_found_by_its_tags(ec2, vpc, image, key):
+    """In each list whose items show tags."""
+    (subnet,) = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]][:1]
+    group = ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]
+    rule = ec2.describe_security_group_rules()["SecurityGroupRules"][0]["SecurityGroupRuleId"]
+    (instance,) = ec2.run_instances(ImageId=image, InstanceType="t2.micro", MinCount=1, MaxCount=1)["Instances"]
+    instance = instance["InstanceId"]
+    attached = [{"Name": "attachment.instance-id", "Values": [instance]}]
+    volume = ec2.describe_volumes(Filters=attached)["Volumes"][0]["VolumeId"]
+    tagged = [vpc, subnet, image, key, group, rule, instance, volume]
+    ec2.create_tags(Resources=tagged, Tags=[{"Key": "found", "Value": "by it"}])
+
+    def count(describe, items, name, value):
+        found = describe(Filters=[{"Name": name, "Values": [value]}])[items]
+        return sum(len(one["Instances"]) for one in found) if items == "Reservations" else len(found)
+
+    for describe, items in [
+        (ec2.describe_vpcs, "Vpcs"),
+        (ec2.describe_subnets, "Subnets"),
+        (ec2.describe_images, "Images"),
+        (ec2.describe_key_pairs, "KeyPairs"),
+        (ec2.describe_security_groups, "SecurityGroups"),
+        (ec2.describe_security_group_rules, "SecurityGroupRules"),
+        (ec2.describe_instances, "Reservations"),
+        (ec2.describe_volumes, "Volumes"),
+    ]:
+        assert count(describe, items, "tag:found", "by it") == 1, items
+        assert count(describe, items, "tag:found", "else") == 0, items
+        assert count(describe, items, "tag-key", "found") == 1, items
+    ec2.delete_tags(Resources=tagged)
+    ec2.terminate_instances(InstanceIds=[instance])

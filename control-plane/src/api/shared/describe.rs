@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, ops::Deref};
 
-use super::{Filter, Filterable, Filters, Page, all_found, page::read_token};
+use super::{Filter, Filterable, Filters, Page, Table, TagsOf, all_found, page::read_token};
 use crate::{api::ApiError, model::Described, store::Scoped};
 
 /// A resource with the view that it is seen in: what filters look at, and what
@@ -35,6 +35,20 @@ impl<T> Deref for Row<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
         self.resource
+    }
+}
+
+/// A resource whose list has filters: its own, and those on its tags by themselves.
+pub trait Filtered: Described {
+    /// Its own.
+    fn filters<'v>() -> Table<Row<'v, Self>>;
+}
+
+impl<T: Filtered> Filterable for Row<'_, T> {
+    const TAGS: Option<TagsOf<Self>> = Some(|row| row.tags());
+
+    fn filters() -> Table<Self> {
+        T::filters()
     }
 }
 
@@ -71,16 +85,13 @@ impl Listing {
     ///
     /// # Errors
     /// Those of [`all_found`] and [`page_of`](Self::page_of).
-    pub fn rows<'v, T: Described>(
+    pub fn rows<'v, T: Filtered>(
         self,
         view: Scoped<'v>,
         ids: &[String],
         range: (i64, i64),
         keep: impl Fn(&T) -> bool,
-    ) -> Result<(Vec<Row<'v, T>>, Option<String>), ApiError>
-    where
-        Row<'v, T>: Filterable,
-    {
+    ) -> Result<(Vec<Row<'v, T>>, Option<String>), ApiError> {
         let row = |resource| Row::new(view, resource);
         let key = |row: &Row<'v, T>| row.resource.id().to_owned();
         if ids.is_empty() {

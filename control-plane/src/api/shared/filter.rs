@@ -86,18 +86,17 @@ impl<T> Table<T> {
     }
 }
 
+/// Reads an item's tags.
+pub type TagsOf<T> = fn(&T) -> &BTreeMap<String, String>;
+
 /// What filters can look at.
 pub trait Filterable: Sized {
-    /// Whether it has `tag:…` and `tag-key` beside its own filters.
-    const TAGGED: bool = true;
+    /// Its tags, for `tag:…` and `tag-key` beside its own filters: `None` is for what
+    /// can have no tags, and then those are no filters of it.
+    const TAGS: Option<TagsOf<Self>>;
 
     /// Its filters.
     fn filters() -> Table<Self>;
-
-    /// Its tags, where it can have any.
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        None
-    }
 }
 
 /// EC2's limit on the values of a request's filters.
@@ -124,9 +123,9 @@ enum LooksAt<T> {
     /// What the kind's own filter reads.
     Own(Read<T>),
     /// The value of the tag with this key.
-    Tag(String),
+    Tag(TagsOf<T>, String),
     /// The keys of all tags.
-    TagKeys,
+    TagKeys(TagsOf<T>),
 }
 
 impl<T: Filterable> Filters<T> {
@@ -175,10 +174,10 @@ impl<T: Filterable> Checked<T> {
         let name = filter.name.as_str();
         let invalid = |message: String| Err(ApiError::new("InvalidParameterValue", message));
         // A resource's own filter comes first: `tag:` may be one in another sense.
-        let looks_at = match (table.find(name), name.strip_prefix("tag:")) {
-            (Some(read), _) => LooksAt::Own(read),
-            (None, Some(key)) if T::TAGGED => LooksAt::Tag(key.to_owned()),
-            (None, None) if T::TAGGED && name == "tag-key" => LooksAt::TagKeys,
+        let looks_at = match (table.find(name), T::TAGS, name.strip_prefix("tag:")) {
+            (Some(read), ..) => LooksAt::Own(read),
+            (None, Some(tags), Some(key)) => LooksAt::Tag(tags, key.to_owned()),
+            (None, Some(tags), None) if name == "tag-key" => LooksAt::TagKeys(tags),
             _ => return invalid(format!("The filter '{}' is invalid", quoted(name))),
         };
         if filter.values.is_empty() {
@@ -209,13 +208,8 @@ impl<T: Filterable> Checked<T> {
                 read(item, &mut values);
                 values.matched
             }
-            LooksAt::Tag(key) => item
-                .tags()
-                .and_then(|tags| tags.get(key))
-                .is_some_and(|value| any(value)),
-            LooksAt::TagKeys => item
-                .tags()
-                .is_some_and(|tags| tags.keys().any(|key| any(key))),
+            LooksAt::Tag(tags, key) => tags(item).get(key).is_some_and(|value| any(value)),
+            LooksAt::TagKeys(tags) => tags(item).keys().any(|key| any(key)),
         }
     }
 }
@@ -370,13 +364,12 @@ mod tests {
     struct Thing(BTreeMap<String, String>);
 
     impl Filterable for Thing {
+        const TAGS: Option<TagsOf<Self>> = Some(|thing| &thing.0);
+
         fn filters() -> Table<Self> {
             Table::<Self>::new()
                 .on("size", |_, out| out.extend([1, 2]))
                 .on_each(["colour", "color"], |_, out| out.add("red"))
-        }
-        fn tags(&self) -> Option<&BTreeMap<String, String>> {
-            Some(&self.0)
         }
     }
 

@@ -7,8 +7,8 @@ pub mod id;
 pub mod page;
 pub mod tag;
 
-pub use describe::{Listing, Row};
-pub use filter::{Filter, Filterable, Filters, Table, Values};
+pub use describe::{Filtered, Listing, Row};
+pub use filter::{Filter, Filterable, Filters, Table, TagsOf, Values};
 pub use id::{all_found, all_found_by, found, found_visible, not_found, parse_id};
 pub use page::Page;
 pub use tag::{Tag, TagSpecification};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Row, Table, Tag, all_found_by},
+        shared::{Filter, Filtered, Listing, Row, Table, Tag, all_found_by},
         wire::Time,
     },
     model::{Image, ImageId},
@@ -93,9 +93,9 @@ fn location(image: &Image) -> String {
     format!("{}/{}", image.scope.account, image.manifest.name)
 }
 
-impl Filterable for Row<'_, Image> {
-    fn filters() -> Table<Self> {
-        Table::<Self>::new()
+impl Filtered for Image {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
+        Table::<Row<'v, Self>>::new()
             .on("architecture", |i, out| out.add(&i.manifest.architecture))
             .on("block-device-mapping.delete-on-termination", |_, out| {
                 out.add(true);
@@ -120,10 +120,6 @@ impl Filterable for Row<'_, Image> {
             .on("root-device-type", |_, out| out.add("ebs"))
             .on("state", |_, out| out.add("available"))
             .on("virtualization-type", |_, out| out.add("hvm"))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }
 

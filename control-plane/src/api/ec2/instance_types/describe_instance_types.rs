@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Table},
+        shared::{Filter, Filterable, Listing, Table, TagsOf},
         wire::quoted,
     },
     model::{INSTANCE_TYPES, InstanceType},
@@ -76,7 +76,8 @@ struct Memory {
 
 /// Every type here counts as of the current generation.
 impl Filterable for &InstanceType {
-    const TAGGED: bool = false;
+    const TAGS: Option<TagsOf<Self>> = None;
+
     fn filters() -> Table<Self> {
         Table::<Self>::new()
             .on_each(

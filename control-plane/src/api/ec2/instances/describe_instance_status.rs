@@ -14,7 +14,7 @@ use crate::{
     api::{
         Action, ApiError, Ctx,
         ec2::regions::zone_id,
-        shared::{Filter, Filterable, Listing, Table},
+        shared::{Filter, Filterable, Listing, Table, TagsOf},
         wire::Time,
     },
     model::{Instance, InstanceState, Reachability},
@@ -167,7 +167,7 @@ impl Summary {
 }
 
 impl Filterable for Seen {
-    const TAGGED: bool = false;
+    const TAGS: Option<TagsOf<Self>> = None;
 
     fn filters() -> Table<Self> {
         Table::<Self>::new()

@@ -1,6 +1,6 @@
 //! What the filters of DescribeInstances look at.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::fmt::Display;
 
 use super::answer::{
     HYPERVISOR, TENANCY, VIRTUALIZATION, architecture, attachment_status, interfaces,
@@ -8,7 +8,7 @@ use super::answer::{
 };
 use crate::{
     api::{
-        shared::{Filterable, Row, Table, Values},
+        shared::{Filtered, Row, Table, Values},
         wire::Time,
     },
     model::{Eni, Instance, SecurityGroup},
@@ -38,9 +38,9 @@ fn group_names<'v>(row: &Seen<'v>, eni: &Eni) -> impl Iterator<Item = &'v String
     groups.filter_map(move |id| Some(&view.get::<SecurityGroup>(id)?.name))
 }
 
-impl Filterable for Seen<'_> {
-    fn filters() -> Table<Self> {
-        Table::<Self>::new()
+impl Filtered for Instance {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
+        Table::<Row<'v, Self>>::new()
             .on("architecture", |i, out| out.add(architecture(i)))
             .on("availability-zone", |i, out| out.add(&i.zone))
             .on("block-device-mapping.delete-on-termination", |i, out| {
@@ -142,9 +142,5 @@ impl Filterable for Seen<'_> {
             .on("tenancy", |_, out| out.add(TENANCY))
             .on("virtualization-type", |_, out| out.add(VIRTUALIZATION))
             .on("vpc-id", |i, out| out.extend(primary(i).map(|e| &e.vpc)))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }

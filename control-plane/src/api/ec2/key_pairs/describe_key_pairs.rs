@@ -2,14 +2,12 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeKeyPairs.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Filters, Row, Table, Tag, found},
+        shared::{Filter, Filtered, Filters, Row, Table, Tag, found},
         wire::{Time, quoted},
     },
     model::KeyPair,
@@ -48,16 +46,12 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-impl Filterable for Row<'_, KeyPair> {
-    fn filters() -> Table<Self> {
-        Table::<Self>::new()
+impl Filtered for KeyPair {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
+        Table::<Row<'v, Self>>::new()
             .on("fingerprint", |p, out| out.add(&p.fingerprint))
             .on("key-name", |p, out| out.add(&p.name))
             .on("key-pair-id", |p, out| out.add(&p.id))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::zone_id;
 use crate::api::{
     Action, ApiError, Ctx,
-    shared::{Filter, Filterable, Filters, Table},
+    shared::{Filter, Filterable, Filters, Table, TagsOf},
 };
 
 /// The action.
@@ -70,7 +70,8 @@ pub struct Message {
 }
 
 impl Filterable for Zone {
-    const TAGGED: bool = false;
+    const TAGS: Option<TagsOf<Self>> = None;
+
     fn filters() -> Table<Self> {
         Table::<Self>::new()
             .on("group-name", |z, out| out.add(&z.group_name))

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{
     Action, ApiError, Ctx,
-    shared::{Filter, Filterable, Filters, Table},
+    shared::{Filter, Filterable, Filters, Table, TagsOf},
 };
 
 /// The action.
@@ -47,7 +47,8 @@ pub struct Region {
 }
 
 impl Filterable for Region {
-    const TAGGED: bool = false;
+    const TAGS: Option<TagsOf<Self>> = None;
+
     fn filters() -> Table<Self> {
         Table::<Self>::new()
             .on("endpoint", |r, out| out.add(&r.region_endpoint))

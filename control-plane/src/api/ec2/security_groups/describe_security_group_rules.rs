@@ -10,7 +10,7 @@ use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Table, Tag, all_found_by},
+        shared::{Filter, Filterable, Listing, Table, Tag, TagsOf, all_found_by},
     },
     model::{Direction, Rule, RuleId, SecurityGroup},
 };
@@ -99,14 +99,12 @@ struct Placed<'v> {
 }
 
 impl Filterable for Placed<'_> {
+    const TAGS: Option<TagsOf<Self>> = Some(|placed| placed.tags);
+
     fn filters() -> Table<Self> {
         Table::<Self>::new()
             .on("group-id", |p, out| out.add(&p.group.id))
             .on("security-group-rule-id", |p, out| out.add(&p.rule.id))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags)
     }
 }
 

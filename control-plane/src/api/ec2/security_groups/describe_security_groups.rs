@@ -2,8 +2,6 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSecurityGroups.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,7 +11,7 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Row, Table, Tag, Values},
+        shared::{Filter, Filtered, Listing, Row, Table, Tag, Values},
     },
     model::{Described as _, Direction, GroupId, Peer, Rule, SecurityGroup},
 };
@@ -55,10 +53,10 @@ struct Item {
     tag_set: Option<Vec<Tag>>,
 }
 
-impl Filterable for Row<'_, SecurityGroup> {
-    fn filters() -> Table<Self> {
+impl Filtered for SecurityGroup {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
         use Direction::{Egress, Ingress};
-        Table::<Self>::new()
+        Table::<Row<'v, Self>>::new()
             .on("description", |g, out| out.add(&g.description))
             .on("egress.ip-permission.cidr", |g, out| cidr(g, Egress, out))
             .on("egress.ip-permission.from-port", |g, out| {
@@ -100,10 +98,6 @@ impl Filterable for Row<'_, SecurityGroup> {
             .on("ip-permission.user-id", |g, out| user_id(g, Ingress, out))
             .on("owner-id", |g, out| out.add(&g.scope.account))
             .on("vpc-id", |g, out| out.add(&g.vpc))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }
 

@@ -10,7 +10,7 @@ use super::kind;
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Table},
+        shared::{Filter, Filterable, Listing, Table, TagsOf},
     },
     model::Tags,
 };
@@ -49,16 +49,14 @@ struct One {
 }
 
 impl Filterable for One {
+    const TAGS: Option<TagsOf<Self>> = Some(|one| &one.tag);
+
     fn filters() -> Table<Self> {
         Table::<Self>::new()
             .on("key", |t, out| out.add(&t.item.key))
             .on("resource-id", |t, out| out.add(&t.item.resource_id))
             .on("resource-type", |t, out| out.add(&t.item.resource_type))
             .on("value", |t, out| out.add(&t.item.value))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(&self.tag)
     }
 }
 

@@ -2,15 +2,13 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeVolumes.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
         Action, ApiError, Ctx,
         ec2::regions::zone_id,
-        shared::{Filter, Filterable, Listing, Row, Table, Tag},
+        shared::{Filter, Filtered, Listing, Row, Table, Tag},
         wire::Time,
     },
     model::{Described as _, Volume},
@@ -103,9 +101,9 @@ impl Item {
     }
 }
 
-impl Filterable for Row<'_, Volume> {
-    fn filters() -> Table<Self> {
-        Table::<Self>::new()
+impl Filtered for Volume {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
+        Table::<Row<'v, Self>>::new()
             .on("attachment.attach-time", |v, out| {
                 out.extend(v.attachment.iter().map(|a| Time(a.attached)));
             })
@@ -130,10 +128,6 @@ impl Filterable for Row<'_, Volume> {
             .on("status", |v, out| out.add(status(v)))
             .on("volume-id", |v, out| out.add(&v.id))
             .on("volume-type", |v, out| out.add(&v.volume_type))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }
 

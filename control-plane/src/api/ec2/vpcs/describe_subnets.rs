@@ -2,15 +2,13 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSubnets.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
         Action, ApiError, Ctx,
         ec2::regions::zone_id,
-        shared::{Filter, Filterable, Listing, Row, Table, Tag},
+        shared::{Filter, Filtered, Listing, Row, Table, Tag},
     },
     model::{Described as _, Subnet},
     records::launch::free_in,
@@ -60,9 +58,9 @@ fn available(row: &Row<'_, Subnet>) -> usize {
     free_in(row.view, row.resource)
 }
 
-impl Filterable for Row<'_, Subnet> {
-    fn filters() -> Table<Self> {
-        Table::<Self>::new()
+impl Filtered for Subnet {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
+        Table::<Row<'v, Self>>::new()
             .on_each(["availability-zone", "availabilityZone"], |s, out| {
                 out.add(&s.zone);
             })
@@ -83,10 +81,6 @@ impl Filterable for Row<'_, Subnet> {
             .on("subnet-arn", |s, out| out.add(s.arn().to_string()))
             .on("subnet-id", |s, out| out.add(&s.id))
             .on("vpc-id", |s, out| out.add(&s.vpc))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }
 

@@ -2,14 +2,12 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeVpcs.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
         Action, ApiError, Ctx,
-        shared::{Filter, Filterable, Listing, Row, Table, Tag},
+        shared::{Filter, Filtered, Listing, Row, Table, Tag},
     },
     model::Vpc,
 };
@@ -68,9 +66,9 @@ fn association(vpc: &Vpc) -> String {
     vpc.id.as_str().replacen("vpc-", "vpc-cidr-assoc-", 1)
 }
 
-impl Filterable for Row<'_, Vpc> {
-    fn filters() -> Table<Self> {
-        Table::<Self>::new()
+impl Filtered for Vpc {
+    fn filters<'v>() -> Table<Row<'v, Self>> {
+        Table::<Row<'v, Self>>::new()
             .on_each(["cidr", "cidr-block-association.cidr-block"], |v, out| {
                 out.add(v.cidr);
             })
@@ -87,10 +85,6 @@ impl Filterable for Row<'_, Vpc> {
             .on("owner-id", |v, out| out.add(&v.scope.account))
             .on("state", |_, out| out.add("available"))
             .on("vpc-id", |v, out| out.add(&v.id))
-    }
-
-    fn tags(&self) -> Option<&BTreeMap<String, String>> {
-        Some(self.tags())
     }
 }
 
