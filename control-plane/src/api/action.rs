@@ -49,9 +49,9 @@ pub trait Action: Send + Sync + 'static {
     type Response: Serialize + DeserializeOwned + Send;
 
     /// Resolves what the request is about, for the authorization: the resources and
-    /// condition keys that AWS's table has for the action. Its handler can write no
-    /// others. Without any, policies are asked about `*`.
-    fn targets(_request: &Self::Request, _to: &mut Targets<'_>) {}
+    /// condition keys that AWS's table has for the action. Its handler can write those
+    /// and what belongs to them. [`Targets::any`] says that it is about none by itself.
+    fn targets(request: &Self::Request, to: &mut Targets<'_>);
 
     /// Carries it out: transactions on the desired state, or a look at the view.
     fn handle(

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::{
-    Action, ApiError, Cloud, Ctx, Done,
+    Action, ApiError, Cloud, Ctx, Done, Targets,
     ec2::instances::tests::{RUN, cloud_on},
     registry::{Call, Service, action},
     wire::Form,
@@ -594,6 +594,48 @@ async fn a_client_token_is_kept_before_anything_is_written() {
     write().await.unwrap();
 }
 
+/// An action that is about a resource and about `*`.
+struct Both;
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct BothRequest {
+    instance_id: Option<String>,
+}
+
+impl Action for Both {
+    const NAME: &'static str = "Both";
+    type Request = BothRequest;
+    type Response = Done;
+
+    fn targets(request: &BothRequest, to: &mut Targets<'_>) {
+        to.named::<Instance>(&request.instance_id);
+        to.any();
+    }
+
+    async fn handle(_: &Ctx, _: BothRequest) -> Result<Done, ApiError> {
+        Ok(Done::OK)
+    }
+}
+
+#[tokio::test]
+async fn what_is_about_any_resource_is_asked_so() {
+    let db = Db::in_memory().await;
+    let service = Service {
+        actions: vec![action::<Both>()],
+        ..super::ec2::service()
+    };
+    for (parameters, expected) in [
+        ("", vec!["ec2:Both *"]),
+        ("InstanceId=i-1", vec!["ec2:Both *", "ec2:Both instance/i-1"]),
+    ] {
+        let all = Arc::new(deny(|_| false));
+        let asked = ask(&service, &db, all.clone(), "Both", parameters).await;
+        asked.unwrap();
+        assert_eq!(*all.asked.lock().unwrap(), expected);
+    }
+}
+
 /// An action whose request has a `ClientToken`, and whose handler doesn't think of it.
 struct Forgetful;
 
@@ -609,6 +651,10 @@ impl Action for Forgetful {
     const NAME: &'static str = "Forgetful";
     type Request = ForgetfulRequest;
     type Response = Done;
+
+    fn targets(_: &ForgetfulRequest, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: ForgetfulRequest) -> Result<Done, ApiError> {
         let put = |change: &mut Change<'_>| {

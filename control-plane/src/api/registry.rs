@@ -196,6 +196,7 @@ fn authorize<A: Action>(
     A::targets(request, &mut targets);
     let Targets {
         asked,
+        any,
         tagged,
         along,
         keys,
@@ -205,6 +206,10 @@ fn authorize<A: Action>(
         let action = iam(arn_name, action);
         auth::authorize(&*cloud.policies, caller, &action, targets, &keys)
     };
+    if any && !asked.is_empty() {
+        may(A::NAME, &[])?;
+    }
+    // Of a request that names none of those that it must, `*` is asked, too.
     let authorized = may(A::NAME, &asked)?;
     if !tagged.is_empty() {
         may("CreateTags", &tagged)?;

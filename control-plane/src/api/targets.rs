@@ -18,6 +18,8 @@ pub struct Targets<'v> {
     action: &'static str,
     /// What policies are asked about.
     pub(super) asked: Vec<Target>,
+    /// Whether they are asked about `*`.
+    pub(super) any: bool,
     /// What is tagged as it is made: policies are asked about `CreateTags`, too.
     pub(super) tagged: Vec<Target>,
     /// What is written along with those, and policies aren't asked about.
@@ -37,6 +39,7 @@ impl<'v> Targets<'v> {
             view,
             action,
             asked: Vec::new(),
+            any: false,
             tagged: Vec::new(),
             along: Vec::new(),
             keys: single(keys.map(|key| (key, view.scope().region.clone()))),
@@ -46,6 +49,11 @@ impl<'v> Targets<'v> {
     /// What there is in the caller's scope.
     pub fn view(&self) -> Scoped<'v> {
         self.view
+    }
+
+    /// No resource by itself: policies are asked about `*`, as of most lists.
+    pub fn any(&mut self) {
+        self.any = true;
     }
 
     /// A resource that is there.

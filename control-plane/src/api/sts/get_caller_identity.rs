@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Action, ApiError, Ctx};
+use crate::api::{Action, ApiError, Ctx, Targets};
 
 /// The action.
 pub struct GetCallerIdentity;
@@ -31,6 +31,10 @@ impl Action for GetCallerIdentity {
     const DRY_RUN: bool = false;
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, _: Request) -> Result<Response, ApiError> {
         Ok(Response {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Filter, Filtered, Listing, Row, Table, Tag, all_found_by},
         wire::Time,
     },
@@ -127,6 +127,10 @@ impl Action for DescribeImages {
     const NAME: &'static str = "DescribeImages";
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let view = ctx.view();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Filter, Filterable, Listing, Table, TagsOf},
         wire::quoted,
     },
@@ -115,6 +115,10 @@ impl Action for DescribeInstanceTypes {
     const UNSUPPORTED: &'static [&'static str] = &["IncludeUnsupportedInRegion"];
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(_: &Ctx, request: Request) -> Result<Response, ApiError> {
         let names = &request.names;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{State, named};
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         ec2::regions::zone_id,
         shared::{Filter, Filterable, Listing, Table, TagsOf},
         wire::Time,
@@ -194,6 +194,10 @@ impl Action for DescribeInstanceStatus {
     const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         if !request.ids.is_empty() && request.max_results.is_some() {

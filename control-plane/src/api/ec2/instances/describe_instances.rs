@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{self, Reservation};
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Filter, Listing},
     },
     model::Instance,
@@ -47,6 +47,10 @@ impl Action for DescribeInstances {
     const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         if !request.ids.is_empty() && request.max_results.is_some() {

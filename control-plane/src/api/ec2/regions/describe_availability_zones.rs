@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::zone_id;
 use crate::api::{
-    Action, ApiError, Ctx,
+    Action, ApiError, Ctx, Targets,
     shared::{Filter, Filterable, Filters, Table, TagsOf},
 };
 
@@ -88,6 +88,10 @@ impl Action for DescribeAvailabilityZones {
     const NAME: &'static str = "DescribeAvailabilityZones";
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let filters = Filters::new(request.filters)?;

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    Action, ApiError, Ctx,
+    Action, ApiError, Ctx, Targets,
     shared::{Filter, Filterable, Filters, Table, TagsOf},
 };
 
@@ -61,6 +61,10 @@ impl Action for DescribeRegions {
     const NAME: &'static str = "DescribeRegions";
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let filters = Filters::new(request.filters)?;

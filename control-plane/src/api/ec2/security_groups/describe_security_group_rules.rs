@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Filter, Filterable, Listing, Table, Tag, TagsOf, all_found_by},
     },
     model::{Direction, Rule, RuleId, SecurityGroup},
@@ -112,6 +112,10 @@ impl Action for DescribeSecurityGroupRules {
     const NAME: &'static str = "DescribeSecurityGroupRules";
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let view = ctx.view();

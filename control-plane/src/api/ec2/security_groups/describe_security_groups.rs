@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Filter, Filtered, Listing, Row, Table, Tag, Values},
     },
     model::{Described as _, Direction, GroupId, Peer, Rule, SecurityGroup},
@@ -159,6 +159,10 @@ impl Action for DescribeSecurityGroups {
     const NAME: &'static str = "DescribeSecurityGroups";
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let view = ctx.view();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::kind;
 use crate::{
     api::{
-        Action, ApiError, Ctx,
+        Action, ApiError, Ctx, Targets,
         shared::{Filter, Filterable, Listing, Table, TagsOf},
     },
     model::Tags,
@@ -64,6 +64,10 @@ impl Action for DescribeTags {
     const NAME: &'static str = "DescribeTags";
     type Request = Request;
     type Response = Response;
+
+    fn targets(_: &Request, to: &mut Targets<'_>) {
+        to.any();
+    }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let view = ctx.view();
