@@ -40,6 +40,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// The most pairs of queues of an interface: more vCPUs share them.
+pub const MAX_PAIRS: usize = 16;
+
 /// What the machine is and how it fares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -233,7 +236,7 @@ pub struct NewNic {
     /// Its MTU in bytes; 1500 where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-    /// Pairs of queues, 1 to 16; one where it is missing.
+    /// Pairs of queues, 1 to [`MAX_PAIRS`]; one where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
     /// Whether the kernel shall move its packets (vhost-net); where it is missing, it

@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
 use hearth_vmm::irq::{Interrupts, MsiMessage, MsiVector};
-use hearth_vmm::virtio::{Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};
+use hearth_vmm::memory::Memory;
+use hearth_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};

@@ -23,8 +23,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::virtio::Memory;
-use crate::virtio::queue::Segments;
+use crate::memory::{Memory, Segments};
 
 /// A disk on the host.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Backend, Completion, Op, Wake, Wakes, execute};
-use crate::virtio::Memory;
-use crate::virtio::worker::{DOORBELL, Epoll, STOP};
+use crate::epoll::{DOORBELL, Epoll, STOP};
+use crate::memory::Memory;
 
 /// Threads of one queue. More only help disks that serve more at once, and those
 /// hosts have io_uring.

@@ -30,9 +30,8 @@ use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 
 use super::{Backend, Completion, DISCARD_MODE, Op, Wake, Wakes, ZERO_MODE, execute, try_now};
-use crate::virtio::Memory;
-use crate::virtio::queue::Segments;
-use crate::virtio::worker::{self, Epoll};
+use crate::epoll::{self, Epoll};
+use crate::memory::{Memory, Segments};
 
 /// Tokens are 16 bits; these are none.
 const DOORBELL: u64 = 1 << 32;
@@ -150,8 +149,8 @@ impl Prepared {
         // Made now, while a process that has run out of descriptors can say so.
         let epoll = Epoll::new()?;
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        epoll.watch(wakes.stop.as_ref(), worker::STOP, EventSet::IN)?;
-        epoll.watch(wakes.doorbell.as_ref(), worker::DOORBELL, edge)?;
+        epoll.watch(wakes.stop.as_ref(), epoll::STOP, EventSet::IN)?;
+        epoll.watch(wakes.doorbell.as_ref(), epoll::DOORBELL, edge)?;
         Ok(Self { ring, epoll })
     }
 
@@ -314,8 +313,8 @@ impl Uring {
         let count = self.epoll.wait(&mut events, !block)?;
         let has = |token| events[..count].iter().any(|event| event.data() == token);
         Ok(Wake {
-            stop: has(worker::STOP),
-            rung: has(worker::DOORBELL),
+            stop: has(epoll::STOP),
+            rung: has(epoll::DOORBELL),
         })
     }
 

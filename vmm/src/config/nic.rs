@@ -1,9 +1,10 @@
 //! `--nic` and `--tap`.
 
+use hearth_vmm_api::MAX_PAIRS;
+
 use super::identity::hash;
 use super::options::Options;
 use super::{check_device_id, parse_queues};
-use crate::virtio::net::MAX_PAIRS;
 
 /// `IFNAMSIZ` without the final zero.
 const MAX_TAP_NAME: usize = 15;

@@ -13,10 +13,10 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use hearth_vmm_api::MAX_PAIRS;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::listener::Listener;
-use crate::virtio::net::MAX_PAIRS;
 
 pub use routes::{Answer, Command, route};
 

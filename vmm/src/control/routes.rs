@@ -1,11 +1,10 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::{ApiError, Balloon, NewDisk, NewNic, Reboot};
+use hearth_vmm_api::{ApiError, Balloon, MAX_PAIRS, NewDisk, NewNic, Reboot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::http::Request;
-use crate::virtio::net::MAX_PAIRS;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -252,7 +252,7 @@ mod tests {
 
         use vmm_sys_util::epoll::EventSet;
 
-        use crate::virtio::worker::Epoll;
+        use crate::epoll::Epoll;
 
         leave_the_network();
         let taps = Tap::open_queues("hearth-mq", 2).unwrap();

@@ -20,7 +20,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 
 const DEVICE: &str = "/dev/vhost-net";
 

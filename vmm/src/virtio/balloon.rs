@@ -17,10 +17,11 @@ use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
 use super::worker::{Worker, serve_all};
 use super::{
-    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Memory, Plug,
+    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug,
     VirtioDevice, read_config,
 };
 use crate::jail::Profile;
+use crate::memory::Memory;
 
 /// Feature bits. Section 5.5.3.
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;

@@ -32,14 +32,11 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::counters::Counters;
 use crate::jail::Profile;
-
-/// The guest's memory, as devices share it.
-pub type Memory = Arc<GuestMemoryMmap<()>>;
+use crate::memory::Memory;
 
 /// Feature bit: the device follows the non-legacy specification. Section 6.
 pub const F_VERSION_1: u64 = 1 << 32;

@@ -11,8 +11,9 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, Interrupt, Memory};
+use super::{Activation, ActiveQueue, Interrupt};
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
+use crate::memory::Memory;
 
 /// One vector of [`FakeInterrupts`].
 pub(crate) struct FakeVector {

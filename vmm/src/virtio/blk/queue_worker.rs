@@ -27,9 +27,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::request::{Action, Rules, Status, parse};
 use super::{DECLARATION, DEPTH, Shared};
 use crate::block::{Completion, Engine, EngineKind, Op, Prepared, Wakes};
-use crate::virtio::queue::{Broken, Buffers, HostByte, Ring};
+use crate::memory::{HostByte, Memory};
+use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::worker::{PanicGuard, spawn};
-use crate::virtio::{ActiveQueue, Interrupt, Memory};
+use crate::virtio::{ActiveQueue, Interrupt};
 
 /// A queue to serve, until the next reset.
 pub(super) struct Job {

@@ -8,9 +8,10 @@ use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{DECLARATION, F_MRG_RXBUF, ReceiveTransmit};
+use crate::epoll::{DOORBELL, Epoll, STOP};
 use crate::net::{Link, Vhost, Vring};
 use crate::virtio::queue::Ring;
-use crate::virtio::worker::{DOORBELL, Epoll, STOP, Worker};
+use crate::virtio::worker::Worker;
 use crate::virtio::{Activation, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt};
 
 /// The features that concern queues, and thus the kernel; the others are the tap's, or

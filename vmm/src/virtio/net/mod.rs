@@ -20,6 +20,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+use hearth_vmm_api::MAX_PAIRS;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::control::{Control, Pairs};
@@ -63,9 +64,6 @@ const RECEIVE: u16 = 0;
 /// The first pair's queue from the driver to the device.
 #[cfg(test)]
 const TRANSMIT: u16 = 1;
-
-/// The most pairs: more vCPUs share them.
-pub const MAX_PAIRS: usize = 16;
 
 /// Entries of the control queue: a driver sends one command at a time.
 const CONTROL_SIZE: u16 = 16;

@@ -14,9 +14,10 @@ use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, NetCounters};
+use crate::epoll::{DOORBELL, Epoll, STOP};
+use crate::memory::{MAX_SEGMENTS, Segments};
 use crate::net::Link;
-use crate::virtio::queue::{Broken, Buffers, MAX_SEGMENTS, Ring, Segments};
-use crate::virtio::worker::{DOORBELL, Epoll, STOP};
+use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// The most packets of one direction before the other has its turn.

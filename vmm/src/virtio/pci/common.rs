@@ -9,7 +9,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::shared::Shared;
-use crate::virtio::{F_EVENT_IDX, F_VERSION_1, Memory};
+use crate::memory::Memory;
+use crate::virtio::{F_EVENT_IDX, F_VERSION_1};
 
 bitflags! {
     /// Device status. Section 2.1.

@@ -27,8 +27,9 @@ use self::layout::{
 };
 use self::shared::{AllCounters, Shared};
 use super::counters::Counters;
-use super::{Activation, ActiveQueue, DECLARATIONS, Interrupt, Memory, VirtioDevice};
+use super::{Activation, ActiveQueue, DECLARATIONS, Interrupt, VirtioDevice};
 use crate::irq::Interrupts;
+use crate::memory::Memory;
 use crate::pci::PciDevice;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;

@@ -5,9 +5,6 @@
 //! once, for all devices; a breach is [`Broken`], after which the queue is not
 //! looked at again until the driver resets the device.
 
-mod host;
-mod segments;
-
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{
@@ -16,13 +13,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_queue::{Queue, QueueT};
 
-use self::host::{Area, Host};
-pub use self::segments::{HostByte, Segments};
-use super::Memory;
-
-/// The most descriptors of one chain, and the most host ranges they may become:
-/// what one `readv` takes (UIO_MAXIOV).
-pub const MAX_SEGMENTS: usize = 1024;
+use crate::memory::{Area, BadRange, Host, MAX_SEGMENTS, Memory, Segments};
 
 /// Bytes of `struct virtq_desc`. Section 2.7.5.
 const DESCRIPTOR: usize = 16;
@@ -47,7 +38,7 @@ pub enum Broken {
     /// A chain loops, leaves its table, nests indirect tables, or exceeds 2^32 bytes.
     #[error("a descriptor chain is malformed")]
     Chain,
-    /// A chain has more descriptors than any request needs.
+    /// A chain has more descriptors than any request needs, or becomes more host ranges.
     #[error("a descriptor chain is longer than {MAX_SEGMENTS}")]
     TooLong,
     /// A buffer is not in guest memory.
@@ -59,6 +50,15 @@ pub enum Broken {
     /// The chain is no request of this device.
     #[error("a request is too short")]
     Request,
+}
+
+impl From<BadRange> for Broken {
+    fn from(range: BadRange) -> Self {
+        match range {
+            BadRange::Outside => Self::Address,
+            BadRange::TooMany => Self::TooLong,
+        }
+    }
 }
 
 /// The buffers of one chain.

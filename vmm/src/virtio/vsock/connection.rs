@@ -23,7 +23,7 @@ use bitflags::bitflags;
 use vmm_sys_util::epoll::EventSet;
 
 use super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use crate::virtio::queue::Segments;
+use crate::memory::Segments;
 
 /// Bytes from the guest that we hold while the host's program doesn't read: what
 /// the guest sees as our `buf_alloc`, and the most that a connection allocates.

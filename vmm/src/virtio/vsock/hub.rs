@@ -16,8 +16,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::connection::{Connection, Key, Phase};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
 use super::{RECEIVE, TRANSMIT, VsockCounters};
-use crate::virtio::queue::{Broken, Buffers, Ring, Segments};
-use crate::virtio::worker::{DOORBELL, Epoll, STOP};
+use crate::epoll::{DOORBELL, Epoll, STOP};
+use crate::memory::Segments;
+use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// The most connections: each costs a file descriptor and up to a buffer.

@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::Broken;
-use crate::virtio::Memory;
+use super::{BadRange, Memory};
 
 /// One run of guest memory.
 struct Region {
@@ -25,7 +24,7 @@ struct Region {
 
 /// Where each region of guest memory is mapped, looked up once. The pointers it
 /// hands out are valid as long as it, or the [`Memory`] it was made from, is held.
-pub(super) struct Host {
+pub(crate) struct Host {
     regions: Vec<Region>,
     _memory: Memory,
 }
@@ -35,7 +34,7 @@ pub(super) struct Host {
 unsafe impl Send for Host {}
 
 impl Host {
-    pub(super) fn new(memory: Memory) -> Self {
+    pub(crate) fn new(memory: Memory) -> Self {
         let regions = memory
             .iter()
             .filter_map(|region| {
@@ -71,26 +70,26 @@ impl Host {
     ///
     /// # Errors
     /// When some of it is not guest memory, or `visit` fails.
-    pub(super) fn pieces(
+    pub(crate) fn pieces(
         &self,
         mut address: u64,
         mut length: usize,
-        mut visit: impl FnMut(*mut u8, usize) -> Result<(), Broken>,
-    ) -> Result<(), Broken> {
+        mut visit: impl FnMut(*mut u8, usize) -> Result<(), BadRange>,
+    ) -> Result<(), BadRange> {
         while length > 0 {
-            let (host, part) = self.piece(address, length).ok_or(Broken::Address)?;
+            let (host, part) = self.piece(address, length).ok_or(BadRange::Outside)?;
             visit(host, part)?;
             length -= part;
-            address = address.checked_add(part as u64).ok_or(Broken::Address)?;
+            address = address.checked_add(part as u64).ok_or(BadRange::Outside)?;
         }
         Ok(())
     }
 
     /// A guest range that is one on the host too.
-    pub(super) fn range(&self, address: u64, length: usize) -> Result<Area, Broken> {
-        let (base, part) = self.piece(address, length).ok_or(Broken::Address)?;
+    pub(crate) fn range(&self, address: u64, length: usize) -> Result<Area, BadRange> {
+        let (base, part) = self.piece(address, length).ok_or(BadRange::Outside)?;
         if part < length {
-            return Err(Broken::Address);
+            return Err(BadRange::Outside);
         }
         Ok(Area { base, length })
     }
@@ -99,7 +98,7 @@ impl Host {
 /// Some guest memory, bounds-checked when it was made: a table or a ring. Its user
 /// holds the [`Host`] it came from.
 #[derive(Clone, Copy)]
-pub(super) struct Area {
+pub(crate) struct Area {
     base: *mut u8,
     length: usize,
 }
@@ -119,31 +118,31 @@ impl Area {
     }
 
     /// Whether 16-bit fields are where the processor can access them atomically.
-    pub(super) fn is_aligned(&self) -> bool {
+    pub(crate) fn is_aligned(&self) -> bool {
         self.base.cast::<AtomicU16>().is_aligned()
     }
 
     /// Loads a 16-bit field.
-    pub(super) fn load(&self, offset: usize, order: Ordering) -> u16 {
+    pub(crate) fn load(&self, offset: usize, order: Ordering) -> u16 {
         // SAFETY: `at` is within the area and, as `is_aligned` was asked of it and
         // all offsets are even, aligned. Nobody makes a Rust reference to it.
         u16::from_le(unsafe { AtomicU16::from_ptr(self.at(offset)) }.load(order))
     }
 
     /// Stores a 16-bit field.
-    pub(super) fn store(&self, offset: usize, value: u16, order: Ordering) {
+    pub(crate) fn store(&self, offset: usize, value: u16, order: Ordering) {
         // SAFETY: as in `load`.
         unsafe { AtomicU16::from_ptr(self.at(offset)) }.store(value.to_le(), order);
     }
 
     /// Reads plain data of any alignment, once.
-    pub(super) fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
+    pub(crate) fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
         // SAFETY: `at` is within the area; bytes have no alignment.
         unsafe { self.at::<[u8; N]>(offset).read_volatile() }
     }
 
     /// Writes plain data of any alignment.
-    pub(super) fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
+    pub(crate) fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
         // SAFETY: as in `read`.
         unsafe { self.at::<[u8; N]>(offset).write_volatile(value) };
     }
@@ -200,7 +199,7 @@ mod tests {
         )
     }
 
-    fn pieces(host: &Host, address: u64, length: usize) -> Result<Vec<usize>, Broken> {
+    fn pieces(host: &Host, address: u64, length: usize) -> Result<Vec<usize>, BadRange> {
         let mut list = Vec::new();
         host.pieces(address, length, |_, part| {
             list.push(part);
@@ -225,7 +224,7 @@ mod tests {
             (u64::MAX, 1),
             (0x1000, usize::MAX),
         ] {
-            assert_eq!(pieces(&host, address, length), Err(Broken::Address));
+            assert_eq!(pieces(&host, address, length), Err(BadRange::Outside));
             assert!(host.range(address, length).is_err());
         }
         assert!(host.range(0x1000, 0x2000).is_ok());

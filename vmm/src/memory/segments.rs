@@ -6,10 +6,10 @@
 )]
 
 use super::host::{self, Host};
-use super::{Broken, MAX_SEGMENTS};
+use super::{BadRange, MAX_SEGMENTS};
 
 /// Ranges of guest memory as the host sees them, in order. They stay valid as long
-/// as the [`Memory`](crate::virtio::Memory) they came from is held.
+/// as the [`Memory`](super::Memory) they came from is held.
 #[derive(Default)]
 pub struct Segments {
     list: Vec<libc::iovec>,
@@ -48,10 +48,15 @@ impl Segments {
     }
 
     /// Appends the host ranges behind guest memory.
-    pub(super) fn push(&mut self, host: &Host, address: u64, length: usize) -> Result<(), Broken> {
+    pub(crate) fn push(
+        &mut self,
+        host: &Host,
+        address: u64,
+        length: usize,
+    ) -> Result<(), BadRange> {
         host.pieces(address, length, |base, length| {
             if self.list.len() == MAX_SEGMENTS {
-                return Err(Broken::TooLong);
+                return Err(BadRange::TooMany);
             }
             self.list.push(libc::iovec {
                 iov_base: base.cast(),
