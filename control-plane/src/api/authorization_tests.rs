@@ -627,7 +627,10 @@ async fn what_is_about_any_resource_is_asked_so() {
     };
     for (parameters, expected) in [
         ("", vec!["ec2:Both *"]),
-        ("InstanceId=i-1", vec!["ec2:Both *", "ec2:Both instance/i-1"]),
+        (
+            "InstanceId=i-1",
+            vec!["ec2:Both *", "ec2:Both instance/i-1"],
+        ),
     ] {
         let all = Arc::new(deny(|_| false));
         let asked = ask(&service, &db, all.clone(), "Both", parameters).await;
