@@ -406,4 +406,18 @@ mod tests {
         );
         assert_eq!(db.view().revision(), Revision(0));
     }
+
+    #[tokio::test]
+    async fn a_change_knows_what_it_writes() {
+        let db = Db::in_memory().await;
+        let known = db.transact(|_, change| {
+            let mut known = vec![change.puts(&host("a", 1))];
+            change.put(&host("a", 1));
+            known.extend([change.puts(&host("a", 1)), change.puts(&host("b", 1))]);
+            change.delete(&host("a", 1));
+            known.push(change.puts(&host("a", 1)));
+            Ok::<_, ()>(known)
+        });
+        assert_eq!(known.await.unwrap(), [false, true, false, false]);
+    }
 }

@@ -261,7 +261,12 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, WireError> {
-        self.0.next().map(|e| seed.deserialize(e)).transpose()
+        let Some(element) = self.0.next() else {
+            return Ok(None);
+        };
+        let path = element.path.clone();
+        let value = seed.deserialize(element).map_err(|e| e.place(&path));
+        value.map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -298,11 +303,14 @@ impl<'de> MapAccess<'de> for Members<'_> {
         let Some((name, node)) = self.next.take() else {
             return Err(WireError::Malformed("a value without a name".into()));
         };
-        seed.deserialize(NodeDeserializer {
+        let path = join(self.path, name);
+        let value = NodeDeserializer {
             node,
-            path: join(self.path, name),
+            path: path.clone(),
             protocol: self.protocol,
-        })
+        };
+        // What refuses a value once it is read, as a `try_from` does, knows no name.
+        seed.deserialize(value).map_err(|e| e.place(&path))
     }
 }
 
@@ -376,6 +384,63 @@ mod tests {
         let request = read(&format!("Name=n&{}", text.join("&"))).unwrap();
         let expected: Vec<String> = (1..=11).map(|i| i.to_string()).collect();
         assert_eq!(request.ids, expected);
+    }
+
+    #[test]
+    fn errors_name_the_parameter_at_any_depth() {
+        #[derive(Debug, Deserialize)]
+        #[serde(try_from = "String")]
+        struct Colour;
+        impl TryFrom<String> for Colour {
+            type Error = &'static str;
+            fn try_from(_: String) -> Result<Self, Self::Error> {
+                Err("it is no colour")
+            }
+        }
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(rename_all = "PascalCase", default)]
+        struct Outer {
+            #[serde(rename = "Inner")]
+            _inner: Option<Inner>,
+            #[serde(rename = "List")]
+            _list: Vec<String>,
+            #[serde(rename = "Colours")]
+            _colours: Vec<Colour>,
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Inner {
+            #[serde(rename = "Innermost")]
+            _innermost: Innermost,
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Innermost {
+            #[serde(rename = "Name")]
+            _name: String,
+            #[serde(rename = "Colour")]
+            _colour: Option<Colour>,
+        }
+        let message = |text: &str, protocol| {
+            let form = Form::parse(text.as_bytes()).unwrap();
+            from_form::<Outer>(&form, protocol).unwrap_err().to_string()
+        };
+        assert_eq!(
+            message("Inner.Innermost.Colour=red", Protocol::Ec2),
+            "Invalid value for the parameter Inner.Innermost.Colour: it is no colour"
+        );
+        assert_eq!(
+            message("Colours.1=red", Protocol::Ec2),
+            "Invalid value for the parameter Colours.1: it is no colour"
+        );
+        assert_eq!(
+            message("Inner.Innermost.Other=x", Protocol::Ec2),
+            "The request must contain the parameter Inner.Innermost.Name"
+        );
+        assert_eq!(
+            message("List=a", Protocol::Query),
+            "Invalid value for the parameter List: it is a list, whose elements are numbered from 1"
+        );
     }
 
     #[test]
