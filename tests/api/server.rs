@@ -135,7 +135,7 @@ pub(super) fn shapes() -> serde_json::Value {
                 };
                 serde_json::json!({
                     "name": name,
-                    "iam": service.iam(name),
+                    "iam": service.iam.action(name),
                     "dry_run": action.dry_run,
                     "idempotent": action.idempotent,
                     "unsupported": action.unsupported,
@@ -147,7 +147,7 @@ pub(super) fn shapes() -> serde_json::Value {
         serde_json::json!({
             "botocore": service.botocore,
             "signing_name": service.signing_name,
-            "arn_name": service.arn_name,
+            "arn_name": service.iam.name,
             "version": service.version,
             "known": service.known.lines().collect::<Vec<_>>(),
             "actions": actions,

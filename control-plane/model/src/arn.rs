@@ -24,10 +24,16 @@ impl Arn {
     /// In place of the id of what doesn't exist yet.
     pub const ANY: &'static str = "*";
 
-    /// The name of a resource of EC2.
-    pub fn ec2(region: &str, account: &str, kind: &'static str, id: &str) -> Self {
+    /// The name of a resource of this service.
+    pub fn new(
+        service: &'static str,
+        region: &str,
+        account: &str,
+        kind: &'static str,
+        id: &str,
+    ) -> Self {
         Self {
-            service: Cow::Borrowed("ec2"),
+            service: Cow::Borrowed(service),
             region: region.to_owned(),
             account: account.to_owned(),
             kind: Cow::Borrowed(kind),
@@ -111,15 +117,15 @@ mod tests {
     fn what_is_written_is_read_again() {
         for (arn, text) in [
             (
-                Arn::ec2("us-east-1", "111122223333", "instance", "i-1"),
+                Arn::new("ec2", "us-east-1", "111122223333", "instance", "i-1"),
                 "arn:aws:ec2:us-east-1:111122223333:instance/i-1",
             ),
             (
-                Arn::ec2("us-east-1", "111122223333", "key-pair", "a/b:c").any(),
+                Arn::new("ec2", "us-east-1", "111122223333", "key-pair", "a/b:c").any(),
                 "arn:aws:ec2:us-east-1:111122223333:key-pair/*",
             ),
             (
-                Arn::ec2("us-east-1", "111122223333", "key-pair", "a/b:c"),
+                Arn::new("ec2", "us-east-1", "111122223333", "key-pair", "a/b:c"),
                 "arn:aws:ec2:us-east-1:111122223333:key-pair/a/b:c",
             ),
             (Arn::root("111122223333"), "arn:aws:iam::111122223333:root"),

@@ -51,6 +51,7 @@ resource! {
         id: EniId = "eni",
         kind: "network-interfaces",
         key: id,
+        service: "ec2",
         arn: "network-interface",
         malformed: "InvalidNetworkInterfaceId.Malformed",
         not_found: "InvalidNetworkInterfaceID.NotFound",

@@ -37,6 +37,7 @@ resource! {
         id: GroupId = "sg",
         kind: "security-groups",
         key: id,
+        service: "ec2",
         arn: "security-group",
         malformed: "InvalidGroupId.Malformed",
         not_found: "InvalidGroup.NotFound",

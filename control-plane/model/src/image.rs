@@ -69,6 +69,7 @@ resource! {
         id: ImageId = "ami",
         kind: "images",
         key: id,
+        service: "ec2",
         arn: "image",
         owned: false,
         malformed: "InvalidAMIID.Malformed",

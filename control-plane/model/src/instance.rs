@@ -285,6 +285,7 @@ resource! {
         id: InstanceId = "i",
         kind: "instances",
         key: id,
+        service: "ec2",
         arn: "instance",
         malformed: "InvalidInstanceID.Malformed",
         not_found: "InvalidInstanceID.NotFound",

@@ -30,6 +30,7 @@ resource! {
         id: KeyPairId = "key",
         kind: "key-pairs",
         key: name,
+        service: "ec2",
         arn: "key-pair",
         malformed: "InvalidParameterValue",
         not_found: "InvalidKeyPair.NotFound",

@@ -163,6 +163,8 @@ pub trait Identifier: std::str::FromStr + AsRef<str> + Clone {
 pub trait Described: Regional {
     /// Its identifier.
     type Id: Identifier;
+    /// The service that it is of, as ARNs have it.
+    const SERVICE: &'static str;
     /// What ARNs and `TagSpecification`s call it, as `instance`.
     const TYPE: &'static str;
 
@@ -177,7 +179,7 @@ pub trait Described: Regional {
     /// The ARN of the one with this id in ARNs.
     fn arn_at(scope: &Scope, id: &str) -> Arn {
         let account = if Self::OWNED { &scope.account } else { "" };
-        Arn::ec2(&scope.region, account, Self::TYPE, id)
+        Arn::new(Self::SERVICE, &scope.region, account, Self::TYPE, id)
     }
 
     /// Its ARN; a key pair's has its name.
@@ -204,7 +206,8 @@ pub trait Part: Identifier {
 
     /// The ARN of the one with this id.
     fn arn_at(scope: &Scope, id: &str) -> Arn {
-        Arn::ec2(&scope.region, &scope.account, Self::TYPE, id)
+        let service = Self::Whole::SERVICE;
+        Arn::new(service, &scope.region, &scope.account, Self::TYPE, id)
     }
 }
 
@@ -296,6 +299,7 @@ macro_rules! resource {
         $(#[$doc:meta])* id: $id:ident = $prefix:literal,
         kind: $kind:literal,
         key: $key:ident,
+        service: $service:literal,
         arn: $arn:literal $(, owned: $owned:literal)?,
         malformed: $malformed:literal,
         not_found: $not_found:literal,
@@ -324,6 +328,7 @@ macro_rules! resource {
         }
         impl $crate::Described for $resource {
             type Id = $id;
+            const SERVICE: &'static str = $service;
             const TYPE: &'static str = $arn;
             $(const OWNED: bool = $owned;)?
             fn described_id(&self) -> &$id {

@@ -12,7 +12,7 @@ use super::{Authority, Scope, resource::regional};
 pub struct Tags {
     /// The account and region that they are in.
     pub scope: Scope,
-    /// The id of what they are on, as `i-…`.
+    /// What they are on: [`Tags::id`].
     pub resource: String,
     /// Their keys and values.
     pub tags: BTreeMap<String, String>,
@@ -24,5 +24,28 @@ regional! {
         key: resource,
         indexes: [],
         authority: |_this| Authority::Closed("tags are written with what they are on: `put_tags`"),
+    }
+}
+
+impl Tags {
+    /// What the tags of a resource are kept under: the ids of EC2 are unique by
+    /// themselves, as `i-…`; those of other services have them and their kind in front,
+    /// as `iam:user/…`.
+    pub fn id(service: &str, kind: &str, id: &str) -> String {
+        match service {
+            "ec2" => id.to_owned(),
+            _ => format!("{service}:{kind}/{id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_the_same_id_in_two_services_has_not_the_same_tags() {
+        assert_eq!(Tags::id("ec2", "instance", "i-1"), "i-1");
+        assert_eq!(Tags::id("iam", "user", "i-1"), "iam:user/i-1");
     }
 }

@@ -52,6 +52,7 @@ resource! {
         id: VolumeId = "vol",
         kind: "volumes",
         key: id,
+        service: "ec2",
         arn: "volume",
         malformed: "InvalidVolumeID.Malformed",
         not_found: "InvalidVolume.NotFound",

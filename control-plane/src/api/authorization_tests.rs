@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::{
     Action, ApiError, Cloud, Ctx, Done, Targets,
     ec2::instances::tests::{RUN, cloud_on},
-    registry::{Call, Service, action},
+    registry::{Call, Iam, Service, action},
     wire::Form,
 };
 use crate::{
@@ -708,4 +708,68 @@ async fn a_handler_that_forgets_its_client_token_writes_nothing() {
         );
         assert_eq!(db.view().revision(), revision, "{parameters}");
     }
+}
+
+/// An action of another service than EC2, which makes something and tags it.
+struct Tagging;
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct TaggingRequest {
+    #[serde(rename = "TagSpecification")]
+    tags: Vec<crate::api::shared::TagSpecification>,
+}
+
+impl Action for Tagging {
+    const NAME: &'static str = "Tagging";
+    type Request = TaggingRequest;
+    type Response = Done;
+
+    fn targets(request: &TaggingRequest, to: &mut Targets<'_>) {
+        to.made::<Volume>([], &request.tags);
+    }
+
+    async fn handle(_: &Ctx, _: TaggingRequest) -> Result<Done, ApiError> {
+        Ok(Done::OK)
+    }
+}
+
+#[tokio::test]
+async fn another_service_has_its_own_words_in_policies() {
+    let db = Db::in_memory().await;
+    cloud_on(db.clone()).await;
+    let parameters = "TagSpecification.1.ResourceType=volume\
+                      &TagSpecification.1.Tag.1.Key=a&TagSpecification.1.Tag.1.Value=b";
+    let service = |iam| Service {
+        iam,
+        actions: vec![action::<Tagging>()],
+        ..super::ec2::service()
+    };
+    let own = Iam {
+        tag_action: Some("AddTags"),
+        create_action_key: Some("lb:CreateAction"),
+        ..Iam::plain("lb")
+    };
+    let none_of_ec2s = Arc::new(deny(|wish| {
+        let of_target = wish.target.iter().flat_map(|target| target.keys.keys());
+        let mut keys = of_target.chain(wish.keys.keys());
+        wish.action.starts_with("ec2:") || keys.any(|key| key.starts_with("ec2:"))
+    }));
+    let lb = service(own);
+    ask(&lb, &db, none_of_ec2s.clone(), "Tagging", parameters)
+        .await
+        .unwrap();
+    let asked = std::mem::take(&mut *none_of_ec2s.asked.lock().unwrap());
+    assert_eq!(asked, ["lb:Tagging volume/*", "lb:AddTags volume/*"]);
+    // One that has no action for tagging tags nothing.
+    let refused = ask(
+        &service(Iam::plain("lb")),
+        &db,
+        none_of_ec2s,
+        "Tagging",
+        parameters,
+    )
+    .await;
+    let refused = format!("{:?}", refused.unwrap_err().internal);
+    assert!(refused.contains("lb has no action for that"), "{refused}");
 }

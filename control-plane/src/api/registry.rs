@@ -2,6 +2,7 @@
 
 use std::{future::Future, pin::Pin};
 
+use anyhow::anyhow;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
@@ -28,9 +29,8 @@ pub struct Service {
     pub namespace: &'static str,
     /// What it calls the errors that come before its actions.
     pub errors: &'static Vocabulary,
-    /// Its part of an ARN (`arn:aws:ec2:…`) and of its actions' names in IAM
-    /// (`ec2:RunInstances`).
-    pub arn_name: &'static str,
+    /// What policies call it and its own.
+    pub iam: Iam,
     /// botocore's name for it, for the tests that hold it against that model.
     pub botocore: &'static str,
     /// The names of all operations that AWS has, one a line: what is among them
@@ -40,12 +40,44 @@ pub struct Service {
     pub actions: Vec<Registered>,
 }
 
-impl Service {
-    /// The name of its action in IAM, as `ec2:RunInstances`.
-    pub fn iam(&self, action: &str) -> String {
-        iam(self.arn_name, action)
+/// What policies call a service, and those of its condition keys that all its actions
+/// have: services differ in which they have beside those of `aws:`.
+///
+/// <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>
+#[derive(Debug, Clone, Copy)]
+pub struct Iam {
+    /// Its part of an ARN (`arn:aws:ec2:…`) and of its actions' names (`ec2:RunInstances`).
+    pub name: &'static str,
+    /// The action that policies are asked about, too, where something is tagged as it is
+    /// made, as `CreateTags`.
+    pub tag_action: Option<&'static str>,
+    /// The key of the action that makes what is tagged, as `ec2:CreateAction`.
+    pub create_action_key: Option<&'static str>,
+    /// The key of the region that is asked, as `ec2:Region`.
+    pub region_key: Option<&'static str>,
+    /// The key of a resource's tags, as `ec2:ResourceTag`.
+    pub resource_tag_key: Option<&'static str>,
+}
+
+impl Iam {
+    /// Of a service that has none but the keys of `aws:`, and tags nothing.
+    pub const fn plain(name: &'static str) -> Self {
+        Self {
+            name,
+            tag_action: None,
+            create_action_key: None,
+            region_key: None,
+            resource_tag_key: None,
+        }
     }
 
+    /// The name of its action, as `ec2:RunInstances`.
+    pub fn action(&self, action: &str) -> String {
+        format!("{}:{action}", self.name)
+    }
+}
+
+impl Service {
     /// The action of this name.
     ///
     /// # Errors
@@ -133,9 +165,8 @@ pub fn action<A: Action>() -> Registered {
         request: shape_of::<A::Request>,
         response: shape_of::<A::Response>,
         call: |service, idempotent, call| {
-            let (protocol, namespace, arn_name) =
-                (service.protocol, service.namespace, service.arn_name);
-            Box::pin(run::<A>(protocol, namespace, arn_name, idempotent, call))
+            let (protocol, namespace, iam) = (service.protocol, service.namespace, service.iam);
+            Box::pin(run::<A>(protocol, namespace, iam, idempotent, call))
         },
     }
 }
@@ -145,7 +176,7 @@ pub fn action<A: Action>() -> Registered {
 async fn run<A: Action>(
     protocol: Protocol,
     namespace: &'static str,
-    arn_name: &'static str,
+    iam: Iam,
     idempotent: bool,
     mut call: Call,
 ) -> Result<String, ApiError> {
@@ -156,7 +187,7 @@ async fn run<A: Action>(
     }
     let request: A::Request = protocol.decode(&call.form)?;
 
-    let authorized = authorize::<A>(&call, arn_name, &request)?;
+    let authorized = authorize::<A>(&call, iam, &request)?;
     let fields = call.form.fields();
     let token = match fields.iter().find(|(name, _)| name == "ClientToken") {
         Some((_, token)) => Token::Given(idempotency(A::NAME, token, &call.form)?),
@@ -186,13 +217,13 @@ async fn run<A: Action>(
 /// Asks the policies about all that the request is about.
 fn authorize<A: Action>(
     call: &Call,
-    arn_name: &str,
+    iam: Iam,
     request: &A::Request,
 ) -> Result<Authorized, ApiError> {
     let Call { cloud, caller, .. } = call;
     let picture = cloud.db.view();
     let scope = Scope::new(caller.account.clone(), caller.region.clone());
-    let mut targets = Targets::new(picture.at(&scope), arn_name, A::NAME);
+    let mut targets = Targets::new(picture.at(&scope), iam, A::NAME);
     A::targets(request, &mut targets);
     let Targets {
         asked,
@@ -203,7 +234,7 @@ fn authorize<A: Action>(
         ..
     } = targets;
     let may = |action: &str, targets: &[Target]| {
-        let action = iam(arn_name, action);
+        let action = iam.action(action);
         auth::authorize(&*cloud.policies, caller, &action, targets, &keys)
     };
     if any && !asked.is_empty() {
@@ -212,13 +243,15 @@ fn authorize<A: Action>(
     // Of a request that names none of those that it must, `*` is asked, too.
     let authorized = may(A::NAME, &asked)?;
     if !tagged.is_empty() {
-        may("CreateTags", &tagged)?;
+        let tag_action = iam.tag_action.ok_or_else(|| {
+            let (service, action) = (iam.name, A::NAME);
+            ApiError::internal(anyhow!(
+                "{action} tags, and {service} has no action for that"
+            ))
+        })?;
+        may(tag_action, &tagged)?;
     }
     Ok(authorized.along(along))
-}
-
-fn iam(arn_name: &str, action: &str) -> String {
-    format!("{arn_name}:{action}")
 }
 
 fn dry_run(form: &mut Form) -> Result<bool, ApiError> {

@@ -1,9 +1,14 @@
 //! What a request is about: it is resolved into this before it is authorized.
 //!
-//! The resources and condition keys of each action are in AWS's table:
-//! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
+//! The resources and condition keys of each action are in AWS's tables:
+//! <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>
 
-use super::shared::{TagSpecification, tag::TagInput};
+use std::collections::BTreeMap;
+
+use super::{
+    registry::Iam,
+    shared::{TagSpecification, tag::TagInput},
+};
 use crate::{
     auth::{Keys, Target},
     model::{Arn, Described, Part, Visible},
@@ -15,6 +20,7 @@ use crate::{
 /// the handler to say, when the caller may ask.
 pub struct Targets<'v> {
     view: Scoped<'v>,
+    iam: Iam,
     action: &'static str,
     /// What policies are asked about.
     pub(super) asked: Vec<Target>,
@@ -29,14 +35,11 @@ pub struct Targets<'v> {
 }
 
 impl<'v> Targets<'v> {
-    pub(super) fn new(view: Scoped<'v>, service: &str, action: &'static str) -> Self {
-        // EC2 has a key of its own for that.
-        let keys = ["aws:RequestedRegion", "ec2:Region"];
-        let keys = keys
-            .into_iter()
-            .filter(|key| service == "ec2" || !key.starts_with("ec2:"));
+    pub(super) fn new(view: Scoped<'v>, iam: Iam, action: &'static str) -> Self {
+        let keys = ["aws:RequestedRegion"].into_iter().chain(iam.region_key);
         Self {
             view,
+            iam,
             action,
             asked: Vec::new(),
             any: false,
@@ -58,7 +61,7 @@ impl<'v> Targets<'v> {
 
     /// A resource that is there.
     pub fn existing<T: Described>(&mut self, resource: &T) {
-        let mut keys = self.tags(resource.described_id());
+        let mut keys = self.tags(self.view.tags_of(resource));
         keys.extend(single(resource.condition_keys()));
         self.asked.push(Target {
             arn: resource.arn(),
@@ -96,7 +99,7 @@ impl<'v> Targets<'v> {
     pub fn part<P: Part>(&mut self, id: &str) {
         let target = Target {
             arn: P::arn_at(self.view.scope(), id),
-            keys: self.tags(id),
+            keys: self.tags(self.view.tags(id)),
         };
         self.asked.push(target);
     }
@@ -104,7 +107,7 @@ impl<'v> Targets<'v> {
     /// What is of no kind that there is, and so of none that any policy names.
     pub fn unknown(&mut self, id: &str) {
         let scope = self.view.scope();
-        let arn = Arn::ec2(&scope.region, &scope.account, "unknown", id);
+        let arn = Arn::new(self.iam.name, &scope.region, &scope.account, "unknown", id);
         let keys = Keys::new();
         self.asked.push(Target { arn, keys });
     }
@@ -140,8 +143,10 @@ impl<'v> Targets<'v> {
         add_tags(&mut target.keys, tags);
         if !tags.is_empty() {
             let mut tagged = target.clone();
-            let why = vec![self.action.to_owned()];
-            tagged.keys.insert("ec2:CreateAction".into(), why);
+            if let Some(key) = self.iam.create_action_key {
+                let why = vec![self.action.to_owned()];
+                tagged.keys.insert(key.to_owned(), why);
+            }
             self.tagged.push(tagged);
         }
         self.asked.push(target);
@@ -163,10 +168,14 @@ impl<'v> Targets<'v> {
     }
 
     /// What a resource's tags say to conditions; what isn't there has none.
-    fn tags(&self, id: impl AsRef<str>) -> Keys {
-        let tags = self.view.tags(id).iter();
-        let keys = tags.flat_map(|(key, value)| {
-            ["aws", "ec2"].map(|by| (format!("{by}:ResourceTag/{key}"), value.clone()))
+    fn tags(&self, tags: &BTreeMap<String, String>) -> Keys {
+        let names = || {
+            ["aws:ResourceTag"]
+                .into_iter()
+                .chain(self.iam.resource_tag_key)
+        };
+        let keys = tags.iter().flat_map(|(key, value)| {
+            names().map(move |name| (format!("{name}/{key}"), value.clone()))
         });
         single(keys)
     }

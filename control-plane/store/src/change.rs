@@ -99,7 +99,8 @@ impl<'v> Change<'v> {
 
     /// Writes a resource's tags; none at all deletes their record.
     pub fn put_tags<T: Described>(&mut self, of: &T, tags: BTreeMap<String, String>) {
-        self.tag(of.home(), of.described_id(), of.arn(), tags);
+        let id = Tags::id(T::SERVICE, T::TYPE, of.described_id().as_ref());
+        self.tag(of.home(), id, of.arn(), tags);
     }
 
     /// The same of a part of a resource.
@@ -113,12 +114,12 @@ impl<'v> Change<'v> {
         if self.view.by(P::INDEX, part.as_ref()).next().is_none() {
             self.parts.insert(arn.clone());
         }
-        self.tag(scope, part, arn, tags);
+        self.tag(scope, tags_of(part), arn, tags);
     }
 
     /// Deletes the tags of a part that its whole loses.
     pub fn delete_part_tags<P: Part>(&mut self, whole: &P::Whole, part: &P) {
-        self.tag(whole.home(), part, whole.arn(), BTreeMap::new());
+        self.tag(whole.home(), tags_of(part), whole.arn(), BTreeMap::new());
     }
 
     /// Deletes a resource with its tags.
@@ -127,10 +128,10 @@ impl<'v> Change<'v> {
         self.put_tags(resource, BTreeMap::new());
     }
 
-    fn tag(&mut self, scope: &Scope, id: impl AsRef<str>, of: Arn, tags: BTreeMap<String, String>) {
+    fn tag(&mut self, scope: &Scope, id: String, of: Arn, tags: BTreeMap<String, String>) {
         let tags = Tags {
             scope: scope.clone(),
-            resource: id.as_ref().to_owned(),
+            resource: id,
             tags,
         };
         self.authorities.insert((tags.key(), Authority::Of(of)));
@@ -255,4 +256,9 @@ impl<'v> Change<'v> {
     pub(super) fn fault(self) -> Result<(), StoreError> {
         self.fault.map_or(Ok(()), Err)
     }
+}
+
+/// What the tags of a part are kept under.
+fn tags_of<P: Part>(part: &P) -> String {
+    Tags::id(P::Whole::SERVICE, P::TYPE, part.as_ref())
 }

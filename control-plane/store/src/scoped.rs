@@ -54,8 +54,13 @@ impl<'v> Scoped<'v> {
         found.into_iter().flatten()
     }
 
-    /// The tags that this account gave the resource with this id; empty when
-    /// there are none.
+    /// The tags that this account gave a resource; empty when there are none.
+    pub fn tags_of<T: Described>(self, resource: &T) -> &'v BTreeMap<String, String> {
+        let id = resource.described_id().as_ref();
+        self.tags(Tags::id(T::SERVICE, T::TYPE, id))
+    }
+
+    /// The same of what has this id on EC2.
     pub fn tags(self, id: impl AsRef<str>) -> &'v BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         self.get::<Tags>(id).map_or(&NONE, |tags| &tags.tags)

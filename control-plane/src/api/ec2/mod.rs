@@ -14,7 +14,7 @@ mod vpcs;
 
 use super::{
     error::Vocabulary,
-    registry::{Registered, Service, action},
+    registry::{Iam, Registered, Service, action},
     wire::Protocol,
 };
 
@@ -26,7 +26,13 @@ pub fn service() -> Service {
         protocol: Protocol::Ec2,
         namespace: "http://ec2.amazonaws.com/doc/2016-11-15/",
         errors: &Vocabulary::EC2,
-        arn_name: "ec2",
+        iam: Iam {
+            name: "ec2",
+            tag_action: Some("CreateTags"),
+            create_action_key: Some("ec2:CreateAction"),
+            region_key: Some("ec2:Region"),
+            resource_tag_key: Some("ec2:ResourceTag"),
+        },
         botocore: "ec2",
         known: include_str!("operations.txt"),
         actions: actions(),

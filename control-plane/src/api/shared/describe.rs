@@ -27,7 +27,7 @@ impl<'v, T: Described> Row<'v, T> {
 
     /// Its tags.
     pub fn tags(&self) -> &'v BTreeMap<String, String> {
-        self.view.tags(self.resource.described_id().as_ref())
+        self.view.tags_of(self.resource)
     }
 }
 

@@ -6,7 +6,7 @@ pub mod get_caller_identity;
 
 use super::{
     error::Vocabulary,
-    registry::{Service, action},
+    registry::{Iam, Service, action},
     wire::Protocol,
 };
 
@@ -18,7 +18,7 @@ pub fn service() -> Service {
         protocol: Protocol::Query,
         namespace: "https://sts.amazonaws.com/doc/2011-06-15/",
         errors: &Vocabulary::QUERY,
-        arn_name: "sts",
+        iam: Iam::plain("sts"),
         botocore: "sts",
         known: include_str!("operations.txt"),
         actions: vec![action::<get_caller_identity::GetCallerIdentity>()],

@@ -71,14 +71,16 @@ impl Action for DescribeTags {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let view = ctx.view();
+        // Those of other services are none of EC2's.
         let all = view
             .view()
             .all::<Tags>()
-            .flat_map(|of| of.tags.iter().map(move |(key, value)| (of, key, value)))
-            .map(|(of, key, value)| One {
+            .filter_map(|of| Some((of, kind(&of.resource)?)))
+            .flat_map(|(of, kind)| of.tags.iter().map(move |tag| (of, kind, tag)))
+            .map(|(of, kind, (key, value))| One {
                 item: Item {
                     resource_id: of.resource.clone(),
-                    resource_type: kind(&of.resource).unwrap_or_default().to_owned(),
+                    resource_type: kind.to_owned(),
                     key: key.clone(),
                     value: value.clone(),
                 },
