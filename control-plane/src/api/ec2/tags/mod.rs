@@ -29,6 +29,8 @@ type Alter<'a> = &'a dyn Fn(&Set) -> Result<Set, ApiError>;
 
 /// What the tags of a kind of resource need to know of it.
 struct Kind {
+    /// The service that it is of: others than EC2 tag their own.
+    service: &'static str,
     /// The prefix of its ids.
     prefix: &'static str,
     /// What EC2 calls it.
@@ -42,6 +44,7 @@ struct Kind {
 impl Kind {
     const fn own<T: Described>() -> Self {
         Self {
+            service: T::SERVICE,
             prefix: T::Id::PREFIX,
             name: T::TYPE,
             retag: |view, change, id, alter| {
@@ -61,6 +64,7 @@ macro_rules! tagged {
         const KINDS: &[Kind] = &[
             $(Kind::own::<model::$resource>(),)*
             Kind {
+                service: SecurityGroup::SERVICE,
                 prefix: RuleId::PREFIX,
                 name: RuleId::TYPE,
                 retag: retag_part::<RuleId>,
@@ -89,7 +93,8 @@ fn retag_part<P: Part>(
 /// The kind that an identifier is of.
 fn kind_of(id: &str) -> Option<&'static Kind> {
     let (prefix, _) = id.rsplit_once('-')?;
-    KINDS.iter().find(|kind| kind.prefix == prefix)
+    let mut ours = KINDS.iter().filter(|kind| kind.service == "ec2");
+    ours.find(|kind| kind.prefix == prefix)
 }
 
 /// Resolves a resource of a call for the authorization; what is of no kind is of none
