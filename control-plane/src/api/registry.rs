@@ -286,3 +286,27 @@ fn idempotency(action: &str, token: &str, form: &Form) -> Result<Idempotency, Ap
         digest: hex::encode(hash.finalize()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn each_folder_of_a_service_is_registered() {
+        let services = services();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api");
+        let mut there = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let Ok(known) = fs::read_to_string(path.join("operations.txt")) else {
+                continue;
+            };
+            let registered = services.iter().any(|service| service.known == known);
+            assert!(registered, "{} is not in services()", path.display());
+            there += 1;
+        }
+        assert_eq!(there, services.len());
+    }
+}

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// The service.
-pub fn service() -> Service {
+pub(super) fn service() -> Service {
     Service {
         signing_name: "ec2",
         version: "2016-11-15",

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The service.
-pub fn service() -> Service {
+pub(super) fn service() -> Service {
     Service {
         signing_name: "sts",
         version: "2011-06-15",
