@@ -420,6 +420,8 @@ mod tests {
             _name: String,
             #[serde(rename = "Colour")]
             _colour: Option<Colour>,
+            #[serde(rename = "Other")]
+            _other: Option<String>,
         }
         let message = |text: &str, protocol| {
             let form = Form::parse(text.as_bytes()).unwrap();
