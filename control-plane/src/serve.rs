@@ -28,11 +28,7 @@ use hearth::{
     console::HostConsole,
     model::{self, HostId},
     network::{NetworkHost, host::LinuxNetwork},
-    reconcile::{
-        Controllers, Slots,
-        host::{DiskGuard, ImageController},
-        run as reconcile, system_clock,
-    },
+    reconcile::{Controllers, Slots, host::DiskGuard, system_clock},
     simulation,
     storage::{self, host::HostStorage},
     store::{Db, SqliteStore},
@@ -59,17 +55,12 @@ pub(crate) enum Failure {
     Running(anyhow::Error),
 }
 
-/// The hosts that this process acts for, and what only a real one has.
+/// The hosts that this process acts for.
 struct Ground {
     controllers: Controllers,
     console: Arc<dyn Console>,
-    real: Option<Real>,
-}
-
-/// What looks after this machine itself.
-struct Real {
-    images: ImageController,
-    guard: DiskGuard,
+    /// What looks after this machine's disk, if the host is this machine.
+    guard: Option<DiskGuard>,
 }
 
 /// Serves until SIGTERM or SIGINT; the instances run on.
@@ -139,7 +130,6 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
     )?
     .with_open_ports(config.guest_host_ports.iter().copied());
     let storage = Arc::new(storage);
-    let images = ImageController::new(db.clone(), config.images_dir.clone(), config.image_scopes());
     let guard = DiskGuard {
         db: db.clone(),
         host: config.host_id.clone(),
@@ -154,13 +144,14 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
         compute: compute.clone(),
         storage,
         network: Arc::new(network),
+        images: Some(config.images_dir.clone()),
         slots: Slots::of_this_machine(),
         clock: system_clock(),
     };
     Ok(Ground {
         console: Arc::new(HostConsole(compute)),
         controllers,
-        real: Some(Real { images, guard }),
+        guard: Some(guard),
     })
 }
 
@@ -179,7 +170,7 @@ async fn simulated_hosts(
     Ok(Ground {
         console: Arc::new(HostConsole(controllers.compute.clone())),
         controllers,
-        real: None,
+        guard: None,
     })
 }
 
@@ -264,8 +255,7 @@ async fn run(
     let mut tasks = JoinSet::new();
     ground.controllers.start(&mut tasks, &receiver);
     let db = ground.controllers.db;
-    if let Some(Real { images, guard }) = ground.real {
-        tasks.spawn(reconcile(Arc::new(images), db.clone(), receiver.clone()));
+    if let Some(guard) = ground.guard {
         tasks.spawn(guard.run(receiver.clone()));
     }
     let cloud = Cloud {

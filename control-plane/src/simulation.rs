@@ -159,6 +159,7 @@ pub fn controllers(
         compute: Arc::new(compute),
         storage: Arc::new(storage),
         network: Arc::new(SimulatedNetwork::new(conditions)),
+        images: None,
         slots: Slots::wide(SLOTS),
         clock: system_clock(),
     }

@@ -1,13 +1,13 @@
 //! Which controllers there are, wired together.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     Clock, Controller, Slots,
     cluster::{GarbageController, PlacementController},
-    host::{NetworkController, ReachabilityController, VolumeController},
+    host::{ImageController, NetworkController, ReachabilityController, VolumeController},
     instance::InstanceController,
     leader::{Candidate, Holder},
     run,
@@ -32,6 +32,8 @@ pub struct Controllers {
     pub storage: Arc<dyn StorageHost>,
     /// Their networks.
     pub network: Arc<dyn NetworkHost>,
+    /// The folder of this machine's images, if the host is this machine.
+    pub images: Option<PathBuf>,
     /// What the work on them is bounded by.
     pub slots: Slots,
     /// The time.
@@ -82,7 +84,8 @@ impl Controllers {
         tasks.spawn(candidate.run(start, shutdown.clone()));
     }
 
-    /// Those of which the cloud has one.
+    /// Those of which the cloud has one. With [`of_hosts`](Self::of_hosts) the one list
+    /// of all controllers, for who starts them and for who kills them between steps.
     pub(super) fn of_cluster(&self, visitor: &mut impl Visitor) {
         visitor.visit(Arc::new(PlacementController {
             db: self.db.clone(),
@@ -103,6 +106,13 @@ impl Controllers {
             self.network.clone(),
             self.slots.clone(),
         ));
+        if let Some(folder) = &self.images {
+            visitor.visit(Arc::new(ImageController::new(
+                self.db.clone(),
+                folder.clone(),
+                self.config.image_scopes(),
+            )));
+        }
         visitor.visit(Arc::new(VolumeController {
             db: self.db.clone(),
             hosts: self.hosts.clone(),

@@ -63,6 +63,8 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
 /// would take them, with a clock that the test sets.
 #[async_trait]
 pub(crate) trait Pass: Send + Sync {
+    /// The controller's name.
+    fn name(&self) -> &'static str;
     /// When the first of the keys wants its next step.
     async fn pass(&self, now: Timestamp) -> Requeue;
 }
@@ -109,6 +111,10 @@ impl<C: Controller> Stepper<C> {
 
 #[async_trait]
 impl<C: Controller> Pass for Stepper<C> {
+    fn name(&self) -> &'static str {
+        self.controller.name()
+    }
+
     async fn pass(&self, now: Timestamp) -> Requeue {
         let mut next = Requeue::Idle;
         for key in self.controller.all().await.unwrap() {

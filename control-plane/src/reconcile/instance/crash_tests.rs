@@ -19,11 +19,8 @@ use crate::{
     model::*,
     network::{self, HostNet, NetworkHost, Topology, VpcNet, simulated::SimulatedNetwork},
     reconcile::{
-        Clock, Controllers, Requeue, Slots,
-        cluster::PlacementController,
-        host::NetworkController,
-        instance::InstanceController,
-        queue,
+        Clock, Controller, Controllers, Requeue, Slots,
+        controllers::Visitor,
         testing::{self, Pass, Stepper},
     },
     storage::{StorageError, StorageHost, VolumeSpec, simulated::SimulatedStorage},
@@ -196,8 +193,13 @@ impl NetworkHost for Host {
     }
 }
 
-fn here() -> Hosts {
-    Hosts::one(Config::for_tests().host_id)
+/// Each controller, to be stepped by the test.
+struct Steppers(Vec<Box<dyn Pass>>);
+
+impl Visitor for Steppers {
+    fn visit<C: Controller>(&mut self, controller: Arc<C>) {
+        self.0.push(Box::new(Stepper::new(controller)));
+    }
 }
 
 /// One `hearth` after the other, on one host and one store.
@@ -228,53 +230,38 @@ impl Cloud {
         Arc::new(move || *now.lock().unwrap())
     }
 
-    fn network(&self) -> Arc<NetworkController> {
-        Arc::new(NetworkController::new(
-            self.db.clone(),
-            here(),
-            self.host.clone(),
-            Slots::wide(8),
-        ))
-    }
-
-    fn placement(&self) -> PlacementController {
-        PlacementController {
+    fn wired(&self, slots: Slots) -> Controllers {
+        Controllers {
             db: self.db.clone(),
+            config: Arc::new(Config::for_tests()),
+            hosts: Hosts::one(Config::for_tests().host_id),
+            compute: self.host.clone(),
+            storage: self.host.clone(),
+            network: self.host.clone(),
+            // They change nothing on the host.
+            images: None,
+            slots,
             clock: self.clock(),
         }
     }
 
-    fn instances(&self, network: Arc<NetworkController>, slots: Slots) -> InstanceController {
-        let with = Controllers {
-            db: self.db.clone(),
-            config: Arc::new(Config::for_tests()),
-            hosts: here(),
-            compute: self.host.clone(),
-            storage: self.host.clone(),
-            network: self.host.clone(),
-            slots,
-            clock: self.clock(),
-        };
-        InstanceController::new(&with, network)
-    }
-
     /// A new process: its controllers know nothing.
     fn controllers(&self) -> Vec<Box<dyn Pass>> {
-        let network = self.network();
-        let instances = self.instances(network.clone(), Slots::wide(8));
-        vec![
-            Box::new(Stepper::new(Arc::new(self.placement()))),
-            Box::new(Stepper::new(Arc::new(instances))),
-            Box::new(Stepper::new(network)),
-        ]
+        let wired = self.wired(Slots::wide(8));
+        let mut steppers = Steppers(Vec::new());
+        wired.of_cluster(&mut steppers);
+        wired.of_hosts(&mut steppers);
+        steppers.0
     }
 
     /// Passes until nothing more is to do, letting time pass where that is all
     /// that is waited for; whether the process lived to see it.
     async fn run(&self) -> bool {
         let controllers = self.controllers();
+        let mut asked = None;
         for _ in 0..1000 {
             let mut next = Requeue::Idle;
+            let mut ask = None;
             for controller in &controllers {
                 let now = *self.now.lock().unwrap();
                 let mut pass = controller.pass(now);
@@ -290,8 +277,19 @@ impl Cloud {
                 .await;
                 match requeue {
                     None => return false,
+                    Some(Requeue::After(pause)) if controller.name() == "reachability" => {
+                        ask = Some(pause);
+                    }
                     Some(requeue) => next = next.min(requeue),
                 }
+            }
+            // Who answers is asked for ever: here until nothing is new since the last time.
+            let revision = self.db.view().revision();
+            if next == Requeue::Idle
+                && let Some(pause) = ask
+                && asked.replace(revision) != Some(revision)
+            {
+                next = Requeue::After(pause);
             }
             match next {
                 Requeue::Idle => return true,
@@ -370,6 +368,22 @@ impl Cloud {
                     .compute
                     .exit(&InstanceId::from_random(1), Exit::GuestPowerOff);
             }
+            Act::DeleteVolume => {
+                let volume = Volume {
+                    host: Some(Config::for_tests().host_id),
+                    attachment: None,
+                    deleting: true,
+                    ..samples::volume(2)
+                };
+                let spec = VolumeSpec {
+                    id: volume.id.clone(),
+                    size_bytes: 1,
+                    source: None,
+                };
+                self.host.storage.ensure_volume(&spec).await.unwrap();
+                let put = self.db.transact_infallible(|_, change| change.put(&volume));
+                put.await.unwrap();
+            }
             Act::TerminateAtPowerOff => {
                 self.change(|i| i.on_shutdown = ShutdownBehavior::Terminate)
                     .await;
@@ -394,6 +408,8 @@ impl Cloud {
         let view = self.db.view();
         let publics = view.all::<PublicAddress>().count();
         assert!(observed.keys().all(|i| i == id), "{at}: a stray VMM");
+        let deleting = view.by(Volume::DELETING, "").count();
+        assert_eq!(deleting, 0, "{at}: a volume that was deleted");
         match instance.state {
             InstanceState::Running => {
                 let boot = match observed.get(id) {
@@ -440,6 +456,8 @@ enum Act {
     /// The guest powers itself off.
     PowerOff,
     TerminateAtPowerOff,
+    /// Another volume, that no instance has.
+    DeleteVolume,
 }
 
 /// Runs the acts one after the other, each to its end; dies at every call of
@@ -521,6 +539,11 @@ async fn a_guests_own_power_off() {
 }
 
 #[tokio::test]
+async fn a_volumes_deletion() {
+    crash_everywhere(&[Act::Run, Act::DeleteVolume], InstanceState::Running).await;
+}
+
+#[tokio::test]
 async fn a_termination_that_comes_while_it_launches() {
     for n in 1.. {
         let cloud = Cloud::new().await;
@@ -574,7 +597,7 @@ async fn a_host_that_fails_for_a_while_is_waited_for() {
     assert!(cloud.run().await);
     cloud.check("busy host").await;
     assert_eq!(cloud.instance().state, InstanceState::Running);
-    let waited = *cloud.now.lock().unwrap() - began;
+    let waited = cloud.instance().state_since - began;
     assert_eq!(
         Duration::try_from(waited).unwrap(),
         Duration::from_secs(1 + 2 + 4)
@@ -685,13 +708,8 @@ struct Served {
 impl Cloud {
     fn serve(&self, slots: Slots) -> Served {
         let (shutdown, receiver) = watch::channel(false);
-        let network = self.network();
-        let instances = Arc::new(self.instances(network.clone(), slots));
-        let placement = Arc::new(self.placement());
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(queue::run(placement, self.db.clone(), receiver.clone()));
-        tasks.spawn(queue::run(network, self.db.clone(), receiver.clone()));
-        tasks.spawn(queue::run(instances, self.db.clone(), receiver));
+        self.wired(slots).start(&mut tasks, &receiver);
         Served {
             _shutdown: shutdown,
             tasks,
