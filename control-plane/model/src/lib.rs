@@ -6,6 +6,7 @@
 mod address;
 mod arn;
 mod authority;
+pub mod dns_names;
 mod eni;
 mod group;
 mod idempotency;

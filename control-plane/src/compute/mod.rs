@@ -28,6 +28,12 @@ pub mod host;
 pub mod simulated;
 pub mod trace;
 
+/// The biggest kernel that is read: 64 MiB. Distribution kernels have 10 to 20.
+pub const MAX_KERNEL: u64 = 64 << 20;
+/// The biggest initrd that is read: 512 MiB. The biggest in use, with every
+/// driver and firmware, have less than half.
+pub const MAX_INITRD: u64 = 512 << 20;
+
 /// Everything that a cold boot of an instance needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchSpec {

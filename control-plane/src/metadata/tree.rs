@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::facts::{Facts, Nic};
-use crate::network::names::{private_name, public_name};
+use crate::model::dns_names::{private_name, public_name};
 
 /// The versions that EC2 knows; all show the same tree here.
 ///

@@ -11,7 +11,8 @@ use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, Optio
 use dhcproto::{Decodable as _, Encodable as _};
 use ipnet::Ipv4Net;
 
-use super::{Interface, VpcNet, names};
+use super::{Interface, VpcNet};
+use crate::model::dns_names;
 
 /// The time of a lease in seconds: EC2's.
 const LEASE_SECONDS: u32 = 3600;
@@ -43,8 +44,8 @@ impl Lease {
             subnet: interface.subnet,
             router: interface.router,
             resolver: vpc.resolver(),
-            hostname: names::private_host(interface.private_ip),
-            domain: names::private_domain(region),
+            hostname: dns_names::private_host(interface.private_ip),
+            domain: dns_names::private_domain(region),
             mtu,
         }
     }

@@ -14,8 +14,8 @@ use hickory_proto::rr::rdata::{A, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::{IpNet, Ipv4Net};
 
-use super::names;
 use super::plan::rules::IMDS_ADDRESS;
+use crate::model::dns_names;
 
 /// The time to live of an answer in seconds.
 const TTL: u32 = 60;
@@ -105,7 +105,7 @@ fn known(query: &Query, zone: &Zone, private_of: impl Fn(Ipv4Addr) -> Option<Ipv
         return reverse(query, zone);
     }
     let within = |domain: &str| name.strip_suffix(domain).and_then(|l| l.strip_suffix('.'));
-    let private = names::private_domain(&zone.region);
+    let private = dns_names::private_domain(&zone.region);
     if name == private {
         return Known::Here(None);
     }
@@ -113,13 +113,13 @@ fn known(query: &Query, zone: &Zone, private_of: impl Fn(Ipv4Addr) -> Option<Ipv
         if label == "instance-data" {
             return IMDS_ADDRESS.parse().map_or(Known::Nowhere, a);
         }
-        return match names::address_in_label(label, "ip") {
+        return match dns_names::address_in_label(label, "ip") {
             Some(address) if zone.cidr.contains(&address) => a(address),
             _ => Known::Nowhere,
         };
     }
-    if let Some(label) = within(&names::public_domain(&zone.region))
-        && let Some(address) = names::address_in_label(label, "ec2")
+    if let Some(label) = within(&dns_names::public_domain(&zone.region))
+        && let Some(address) = dns_names::address_in_label(label, "ec2")
         && zone.pool.contains(&address)
     {
         return a(private_of(address).unwrap_or(address));
@@ -133,8 +133,8 @@ fn reverse(query: &Query, zone: &Zone) -> Known {
     };
     let address = net.addr();
     let name = match net.prefix_len() {
-        32 if zone.cidr.contains(&address) => names::private_name(&zone.region, address),
-        32 if zone.pool.contains(&address) => names::public_name(&zone.region, address),
+        32 if zone.cidr.contains(&address) => dns_names::private_name(&zone.region, address),
+        32 if zone.pool.contains(&address) => dns_names::public_name(&zone.region, address),
         // Nobody outside knows these.
         _ if address.is_link_local() => return Known::Nowhere,
         _ => return Known::Elsewhere,

@@ -24,12 +24,6 @@ pub mod sandbox;
 
 use partition::Slice;
 
-/// The biggest kernel that is read: 64 MiB. Distribution kernels have 10 to 20.
-pub const MAX_KERNEL: u64 = 64 << 20;
-/// The biggest initrd that is read: 512 MiB. The biggest in use, with every
-/// driver and firmware, have less than half.
-pub const MAX_INITRD: u64 = 512 << 20;
-
 /// Why a file can't be had from a disk. Each is one line for the instance's
 /// state reason.
 #[derive(Debug, thiserror::Error)]

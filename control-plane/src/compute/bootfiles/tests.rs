@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::*;
+use crate::compute::MAX_KERNEL;
 
 /// A folder for the root of the file system, and where the disk is made.
 struct Bench {

@@ -36,8 +36,9 @@ use tokio::sync::broadcast;
 use super::argv::{self, Owner};
 use hearth_vmm_api::{Exit, SandboxLayer};
 
-use super::bootfiles::{MAX_INITRD, MAX_KERNEL};
-use super::{ComputeError, ComputeHost, LaunchSpec, Observed, Pausable, trace};
+use super::{
+    ComputeError, ComputeHost, LaunchSpec, MAX_INITRD, MAX_KERNEL, Observed, Pausable, trace,
+};
 use crate::model::{BootMethod, InstanceId};
 use crate::network::names::HostNames;
 pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};

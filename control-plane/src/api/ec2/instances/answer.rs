@@ -15,9 +15,8 @@ use crate::{
     },
     model::{
         Eni, GroupId, Image, Instance, InstanceState, InstanceType, ReservationId, SecurityGroup,
-        Volume, VolumeAttachment,
+        Volume, VolumeAttachment, dns_names,
     },
-    network::names,
     store::Scoped,
 };
 
@@ -233,10 +232,10 @@ fn enabled(yes: bool) -> &'static str {
 }
 
 fn interface(view: Scoped<'_>, instance: &Instance, eni: &Eni) -> Interface {
-    let private_name = names::private_name(eni.region(), eni.private_ip);
+    let private_name = dns_names::private_name(eni.region(), eni.private_ip);
     let association = eni.public_ip.map(|ip| Association {
         public_ip: ip.to_string(),
-        public_dns_name: names::public_name(eni.region(), ip),
+        public_dns_name: dns_names::public_name(eni.region(), ip),
         // A pool's address, and not one that the account holds on to.
         ip_owner_id: "amazon".into(),
     });
@@ -301,10 +300,10 @@ pub fn instance(row: &Row<'_, Instance>) -> InstanceItem {
         instance_state: instance.state.into(),
         // Both names go with their addresses; a terminated instance has none.
         private_dns_name: primary
-            .map(|e| names::private_name(e.region(), e.private_ip))
+            .map(|e| dns_names::private_name(e.region(), e.private_ip))
             .unwrap_or_default(),
         dns_name: public
-            .map(|(e, ip)| names::public_name(e.region(), ip))
+            .map(|(e, ip)| dns_names::public_name(e.region(), ip))
             .unwrap_or_default(),
         reason: instance.transition_reason.clone(),
         key_name: instance.key_name.clone(),

@@ -11,8 +11,7 @@ use crate::{
         shared::{Filtered, Row, Table, Values},
         wire::Time,
     },
-    model::{Eni, Instance, SecurityGroup},
-    network::names,
+    model::{Eni, Instance, SecurityGroup, dns_names},
 };
 
 type Seen<'v> = Row<'v, Instance>;
@@ -58,7 +57,7 @@ impl Filtered for Instance {
             .on("client-token", |i, out| out.extend(&i.client_token))
             .on("dns-name", |i, out| {
                 of_primary(i, out, |e| {
-                    Some(names::public_name(e.region(), e.public_ip?))
+                    Some(dns_names::public_name(e.region(), e.public_ip?))
                 });
             })
             .on("hypervisor", |_, out| out.add(HYPERVISOR))
@@ -104,7 +103,7 @@ impl Filtered for Instance {
             })
             .on("network-interface.private-dns-name", |i, out| {
                 of_interfaces(i, out, |e| {
-                    Some(names::private_name(e.region(), e.private_ip))
+                    Some(dns_names::private_name(e.region(), e.private_ip))
                 });
             })
             .on("network-interface.subnet-id", |i, out| {
@@ -117,7 +116,7 @@ impl Filtered for Instance {
             .on("placement-group-name", |_, out| out.add(""))
             .on("private-dns-name", |i, out| {
                 of_primary(i, out, |e| {
-                    Some(names::private_name(e.region(), e.private_ip))
+                    Some(dns_names::private_name(e.region(), e.private_ip))
                 });
             })
             .on("private-ip-address", |i, out| {
