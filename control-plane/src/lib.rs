@@ -1,10 +1,10 @@
 //! Hearth's control plane: the EC2 API and the reconcilers that make its
 //! answers true.
 //!
-//! The arrows between the modules: `api` → `auth`, `model`, `store`;
-//! `reconcile` → `store`, `compute`, `storage`, `network`; nobody imports
-//! `reconcile` but `main`; a handler never touches the host. Host I/O
-//! (`Command`, netlink, nft, ioctl) appears only in each domain's `host` module.
+//! Which module may use which is the table in `tests/rooms.rs`: a handler never
+//! touches the host, and nobody uses `reconcile` but the programs and the simulation.
+//! Host I/O (`Command`, netlink, nft, ioctl) appears only in each domain's `host`
+//! module, and in `doctor`, which asks what the host has.
 
 pub mod api;
 pub mod auth;
