@@ -89,7 +89,7 @@ fn stopped(
     change.put(&after);
     for eni in interfaces(view, instance) {
         if let Some(address) = eni.public_ip {
-            release(view, change, address);
+            release(view, change, eni, address);
             change.put(&Eni {
                 public_ip: None,
                 last_public_ip: Some(address),
@@ -113,9 +113,10 @@ pub fn shutting_down(
     change.put(&after);
 }
 
-/// Gives a public address back to the pool.
-fn release(view: &View, change: &mut Change<'_>, address: Ipv4Addr) {
-    if let Some(taken) = view.shared::<PublicAddress>(address.to_string()) {
+/// Gives an interface's public address back to the pool, if it is the interface's.
+fn release(view: &View, change: &mut Change<'_>, eni: &Eni, address: Ipv4Addr) {
+    let taken = view.shared::<PublicAddress>(address.to_string());
+    if let Some(taken) = taken.filter(|taken| taken.eni == eni.id) {
         change.delete(taken);
     }
 }
@@ -126,7 +127,7 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
     let mut after = enter(instance, InstanceState::Terminated, now);
     for eni in interfaces(view, instance) {
         if let Some(address) = eni.public_ip {
-            release(view, change, address);
+            release(view, change, eni, address);
         }
         change.delete(&PrivateAddress::new(
             &eni.scope,
@@ -183,4 +184,36 @@ pub fn goes_with(volume: &Volume) -> bool {
         .attachment
         .as_ref()
         .is_some_and(|a| a.delete_on_termination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{EniId, InstanceId, samples},
+        reconcile::testing,
+        store::Db,
+    };
+
+    #[tokio::test]
+    async fn only_its_own_public_address_goes_back_to_the_pool() {
+        for (n, left) in [(1, 0), (2, 1)] {
+            let db = Db::in_memory().await;
+            testing::cloud(&db, &[1], 4).await;
+            let held = db.transact_infallible(|view, change| {
+                let taken = view.all::<PublicAddress>().next().unwrap();
+                change.put(&PublicAddress {
+                    eni: EniId::from_random(n),
+                    ..taken.clone()
+                });
+            });
+            held.await.unwrap();
+            let stop = db.transact_infallible(|view, change| {
+                let instance = view.find::<Instance>(&InstanceId::from_random(1));
+                stopped(view, change, instance.unwrap(), None, samples::time());
+            });
+            stop.await.unwrap();
+            assert_eq!(db.view().count::<PublicAddress>(), left);
+        }
+    }
 }
