@@ -48,6 +48,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "simulation",
         &[
+            "bootstrap",
             "compute",
             "conditions",
             "config",

@@ -60,9 +60,44 @@ pub struct Reply {
     pub to: Ipv4Addr,
 }
 
+/// The fixed part of a message with the cookie before the options, in bytes (RFC 2131,
+/// section 2, and RFC 2132, section 2).
+const FIXED: usize = 240;
+
+/// What is read of a request: its fixed part, and the options that the answer depends
+/// on. `dhcproto` asserts of some others that they have their right length, and a guest
+/// may write what it likes.
+fn relevant(datagram: &[u8]) -> Option<Vec<u8>> {
+    let (fixed, mut rest) = datagram.split_at_checked(FIXED)?;
+    let mut relevant = fixed.to_vec();
+    loop {
+        match rest {
+            // The padding has no length, nor has the end.
+            [0, after @ ..] => rest = after,
+            [] | [255, ..] => break,
+            [_] => return None,
+            [code, length, after @ ..] => {
+                let (value, after) = after.split_at_checked(usize::from(*length))?;
+                let known = match OptionCode::from(*code) {
+                    OptionCode::MessageType => 1,
+                    OptionCode::RequestedIpAddress | OptionCode::ServerIdentifier => 4,
+                    _ => 0,
+                };
+                if known != 0 && known == value.len() {
+                    relevant.extend([*code, *length]);
+                    relevant.extend(value);
+                }
+                rest = after;
+            }
+        }
+    }
+    relevant.push(255);
+    Some(relevant)
+}
+
 /// Answers a datagram; `None` to what needs or deserves no answer.
 pub fn reply(datagram: &[u8], lease: &Lease) -> Option<Reply> {
-    let request = Message::from_bytes(datagram).ok()?;
+    let request = Message::from_bytes(&relevant(datagram)?).ok()?;
     if request.opcode() != Opcode::BootRequest
         || request.htype() != HType::Eth
         || request.hlen() != 6
@@ -204,6 +239,24 @@ mod tests {
         let mut echo = ask(MessageType::Discover, vec![]);
         echo.set_opcode(Opcode::BootReply);
         assert_eq!(answer(&echo), None);
+    }
+
+    #[test]
+    fn an_option_of_a_wrong_length_is_passed_over() {
+        let good = ask(MessageType::Discover, vec![]).to_vec().unwrap();
+        // A bulk lease query's status without its code, its times with one byte.
+        for code in 150..160 {
+            for length in 0..3 {
+                let mut with = good[..FIXED].to_vec();
+                with.extend([0, code, length]);
+                with.extend(vec![1; length.into()]);
+                with.extend(&good[FIXED..]);
+                assert!(reply(&with, &lease()).is_some(), "{code} {length}");
+            }
+        }
+        let cut = [&good[..FIXED], &[53, 1, 1, 12][..]].concat();
+        assert_eq!(reply(&cut, &lease()), None);
+        assert_eq!(reply(&good[..FIXED - 1], &lease()), None);
     }
 
     proptest::proptest! {

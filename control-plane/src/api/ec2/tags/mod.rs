@@ -64,7 +64,7 @@ macro_rules! tagged {
         const KINDS: &[Kind] = &[
             $(Kind::own::<model::$resource>(),)*
             Kind {
-                service: SecurityGroup::SERVICE,
+                service: model::SecurityGroup::SERVICE,
                 prefix: RuleId::PREFIX,
                 name: RuleId::TYPE,
                 retag: retag_part::<RuleId>,
