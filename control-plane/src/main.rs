@@ -48,6 +48,9 @@ enum Command {
         /// The data folder of the hearth that runs it
         #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
         data_dir: PathBuf,
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
     },
     /// Makes, lists and ends accounts and their access keys; a hearth that is
     /// running follows
@@ -79,7 +82,11 @@ fn main() -> ExitCode {
     let (args, purge) = match Cli::parse().command {
         Command::Serve(args) => (args, false),
         Command::Purge(args) => (args, true),
-        Command::Trace { instance, data_dir } => return trace(&instance, &data_dir),
+        Command::Trace {
+            instance,
+            data_dir,
+            json,
+        } => return trace(&instance, &data_dir, json),
         Command::Account(command) => return account::main(command),
         Command::Ca { data_dir } => return print_authority(&data_dir),
         // It reads its flag itself.
@@ -168,7 +175,7 @@ fn list_images(folder: &Path) -> ExitCode {
     }
 }
 
-fn trace(instance: &str, data: &Path) -> ExitCode {
+fn trace(instance: &str, data: &Path, json: bool) -> ExitCode {
     let traced = instance
         .parse::<InstanceId>()
         .map_err(anyhow::Error::new)
@@ -176,9 +183,13 @@ fn trace(instance: &str, data: &Path) -> ExitCode {
         .and_then(|found| {
             found.ok_or_else(|| anyhow::anyhow!("there is no launch of it in {}", data.display()))
         });
-    match traced {
-        Ok(record) => {
-            let _ = write!(io::stdout(), "{record}");
+    let text = traced.and_then(|record| match json {
+        true => Ok(serde_json::to_string(&record)? + "\n"),
+        false => Ok(record.to_string()),
+    });
+    match text {
+        Ok(text) => {
+            let _ = write!(io::stdout(), "{text}");
             ExitCode::SUCCESS
         }
         Err(error) => refuse(&error.context(instance.to_owned()), 1),

@@ -29,9 +29,10 @@ mount -t xfs /dev/ram0 /new || poweroff -f
 # that are mapped from the initramfs would count as dirty memory, and a disk
 # there knows no non-blocking read.
 cp -a /bin /bench /bench-run /lib64 /lib /usr /new/
-mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/scratch /new/etc
+mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/scratch /new/etc
 sync
 for folder in proc sys dev; do mount --bind "/$folder" "/new/$folder"; done
+mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
 unshare -n chroot /new /bin/sh /bench-run >/dev/ttyS1
 echo "bench: over, status $?"
 poweroff -f

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::errno;
@@ -34,6 +35,9 @@ use crate::machine::bus::{Bus, Request};
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
+
+/// How long a thread that may run can take until it does.
+const ENTRY_DEADLINE: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// This thread's `kvm_run.immediate_exit`, for the signal handler.
@@ -135,6 +139,47 @@ pub struct Surroundings {
     pub bell: Arc<EventFd>,
     /// Counts exits.
     pub exits: Arc<AtomicU64>,
+    /// When the guest was first entered.
+    pub entry: Arc<Entry>,
+}
+
+/// When the first vCPU first entered the guest. Resets don't change it.
+#[derive(Debug, Default)]
+pub struct Entry {
+    at_ns: Mutex<Option<u64>>,
+    noted: Condvar,
+}
+
+impl Entry {
+    /// By [`unix_ns`]; none before.
+    #[must_use]
+    pub fn at_ns(&self) -> Option<u64> {
+        *self.at_ns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for it, not for ever: a vCPU that can't run is in the reports.
+    pub fn wait(&self) {
+        let at_ns = self.at_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .noted
+            .wait_timeout_while(at_ns, ENTRY_DEADLINE, |at| at.is_none());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn note(&self) {
+        let mut at_ns = self.at_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        at_ns.get_or_insert_with(unix_ns);
+        self.noted.notify_all();
+    }
+}
+
+/// The host's clock, in nanoseconds since 1970.
+#[must_use]
+pub fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
 }
 
 impl Vcpus {
@@ -185,7 +230,7 @@ impl Vcpus {
             let (guard, _) = self
                 .gate
                 .parked_changed
-                .wait_timeout(parked, std::time::Duration::from_millis(20))
+                .wait_timeout(parked, Duration::from_millis(20))
                 .unwrap_or_else(PoisonError::into_inner);
             parked = guard;
         }
@@ -252,6 +297,9 @@ fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
         let detail = format!("vCPU {index}: the thread can't be confined: {error}");
         report(surroundings, Report::Crashed(detail));
         return;
+    }
+    if index == 0 {
+        surroundings.entry.note();
     }
     loop {
         if gate.raised.load(Ordering::SeqCst) && !gate.pass() {

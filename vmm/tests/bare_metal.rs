@@ -218,8 +218,12 @@ fn a_reset_keeps_the_process() {
         };
         let mut child = bench.command().start();
         bench.listens("socket");
+        until("first entry", || bench.machine().start.entered_ns.is_some());
+        let start = bench.machine().start;
+        assert!(start.entered_ns >= Some(start.began_ns), "{start:?}");
         until("third reset", || bench.machine().resets >= 3);
-        assert_eq!(bench.machine().pid, child.id());
+        let machine = bench.machine();
+        assert_eq!((machine.pid, machine.start), (child.id(), start));
         assert!(bench.ask("PUT /v1/stop").starts_with("HTTP/1.1 204"));
         assert_eq!(child.wait().expect("ends").code(), Some(0));
         assert_eq!(bench.exit(), Exit::Stopped);

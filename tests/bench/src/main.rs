@@ -9,6 +9,9 @@
 //! | [`memory`] | what a process holds beyond its guest's memory |
 //! | [`peer`] | the network's other end |
 //! | [`report`] | medians and ratios, as a table |
+//! | [`launch`] | what a launch by the control plane costs, and [`bare`], its VMM alone |
+//!
+//! `hearth-bench launch` is apart from these: it calls a `hearth` that serves.
 //!
 //! `hearth-bench measure` runs inside the KVM host, as root, in a network
 //! namespace of its own; `hearth-bench report` reads what it wrote.
@@ -18,6 +21,9 @@
 //! host and guest together, so that the same code counts instructions there.
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
+mod api;
+mod bare;
+mod launch;
 mod measure;
 mod memory;
 mod peer;
@@ -63,7 +69,8 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse(words)?;
     match command.as_str() {
         "measure" => measure::measure(&arguments),
+        "launch" => launch::launch(&arguments),
         "report" => report::report(&arguments),
-        _ => bail!("usage: hearth-bench measure|report NAME=VALUE..."),
+        _ => bail!("usage: hearth-bench measure|launch|report NAME=VALUE..."),
     }
 }

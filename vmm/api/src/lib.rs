@@ -65,6 +65,20 @@ pub struct Machine {
     /// The sandbox layers that stand between a guest that broke out and this host.
     #[serde(default)]
     pub jail: Vec<SandboxLayer>,
+    /// When it came up.
+    #[serde(default)]
+    pub start: Start,
+}
+
+/// When a machine came up, in nanoseconds since 1970 by the host's clock: what it cost
+/// to bring the guest to its first instruction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// When the program began.
+    pub began_ns: u64,
+    /// When the first vCPU was about to enter the guest for the first time; none
+    /// before.
+    pub entered_ns: Option<u64>,
 }
 
 /// One layer of the sandbox, in the order in which they are put up.

@@ -38,7 +38,7 @@ use crate::config;
 use crate::irq::kvm::KvmInterrupts;
 use crate::serial::Serial;
 use crate::smbios;
-use crate::vcpu::{Report, Surroundings, Vcpus};
+use crate::vcpu::{Entry, Report, Surroundings, Vcpus};
 use crate::virtio::Declaration;
 use bus::Bus;
 
@@ -60,6 +60,8 @@ pub struct Parts {
     pub devices: Vec<config::Device>,
     /// The taps that they name by descriptor.
     pub taps: Taps,
+    /// When the program began ([`crate::vcpu::unix_ns`]).
+    pub began_ns: u64,
 }
 
 /// Taps that were handed down open, by their number.
@@ -149,6 +151,8 @@ pub struct Machine {
     /// The guest's next power-off is the first half of a reboot.
     rebooting: bool,
     exits: Arc<AtomicU64>,
+    began_ns: u64,
+    entry: Arc<Entry>,
     sender: Sender<Report>,
     reports: Receiver<Report>,
     bell: Arc<EventFd>,
@@ -200,6 +204,8 @@ impl Machine {
             resets: 0,
             rebooting: false,
             exits: Arc::new(AtomicU64::new(0)),
+            began_ns: parts.began_ns,
+            entry: Arc::default(),
             sender,
             reports,
             bell,
@@ -239,6 +245,7 @@ impl Machine {
             reports: self.sender.clone(),
             bell: Arc::clone(&self.bell),
             exits: Arc::clone(&self.exits),
+            entry: Arc::clone(&self.entry),
         };
         let vcpus = Vcpus::start(fds, &surroundings).map_err(host_error("vCPU threads"))?;
         self.vcpus = Some(vcpus);
@@ -252,6 +259,12 @@ impl Machine {
             vcpus.resume();
             self.state = api::MachineState::Running;
         }
+    }
+
+    /// Waits until the guest was entered for the first time, a moment after the first
+    /// [`resume`](Self::resume).
+    pub fn wait_for_entry(&self) {
+        self.entry.wait();
     }
 
     /// Holds the vCPUs. Devices finish what they have.
@@ -448,6 +461,10 @@ impl Machine {
             disks: self.devices.disks(),
             nics: self.devices.nics(),
             jail: self.jail.clone(),
+            start: api::Start {
+                began_ns: self.began_ns,
+                entered_ns: self.entry.at_ns(),
+            },
         }
     }
 

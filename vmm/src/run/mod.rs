@@ -30,7 +30,7 @@ use crate::error::chain;
 use crate::jail;
 use crate::machine::{Machine, Parts, Taps};
 use crate::serial::{Console, Output, Serial, TICK};
-use crate::vcpu::Report;
+use crate::vcpu::{Report, unix_ns};
 use crate::virtio::profiles;
 
 /// Exit status for a machine that crashed.
@@ -40,6 +40,7 @@ const STATUS_WRONG: u8 = 2;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    let began_ns = unix_ns();
     // One heap for all threads: hardly any allocates at work, and each heap of its own
     // would be dirty pages and system calls at a thread's start.
     #[cfg(target_env = "gnu")]
@@ -70,7 +71,7 @@ pub fn main() -> ExitCode {
     } else {
         None
     };
-    let mut process = match Process::prepare(&description, taps) {
+    let mut process = match Process::prepare(&description, taps, began_ns) {
         Ok(process) => process,
         Err(line) => match parent {
             Some(parent) => {
@@ -81,6 +82,11 @@ pub fn main() -> ExitCode {
         },
     };
     process.machine.resume();
+    if parent.is_some() {
+        // So that what is said to the parent is true, also where there are fewer
+        // processors than threads that want to run.
+        process.machine.wait_for_entry();
+    }
     if let Some(Err(error)) = parent.map(jail::Parent::ready) {
         process.ending = Some(Exit::Crashed {
             detail: format!("could not become a daemon: {error}"),
@@ -143,7 +149,7 @@ struct Process {
 
 impl Process {
     /// Opens and builds everything.
-    fn prepare(description: &Description, taps: Taps) -> Result<Self, String> {
+    fn prepare(description: &Description, taps: Taps, began_ns: u64) -> Result<Self, String> {
         let mut made = Made::default();
         let exit_file = resolved("--exit-file", description.exit_file.as_deref())?;
         let pid_file = resolved("--pid-file", description.pid_file.as_deref())?;
@@ -207,6 +213,7 @@ impl Process {
             serial,
             devices,
             taps,
+            began_ns,
         })
         .map_err(|error| chain(&error))?;
 

@@ -315,13 +315,15 @@ impl HostCompute {
     ) -> Result<Identity, ComputeError> {
         let id = &launch.spec.instance;
         let trace = &launch.spec.trace;
+        let step = trace.begin("control group");
         doing(
             "making the control group",
             self.cgroups.create(&launch.spec),
         )?;
-        trace.mark("control group made");
+        drop(step);
+        let step = trace.begin("boot files");
         let BootFiles { kernel, initrd } = self.boot_files(launch, folder).await?;
-        trace.mark("boot files there");
+        drop(step);
         let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
         let places = argv::Places {
             kernel: &kernel,
@@ -336,6 +338,7 @@ impl HostCompute {
         let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
         let argv = argv::render(&launch.spec, &places, &fds, owner, &self.optional_layers)
             .map_err(|e| ComputeError::Refused(e.to_string()))?;
+        let step = trace.begin("VMM's processes, until it says that its vCPUs run");
         let door = doing("entering the control group", self.cgroups.door(id))?;
         let started = spawn::start_vmm(&self.vmm, &argv, door, taps, &folder.log()).await;
         let status = doing(format!("starting {}", self.vmm.display()), started)?;
@@ -345,7 +348,8 @@ impl HostCompute {
                 words.unwrap_or_else(|| format!("it ended with {status}")),
             ));
         }
-        trace.mark("VMM started, its vCPUs run");
+        drop(step);
+        let _step = trace.begin("VMM asked for its sandbox, and noted");
         let members = doing("looking for the VMM", self.cgroups.members(id))?;
         let identity = match folder.claimed_pid().filter(|pid| members.contains(pid)) {
             Some(pid) => doing("looking at the VMM", Identity::of(pid))?,
@@ -359,9 +363,9 @@ impl HostCompute {
             "asking the VMM for its sandbox",
             client::machine(&folder.socket()).await,
         )?;
+        trace.vmm(machine.start);
         self.check_sandbox(&machine.jail)?;
         doing("noting the VMM", folder.set_identity(&identity))?;
-        trace.mark("noted");
         // It has them open; their names, here, are of no more use.
         for file in [folder.kernel(), folder.initrd()] {
             doing(
@@ -541,6 +545,7 @@ impl ComputeHost for HostCompute {
         {
             return Ok(());
         }
+        let step = spec.trace.begin("what an earlier launch left");
         let lock = self.lock(id);
         let _held = lock.lock().await;
         doing("preparing the launch", folder.check_length())?;
@@ -548,9 +553,10 @@ impl ComputeHost for HostCompute {
         let _locked = doing(format!("locking {}", folder.path().display()), locked)?;
         let ended = self.cgroups.remove(id).await;
         doing("ending what an earlier launch left", ended)?;
-        spec.trace.mark("what was there is cleared away");
+        drop(step);
+        let step = spec.trace.begin("folder, with its first record");
         let launch = doing("beginning the launch", self.begin(spec, &folder))?;
-        spec.trace.mark("begun");
+        drop(step);
         let outcome = self.bring_up(&launch, &folder, &taps).await;
         let error = outcome.as_ref().err().map(ToString::to_string);
         let record = spec.trace.record(spec.boot, error);

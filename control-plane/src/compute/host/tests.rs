@@ -301,10 +301,14 @@ async fn a_fresh_clone_boots_its_images_files_and_later_boots_their_own() {
     // How long it took is there to be shown.
     let data = bench.dir.path().join("data");
     let shown = trace_of(&data, &spec.instance).unwrap().unwrap();
-    let steps: Vec<&str> = shown.marks.iter().map(|m| m.step.as_str()).collect();
+    let steps: Vec<&str> = shown.steps.iter().map(|s| s.step.as_str()).collect();
     assert_eq!(steps.len(), 6, "{steps:?}");
-    assert!(steps[4].starts_with("VMM started"), "{steps:?}");
-    assert!(shown.asked.is_some_and(|asked| asked <= shown.marks[0].at));
+    assert!(steps[4].starts_with("VMM's processes"), "{steps:?}");
+    assert!(
+        shown
+            .asked
+            .is_some_and(|asked| asked <= shown.steps[0].from)
+    );
     assert_eq!(trace_of(&data, &InstanceId::from_random(9)).unwrap(), None);
 
     // The next boot's files are what is on the disk by then; and so are those of

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
+    compute::trace::Trace,
     model::{Eni, EniId, Hosts, Instance, SecurityGroup, Subnet, Vpc, VpcId},
     network::{HostNet, NetworkHost, VpcNet, plan},
     reconcile::{
@@ -163,19 +164,24 @@ impl NetworkController {
     }
 
     /// Brings this interface, with its VPC, to what the view wants by now, and
-    /// with it what the host has for it; opens its tap for a VMM.
+    /// with it what the host has for it; opens its tap for a VMM. How long each of
+    /// these took is in the trace.
     ///
     /// # Errors
     /// When its VPC as a whole, this interface, or the host's own part could not
     /// be brought there; other interfaces and VPCs are no matter.
-    pub async fn tap(&self, eni: &Eni) -> Result<OwnedFd, NetworkError> {
+    pub async fn tap(&self, eni: &Eni, trace: &Trace) -> Result<OwnedFd, NetworkError> {
         if self.network.has_packets() {
+            let step = trace.begin("network: its VPC");
             let mut failed = self.ensure_vpc(&eni.vpc).await?;
             if let Some(error) = failed.remove(&eni.id) {
                 return Err(error);
             }
+            drop(step);
+            let _step = trace.begin("network: the host's part");
             self.ensure_host().await?;
         }
+        let _step = trace.begin("tap opened");
         let open = self.slots.run(Kind::Look, self.network.open_tap(eni));
         let open = open.await.map_err(NetworkError::of)?;
         open.map_err(NetworkError::of)

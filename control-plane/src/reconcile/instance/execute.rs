@@ -401,13 +401,19 @@ impl InstanceController {
             .ok_or_else(|| lost("Its instance type is gone"))?;
         let boot_method = boot_method(view, instance).ok_or_else(|| lost("Its image is gone"))?;
         let trace = Trace::of(instance.launched_at);
-        trace.mark("placed and picked up");
+        trace.add(
+            "call taken, placed and picked up",
+            instance.launched_at,
+            Timestamp::now(),
+        );
         let ((root, source), (nics, taps)) = try_join(
-            self.root_volume(view, instance),
-            self.interfaces(view, instance),
+            async {
+                let _step = trace.begin("root volume");
+                self.root_volume(view, instance).await
+            },
+            self.interfaces(view, instance, &trace),
         )
         .await?;
-        trace.mark("root volume and network there");
         let spec = LaunchSpec {
             instance: instance.id.clone(),
             boot: instance.boots,
@@ -443,11 +449,12 @@ impl InstanceController {
         &self,
         view: &View,
         instance: &Instance,
+        trace: &Trace,
     ) -> Result<(Vec<NicSpec>, Vec<OwnedFd>), LaunchError> {
         let mut nics = Vec::new();
         let mut taps = Vec::new();
         for eni in record::interfaces(view, instance) {
-            let tap = self.network.tap(eni).await;
+            let tap = self.network.tap(eni, trace).await;
             taps.push(tap.context("making a tap")?);
             nics.push(NicSpec {
                 eni: eni.id.clone(),
