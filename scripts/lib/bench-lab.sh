@@ -69,9 +69,10 @@ small_lab() {
             fi
         elif ((SECONDS - last > stall)); then
             say "   $name: not a word for ${stall}s: ended"
-            kill -9 "$pid"
+            kill -9 "$pid" 2>/dev/null || true
+            break
         fi
     done
-    wait "$pid" || true
+    wait "$pid" 2>/dev/null || true
     lab=''
 }

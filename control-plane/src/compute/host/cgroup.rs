@@ -4,7 +4,7 @@
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -144,10 +144,10 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The file whose writer joins the group.
-    pub(super) fn door(&self, id: &InstanceId) -> io::Result<File> {
-        let path = self.path(id).join("cgroup.procs");
-        named(&path, OpenOptions::new().write(true).open(&path))
+    /// The group's folder, open: what a process is started in.
+    pub(super) fn open(&self, id: &InstanceId) -> io::Result<File> {
+        let path = self.path(id);
+        named(&path, File::open(&path))
     }
 
     /// Stops every process of the group where it is, or lets them go on. None is

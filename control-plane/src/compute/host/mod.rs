@@ -15,6 +15,7 @@
 mod bootcache;
 mod cgroup;
 mod client;
+mod clone;
 mod folder;
 mod oom;
 mod process;
@@ -339,8 +340,8 @@ impl HostCompute {
         let argv = argv::render(&launch.spec, &places, &fds, owner, &self.optional_layers)
             .map_err(|e| ComputeError::Refused(e.to_string()))?;
         let step = trace.begin("VMM's processes, until it says that its vCPUs run");
-        let door = doing("entering the control group", self.cgroups.door(id))?;
-        let started = spawn::start_vmm(&self.vmm, &argv, door, taps, &folder.log()).await;
+        let group = doing("opening the control group", self.cgroups.open(id))?;
+        let started = spawn::start_vmm(&self.vmm, &argv, group, taps, &folder.log()).await;
         let status = doing(format!("starting {}", self.vmm.display()), started)?;
         if !status.success() {
             let words = folder.last_words();

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::oom;
+use super::clone::{self, Program};
 use crate::compute::argv::Owner;
 
 /// How long a file may take to be read from a disk. A big initrd on a slow disk
@@ -106,12 +106,12 @@ pub(super) async fn read_boot_files(
     Ok(Err(line))
 }
 
-/// Runs the VMM's launcher, inside the group behind `door`, until it has become
-/// a daemon or failed.
+/// Runs the VMM's launcher, inside the control group whose folder is `group`, until
+/// it has become a daemon or failed. Everything that it ever becomes is in the group.
 pub(super) async fn start_vmm(
     program: &Path,
     argv: &[OsString],
-    door: File,
+    group: File,
     taps: &[OwnedFd],
     log: &Path,
 ) -> io::Result<ExitStatus> {
@@ -120,32 +120,13 @@ pub(super) async fn start_vmm(
         .create(true)
         .mode(0o600)
         .open(log)?;
-    let inherited: Vec<RawFd> = taps.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut command = Command::new(program);
-    command
-        .args(argv)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .kill_on_drop(true);
-    let enter = move || {
-        // Everything that this process ever becomes is in the group, from its
-        // first instruction on.
-        rustix::io::write(&door, b"0")?;
-        oom::offer()?;
-        for fd in &inherited {
-            // SAFETY: the parent owns the tap until this child has been waited
-            // for, so the number is an open descriptor here.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-        }
-        Ok(())
+    let program = Program {
+        path: program,
+        arguments: argv,
+        log: &log,
+        inherited: taps,
     };
-    // SAFETY: the closure makes system calls only: it neither allocates nor locks.
-    unsafe { command.pre_exec(enter) };
-    let mut child = command.spawn()?;
+    let mut child = clone::spawn(&program, group.as_fd())?;
     match tokio::time::timeout(START_DEADLINE, child.wait()).await {
         Ok(status) => status,
         Err(_) => Err(io::Error::new(

@@ -1,6 +1,8 @@
 //! With stand-ins for the VMM and the boot-file reader, as processes of this
 //! machine, in a real control group where there is one.
 
+use std::io::{Read as _, Seek as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -494,4 +496,39 @@ fn limits_follow_the_instance_type() {
         &((1024_u64 + 16 + 8 + 128) << 20).to_string()
     );
     assert_eq!(get("pids.max"), "514");
+}
+
+#[tokio::test]
+async fn a_program_begins_in_its_group_and_how_it_ends_is_known() {
+    let Some(root) = hierarchy() else { return };
+    let path = root.join(format!("hearth-clone-{}", std::process::id()));
+    fs::create_dir(&path).unwrap();
+    let group = fs::File::open(&path).unwrap();
+    let mut log = tempfile::tempfile().unwrap();
+    let spawn = |program: &str, script: &str| {
+        let arguments = ["-c", script].map(Into::into);
+        let program = clone::Program {
+            path: Path::new(program),
+            arguments: &arguments,
+            log: &log,
+            inherited: &[],
+        };
+        clone::spawn(&program, group.as_fd())
+    };
+    let script = "env >&2; pwd >&2; cat /proc/self/cgroup >&2; exit 3";
+    let status = spawn("/bin/sh", script).unwrap().wait().await.unwrap();
+    assert_eq!(status.code(), Some(3));
+    let status = spawn("/bin/sh", "kill -9 $$").unwrap().wait().await;
+    assert_eq!(status.unwrap().code(), None);
+    let missing = spawn("/none/such", "").err().map(|e| e.kind());
+    assert_eq!(missing, Some(io::ErrorKind::NotFound));
+    // One that nobody waits for any more is ended: its group can go at once.
+    drop(spawn("/bin/sh", "exec sleep 1000").unwrap());
+    fs::remove_dir(&path).unwrap();
+    let mut said = String::new();
+    log.rewind().unwrap();
+    log.read_to_string(&mut said).unwrap();
+    assert!(said.lines().any(|line| line == "/"), "{said}");
+    assert!(said.contains("/hearth-clone-"), "{said}");
+    assert!(!said.contains("CARGO"), "{said}");
 }

@@ -267,7 +267,9 @@ fn interface(instance: &Instance, eni: &Eni, subnet: &Subnet) -> Interface {
     }
 }
 
-/// The groups that a VPC's rules need here, with members where a rule names them.
+/// The groups that a VPC's rules need here, with members where a rule names them: those
+/// that are here, for one on another host has no way to here. An interface whose
+/// instance is not placed yet is no member either, and no reason to go through the VPC.
 fn groups_of(vpc: &VpcNet, view: &View) -> BTreeMap<GroupId, Group> {
     let used: BTreeSet<&GroupId> = vpc.interfaces.values().flat_map(|i| &i.groups).collect();
     let mut groups: BTreeMap<GroupId, Group> = BTreeMap::new();
@@ -290,7 +292,7 @@ fn groups_of(vpc: &VpcNet, view: &View) -> BTreeMap<GroupId, Group> {
     for id in peers {
         let members = view
             .by(Eni::BY_GROUP, id.as_str())
-            .filter(|eni| eni.vpc == vpc.id)
+            .filter(|eni| vpc.interfaces.contains_key(&eni.id))
             .map(|eni| eni.private_ip)
             .collect();
         groups.entry(id).or_default().members = members;
@@ -334,13 +336,16 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_a_rule_names_has_all_its_members_wherever_they_run() {
+    fn a_group_that_a_rule_names_has_its_members_that_are_here() {
         let ssh = Protocol::Tcp { from: 22, to: 22 };
         let from_2 = rule(1, Direction::Ingress, ssh, Peer::Group(group_id(2)));
         let (a, a_eni) = instance(4, &[1], InstanceState::Running);
         let (mut b, b_eni) = instance(5, &[2], InstanceState::Running);
         b.host = Some(HostId("there".into()));
         let (c, c_eni) = instance(6, &[2], InstanceState::Stopped);
+        let (mut d, d_eni) = instance(7, &[2], InstanceState::Pending);
+        d.host = None;
+        let (e, e_eni) = instance(8, &[2], InstanceState::Running);
         let view = view()
             .with(group(1, vec![from_2]))
             .with(group(2, vec![]))
@@ -351,16 +356,20 @@ mod tests {
             .with(b)
             .with(b_eni)
             .with(c)
-            .with(c_eni);
+            .with(c_eni)
+            .with(d)
+            .with(d_eni)
+            .with(e)
+            .with(e_eni);
         let topology = topology(&view, &here());
         let vpc = &topology.vpcs[&vpc_id()];
-        assert_eq!(vpc.interfaces.len(), 1);
+        assert_eq!(vpc.interfaces.len(), 2);
         let members: Vec<String> = vpc.groups[&group_id(2)]
             .members
             .iter()
             .map(ToString::to_string)
             .collect();
-        assert_eq!(members, ["172.31.0.5", "172.31.0.6"]);
+        assert_eq!(members, ["172.31.0.8"]);
         assert!(vpc.groups[&group_id(1)].members.is_empty());
         assert!(
             !vpc.groups.contains_key(&group_id(3)),
