@@ -34,7 +34,7 @@ pub(super) trait Engine: Send + 'static {
     /// has begun.
     fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError>;
     /// Whether the space that is left is for transactions that take none.
-    fn is_full(&self) -> Result<bool, StoreError> {
+    fn is_full(&mut self) -> Result<bool, StoreError> {
         Ok(false)
     }
     /// What is written from here on is durable when the group ends.

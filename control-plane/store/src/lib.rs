@@ -171,8 +171,8 @@ pub enum StoreError {
     /// A record that the transaction depends on can't be read: it is set aside.
     #[error("the record {0} can't be read, and is neither replaced nor deleted")]
     Unreadable(String),
-    /// The space that is left is kept for transactions that take none: those that
-    /// delete, and those that write anew what is there.
+    /// There is no space left, or what is left is kept for transactions that take
+    /// none: those that delete, and those that write anew what is there.
     #[error("the store's disk is full")]
     Full,
     /// The store has ended.
@@ -186,7 +186,7 @@ pub enum StoreError {
     Io(#[source] std::io::Error),
     /// SQLite failed.
     #[error("database error")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(#[source] rusqlite::Error),
     /// The database was written by a newer Hearth.
     #[error(
         "the database has schema {found} and this program knows {known}: run the Hearth that \
@@ -218,6 +218,15 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Sqlite(error),
+        }
+    }
 }
 
 /// A store of keys and values with revisions.

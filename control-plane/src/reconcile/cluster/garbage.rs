@@ -142,8 +142,12 @@ impl Controller for GarbageController {
                 let reservation = pending.find(|r| over(r.created, ABANDONED, now));
                 reservation.map(|r| expand(view.at(&r.scope), change, r, &self.pool))
             })
-            .await?;
-        if more || abandoned.is_some() {
+            .await;
+        // What can't be made, as on a full disk, holds up no deletion.
+        if more {
+            return Ok(Requeue::Now);
+        }
+        if abandoned?.is_some() {
             return Ok(Requeue::Now);
         }
         let waiting = self.db.view().by(Reservation::PENDING, "").next().is_some();

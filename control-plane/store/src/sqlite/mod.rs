@@ -38,6 +38,8 @@ struct Sqlite {
     commits: u64,
     /// How many of them there were when the store's own space was last looked at.
     looked: u64,
+    /// Whether it was found in use since.
+    touched: bool,
     /// The revision before the group that has begun.
     group: Option<Revision>,
 }
@@ -67,15 +69,18 @@ impl Sqlite {
             revision,
             commits: 0,
             looked: 0,
+            touched: false,
             group: None,
         })
     }
 
     /// Sees now and then to the store's own space.
     fn keep_reserve(&mut self) {
-        if self.commits - self.looked < REFILL {
+        // One that was found touched is looked at each time, until there is room for it.
+        if self.commits - self.looked < REFILL && !self.touched {
             return;
         }
+        self.touched = false;
         self.looked = self.commits;
         if let Err(error) = reserve::refill(&self.connection, &self.path) {
             tracing::warn!(%error, "the store's own space can't be restored");
@@ -201,8 +206,10 @@ impl Engine for Sqlite {
         Ok(())
     }
 
-    fn is_full(&self) -> Result<bool, StoreError> {
-        Ok(reserve::is_touched(&self.connection, &self.path)?)
+    fn is_full(&mut self) -> Result<bool, StoreError> {
+        let touched = reserve::is_touched(&self.connection, &self.path)?;
+        self.touched |= touched;
+        Ok(touched)
     }
 
     fn begin_group(&mut self) -> Result<(), StoreError> {

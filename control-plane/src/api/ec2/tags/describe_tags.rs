@@ -88,9 +88,10 @@ impl Action for DescribeTags {
             });
         // Resource and key together, in the order that the view has them in.
         let key = |one: &One| format!("{}\u{0}{}", one.item.resource_id, one.item.key);
+        // As on EC2 a page has at most 1,000: an account may have a million.
         let (found, next_token) = Listing::new(
             request.filters,
-            request.max_results,
+            request.max_results.or(Some(1000)),
             request.next_token,
         )
         .page_of(all, key, (5, 1000))?;
