@@ -4,7 +4,11 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -99,24 +103,30 @@ impl Hearth {
             .spawn()
             .expect("it starts");
         let said = process.stdout.take().expect("piped");
-        let mut line = String::new();
-        let read = BufReader::new(said).read_line(&mut line);
-        read.expect("it says where it listens");
-        let endpoint = line
-            .split_whitespace()
-            .last()
-            .unwrap_or_default()
-            .to_owned();
-        assert!(endpoint.starts_with("http://"), "it said: {line:?}");
+        // From here on it ends with the value, whatever it says.
         let mut hearth = Self {
             process,
-            endpoint,
+            endpoint: String::new(),
             key: Key {
                 id: String::new(),
                 secret: String::new(),
             },
             folder,
         };
+        let (sender, line) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(said).read_line(&mut line);
+            let _ = sender.send(read.map(|_| line));
+        });
+        let line = line.recv_timeout(DEADLINE).expect("it says something");
+        let line = line.expect("it says where it listens");
+        hearth.endpoint = line
+            .split_whitespace()
+            .last()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(hearth.endpoint.starts_with("http://"), "it said: {line:?}");
         hearth.key = hearth.first_key();
         hearth
     }
@@ -273,6 +283,6 @@ pub(crate) fn until<T, E: std::fmt::Debug>(
             Ok(found) => return found,
             Err(seen) => assert!(Instant::now() < end, "never: {what}; seen last: {seen:?}"),
         }
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
 }
