@@ -9,7 +9,7 @@
 # target/bench/launch.
 #   HEARTH_BENCH_LAUNCHES   how many of each type are measured (5)
 #   HEARTH_BENCH_TYPES      instance types ("t2.nano t2.micro")
-#   HEARTH_BENCH_STALL      seconds without a word until the lab counts as hung (120)
+#   HEARTH_BENCH_STALL      seconds without a word until the lab counts as hung (240)
 #   HEARTH_BENCH_LOG        HEARTH_LOG of hearth (info)
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -20,6 +20,7 @@ source "$HEARTH_ROOT/scripts/lib/bench-lab.sh"
 
 bench=$HEARTH_TARGET/bench/launch
 release=$HEARTH_TARGET/release
+read -ra types <<<"${HEARTH_BENCH_TYPES:-t2.nano t2.micro}"
 key=AKIALAUNCHBENCH00000 secret=launch/bench/launch/bench/launch/bench00
 
 need_cargo
@@ -61,7 +62,7 @@ build_lab() {
 	    --images-dir /bench/images --vmm-binary /bench/hearth-vmm --terminate-grace 1 --disk-overcommit 50 --disk-reserve-mib 16 \\
 	    --host-id lab >/scratch/log 2>&1 &
 	/bench/hearth-bench launch address=127.0.0.1:8773 access-key=$key secret-key=$secret hearth=/bench/hearth \\
-	    data=/scratch/hearth launches=${HEARTH_BENCH_LAUNCHES:-5}$(printf ' type=%s' ${HEARTH_BENCH_TYPES:-t2.nano t2.micro})
+	    data=/scratch/hearth launches=${HEARTH_BENCH_LAUNCHES:-5}$(printf ' type=%s' "${types[@]}")
 	echo "\$?" >/scratch/status
 	echo '=== the end, and the log'
 	cat /scratch/status /scratch/log
@@ -75,7 +76,7 @@ start=$SECONDS
 for _ in 1 2 3; do
     rm -f "$bench"/{console,results,pid}
     LAB_APPEND='lsm=landlock,lockdown,yama,integrity,apparmor,bpf' \
-        small_lab lab "$bench" "${HEARTH_BENCH_STALL:-120}" -cpu max -icount shift=0
+        small_lab lab "$bench" "${HEARTH_BENCH_STALL:-240}" -cpu max -icount shift=0
     tr -d '\r' <"$bench/results" | sed '/^=== the end/,$d' >"$bench/table.md"
     tr -d '\r' <"$bench/results" | sed '0,/^=== the end/d' >"$bench/log"
     [[ ! -s $bench/log ]] || break
