@@ -252,6 +252,8 @@ async fn feed(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use hearth_model::{Host, Resource as _, samples, samples::host};
 
@@ -419,5 +421,55 @@ mod tests {
             Ok::<_, ()>(known)
         });
         assert_eq!(known.await.unwrap(), [false, true, false, false]);
+    }
+
+    #[tokio::test]
+    async fn tags_come_and_go_with_their_resource() {
+        let db = Db::in_memory().await;
+        let volume = samples::volume(1);
+        let tags = |n: u8| BTreeMap::from([("n".to_owned(), n.to_string())]);
+        let given = |db: &Db| {
+            let view = db.view();
+            view.at(&volume.scope).tags(&volume.id).clone()
+        };
+        let put = async |given: BTreeMap<String, String>| {
+            let put = |_: &View, change: &mut Change<'_>| {
+                change.put(&volume);
+                change.put_tags(&volume, given.clone());
+                Ok::<_, ()>(())
+            };
+            db.transact(put).await.unwrap();
+        };
+        put(tags(1)).await;
+        assert_eq!(given(&db), tags(1));
+        put(tags(2)).await;
+        assert_eq!(given(&db), tags(2));
+        put(BTreeMap::new()).await;
+        assert_eq!(db.view().count::<hearth_model::Tags>(), 0);
+        put(tags(3)).await;
+        db.transact(|_, change| {
+            change.delete_tagged(&volume);
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+        let view = db.view();
+        assert_eq!(view.count::<hearth_model::Volume>(), 0);
+        assert_eq!(view.count::<hearth_model::Tags>(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_only_reads_asks_nothing_of_the_store() {
+        let db = Db::in_memory().await;
+        let mut tries = 0;
+        db.transact(|_, change| {
+            tries += 1;
+            // Others may change it meanwhile: nothing that is written depends on it.
+            change.expect_unchanged(&host("a", 1));
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+        assert_eq!((tries, db.view().revision()), (1, Revision(0)));
     }
 }
