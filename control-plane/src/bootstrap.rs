@@ -6,7 +6,7 @@ use std::{convert::Infallible, path::Path};
 use crate::{
     config::Config,
     model::{Host, Scope},
-    records::settlement,
+    records::default_vpc,
     store::{Db, TransactError},
 };
 
@@ -73,24 +73,24 @@ pub async fn bootstrap(
     })
     .await?;
     let scope = Scope::new(config.account_id.clone(), config.region.clone());
-    settle(db, config, &scope).await
+    ensure_default_vpc(db, config, &scope).await
 }
 
 /// Gives an account its default VPC in a region, if it never had one.
 ///
 /// # Errors
 /// If the store fails.
-pub async fn settle(
+pub async fn ensure_default_vpc(
     db: &Db,
     config: &Config,
     scope: &Scope,
 ) -> Result<(), TransactError<Infallible>> {
-    if settlement::is_settled(db.view().at(scope)) {
+    if default_vpc::was_made(db.view().at(scope)) {
         return Ok(());
     }
     let zones = config.zones_of(&scope.region);
     db.transact_at(scope, |view, change| {
-        settlement::settle(view, change, zones);
+        default_vpc::make(view, change, zones);
         Ok(())
     })
     .await

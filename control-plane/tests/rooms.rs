@@ -211,7 +211,7 @@ fn pure_rooms_are_pure() {
         &lines_with(
             &pure,
             &["rand::"],
-            &["records/launch.rs", "records/settlement.rs"],
+            &["records/launch.rs", "records/default_vpc.rs"],
         ),
     );
 }

@@ -304,7 +304,7 @@ impl Instance {
     }
 
     /// What every instance here says to the conditions of policies.
-    pub const ALIKE: [(&str, &str); 4] = [
+    pub const FIXED_CONDITIONS: [(&str, &str); 4] = [
         ("ec2:EbsOptimized", "false"),
         ("ec2:InstanceMarketType", "on-demand"),
         ("ec2:RootDeviceType", "ebs"),
@@ -317,7 +317,7 @@ impl Instance {
             ("ec2:InstanceID", self.id.to_string()),
             ("ec2:InstanceType", self.instance_type.clone()),
         ];
-        let alike = Self::ALIKE.map(|(key, value)| (key, value.to_owned()));
+        let alike = Self::FIXED_CONDITIONS.map(|(key, value)| (key, value.to_owned()));
         let metadata = self.metadata.conditions();
         own.into_iter().chain(alike).chain(metadata).collect()
     }

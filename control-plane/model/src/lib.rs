@@ -6,6 +6,7 @@
 mod address;
 mod arn;
 mod authority;
+mod default_vpc;
 pub mod dns_names;
 mod eni;
 mod group;
@@ -21,7 +22,6 @@ mod reservation;
 mod resource;
 #[cfg(any(test, feature = "samples"))]
 pub mod samples;
-mod settlement;
 mod tags;
 mod volume;
 mod vpc;
@@ -29,6 +29,7 @@ mod vpc;
 pub use address::*;
 pub use arn::{Arn, MalformedArn};
 pub use authority::Authority;
+pub use default_vpc::*;
 pub use eni::*;
 pub use group::*;
 pub use idempotency::*;
@@ -43,7 +44,6 @@ pub use reservation::*;
 pub use resource::{
     Described, Identifier, Index, Keys, Listed, Part, Regional, Resource, Scope, Shared, Visible,
 };
-pub use settlement::*;
 pub use tags::*;
 pub use volume::*;
 pub use vpc::*;

@@ -350,7 +350,7 @@ macro_rules! each_kind {
             described: [Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
             others: [
                 ClientToken, GroupName, Host, PrivateAddress, PublicAddress, Reachability, Reservation,
-                Settlement, Tags,
+                DefaultVpcMark, Tags,
             ],
         }
     };

@@ -17,7 +17,7 @@ use crate::{
     auth::{Authorized, Caller, Policies},
     config::Config,
     model::{Arn, Authority, ClientToken, Described, Part, Scope},
-    store::{Change, Db, Picture, Scoped, TransactError},
+    store::{Change, Db, OwnedView, Scoped, TransactError},
 };
 
 /// One action of the API, declared once, in one file of its own, and named in
@@ -179,8 +179,8 @@ impl Ctx {
     }
 
     /// The newest picture of what is in that scope.
-    pub fn view(&self) -> Picture {
-        Picture::new(self.db.view(), self.scope.clone())
+    pub fn view(&self) -> OwnedView {
+        OwnedView::new(self.db.view(), self.scope.clone())
     }
 
     /// Decides on the view of the scope and carries the decision out, all or

@@ -9,11 +9,11 @@ use super::{
     wire::Form,
 };
 use crate::{
-    auth::{self, Caller, Keys, Policies, RootOnly, Wish},
+    auth::{self, AuthorizationRequest, Caller, Keys, Policies, RootOnly},
     config::Config,
     model::{
-        Arn, Described as _, Eni, GroupId, GroupName, Host, Instance, PrivateAddress,
-        PublicAddress, RuleId, Scope, SecurityGroup, Settlement, Subnet, Tags, Volume, samples,
+        Arn, DefaultVpcMark, Described as _, Eni, GroupId, GroupName, Host, Instance,
+        PrivateAddress, PublicAddress, RuleId, Scope, SecurityGroup, Subnet, Tags, Volume, samples,
     },
     store::{Change, Db},
 };
@@ -24,31 +24,31 @@ struct Denying<F> {
     asked: Mutex<Vec<String>>,
 }
 
-impl<F: Fn(&Wish<'_>) -> bool + Send + Sync> Policies for Denying<F> {
-    fn allow(&self, wish: &Wish<'_>) -> bool {
-        let target = wish.target.map(|target| target.arn.to_string());
+impl<F: Fn(&AuthorizationRequest<'_>) -> bool + Send + Sync> Policies for Denying<F> {
+    fn allow(&self, request: &AuthorizationRequest<'_>) -> bool {
+        let target = request.target.map(|target| target.arn.to_string());
         let target = target.unwrap_or_else(|| "*".into());
         let kept = target.rsplit(':').next().unwrap_or_default();
         self.asked
             .lock()
             .unwrap()
-            .push(format!("{} {kept}", wish.action));
-        !(self.deny)(wish)
+            .push(format!("{} {kept}", request.action));
+        !(self.deny)(request)
     }
 }
 
 /// Denies where a condition key of the target or of the request has this value.
-fn with(key: &'static str, value: &'static str) -> impl Fn(&Wish<'_>) -> bool {
-    move |wish| {
-        let of_target = wish.target.and_then(|target| target.keys.get(key));
-        let mut values = of_target.into_iter().chain(wish.keys.get(key)).flatten();
+fn with(key: &'static str, value: &'static str) -> impl Fn(&AuthorizationRequest<'_>) -> bool {
+    move |request| {
+        let of_target = request.target.and_then(|target| target.keys.get(key));
+        let mut values = of_target.into_iter().chain(request.keys.get(key)).flatten();
         values.any(|v| v == value)
     }
 }
 
 /// Denies what is of this kind.
-fn of_kind(kind: &'static str) -> impl Fn(&Wish<'_>) -> bool {
-    move |wish| wish.target.is_some_and(|target| target.arn.kind == kind)
+fn of_kind(kind: &'static str) -> impl Fn(&AuthorizationRequest<'_>) -> bool {
+    move |request| request.target.is_some_and(|target| target.arn.kind == kind)
 }
 
 async fn ask(
@@ -176,7 +176,9 @@ async fn policies_see_the_condition_keys_that_ec2_documents() {
          &TagSpecification.1.Tag.1.Key=team&TagSpecification.1.Tag.1.Value=red"
     );
     let authorize = "AuthorizeSecurityGroupIngress";
-    let no_tags = |w: &Wish<'_>| w.action == "ec2:CreateTags" && of_kind("security-group-rule")(w);
+    let no_tags = |w: &AuthorizationRequest<'_>| {
+        w.action == "ec2:CreateTags" && of_kind("security-group-rule")(w)
+    };
     let denied = refused(&ec2, &db, deny(no_tags), authorize, &rule).await;
     assert_eq!(denied, "UnauthorizedOperation");
     ask(&ec2, &db, root, authorize, &rule).await.unwrap();
@@ -253,7 +255,7 @@ async fn refused(
     refused.unwrap_err().code.into_owned()
 }
 
-fn deny<F: Fn(&Wish<'_>) -> bool + Send + Sync>(deny: F) -> Denying<F> {
+fn deny<F: Fn(&AuthorizationRequest<'_>) -> bool + Send + Sync>(deny: F) -> Denying<F> {
     Denying {
         deny,
         asked: Mutex::default(),
@@ -458,7 +460,7 @@ async fn what_belongs_to_a_resource_is_written_by_who_may_write_that() {
     may(&db, [eni], |change| change.put(&address))
         .await
         .unwrap();
-    let settled = Settlement::of(scope);
+    let settled = DefaultVpcMark::of(scope);
     may(&db, [], |change| change.put(&settled))
         .await
         .unwrap_err();
@@ -750,10 +752,10 @@ async fn another_service_has_its_own_words_in_policies() {
         create_action_key: Some("lb:CreateAction"),
         ..Iam::plain("lb")
     };
-    let none_of_ec2s = Arc::new(deny(|wish| {
-        let of_target = wish.target.iter().flat_map(|target| target.keys.keys());
-        let mut keys = of_target.chain(wish.keys.keys());
-        wish.action.starts_with("ec2:") || keys.any(|key| key.starts_with("ec2:"))
+    let none_of_ec2s = Arc::new(deny(|request| {
+        let of_target = request.target.iter().flat_map(|target| target.keys.keys());
+        let mut keys = of_target.chain(request.keys.keys());
+        request.action.starts_with("ec2:") || keys.any(|key| key.starts_with("ec2:"))
     }));
     let lb = service(own);
     ask(&lb, &db, none_of_ec2s.clone(), "Tagging", parameters)

@@ -153,7 +153,7 @@ impl Dispatch {
         let action = service.find(&action)?;
         // An account that has just been made has its default VPC, too.
         let scope = Scope::new(caller.account.clone(), caller.region.clone());
-        bootstrap::settle(&self.cloud.db, &self.cloud.config, &scope).await?;
+        bootstrap::ensure_default_vpc(&self.cloud.db, &self.cloud.config, &scope).await?;
         let call = Call {
             cloud: self.cloud.clone(),
             caller,

@@ -91,7 +91,7 @@ pub struct Target {
 
 /// What somebody wants to do: all that a policy decides on.
 #[derive(Debug, Clone, Copy)]
-pub struct Wish<'a> {
+pub struct AuthorizationRequest<'a> {
     /// Who.
     pub caller: &'a Caller,
     /// What, by its name in IAM, as `ec2:RunInstances`.
@@ -105,7 +105,7 @@ pub struct Wish<'a> {
 /// Who may do what.
 pub trait Policies: Send + Sync {
     /// Whether this is allowed.
-    fn allow(&self, wish: &Wish<'_>) -> bool;
+    fn allow(&self, request: &AuthorizationRequest<'_>) -> bool;
 }
 
 /// The account's root is the one principal so far, and may do everything.
@@ -113,8 +113,8 @@ pub trait Policies: Send + Sync {
 pub struct RootOnly;
 
 impl Policies for RootOnly {
-    fn allow(&self, wish: &Wish<'_>) -> bool {
-        wish.caller.arn == Arn::root(&wish.caller.account)
+    fn allow(&self, request: &AuthorizationRequest<'_>) -> bool {
+        request.caller.arn == Arn::root(&request.caller.account)
     }
 }
 
@@ -183,18 +183,18 @@ pub fn authorize(
     targets: &[Target],
     keys: &Keys,
 ) -> Result<Authorized, Denied> {
-    let wish = |target| Wish {
+    let request = |target| AuthorizationRequest {
         caller,
         action,
         target,
         keys,
     };
     let denied = if targets.is_empty() {
-        !policies.allow(&wish(None))
+        !policies.allow(&request(None))
     } else {
         targets
             .iter()
-            .any(|target| !policies.allow(&wish(Some(target))))
+            .any(|target| !policies.allow(&request(Some(target))))
     };
     if denied {
         tracing::warn!(caller = %caller.arn, action, "denied");

@@ -100,9 +100,9 @@ pub trait Controller: Send + Sync + 'static {
 
 /// The key of a controller that has but one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Whole;
+pub struct Singleton;
 
-impl Display for Whole {
+impl Display for Singleton {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("all")
     }

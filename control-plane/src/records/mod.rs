@@ -1,6 +1,6 @@
 //! What handlers and reconcilers alike do with records: functions of the view
 //! and the change alone, pure but for those.
 
+pub mod default_vpc;
 pub mod launch;
 pub mod security_group;
-pub mod settlement;

@@ -29,7 +29,7 @@ pub use change::Change;
 pub use changes::{Changed, Changes};
 pub use db::{Db, TransactError};
 pub use memory::MemoryStore;
-pub use scoped::{Picture, Scoped};
+pub use scoped::{OwnedView, Scoped};
 pub use sqlite::{SqliteStore, unreadable_in};
 pub use view::View;
 

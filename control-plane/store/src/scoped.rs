@@ -101,12 +101,12 @@ impl<'v> Scoped<'v> {
 
 /// A picture with the scope that its holder may see.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct OwnedView {
     view: Arc<View>,
     scope: Scope,
 }
 
-impl Picture {
+impl OwnedView {
     /// What `scope` has in `view`.
     pub fn new(view: Arc<View>, scope: Scope) -> Self {
         Self { view, scope }

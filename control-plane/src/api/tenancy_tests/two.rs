@@ -9,7 +9,7 @@ use super::super::{
 };
 use crate::{
     auth::{Caller, RootOnly},
-    bootstrap::{Machine, bootstrap, settle},
+    bootstrap::{Machine, bootstrap, ensure_default_vpc},
     config::{Config, Region},
     model::{Arn, Host, Image, Scope, Subnet, Volume, VolumeId, Vpc, samples},
     store::{Db, MemoryStore, Store as _},
@@ -79,7 +79,7 @@ impl Two {
         let [owner, stranger] =
             [OWNER, stranger].map(|(account, region)| Scope::new(account, region));
         for scope in [&owner, &stranger] {
-            settle(&db, &config, scope).await.unwrap();
+            ensure_default_vpc(&db, &config, scope).await.unwrap();
         }
         let far = Host {
             zone: "eu-west-1a".into(),

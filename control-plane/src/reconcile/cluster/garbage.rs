@@ -9,7 +9,7 @@ use crate::{
     model::{ClientToken, GroupName, Instance, InstanceState, Reservation, SecurityGroup, Tags},
     reconcile::{
         Clock, Controller, Requeue,
-        queue::{Wake, Whole},
+        queue::{Singleton, Wake},
     },
     records::{launch::expand, security_group::finish_deletion},
     store::{Change, Changed, Db, View},
@@ -86,7 +86,7 @@ fn delete(view: &View, change: &mut Change<'_>, instances: &[&Instance]) {
 
 #[async_trait]
 impl Controller for GarbageController {
-    type Key = Whole;
+    type Key = Singleton;
 
     fn name(&self) -> &'static str {
         "garbage"
@@ -96,19 +96,19 @@ impl Controller for GarbageController {
         Duration::from_secs(60)
     }
 
-    async fn all(&self) -> anyhow::Result<BTreeSet<Whole>> {
-        Ok([Whole].into())
+    async fn all(&self) -> anyhow::Result<BTreeSet<Singleton>> {
+        Ok([Singleton].into())
     }
 
     /// Time alone makes garbage: the resync is enough. What is pending is looked
     /// at when it may have been left.
-    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Whole>> {
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Singleton>> {
         let mut reservations = changed.there::<Reservation>(view);
         let news = reservations.any(|reservation| reservation.pending.is_some());
-        news.then_some(Wake::News(Whole)).into_iter().collect()
+        news.then_some(Wake::News(Singleton)).into_iter().collect()
     }
 
-    async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
+    async fn step(&self, _: &Singleton) -> anyhow::Result<Requeue> {
         let now = (self.clock)();
         let more = self
             .db

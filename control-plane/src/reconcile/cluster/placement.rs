@@ -14,7 +14,7 @@ use crate::{
     reconcile::{
         Clock, Controller, Requeue,
         instance::record,
-        queue::{Wake, Whole},
+        queue::{Singleton, Wake},
     },
     scheduler::{Demand, Ledger, Shortfall},
     store::{Change, Changed, Db, View},
@@ -30,7 +30,7 @@ pub struct PlacementController {
 
 #[async_trait]
 impl Controller for PlacementController {
-    type Key = Whole;
+    type Key = Singleton;
 
     fn name(&self) -> &'static str {
         "placement"
@@ -40,17 +40,19 @@ impl Controller for PlacementController {
         Duration::from_secs(60)
     }
 
-    async fn all(&self) -> anyhow::Result<BTreeSet<Whole>> {
-        Ok([Whole].into())
+    async fn all(&self) -> anyhow::Result<BTreeSet<Singleton>> {
+        Ok([Singleton].into())
     }
 
-    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Whole>> {
+    fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Singleton>> {
         let news =
             changed.there::<Instance>(view).any(waits) || changed.of::<Host>(view).next().is_some();
-        news.then_some(Wake::Changed(Whole)).into_iter().collect()
+        news.then_some(Wake::Changed(Singleton))
+            .into_iter()
+            .collect()
     }
 
-    async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
+    async fn step(&self, _: &Singleton) -> anyhow::Result<Requeue> {
         if unplaced(&self.db.view()).next().is_none() {
             return Ok(Requeue::Idle);
         }
@@ -153,7 +155,7 @@ mod tests {
             db: db.clone(),
             clock,
         };
-        while controller.step(&Whole).await.unwrap() == Requeue::Now {}
+        while controller.step(&Singleton).await.unwrap() == Requeue::Now {}
         let view = db.view();
         let placed = |n| {
             let i = view.find::<Instance>(&InstanceId::from_random(n)).unwrap();

@@ -15,7 +15,7 @@ use crate::{
     model::{Image, ImageId, Instance, InstanceState, Reservation, Scope},
     reconcile::{
         Controller, Requeue,
-        queue::{Wake, Whole},
+        queue::{Singleton, Wake},
     },
     store::{Changed, Db, View},
 };
@@ -65,7 +65,7 @@ const EACH: usize = 2;
 
 #[async_trait]
 impl Controller for ImageController {
-    type Key = Whole;
+    type Key = Singleton;
 
     fn name(&self) -> &'static str {
         "images"
@@ -76,15 +76,15 @@ impl Controller for ImageController {
         Duration::from_secs(3600)
     }
 
-    async fn all(&self) -> anyhow::Result<BTreeSet<Whole>> {
-        Ok([Whole].into())
+    async fn all(&self) -> anyhow::Result<BTreeSet<Singleton>> {
+        Ok([Singleton].into())
     }
 
-    fn concerned(&self, _: &View, _: &Changed) -> Vec<Wake<Whole>> {
+    fn concerned(&self, _: &View, _: &Changed) -> Vec<Wake<Singleton>> {
         Vec::new()
     }
 
-    async fn step(&self, _: &Whole) -> anyhow::Result<Requeue> {
+    async fn step(&self, _: &Singleton) -> anyhow::Result<Requeue> {
         let folder = self.folder.clone();
         let Some(scope) = self.scopes.first().cloned() else {
             return Ok(Requeue::Idle);

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     api::Ctx,
-    bootstrap::settle,
+    bootstrap::ensure_default_vpc,
     config::Config,
     model::{Eni, Regional as _, Scope, SecurityGroup, Tags, Volume, Vpc},
     store::Db,
@@ -18,7 +18,9 @@ async fn two() -> (Ctx, Ctx) {
     let db = Db::in_memory().await;
     let first = cloud_on(db.clone()).await;
     let scope = Scope::new("111111111111", "us-east-1");
-    settle(&db, &Config::for_tests(), &scope).await.unwrap();
+    ensure_default_vpc(&db, &Config::for_tests(), &scope)
+        .await
+        .unwrap();
     let other = Ctx::for_tests_at(db, &scope);
     (first, other)
 }

@@ -65,7 +65,7 @@ pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
 fn instance_keys(request: &Request) -> impl Iterator<Item = (&'static str, String)> {
     let kind = request.instance_type.clone();
     let kind = kind.map(|kind| ("ec2:InstanceType", kind));
-    let alike = Instance::ALIKE.map(|(key, value)| (key, value.to_owned()));
+    let alike = Instance::FIXED_CONDITIONS.map(|(key, value)| (key, value.to_owned()));
     let metadata = metadata(request.metadata_options.as_ref()).ok();
     let metadata = metadata.map(|options| options.conditions());
     kind.into_iter()

@@ -1,4 +1,4 @@
-//! Whether an account was given what it has in a region from the beginning.
+//! Whether an account was given its default VPC in a region.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,15 +7,16 @@ use super::{Authority, Scope, resource::regional};
 /// The mark that it was: an account that has deleted its default VPC keeps it
 /// deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settlement {
-    /// [`Settlement::ID`].
+pub struct DefaultVpcMark {
+    /// [`DefaultVpcMark::ID`].
     id: String,
     /// The account and region that it is in.
     pub scope: Scope,
 }
 
 regional! {
-    Settlement {
+    DefaultVpcMark {
+        // As those that there are were written.
         kind: "settlements",
         key: id,
         indexes: [],
@@ -23,7 +24,7 @@ regional! {
     }
 }
 
-impl Settlement {
+impl DefaultVpcMark {
     /// The one id that there is in a scope.
     pub const ID: &'static str = "settled";
 

@@ -9,8 +9,8 @@ use ipnet::Ipv4Net;
 
 use crate::{
     model::{
-        DhcpOptionsId, Direction, GroupId, GroupName, Peer, Protocol, Rule, RuleId, SecurityGroup,
-        Settlement, Subnet, SubnetId, Vpc, VpcId,
+        DefaultVpcMark, DhcpOptionsId, Direction, GroupId, GroupName, Peer, Protocol, Rule, RuleId,
+        SecurityGroup, Subnet, SubnetId, Vpc, VpcId,
     },
     store::{Change, Scoped},
 };
@@ -23,13 +23,13 @@ const ANYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 
 /// Whether the account was given these in this region: also when it has
 /// deleted them since.
-pub fn is_settled(view: Scoped<'_>) -> bool {
-    view.get::<Settlement>(Settlement::ID).is_some()
+pub fn was_made(view: Scoped<'_>) -> bool {
+    view.get::<DefaultVpcMark>(DefaultVpcMark::ID).is_some()
 }
 
 /// Gives them to it, unless it was given them before.
-pub fn settle(view: Scoped<'_>, change: &mut Change<'_>, zones: &[String]) {
-    if is_settled(view) {
+pub fn make(view: Scoped<'_>, change: &mut Change<'_>, zones: &[String]) {
+    if was_made(view) {
         return;
     }
     let scope = view.scope();
@@ -57,7 +57,7 @@ pub fn settle(view: Scoped<'_>, change: &mut Change<'_>, zones: &[String]) {
     change.put(&GroupName::of(&group));
     change.put(&group);
     change.put(&vpc);
-    change.put(&Settlement::of(scope));
+    change.put(&DefaultVpcMark::of(scope));
 }
 
 /// The group that a VPC is born with: its members may all talk to each other,
