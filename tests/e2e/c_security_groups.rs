@@ -61,7 +61,7 @@ fn a_rule_that_names_a_group_follows_its_members() {
     let server_ip = cloud.wait_for(&a, "running", 60).private_ip().to_owned();
     let asker = format!(
         "#!/bin/sh\nmkdir -p /srv; busybox httpd -p 80 -h /srv\n\
-         (while :; do timeout 2 busybox wget -q -O /srv/new http://{server_ip}/ || echo nothing > /srv/new; \
+         (while :; do timeout 2 wget -q -O /srv/new http://{server_ip}/ || echo nothing > /srv/new; \
          mv /srv/new /srv/index.html; sleep 1; done) >/dev/null 2>&1 &\n"
     );
     let b = launch(&client, &asker);
