@@ -70,6 +70,8 @@ const SLACK: usize = 512;
 struct Growth {
     more: usize,
     less: usize,
+    /// By so much each record may grow.
+    slack: usize,
 }
 
 impl Growth {
@@ -78,16 +80,17 @@ impl Growth {
         Self {
             more: 0,
             less: slack,
+            slack,
         }
     }
 
-    fn add(&mut self, op: &Op, before: Option<&Entry>, slack: usize) {
+    fn add(&mut self, op: &Op, before: Option<&Entry>) {
         let there = before.map(|entry| entry.value.len());
         match op {
             Op::Put { key, value, .. } => {
                 self.more += value.len();
                 match there {
-                    Some(there) => self.less += there + slack,
+                    Some(there) => self.less += there + self.slack,
                     None => self.more += key.len(),
                 }
             }
@@ -215,7 +218,7 @@ impl<E: Engine> Core<E> {
         let mut growth = Growth::with(slack);
         for op in &txn.ops {
             let before = self.engine.get(op.key())?;
-            growth.add(op, before.as_ref(), slack);
+            growth.add(op, before.as_ref());
             match op {
                 Op::Put { key, value, lease } => {
                     let created = before.map_or(next, |e| e.created);
@@ -359,7 +362,7 @@ mod tests {
         let takes_space = |slack: usize, steps: &[(Op, Option<Entry>)]| {
             let mut growth = Growth::with(slack);
             for (op, before) in steps {
-                growth.add(op, before.as_ref(), slack);
+                growth.add(op, before.as_ref());
             }
             growth.takes_space()
         };

@@ -43,6 +43,14 @@ fn who_makes_room_is_heard_where_the_disk_is_full() {
     let first = hearth.run_instances(1, &[]).done();
     let first = first.one("instanceId").to_owned();
     hearth.settled();
+    let protect = |value| {
+        let protection = [
+            ("InstanceId", first.as_str()),
+            ("DisableApiTermination.Value", value),
+        ];
+        hearth.ec2("ModifyInstanceAttribute", &protection).done();
+    };
+    protect("true");
     let filler = hearth.data().join("filler");
     let mut file = OpenOptions::new()
         .create(true)
@@ -85,6 +93,8 @@ fn who_makes_room_is_heard_where_the_disk_is_full() {
         full(&run());
     }
 
+    // Its record is bigger without the protection.
+    protect("false");
     hearth.settled();
     let all = hearth.instances("running");
     assert_eq!(all.len(), 1 + 5 * calls);

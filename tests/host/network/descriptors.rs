@@ -11,6 +11,15 @@ fn open() -> usize {
     open.count()
 }
 
+/// Waits until so many descriptors are open.
+async fn until(so_many: impl Fn(usize) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !so_many(open()) {
+        assert!(Instant::now() < deadline, "{} are open", open());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[test]
 fn who_holds_many_connections_holds_few_descriptors() {
     isolated(
@@ -31,16 +40,7 @@ fn who_holds_many_connections_holds_few_descriptors() {
             // The guest's ends are this process's too; the services hold one for
             // each of 32 connections to IMDS, and one for each of 32 to the
             // resolver, which has another in reserve for each.
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while open() > before + held.len() + 70 {
-                assert!(
-                    Instant::now() < deadline,
-                    "{before} {} {}",
-                    held.len(),
-                    open()
-                );
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until(|open| open <= before + held.len() + 70).await;
             let at = "http://169.254.169.254/latest/";
             assert_eq!(greedy.fetch(at), None);
             assert!(neighbour.fetch(at).is_some());
@@ -82,16 +82,7 @@ fn all_guests_together_hold_half_of_the_descriptors() {
                 .flat_map(|guest| (0..32).filter_map(|_| guest.connect("169.254.169.254:80")))
                 .collect();
             assert_eq!(held.len(), 4 * 32);
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while open() != before + held.len() + 100 {
-                assert!(
-                    Instant::now() < deadline,
-                    "{before} {} {}",
-                    held.len(),
-                    open()
-                );
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until(|open| open == before + held.len() + 100).await;
             let at = "http://169.254.169.254/latest/";
             assert_eq!(neighbour.fetch(at), None);
             drop(held);

@@ -40,17 +40,21 @@ pub(super) struct Program<'a> {
 
 /// A process of ours; it is killed when this is dropped before its end.
 pub(super) struct Child {
-    pidfd: AsyncFd<OwnedFd>,
-    over: bool,
+    /// None once it has ended and is reaped.
+    pidfd: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Child {
     /// Waits for its end.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let Some(pidfd) = &self.pidfd else {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        };
         loop {
-            let mut ready = self.pidfd.readable().await?;
-            if let Some(status) = reap(self.pidfd.get_ref(), WaitIdOptions::NOHANG)? {
-                self.over = true;
+            let mut ready = pidfd.readable().await?;
+            if let Some(status) = reap(pidfd.get_ref(), WaitIdOptions::NOHANG)? {
+                drop(ready);
+                self.pidfd = None;
                 return Ok(status);
             }
             ready.clear_ready();
@@ -60,11 +64,12 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if !self.over {
-            let pidfd = self.pidfd.get_ref();
-            // Both fail only for a process that is gone.
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-            let _ = reap(pidfd, WaitIdOptions::empty());
+        if let Some(pidfd) = self.pidfd.take() {
+            let pidfd = pidfd.into_inner();
+            // Both fail only for a process that is gone. One that hangs in the kernel,
+            // as on a dead disk, doesn't end by this: nothing else may wait for it.
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            std::thread::spawn(move || reap(&pidfd, WaitIdOptions::empty()));
         }
     }
 }
@@ -131,7 +136,7 @@ pub(super) fn spawn(program: &Program<'_>, group: BorrowedFd<'_>) -> io::Result<
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     // SAFETY: an OwnedFd returns the same open descriptor for as long as it lives.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-    let child = Child { pidfd, over: false };
+    let child = Child { pidfd: Some(pidfd) };
     let mut errno = Vec::new();
     File::from(reader).read_to_end(&mut errno)?;
     match <[u8; 4]>::try_from(errno) {

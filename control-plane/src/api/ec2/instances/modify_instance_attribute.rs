@@ -276,12 +276,17 @@ fn apply(
 ) -> Result<(), ApiError> {
     // What is done to its interface or its volumes must not meet its end.
     change.expect_unchanged(instance);
-    // Who can't lift a protection can't terminate either; none of the others grows a
-    // record by more than its few words.
-    change.makes_room();
     match wanted {
-        Wanted::Protected(protected) => change.put(&Instance {
-            protected: *protected,
+        // Who can't lift a protection can't terminate either.
+        Wanted::Protected(false) => {
+            change.makes_room();
+            change.put(&Instance {
+                protected: false,
+                ..instance.clone()
+            });
+        }
+        Wanted::Protected(true) => change.put(&Instance {
+            protected: true,
             ..instance.clone()
         }),
         Wanted::OnShutdown(on_shutdown) => change.put(&Instance {
