@@ -93,3 +93,15 @@ def test_what_is_tagged_is_found_by_its_tags(ec2, vpc, image, key):
         assert count(describe, items, "tag-key", "found") == 1, items
     ec2.delete_tags(Resources=tagged)
     ec2.terminate_instances(InstanceIds=[instance])
+
+
+def test_a_page_has_at_most_a_thousand_unasked(ec2):
+    names = [f"many-{n}" for n in range(21)]
+    ids = [ec2.create_key_pair(KeyName=name, KeyType="ed25519")["KeyPairId"] for name in names]
+    ec2.create_tags(Resources=ids, Tags=[{"Key": f"k{n}", "Value": "v"} for n in range(50)])
+    first = ec2.describe_tags()
+    rest = ec2.describe_tags(NextToken=first["NextToken"])
+    for name in names:
+        ec2.delete_key_pair(KeyName=name)
+    assert (len(first["Tags"]), len(rest["Tags"])) == (1000, 50)
+    assert "NextToken" not in rest
