@@ -268,10 +268,6 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
         let value = seed.deserialize(element).map_err(|e| e.place(&path));
         value.map(Some)
     }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.0.len())
-    }
 }
 
 struct Members<'a> {

@@ -59,7 +59,7 @@ fn cbor_text(out: &mut Vec<u8>, text: &str) {
     let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
     let text = &text.as_bytes()[..length as usize];
     match length {
-        0..24 => out.push(0x60 | length.to_be_bytes()[3]),
+        0..24 => out.push(0x60 + length.to_be_bytes()[3]),
         24..0x100 => out.extend([0x78, length.to_be_bytes()[3]]),
         _ => {
             out.push(0x7a);
@@ -97,6 +97,8 @@ mod tests {
 
     #[test]
     fn errors_are_told() {
+        assert_eq!(Foreign::Json.content_type(), "application/x-amz-json-1.0");
+        assert_eq!(Foreign::Cbor.content_type(), "application/cbor");
         let json = Foreign::Json.error("C", "a \"b\"");
         assert_eq!(json, br#"{"__type":"C","message":"a \"b\""}"#);
         let cbor = Foreign::Cbor.error("C", &"m".repeat(30));

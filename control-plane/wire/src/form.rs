@@ -171,7 +171,6 @@ fn drop_no_ops(node: &mut Node, plain: &str, no_ops: &[(&str, &str)]) {
         } else {
             join(plain, name)
         };
-        let before = child.children.len();
         drop_no_ops(child, &plain, no_ops);
         if !child.children.is_empty() {
             return true;
@@ -179,7 +178,7 @@ fn drop_no_ops(node: &mut Node, plain: &str, no_ops: &[(&str, &str)]) {
         match &child.value {
             // A structure of nothing but such parameters goes with them; an
             // index doesn't, for the list's others would no longer be counted.
-            None => index || before == 0,
+            None => index,
             Some(value) => !no_ops
                 .iter()
                 .any(|(name, no_op)| *name == plain && value.eq_ignore_ascii_case(no_op)),
@@ -230,6 +229,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_as_long_as_may_be_is_read() {
+        let value_of = |length| [b"A=".to_vec(), vec![b'x'; length]].concat();
+        let form = Form::parse(&value_of(MAX_BYTES - 2)).unwrap();
+        assert_eq!(form.fields()[0].1.len(), MAX_BYTES - 2);
+        for longer in [MAX_BYTES - 1, MAX_BYTES] {
+            assert_eq!(
+                Form::parse(&value_of(longer)),
+                Err(WireError::Malformed(
+                    "the request is longer than 1048576 bytes".into()
+                ))
+            );
+        }
+        assert!(Form::parse(&[b'a'; MAX_NAME]).is_ok());
+    }
+
+    #[test]
+    fn parameters_that_are_not_wanted_are_dropped_with_all_below() {
+        let mut form = Form::parse(b"Action=x&X-Amz-Date.1=y&A.X-Amz-Date=z").unwrap();
+        form.remove_if(|name| name.starts_with("X-Amz-"));
+        let names: Vec<String> = form.fields().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["A.X-Amz-Date", "Action"]);
+    }
+
+    #[test]
     fn text_is_decoded_and_must_be_utf8() {
         let mut form = Form::parse(b"A=x+y%20%C3%A9%zz").unwrap();
         assert_eq!(form.take("A").unwrap().as_deref(), Some("x y é%zz"));
@@ -264,6 +287,13 @@ mod tests {
         ] {
             assert_eq!(left(given), expected, "{given}");
         }
+        // A structure of nothing else isn't there at all any more, an element still is.
+        let mut form = Form::parse(b"A.B=false&P=").unwrap();
+        form.drop_no_ops(&no_ops);
+        assert_eq!(form, Form::default());
+        let mut form = Form::parse(b"N.1.C=0").unwrap();
+        form.drop_no_ops(&no_ops);
+        assert_ne!(form, Form::default());
     }
 
     proptest! {

@@ -66,3 +66,33 @@ impl Protocol {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_and_errors_are_in_the_protocols_own_form() {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Answer {
+            names: Vec<&'static str>,
+        }
+        let answer = Answer { names: vec!["a"] };
+        for (protocol, list, error) in [
+            (Protocol::Ec2, "<names><item>a</item></names>", "<Errors>"),
+            (
+                Protocol::Query,
+                "<names><member>a</member></names>",
+                "<ErrorResponse",
+            ),
+        ] {
+            let text = protocol.encode("http://ns/", "Do", "req", &answer).unwrap();
+            assert!(text.contains(list), "{text}");
+            let text = protocol.error("http://ns/", "req", "Code", "message", true);
+            assert!(text.contains(error), "{text}");
+            assert!(text.contains("<Code>Code</Code>"), "{text}");
+            assert_eq!(protocol.content_type(), "text/xml;charset=UTF-8");
+        }
+    }
+}

@@ -281,11 +281,13 @@ mod tests {
             name: name.into(),
             shape,
         };
+        let shape = shape_of::<T>().unwrap();
+        assert!(shape.has("At") && !shape.has("at") && !Shape::String.has("At"));
         let inner = Shape::Structure {
             members: vec![member("n", Shape::Integer), member("b", Shape::Boolean)],
         };
         assert_eq!(
-            shape_of::<T>().unwrap(),
+            shape,
             Shape::Structure {
                 members: vec![
                     member("FirstName", Shape::String),

@@ -418,6 +418,52 @@ mod tests {
         assert!(response(Protocol::Ec2, "", "A", "", &map).is_err());
         assert!(response(Protocol::Ec2, "", "A", "", &1).is_err());
         assert!(response(Protocol::Ec2, "", "A", "", &vec![1]).is_err());
+
+        struct Bytes;
+        impl Serialize for Bytes {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_bytes(b"x")
+            }
+        }
+        #[derive(Serialize)]
+        struct Of<T> {
+            a: T,
+        }
+        #[derive(Serialize)]
+        enum Data {
+            Some(i32),
+        }
+        let error = response(Protocol::Ec2, "", "A", "", &Of { a: Bytes }).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a byte string has no form on the wire (in a)"
+        );
+        assert!(response(Protocol::Ec2, "", "A", "", &Of { a: Data::Some(1) }).is_err());
+    }
+
+    #[test]
+    fn what_is_wrapped_is_written_as_what_is_in_it() {
+        #[derive(Serialize)]
+        struct Id(&'static str);
+        #[derive(Serialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum State {
+            ShuttingDown,
+        }
+        #[derive(Serialize)]
+        struct Answer {
+            id: Option<Id>,
+            none: Option<Id>,
+            state: State,
+        }
+        let answer = Answer {
+            id: Some(Id("i-1")),
+            none: None,
+            state: State::ShuttingDown,
+        };
+        let text = response(Protocol::Ec2, "ns", "A", "r", &answer).unwrap();
+        let expected = "<id>i-1</id><state>shutting-down</state></AResponse>";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     /// The text of every leaf element, as an XML reader sees it.
