@@ -66,6 +66,15 @@ mod tests {
             private_name("eu-west-1", a),
             "ip-172-31-0-4.eu-west-1.compute.internal"
         );
+        let public = Ipv4Addr::new(203, 0, 113, 7);
+        assert_eq!(
+            public_name("us-east-1", public),
+            "ec2-203-0-113-7.compute-1.amazonaws.com"
+        );
+        assert_eq!(
+            public_name("eu-west-1", public),
+            "ec2-203-0-113-7.eu-west-1.compute.amazonaws.com"
+        );
         assert_eq!(address_in_label(&private_host(a), "ip"), Some(a));
         for bad in [
             "ip",

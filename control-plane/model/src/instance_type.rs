@@ -106,5 +106,6 @@ mod tests {
             );
         }
         assert_eq!(InstanceType::find("t3.micro").unwrap().family(), "t3");
+        assert_eq!(InstanceType::find("t3"), None);
     }
 }

@@ -23,6 +23,8 @@ mod resource;
 #[cfg(any(test, feature = "samples"))]
 pub mod samples;
 mod tags;
+#[cfg(test)]
+mod tests;
 mod volume;
 mod vpc;
 
