@@ -1,0 +1,432 @@
+//! Command lines, right and wrong, and what they come to.
+
+use hearth_vmm_api::SandboxLayer;
+
+use super::*;
+use crate::block::EngineKind;
+
+fn run(arguments: &[&str]) -> Result<Description, String> {
+    let all = ["hearth-vmm", "--kernel", "/k"].iter().chain(arguments);
+    parse(all).map_err(|refusal| match refusal {
+        Refusal::Mistake(line) | Refusal::Information(line) => line,
+    })
+}
+
+fn mistake(arguments: &[&str]) -> String {
+    let line = run(arguments).expect_err("refused");
+    assert!(!line.contains('\n'), "{line}");
+    line
+}
+
+#[test]
+fn the_whole_command_line() {
+    let description = run(&[
+        "--id",
+        "i-0123456789abcdef0",
+        "--vcpus",
+        "2",
+        "--memory",
+        "1024",
+        "--disk",
+        "path=/x/root.raw,id=root,serial=vol0123456789abcdef0",
+        "--disk",
+        "path=/x/data.raw,readonly,queues=3",
+        "--nic",
+        "id=eth0,mac=02:00:00:00:00:07,mtu=9001,tap-fd=5:7",
+        "--nic",
+        "tap=tap2,queues=4",
+        "--tap",
+        "tap1",
+        "--socket",
+        "/run/vmm.sock",
+        "--smbios",
+        "product=t3.micro,uuid=EC2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8,asset-tag=i-1",
+        "--daemonize",
+    ])
+    .expect("is right");
+    assert_eq!(description.memory_bytes, 1 << 30);
+    let disks: Vec<_> = description.disks().collect();
+    assert_eq!(disks[1].id, "disk1");
+    assert!(disks[1].read_only);
+    assert_eq!(disks[0].queues, None);
+    assert_eq!(disks[1].queues, Some(3));
+    let nics: Vec<_> = description.nics().collect();
+    assert_eq!(nics[0].tap, Tap::Fds(vec![5, 7]));
+    assert_eq!(nics[0].mtu, 9001);
+    let queues: Vec<_> = nics.iter().map(|nic| nic.queues).collect();
+    assert_eq!(queues, [2, 4, 1]);
+    assert_eq!(nics[2].tap, Tap::Name("tap1".into()));
+    assert_eq!(nics[2].mac[0], 2);
+    assert_eq!(description.identity.manufacturer, "Amazon EC2");
+}
+
+#[test]
+fn a_machine_by_itself_is_not_ec2() {
+    let description = run(&[]).expect("is right");
+    assert_eq!(description.identity.manufacturer, "Hearth");
+    assert!(!description.identity.uuid.to_string().starts_with("ec2"));
+}
+
+#[test]
+fn every_mistake_is_one_line_with_its_name() {
+    for (arguments, names) in [
+        (&["--frobnicate"][..], "--frobnicate"),
+        (&["--vcpus", "0"], "--vcpus 0"),
+        (&["--vcpus", "33"], "--vcpus 33"),
+        (&["--vcpus", "many"], "--vcpus"),
+        (&["--memory", "63"], "--memory 63"),
+        (&["--memory", "18446744073709551615"], "--memory"),
+        (&["--disk", "id=root"], "path=FILE"),
+        (
+            &["--disk", "path=/x,serial=123456789012345678901"],
+            "serial",
+        ),
+        (&["--disk", "path=/x,cache=none"], "cache"),
+        (&["--disk", "path=/x,path=/y"], "twice"),
+        (&["--disk", "path=/x,id=a", "--nic", "tap=t,id=a"], "\"a\""),
+        (&["--tap", "t", "--nic", "tap=t"], "same tap"),
+        (&["--disk", "path=/x,id=balloon"], "\"balloon\""),
+        (&["--nic", "id=eth0"], "tap=NAME"),
+        (&["--nic", "tap=a,tap-fd=4"], "exclude"),
+        (&["--nic", "tap-fd=1"], "tap-fd"),
+        (&["--nic", "tap-fd=5", "--nic", "tap-fd=4:5"], "same tap"),
+        (&["--nic", "tap-fd=5:5"], "twice"),
+        (&["--nic", "tap-fd=5:6,queues=3"], "3 queues"),
+        (&["--nic", "tap=t,queues=17"], "queues 17"),
+        (&["--nic", "tap=t,queues=many"], "--nic: queues"),
+        (&["--disk", "path=/x,queues=many"], "--disk: queues"),
+        (&["--disk", "path=/x,queues=0"], "queues 0"),
+        (&["--nic", "tap=t,mac=01:00:00:00:00:00"], "mac"),
+        (&["--nic", "tap=t,mtu=67"], "mtu"),
+        (&["--nic", "tap=t,vhost=yes"], "vhost"),
+        (&["--smbios", "uuid=ec2"], "uuid"),
+        (&["--smbios", "vendor=me"], "vendor"),
+        (&["--daemonize"], "--socket"),
+        (
+            &["--socket", "/s", "--console-socket", "/s"],
+            "--console-socket",
+        ),
+        (&["--id", "a/b"], "--id"),
+        (&["--nic", "tap=t,id=rng"], "\"rng\""),
+        (&["--jail=sometimes"], "sometimes"),
+        (&["--jail", "--jail-optional", "moat"], "moat"),
+        (&["--jail-optional", "user"], "--jail"),
+    ] {
+        let line = mistake(arguments);
+        assert!(line.contains(names), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn a_jail_requires_every_layer_but_those_named() {
+    let jail = |arguments: &[&str]| run(arguments).expect("is right").jail;
+    assert_eq!(jail(&[]), None);
+    assert_eq!(jail(&["--jail"]), Some(Policy::default()));
+    assert_eq!(jail(&["--jail=require"]), Some(Policy::default()));
+    assert_eq!(jail(&["--jail=best-effort"]), Some(Policy::best_effort()));
+    let optional = jail(&["--jail", "--jail-optional", "landlock,cgroup"]);
+    let optional = optional.expect("a jail").optional;
+    assert_eq!(optional, [SandboxLayer::Landlock, SandboxLayer::Cgroup]);
+}
+
+#[test]
+fn a_missing_kernel_is_named() {
+    let Err(Refusal::Mistake(line)) = parse(["hearth-vmm"]) else {
+        panic!("refused");
+    };
+    assert!(line.contains("--kernel") && !line.contains('\n'), "{line}");
+}
+
+fn devices(arguments: &[&str]) -> Vec<Device> {
+    run(arguments).expect("is right").devices
+}
+
+fn disk(text: &str) -> Disk {
+    match devices(&["--disk", text]).swap_remove(0) {
+        Device::Disk(disk) => disk,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn nic(text: &str) -> Nic {
+    match devices(&["--nic", text]).swap_remove(0) {
+        Device::Nic(nic) => nic,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_disk_has_what_its_flag_says() {
+    let full = "path=/x,id=a,serial=vol0123456789abcdef0,readonly,engine=threads,queues=16";
+    let expected = Disk {
+        id: "a".to_owned(),
+        path: "/x".into(),
+        serial: "vol0123456789abcdef0".to_owned(),
+        read_only: true,
+        engine: EngineKind::Threads,
+        queues: Some(16),
+    };
+    assert_eq!(disk(full), expected);
+    let plain = disk("path=/x,id=a-name-of-more-than-twenty");
+    assert_eq!(plain.serial, "a-name-of-more-than-");
+    assert!(!plain.read_only);
+    assert_eq!(plain.engine, EngineKind::Auto);
+    assert_eq!(disk("path=/x,engine=auto").engine, EngineKind::Auto);
+    assert_eq!(disk("path=/x,engine=io_uring").engine, EngineKind::IoUring);
+    for (wrong, named) in [
+        ("path=/x,serial=é", "serial"),
+        ("path=/x,engine=fast", "engine"),
+        ("path=/x,queues=17", "queues 17"),
+        ("path=/x,readonly=yes", "readonly"),
+        ("path=", "path"),
+        ("path", "path"),
+        ("path=/x,id=a b", "id"),
+    ] {
+        let line = mistake(&["--disk", wrong]);
+        assert!(line.contains(named), "{wrong}: {line}");
+    }
+}
+
+#[test]
+fn a_nic_has_what_its_flag_says() {
+    let full = nic("tap=t,id=a,mac=02:ab:CD:00:00:07,mtu=68,queues=16,vhost=on");
+    let expected = Nic {
+        id: "a".to_owned(),
+        mac: [2, 0xab, 0xcd, 0, 0, 7],
+        mtu: 68,
+        tap: Tap::Name("t".to_owned()),
+        queues: 16,
+        vhost: Some(true),
+    };
+    assert_eq!(full, expected);
+    assert_eq!(nic("tap-fd=3").tap, Tap::Fds(vec![3]));
+    assert_eq!(nic("tap=t").mtu, 1500);
+    assert_eq!(nic("tap=t,vhost=off").vhost, Some(false));
+    assert_eq!(nic("tap=t").vhost, None);
+    for (wrong, named) in [
+        ("tap-fd=2", "tap-fd"),
+        ("tap-fd=x", "tap-fd"),
+        ("tap=sixteen-bytes-xx", "interface name"),
+        ("tap=a/b", "interface name"),
+        ("tap=t,queues=0", "queues 0"),
+        ("tap=t,mtu=65536", "mtu"),
+        ("tap=t,id=a/b", "id"),
+    ] {
+        let line = mistake(&["--nic", wrong]);
+        assert!(line.contains(named), "{wrong}: {line}");
+    }
+}
+
+#[test]
+fn a_mac_is_six_pairs_of_digits_and_no_multicast() {
+    for wrong in [
+        "02:00:00:00:00",
+        "02:00:00:00:00:00:00",
+        "02:00:00:00:00:7",
+        "02:00:00:00:00:007",
+        "02:00:00:00:00:+7",
+        "02:00:00:00:00:gg",
+        "03:00:00:00:00:07",
+        "ff:ff:ff:ff:ff:ff",
+        "00:00:00:00:00:00",
+    ] {
+        let line = mistake(&["--nic", &format!("tap=t,mac={wrong}")]);
+        assert!(line.contains("mac"), "{wrong}: {line}");
+    }
+    assert_eq!(nic("tap=t,mac=00:00:00:00:00:01").mac, [0, 0, 0, 0, 0, 1]);
+}
+
+/// Guests know a card by its address and a machine by its UUID: neither may change
+/// from one start to the next, nor with a new version of this program.
+#[test]
+fn what_is_derived_from_names_stays() {
+    let of = |machine: &str| {
+        let arguments = ["--id", machine, "--tap", "a", "--tap", "b"];
+        let description = run(&arguments).expect("is right");
+        let macs: Vec<_> = description.nics().map(|nic| nic.mac).collect();
+        (macs, description.identity.uuid.to_string())
+    };
+    let (macs, uuid) = of("one");
+    assert_eq!(
+        macs,
+        [
+            [2, 0x16, 0xd0, 0x61, 0xc5, 0x3d],
+            [2, 0x16, 0xd3, 0xc7, 0xc5, 0x3d],
+        ]
+    );
+    assert_eq!(uuid, "4815b7b4-6adb-8d5d-bd3c-52f24e0e58ae");
+    assert_ne!(of("two"), of("one"));
+    // Version 8, and the variant of RFC 9562.
+    assert_eq!(uuid.as_bytes()[14], b'8');
+    assert!(b"89ab".contains(&uuid.as_bytes()[19]), "{uuid}");
+}
+
+#[test]
+fn the_identity_is_what_its_flag_says() {
+    let of = |text: &str| run(&["--id", "i-1", "--smbios", text]).map(|right| right.identity);
+    let given = of("product=t3.micro,uuid=ec2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8,asset-tag=t");
+    let given = given.expect("is right");
+    assert_eq!(given.product, "t3.micro");
+    assert_eq!(given.asset_tag, "t");
+    assert_eq!(
+        given.uuid.to_string(),
+        "ec2a1b2c-3d4e-5f60-7182-93a4b5c6d7e8"
+    );
+    let longest = "x".repeat(64);
+    let plain = of(&format!("product={longest}")).expect("is right");
+    assert_eq!(plain.product, longest);
+    assert_eq!(plain.asset_tag, "i-1");
+    for wrong in [format!("{longest}x"), "tab\there".into(), "é".into()] {
+        for key in ["product", "asset-tag"] {
+            let line = of(&format!("{key}={wrong}")).expect_err("refused");
+            assert!(line.contains(key), "{wrong:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn names_have_letters_digits_and_few_signs() {
+    let longest = "x".repeat(64);
+    let longer = "x".repeat(65);
+    for right in ["a", "i-0.A_9", &longest] {
+        assert_eq!(run(&["--id", right]).expect("is right").id, right);
+        assert_eq!(disk(&format!("path=/x,id={right}")).id, right);
+    }
+    for wrong in ["", &longer, "a b", "a/b", "é"] {
+        let line = mistake(&["--id", wrong]);
+        assert!(line.contains("--id"), "{wrong:?}: {line}");
+        let line = mistake(&["--disk", &format!("path=/x,id={wrong}")]);
+        assert!(line.contains("id"), "{wrong:?}: {line}");
+    }
+}
+
+#[test]
+fn devices_come_in_the_order_of_their_slots() {
+    let all = devices(&[
+        "--balloon",
+        "--vsock",
+        "cid=3,path=/v",
+        "--tap",
+        "t",
+        "--nic",
+        "tap=s",
+        "--disk",
+        "path=/x",
+    ]);
+    let ids: Vec<&str> = all.iter().map(Device::id).collect();
+    assert_eq!(ids, ["disk0", "eth0", "eth1", "rng", "balloon", "vsock"]);
+    let expected = Vsock {
+        cid: 3,
+        path: "/v".into(),
+    };
+    assert_eq!(all.last(), Some(&Device::Vsock(expected)));
+    for wrong in [
+        "cid=2,path=/v",
+        "cid=4294967295,path=/v",
+        "cid=3",
+        "path=/v",
+    ] {
+        assert!(mistake(&["--vsock", wrong]).contains("--vsock"), "{wrong}");
+    }
+}
+
+/// Only a vsock makes a socket: the jail has to know of it.
+#[test]
+fn sockets_of_devices_are_known() {
+    let mut all = devices(&[
+        "--disk",
+        "path=/x",
+        "--tap",
+        "t",
+        "--vsock",
+        "cid=3,path=/v",
+    ]);
+    let sockets: Vec<_> = all.iter_mut().filter_map(Device::socket).collect();
+    assert_eq!(sockets, [("--vsock", &mut PathBuf::from("/v"))]);
+}
+
+#[test]
+fn a_bus_has_thirty_one_slots_for_devices() {
+    let mut arguments = vec!["--disk".to_owned(), "path=/x".to_owned()];
+    let all = |arguments: &[String]| {
+        let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run(&all)
+    };
+    for index in 1..30 {
+        arguments.extend(["--tap".to_owned(), format!("t{index}")]);
+    }
+    assert_eq!(all(&arguments).expect("is right").devices.len(), 31);
+    arguments.push("--balloon".to_owned());
+    assert!(all(&arguments).expect_err("refused").contains("31 slots"));
+}
+
+#[test]
+fn files_and_limits_are_passed_on() {
+    let description = run(&[
+        "--initrd",
+        "/i",
+        "--cmdline",
+        "-a b",
+        "--vcpus",
+        "32",
+        "--memory",
+        "64",
+        "--socket",
+        "/s",
+        "--serial-log",
+        "/l",
+        "--console-socket",
+        "/c",
+        "--exit-file",
+        "/e",
+        "--pid-file",
+        "/p",
+        "--uid",
+        "7",
+        "--gid",
+        "8",
+        "--allow",
+        "/f",
+        "--allow",
+        "/g",
+    ])
+    .expect("is right");
+    let path = |text: &str| Some(PathBuf::from(text));
+    assert_eq!(description.kernel, PathBuf::from("/k"));
+    assert_eq!(description.initrd, path("/i"));
+    assert_eq!(description.cmdline, "-a b");
+    assert_eq!(description.vcpus, 32);
+    assert_eq!(description.memory_bytes, 64 << 20);
+    assert_eq!(description.socket, path("/s"));
+    assert_eq!(description.serial_log, path("/l"));
+    assert_eq!(description.console_socket, path("/c"));
+    assert_eq!(description.exit_file, path("/e"));
+    assert_eq!(description.pid_file, path("/p"));
+    assert_eq!((description.uid, description.gid), (Some(7), Some(8)));
+    assert_eq!(description.allow, ["/f", "/g"].map(PathBuf::from));
+    assert!(!description.daemonize);
+    let daemon = run(&["--daemonize", "--socket", "/s"]);
+    assert!(daemon.expect("is right").daemonize);
+    let none = run(&[]).expect("is right");
+    assert_eq!((none.socket, none.console_socket), (None, None));
+    assert_eq!(none.cmdline, "console=ttyS0");
+    assert!(mistake(&["--cmdline", "a\0b"]).contains("--cmdline"));
+}
+
+#[test]
+fn help_is_no_mistake() {
+    for flag in ["--help", "--version"] {
+        let Err(Refusal::Information(text)) = parse(["hearth-vmm", flag]) else {
+            panic!("{flag} is a mistake");
+        };
+        assert!(text.contains("hearth-vmm"), "{text}");
+    }
+}
+
+/// Clap's first paragraph may have several lines, and others that say more follow it.
+#[test]
+fn a_message_is_its_first_paragraph_on_one_line() {
+    let message = "error: the following are missing:\n  --kernel <FILE>\n\nUsage: x\n";
+    let line = "the following are missing: --kernel <FILE>";
+    assert_eq!(one_line(message), line);
+}
