@@ -110,12 +110,11 @@ pub trait NetworkHost: Send + Sync {
     async fn apply_vpc(&self, id: &VpcId, desired: Option<&VpcNet>) -> Result<Failed>;
 
     /// Brings the host's own part to `desired`: removes VPCs that nobody knows
-    /// of, and ends the connections over public addresses that have left their
-    /// owners, in all VPCs. Comes after the VPCs that have them.
+    /// of, and ends its connections over public addresses that have left their
+    /// owners. Comes after the VPCs that have them.
     ///
     /// # Errors
     /// The first step that failed, after everything independent of it was tried.
-    /// What fails in one VPC is logged, and tried again by the next call.
     async fn apply_host(&self, desired: &HostNet) -> Result<()>;
 
     /// Brings the whole network to `desired`, what there is beside it removed.

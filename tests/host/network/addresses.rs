@@ -85,6 +85,51 @@ fn a_moved_public_address_leads_to_its_new_owner() {
 }
 
 #[test]
+fn a_released_public_address_has_no_past() {
+    isolated(
+        "network::addresses::a_released_public_address_has_no_past",
+        async || {
+            let mut cloud = Cloud::new();
+            cloud.group(1, vec![all_egress(), ingress(Protocol::All, anywhere())]);
+            cloud.instance(10, &[1], |_| ());
+            cloud.instance(11, &[1], |_| ());
+            cloud.interface(11, |eni| eni.public_ip = None);
+            cloud.apply().await;
+            let (ten, eleven) = (cloud.guest(10).await, cloud.guest(11).await);
+            let (a, b) = (ten.udp(7), eleven.udp(7));
+            let peer = UdpSocket::bind("203.0.113.1:4000").expect("the host's address");
+            let say = |text: &str| {
+                // Nobody's address is unreachable, which the socket hears of late.
+                let _ = peer.take_error();
+                let _ = peer.send_to(text.as_bytes(), "203.0.113.10:7");
+            };
+            say("to ten");
+            assert_eq!(hear(&a).0, "to ten");
+            a.send_to(b"from ten", "203.0.113.1:4000")
+                .expect("it goes out");
+            assert_eq!(hear(&peer).0, "from ten");
+
+            // Nobody's for a while, to which all go on sending.
+            cloud.interface(10, |eni| eni.public_ip = None);
+            cloud.apply().await;
+            say("to nobody");
+            a.send_to(b"too late", "203.0.113.1:4000")
+                .expect("it goes out");
+            cloud.interface(11, |eni| eni.public_ip = Some([203, 0, 113, 10].into()));
+            cloud.apply().await;
+            say("to eleven");
+            assert_eq!(hear(&b).0, "to eleven");
+            b.send_to(b"from eleven", "203.0.113.1:4000")
+                .expect("it goes out");
+            a.send_to(b"too late", "203.0.113.1:4000")
+                .expect("it goes out");
+            assert_eq!(hear(&peer).0, "from eleven");
+            assert!(silent(&a) && silent(&peer));
+        },
+    );
+}
+
+#[test]
 fn an_address_that_is_used_again_has_no_past() {
     isolated(
         "network::addresses::an_address_that_is_used_again_has_no_past",

@@ -1,7 +1,10 @@
 //! Tracked connections, listed and deleted over netlink in the namespace of the
 //! calling thread.
 //!
-//! Deleted one by one: only Linux 6.10 and newer delete by a filter of ours.
+//! Deleted one by one: only Linux 6.10 and newer delete by a filter of ours. The
+//! kernel has one table for all namespaces, and a list of one of them is a walk
+//! over all of it, filtered (`CTA_FILTER`) or not: what it costs is the size of
+//! the table, so whoever needs no list asks for none.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

@@ -26,19 +26,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
 use ipnet::Ipv4Net;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use self::netns::Namespace;
 use self::services::{Services, Shared};
 use super::names::{self, HostNames};
-use super::plan::connections::{self, OverPool, Owners};
+use super::plan::connections::{Hold, Owners, Past, holds};
 use super::plan::nft::{Table, difference, replace};
 use super::plan::{HostPort, HostSide, Limits, host_rules, rules};
 use super::{Answering, Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
@@ -48,8 +45,6 @@ use crate::store::View;
 
 /// The MTU of everything, the guests' interfaces included.
 pub const MTU: u16 = 1500;
-/// How long one VPC's connections may take to be gone through.
-const SWEEP: Duration = Duration::from_secs(10);
 
 /// The wire between a VPC's namespace and the host: who has which MAC address.
 #[derive(Debug, Clone)]
@@ -96,6 +91,9 @@ struct Slot {
     work: tokio::sync::Mutex<Work>,
     /// What it was last brought to: what others read while it is worked on.
     applied: Mutex<Option<Arc<Applied>>>,
+    /// Whom its rules may lead to: while it is worked on, or when that failed,
+    /// those of before and those of after.
+    held: Mutex<BTreeSet<Hold>>,
 }
 
 /// What only the one who works on a VPC needs.
@@ -104,6 +102,8 @@ struct Work {
     services: Option<Services>,
     /// Whether the last try failed: what there is, is not known then.
     unsure: bool,
+    /// Whether what was tracked before this process has been gone through.
+    gone_through: bool,
 }
 
 impl Slot {
@@ -119,9 +119,8 @@ struct HostState {
     prepared: Option<uplink::Prepared>,
     /// The host's addresses when last listed.
     addresses: BTreeSet<Ipv4Addr>,
-    /// Who had the public addresses for themselves when connections were last
-    /// gone through.
-    settled: Option<Owners>,
+    /// Whose connections it may have tracked.
+    past: Past,
 }
 
 /// The network of a Linux host.
@@ -232,9 +231,10 @@ impl LinuxNetwork {
     }
 
     /// Prepares the host for VPCs, and undoes what others did to that. Returns
-    /// what VPCs must know of it.
-    async fn up(&self) -> Result<HostSide> {
+    /// what VPCs must know of it. One that holds these is about to come.
+    async fn up(&self, holds: &BTreeSet<Hold>) -> Result<HostSide> {
         let mut host = self.host.lock().await;
+        host.past.begin(holds);
         let addresses = uplink::addresses().await;
         host.addresses = step(|| "listing the host's addresses".into(), addresses)?;
         let mut side = HostSide {
@@ -275,7 +275,10 @@ impl LinuxNetwork {
                     let name = name.clone();
                     blocking(move || Namespace::create(&name)).await
                 };
-                (step(|| format!("making namespace {name}"), made)?, None)
+                let made = step(|| format!("making namespace {name}"), made)?;
+                lock(&slot.held).retain(|hold| !hold.has_ended(vpc));
+                work.gone_through = true;
+                (made, None)
             }
         };
         let table = rules::vpc_table(vpc, host, &self.limits);
@@ -292,15 +295,26 @@ impl LinuxNetwork {
             || format!("wiring {} to the host", vpc.id),
             uplink::wire(&self.names.igw(&vpc.id), vpc, &namespace, &wire).await,
         )?;
+        // An address that comes has no past here: whose it was before, if
+        // anybody's, has been forgotten when it left.
+        let left = !work.gone_through || lock(&slot.held).iter().any(|h| h.has_ended(vpc));
         let shaped = {
             let (vpc, wire) = (vpc.clone(), wire.clone());
             // Who has been at the rules may have been at the rest too.
             let before = (known.as_ref().filter(|_| !brought.replaced)).map(|k| k.vpc.clone());
             namespace
-                .run_async(move || async move { vpc::shape(&vpc, &wire, before.as_ref()).await })
+                .run_async(
+                    move || async move { vpc::shape(&vpc, &wire, before.as_ref(), left).await },
+                )
                 .await
         };
         let mut shaped = step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
+        if !work.gone_through {
+            // Whom it has led to until now, nobody here knows.
+            self.host.lock().await.past.unknown();
+            work.gone_through = true;
+        }
+        *lock(&slot.held) = holds(vpc).collect();
         if work.services.is_none() {
             let started = Services::start(&namespace, vpc, &self.shared).await;
             let started = step(|| format!("starting the services of {}", vpc.id), started)?;
@@ -338,6 +352,7 @@ impl LinuxNetwork {
         let name = self.names.namespace(id);
         let removed = remove_namespace(&name).await;
         step(|| format!("removing namespace {name}"), removed)?;
+        lock(&slot.held).clear();
         drop(work);
         // Whoever waits for this one's slot comes after it, and keeps it.
         lock(&self.vpcs).retain(|known, slot| known != id || Arc::strong_count(slot) > 2);
@@ -376,41 +391,22 @@ impl LinuxNetwork {
         first.map_or(Ok(()), Err)
     }
 
-    /// Ends the connections over public addresses that have left their owners,
-    /// the host's and those of the VPCs.
+    /// Ends the host's connections over public addresses that have left their
+    /// owners. A VPC has ended its own by then, or holds the address still.
     async fn forget(&self, state: &mut HostState, owners: &Owners) -> Result<()> {
-        if state.settled.as_ref() == Some(owners) {
-            return Ok(());
-        }
-        let vpcs: Vec<(VpcId, Arc<Applied>)> = self
-            .slots()
-            .into_iter()
-            .filter_map(|(id, slot)| Some((id, slot.applied()?)))
-            .collect();
         let host = host_address(self.pool);
-        let before = state.settled.as_ref();
-        let may_be = Arc::new(OverPool::new(self.pool, host, owners, before));
+        let Some(over) = state.past.outlived(self.pool, host, owners) else {
+            return Ok(());
+        };
+        // Read before: what a VPC gives up meanwhile is gone through once more.
+        let there: Vec<Hold> = (self.slots().values())
+            .flat_map(|slot| lock(&slot.held).clone())
+            .collect();
         step(
             || "ending the host's connections over released addresses".into(),
-            conntrack::sweep(|connection| may_be.outlived(connection)).await,
+            conntrack::sweep(|connection| over.outlived(connection)).await,
         )?;
-        let sweeps = vpcs.iter().map(|(id, vpc)| {
-            let may_be = Arc::clone(&may_be);
-            let sweep = move || async move { conntrack::sweep(|c| may_be.outlived(c)).await };
-            let swept = timeout(SWEEP, vpc.namespace.run_async(sweep));
-            async move {
-                let swept = swept.await.map_err(io::Error::other).and_then(|s| s);
-                if let Err(error) = &swept {
-                    tracing::warn!(vpc = %id, %error, "connections over released addresses stay");
-                }
-                swept.is_ok()
-            }
-        });
-        let swept = join_all(sweeps).await;
-        if swept.into_iter().all(|swept| swept) {
-            let there = vpcs.iter().map(|(_, applied)| &applied.vpc);
-            state.settled = Some(connections::settled(owners, there));
-        }
+        state.past.settle(owners, &there);
         Ok(())
     }
 }
@@ -500,7 +496,9 @@ impl NetworkHost for LinuxNetwork {
         // The slot first, then what it stands for: nobody takes that for a stray.
         let slot = lock(&self.vpcs).entry(id.clone()).or_default().clone();
         let mut work = slot.work.lock().await;
-        let host = self.up().await?;
+        let holds: BTreeSet<Hold> = holds(vpc).collect();
+        lock(&slot.held).extend(holds.iter().cloned());
+        let host = self.up(&holds).await?;
         self.shape(&slot, &mut work, vpc, &host).await
     }
 
@@ -564,7 +562,7 @@ impl NetworkHost for LinuxNetwork {
     async fn purge(&self) -> Result<()> {
         let mut first = None;
         note(&mut first, self.apply(&Topology::default()).await);
-        self.host.lock().await.settled = None;
+        self.host.lock().await.past = Past::default();
         let key = match std::fs::remove_file(&self.key_file) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),

@@ -25,12 +25,14 @@ pub(super) struct Shaped {
 
 /// Brings the links, addresses and routes in the calling thread's namespace to
 /// what the VPC needs. `before` is what it was brought to the last time; without
-/// that everything is set anew, which disturbs nothing that is right. What fails
-/// for one interface keeps none of the others back.
+/// that everything is set anew, which disturbs nothing that is right. `left` says
+/// that addresses may have left their owners since. What fails for one interface
+/// keeps none of the others back.
 pub(super) async fn shape(
     vpc: &VpcNet,
     wire: &Wire,
     before: Option<&VpcNet>,
+    left: bool,
 ) -> io::Result<Shaped> {
     let fresh = before.is_none();
     let netlink = Netlink::connect()?;
@@ -40,7 +42,9 @@ pub(super) async fn shape(
         fail_closed(&netlink).await?;
         services(&netlink, vpc, links.get("lo").map_or(1, |lo| lo.index)).await?;
     }
-    forget(vpc, &links, before).await?;
+    if left {
+        forget(vpc, &links).await?;
+    }
     let mut wanted = BTreeSet::new();
     let mut shaped = Shaped::default();
     for interface in vpc.interfaces.values() {
@@ -92,29 +96,12 @@ async fn ensure_tap(
 /// Ends the connections of addresses that are no longer whose they were. The
 /// rules are in force already, and a new interface has no tap yet: nothing of
 /// the past can be tracked anew.
-async fn forget(
-    vpc: &VpcNet,
-    links: &BTreeMap<String, Link>,
-    before: Option<&VpcNet>,
-) -> io::Result<()> {
-    let addresses = |vpc: &VpcNet| -> Vec<_> {
-        let key = |i: &Interface| (i.id.clone(), i.private_ip, i.public_ip);
-        vpc.interfaces.values().map(key).collect()
-    };
-    let fresh: Vec<&EniId> = vpc
-        .interfaces
-        .values()
-        .filter(|i| !links.contains_key(&i.tap()))
-        .map(|i| &i.id)
-        .collect();
-    if fresh.is_empty() && before.is_some_and(|before| addresses(before) == addresses(vpc)) {
-        return Ok(());
-    }
-    let may_be = InVpc::new(vpc, fresh);
+async fn forget(vpc: &VpcNet, links: &BTreeMap<String, Link>) -> io::Result<()> {
+    let interfaces = vpc.interfaces.values();
+    let fresh = interfaces.filter(|i| !links.contains_key(&i.tap()));
+    let may_be = InVpc::new(vpc, fresh.map(|i| &i.id));
     let ended = conntrack::sweep(|connection| may_be.outlived(connection)).await?;
-    if ended > 0 {
-        tracing::debug!(vpc = %vpc.id, ended, "connections ended with their addresses");
-    }
+    tracing::debug!(vpc = %vpc.id, ended, "connections ended with their addresses");
     Ok(())
 }
 

@@ -5,7 +5,8 @@
 //! it, and a peer that keeps its port (WireGuard, DNS) must reach the next and
 //! not nobody: as on EC2, a connection ends with the address that it is over.
 //! A rule that is revoked is another matter: EC2 lets what it had let in go on,
-//! and so do we.
+//! and so do we. So is a peer whose address becomes another's: what an instance
+//! has open to it is as to any peer beyond the cloud, there as here.
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/security-group-connection-tracking.html>
 
@@ -80,6 +81,36 @@ impl InVpc {
     }
 }
 
+/// An interface's hold on its addresses.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hold {
+    /// The interface.
+    pub eni: EniId,
+    /// Its private address.
+    pub private_ip: Ipv4Addr,
+    /// Its public address, if it has one.
+    pub public_ip: Option<Ipv4Addr>,
+}
+
+impl Hold {
+    /// Whether an address of it is another's or nobody's in `vpc`.
+    pub fn has_ended(&self, vpc: &VpcNet) -> bool {
+        vpc.interfaces.get(&self.eni).is_none_or(|i| {
+            i.private_ip != self.private_ip
+                || self.public_ip.is_some() && i.public_ip != self.public_ip
+        })
+    }
+}
+
+/// The holds of a VPC's interfaces.
+pub fn holds(vpc: &VpcNet) -> impl Iterator<Item = Hold> {
+    vpc.interfaces.values().map(|i| Hold {
+        eni: i.id.clone(),
+        private_ip: i.private_ip,
+        public_ip: i.public_ip,
+    })
+}
+
 /// Who has which public address.
 pub type Owners = BTreeMap<Ipv4Addr, EniId>;
 
@@ -91,46 +122,84 @@ pub fn owners<'a>(vpcs: impl IntoIterator<Item = &'a VpcNet>) -> Owners {
         .collect()
 }
 
-/// Those of `owners` who have their address for themselves: one that some other
-/// interface of the VPCs `there` still has is about to move, and what is tracked
-/// of it may still be the other's.
-pub fn settled<'a>(owners: &Owners, there: impl IntoIterator<Item = &'a VpcNet>) -> Owners {
-    let mut settled = owners.clone();
-    for (address, has) in there.into_iter().flat_map(owners_of) {
-        if settled.get(&address).is_some_and(|owner| owner != has) {
-            settled.remove(&address);
+/// Whose connections the host's own namespace may have tracked. To go through
+/// them costs a walk over the whole of the kernel's table, however few there
+/// are; an address that is not in here has none, and needs no walk.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Whether what others than this process have left was gone through.
+    known: bool,
+    /// By public address; none when it had more than one owner.
+    owners: BTreeMap<Ipv4Addr, Option<EniId>>,
+}
+
+impl Past {
+    /// These are about to be led to their owners.
+    pub fn begin<'a>(&mut self, holds: impl IntoIterator<Item = &'a Hold>) {
+        for hold in holds {
+            if let Some(address) = hold.public_ip {
+                let owner = self.owners.entry(address);
+                let owner = owner.or_insert_with(|| Some(hold.eni.clone()));
+                if owner.as_ref() != Some(&hold.eni) {
+                    *owner = None;
+                }
+            }
         }
     }
-    settled
+
+    /// There may be connections that this process knows nothing of.
+    pub fn unknown(&mut self) {
+        self.known = false;
+    }
+
+    /// What has to go when these are the owners; `None` when there is nothing.
+    /// Of an owner that was here before this process, all is taken for its own.
+    pub fn outlived(&self, pool: Ipv4Net, host: Ipv4Addr, owners: &Owners) -> Option<OverPool> {
+        let left = |(address, owner): (&Ipv4Addr, &Option<EniId>)| {
+            (owner.is_none() || owner.as_ref() != owners.get(address)).then_some(*address)
+        };
+        let gone: BTreeSet<Ipv4Addr> = self.owners.iter().filter_map(left).collect();
+        if self.known {
+            return (!gone.is_empty()).then_some(OverPool::Gone(gone));
+        }
+        let kept = owners.keys().copied().filter(|a| !gone.contains(a));
+        let kept = kept.chain([host]).collect();
+        Some(OverPool::AllBut { pool, kept })
+    }
+
+    /// What had outlived these owners is gone. `there` are the holds that VPCs
+    /// have or may have by now: an address that is led to another than its owner
+    /// is about to move, and is gone through again then.
+    pub fn settle<'a>(&mut self, owners: &Owners, there: impl IntoIterator<Item = &'a Hold>) {
+        self.known = true;
+        self.owners = (owners.iter())
+            .map(|(address, owner)| (*address, Some(owner.clone())))
+            .collect();
+        self.begin(there);
+    }
 }
 
-fn owners_of(vpc: &VpcNet) -> impl Iterator<Item = (Ipv4Addr, &EniId)> {
-    let interfaces = vpc.interfaces.values();
-    interfaces.filter_map(|i| Some((i.public_ip?, &i.id)))
-}
-
-/// Which public addresses connections may be over, in any namespace: an
-/// instance is another's peer by its public address too.
-#[derive(Debug)]
-pub struct OverPool {
-    pool: Ipv4Net,
-    /// The addresses that have kept their owner, and the host's own.
-    kept: BTreeSet<Ipv4Addr>,
+/// The public addresses that connections have outlived.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OverPool {
+    /// These.
+    Gone(BTreeSet<Ipv4Addr>),
+    /// All of the pool but those that have kept their owner, and the host's own.
+    AllBut {
+        /// The pool.
+        pool: Ipv4Net,
+        /// What stays.
+        kept: BTreeSet<Ipv4Addr>,
+    },
 }
 
 impl OverPool {
-    /// Those of `owners`. What had another owner `before` begins anew; without
-    /// that, all are taken for what they were.
-    pub fn new(pool: Ipv4Net, host: Ipv4Addr, owners: &Owners, before: Option<&Owners>) -> Self {
-        let same = |a: &Ipv4Addr| before.is_none_or(|b| b.get(a) == owners.get(a));
-        let kept = owners.keys().copied().filter(same).chain([host]).collect();
-        Self { pool, kept }
-    }
-
-    /// Whether this connection has to go: it is about an address of the pool
-    /// that nobody has, or that is another's now.
+    /// Whether this connection has to go.
     pub fn outlived(&self, connection: &Connection) -> bool {
-        let gone = |a: &Ipv4Addr| self.pool.contains(a) && !self.kept.contains(a);
+        let gone = |a: &Ipv4Addr| match self {
+            Self::Gone(gone) => gone.contains(a),
+            Self::AllBut { pool, kept } => pool.contains(a) && !kept.contains(a),
+        };
         connection.addresses().iter().any(gone)
     }
 }
@@ -216,45 +285,139 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_was_over_an_address_that_left_its_owner_goes() {
-        let pool = "203.0.113.0/24".parse().unwrap();
-        let host = "203.0.113.1".parse().unwrap();
-        let now = owners(
-            here(&[(4, Some("203.0.113.7")), (5, Some("203.0.113.8"))])
-                .vpcs
-                .values(),
-        );
-        let before = owners(
-            here(&[(4, Some("203.0.113.7")), (6, Some("203.0.113.8"))])
-                .vpcs
-                .values(),
-        );
-        let masqueraded = |public: &str| connection(&format!("{public} {PEER} {PEER} 192.0.2.1"));
-        let inbound = |public: &str| connection(&format!("{host} {public} {public} {host}"));
-        for (public, moved, restarted) in [
-            ("203.0.113.7", false, false),
-            ("203.0.113.8", true, false),
-            ("203.0.113.9", true, true),
-        ] {
-            for connection in [masqueraded(public), inbound(public)] {
-                let known = OverPool::new(pool, host, &now, Some(&before));
-                assert_eq!(known.outlived(&connection), moved, "{public}");
-                let unknown = OverPool::new(pool, host, &now, None);
-                assert_eq!(unknown.outlived(&connection), restarted, "{public}");
-            }
-        }
-        let others = connection(&format!("192.0.2.1 {PEER} {PEER} 192.0.2.1"));
-        assert!(!OverPool::new(pool, host, &now, Some(&before)).outlived(&others));
+    /// The holds of these, and who has which public address.
+    fn held(instances: &[(u8, Option<&str>)]) -> (Vec<Hold>, Owners) {
+        let topology = here(instances);
+        let vpcs = || topology.vpcs.values();
+        (vpcs().flat_map(holds).collect(), owners(vpcs()))
     }
 
     #[test]
-    fn an_address_that_another_still_has_is_not_settled() {
-        let taken = here(&[(4, Some("203.0.113.7")), (5, None)]);
-        let wanted = here(&[(4, None), (5, Some("203.0.113.7"))]);
-        let owners = owners(wanted.vpcs.values());
-        assert_eq!(settled(&owners, taken.vpcs.values()), Owners::new());
-        assert_eq!(settled(&owners, wanted.vpcs.values()), owners);
-        assert_eq!(settled(&owners, []), owners);
+    fn a_hold_ends_when_an_address_of_it_leaves() {
+        let (seven, eight) = (Some("203.0.113.7"), Some("203.0.113.8"));
+        let now = here(&[(4, seven), (5, None)]);
+        let vpc = &now.vpcs[&vpc_id()];
+        for (before, ended) in [
+            ((4, seven), false),
+            ((5, None), false),
+            // It has got one since.
+            ((4, None), false),
+            ((4, eight), true),
+            ((5, eight), true),
+            ((6, None), true),
+        ] {
+            let (holds, _) = held(&[before]);
+            assert_eq!(holds[0].has_ended(vpc), ended, "{before:?}");
+        }
+        let (mut holds, _) = held(&[(5, None)]);
+        holds[0].private_ip = "172.31.0.9".parse().unwrap();
+        assert!(holds[0].has_ended(vpc));
+    }
+
+    fn pool() -> (Ipv4Net, Ipv4Addr) {
+        (
+            "203.0.113.0/24".parse().unwrap(),
+            "203.0.113.1".parse().unwrap(),
+        )
+    }
+
+    fn outlived(past: &Past, owners: &Owners) -> Option<OverPool> {
+        let (pool, host) = pool();
+        past.outlived(pool, host, owners)
+    }
+
+    fn gone(addresses: &[&str]) -> Option<OverPool> {
+        let addresses = addresses.iter().map(|a| a.parse().unwrap());
+        Some(OverPool::Gone(addresses.collect()))
+    }
+
+    #[test]
+    fn the_host_is_gone_through_for_what_leaves_and_not_for_what_comes() {
+        let (seven, eight) = (Some("203.0.113.7"), Some("203.0.113.8"));
+        let mut past = Past::default();
+        let (first, owned) = held(&[(4, seven)]);
+        past.begin(&first);
+        past.settle(&owned, &first);
+        assert_eq!(outlived(&past, &owned), None);
+
+        // An address that none has had.
+        let (both, owned) = held(&[(4, seven), (5, eight)]);
+        past.begin(&both);
+        assert_eq!(outlived(&past, &owned), None);
+        // Released before anybody asked; and then another's.
+        let (_, released) = held(&[(4, seven), (5, None)]);
+        assert_eq!(outlived(&past, &released), gone(&["203.0.113.8"]));
+        let (moved, owned) = held(&[(4, seven), (6, eight)]);
+        past.begin(&moved);
+        assert_eq!(outlived(&past, &owned), gone(&["203.0.113.8"]));
+        past.settle(&owned, &moved);
+        assert_eq!(outlived(&past, &owned), None);
+
+        // Released and gone through: whoever gets it begins anew.
+        let (first, one) = held(&[(4, seven)]);
+        assert_eq!(outlived(&past, &one), gone(&["203.0.113.8"]));
+        past.settle(&one, &first);
+        let (again, owned) = held(&[(4, seven), (5, eight)]);
+        past.begin(&again);
+        assert_eq!(outlived(&past, &owned), None);
+    }
+
+    #[test]
+    fn an_address_that_is_still_led_to_another_is_not_settled() {
+        let seven = Some("203.0.113.7");
+        let (taken, _) = held(&[(4, seven), (5, None)]);
+        let (wanted, owned) = held(&[(4, None), (5, seven)]);
+        let (_, released) = held(&[(4, None), (5, None)]);
+        for owners in [owned, released] {
+            let mut past = Past::default();
+            past.begin(&taken);
+            past.settle(&owners, &taken);
+            assert_eq!(outlived(&past, &owners), gone(&["203.0.113.7"]));
+            // The VPC is between the two.
+            past.settle(&owners, taken.iter().chain(&wanted));
+            assert_eq!(outlived(&past, &owners), gone(&["203.0.113.7"]));
+            past.settle(&owners, []);
+            assert_eq!(outlived(&past, &owners), None);
+        }
+    }
+
+    #[test]
+    fn what_was_over_an_address_that_left_its_owner_goes() {
+        let (_, host) = pool();
+        let (seven, eight) = (Some("203.0.113.7"), Some("203.0.113.8"));
+        let (holds, now) = held(&[(4, seven), (5, eight)]);
+        let (before, _) = held(&[(4, seven), (6, eight)]);
+        // By a process that has just started, and by one that saw it move.
+        let mut restarted = Past::default();
+        restarted.begin(&holds);
+        let mut moved = Past::default();
+        moved.begin(before.iter().chain(&holds));
+        let mut later = Past::default();
+        later.settle(&BTreeMap::new(), &before);
+        let masqueraded = |public: &str| connection(&format!("{public} {PEER} {PEER} 192.0.2.1"));
+        let inbound = |public: &str| connection(&format!("{host} {public} {public} {host}"));
+        for (public, expected) in [
+            ("203.0.113.7", [false, false, false]),
+            ("203.0.113.8", [false, true, true]),
+            ("203.0.113.9", [true, true, false]),
+        ] {
+            for connection in [masqueraded(public), inbound(public)] {
+                let goes = [&restarted, &moved, &later].map(|past| {
+                    outlived(past, &now).is_some_and(|over| over.outlived(&connection))
+                });
+                assert_eq!(goes, expected, "{public}");
+            }
+        }
+        let others = connection(&format!("192.0.2.1 {PEER} {PEER} 192.0.2.1"));
+        for past in [&mut restarted, &mut moved] {
+            assert!(!outlived(past, &now).unwrap().outlived(&others));
+            past.settle(&now, &holds);
+            assert_eq!(outlived(past, &now), None);
+            past.unknown();
+            assert!(matches!(
+                outlived(past, &now),
+                Some(OverPool::AllBut { .. })
+            ));
+        }
     }
 }
