@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 use crate::{
     auth::credentials::{Account, is_account_id},
     conditions::Conditions,
-    model::{HostId, Scope},
+    model::{HostId, PublicPool, Scope},
     network::{HostPort, names::HostNames},
     tls,
 };
@@ -457,10 +457,9 @@ impl Config {
 
     /// The addresses that instances may have: all but the network's, the
     /// host's and the broadcast address.
-    pub fn public_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+    pub fn public_addresses(&self) -> PublicPool {
         let first = u32::from(self.public_pool.network()) + 2;
-        let last = u32::from(self.public_pool.broadcast());
-        (first..last).map(Ipv4Addr::from)
+        PublicPool::new(first.into(), self.public_pool.broadcast())
     }
 }
 
@@ -643,9 +642,10 @@ mod tests {
         assert!(c.restart_lost);
         assert!(!config(&["--restart-lost", "false"]).unwrap().restart_lost);
         assert_eq!(c.host_address(), Ipv4Addr::new(203, 0, 113, 1));
-        let all: Vec<_> = c.public_addresses().collect();
-        assert_eq!((all[0], all.len()), (Ipv4Addr::new(203, 0, 113, 2), 253));
-        assert_eq!(all[252], Ipv4Addr::new(203, 0, 113, 254));
+        let all = c.public_addresses();
+        assert_eq!(all.count(), 253);
+        assert_eq!(all.at(0), Ipv4Addr::new(203, 0, 113, 2));
+        assert_eq!(all.at(252), Ipv4Addr::new(203, 0, 113, 254));
     }
 
     #[test]

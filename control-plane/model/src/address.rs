@@ -21,6 +21,35 @@ impl std::fmt::Display for HostId {
     }
 }
 
+/// The public addresses that interfaces may have, one after the other. A pool may have
+/// a million: it is counted and looked into, never written out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublicPool {
+    first: u32,
+    count: u32,
+}
+
+impl PublicPool {
+    /// Those from `first` on, before `end`.
+    pub fn new(first: Ipv4Addr, end: Ipv4Addr) -> Self {
+        let (first, end) = (u32::from(first), u32::from(end));
+        Self {
+            first,
+            count: end.saturating_sub(first),
+        }
+    }
+
+    /// How many there are.
+    pub fn count(self) -> u32 {
+        self.count
+    }
+
+    /// The `n`th of these, 0 the first.
+    pub fn at(self, n: u32) -> Ipv4Addr {
+        Ipv4Addr::from(self.first.saturating_add(n))
+    }
+}
+
 /// The hosts that one process acts for: this machine, or all of a simulation. What
 /// is on another is never touched.
 #[derive(Debug, Clone, PartialEq, Eq)]

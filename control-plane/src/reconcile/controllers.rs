@@ -93,7 +93,7 @@ impl Controllers {
         }));
         visitor.visit(Arc::new(GarbageController {
             db: self.db.clone(),
-            pool: self.config.public_addresses().collect(),
+            pool: self.config.public_addresses(),
             clock: self.clock.clone(),
         }));
     }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use crate::{
     model::{
         Eni, EniId, Instance, InstanceState, Intent, Launch, Member, PrivateAddress, PublicAddress,
-        Reservation, StateReason, Subnet, Volume, VolumeAttachment,
+        PublicPool, Reservation, StateReason, Subnet, Volume, VolumeAttachment,
     },
     store::{Change, Scoped},
 };
@@ -17,7 +17,7 @@ pub fn expand(
     view: Scoped<'_>,
     change: &mut Change<'_>,
     reservation: &Reservation,
-    pool: &[Ipv4Addr],
+    pool: PublicPool,
 ) -> bool {
     let Some(launch) = &reservation.pending else {
         return true;
@@ -56,7 +56,7 @@ fn make(
     launch: &Launch,
     member: &Member,
     index: u32,
-    pool: &[Ipv4Addr],
+    pool: PublicPool,
 ) {
     let scope = &reservation.scope;
     let mut instance = Instance {
@@ -149,7 +149,7 @@ fn addresses(
     change: &mut Change<'_>,
     launch: &Launch,
     member: &Member,
-    pool: &[Ipv4Addr],
+    pool: PublicPool,
 ) -> Result<(Ipv4Addr, Option<Ipv4Addr>), StateReason> {
     let private = free_private(view, change, launch, member);
     let private = private.ok_or_else(StateReason::no_private_address)?;
@@ -191,11 +191,10 @@ pub fn free_public(
     view: Scoped<'_>,
     change: &Change<'_>,
     eni: EniId,
-    pool: &[Ipv4Addr],
+    pool: PublicPool,
     before: Option<Ipv4Addr>,
 ) -> Option<(Ipv4Addr, PublicAddress)> {
-    let count = u32::try_from(pool.len()).unwrap_or(u32::MAX);
-    let others = from_anywhere(count).filter_map(|n| pool.get(n as usize).copied());
+    let others = from_anywhere(pool.count()).map(|n| pool.at(n));
     let others = others.filter(|address| Some(*address) != before);
     others.chain(before).find_map(|address| {
         let record = PublicAddress {

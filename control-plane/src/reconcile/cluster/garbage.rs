@@ -1,12 +1,15 @@
 //! Removes records that have had their time.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::{
-    model::{ClientToken, GroupName, Instance, InstanceState, Reservation, SecurityGroup, Tags},
+    model::{
+        ClientToken, GroupName, Instance, InstanceState, PublicPool, Reservation, SecurityGroup,
+        Tags,
+    },
     reconcile::{
         Clock, Controller, Requeue,
         queue::{Singleton, Wake},
@@ -34,7 +37,7 @@ pub struct GarbageController {
     /// Desired state.
     pub db: Db,
     /// The public addresses that there are.
-    pub pool: Vec<Ipv4Addr>,
+    pub pool: PublicPool,
     /// The time.
     pub clock: Clock,
 }
@@ -140,7 +143,7 @@ impl Controller for GarbageController {
             .transact_infallible(|view, change| {
                 let mut pending = view.by(Reservation::PENDING, "");
                 let reservation = pending.find(|r| over(r.created, ABANDONED, now));
-                reservation.map(|r| expand(view.at(&r.scope), change, r, &self.pool))
+                reservation.map(|r| expand(view.at(&r.scope), change, r, self.pool))
             })
             .await;
         // What can't be made, as on a full disk, holds up no deletion.

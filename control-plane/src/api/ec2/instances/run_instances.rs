@@ -5,7 +5,7 @@
 mod resolve;
 mod targets;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ use crate::{
     },
     model::{
         EniAttachmentId, EniId, Instance, InstanceId, InstanceState, InstanceType, Launch, Member,
-        PublicAddress, Reservation, ReservationId, VolumeId,
+        PublicAddress, PublicPool, Reservation, ReservationId, VolumeId,
     },
     records::launch::{expand, free_in},
     scheduler::{Demand, Ledger},
@@ -261,12 +261,12 @@ impl Action for RunInstances {
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let kinds = ["instance", "volume", "network-interface"];
         let tags = tag::specified(&request.tag_specifications, &kinds)?;
-        let pool: Vec<Ipv4Addr> = ctx.config.public_addresses().collect();
+        let pool = ctx.config.public_addresses();
         let once = ctx
             .once(|view, change| {
                 let resolved = resolve::launch(ctx, view, &request)?;
                 let count = places(view, &request, &resolved)?;
-                addresses(view, &resolved, count, &pool)?;
+                addresses(view, &resolved, count, pool)?;
                 // What the instances refer to must still be there when they are made.
                 change.expect_unchanged(&resolved.subnet);
                 for group in &resolved.groups {
@@ -281,7 +281,7 @@ impl Action for RunInstances {
         let expanded = async || {
             ctx.transact(|view, change| {
                 let made = view.get::<Reservation>(&once.made);
-                Ok(made.is_none_or(|made| expand(view, change, made, &pool)))
+                Ok(made.is_none_or(|made| expand(view, change, made, pool)))
             })
             .await
         };
@@ -356,7 +356,7 @@ fn addresses(
     view: Scoped<'_>,
     resolved: &Resolved,
     count: u32,
-    pool: &[Ipv4Addr],
+    pool: PublicPool,
 ) -> Result<(), ApiError> {
     let count = count as usize;
     if free_in(view, &resolved.subnet) < count {
@@ -369,7 +369,7 @@ fn addresses(
         ));
     }
     let taken = view.whole().count::<PublicAddress>();
-    if resolved.public && pool.len().saturating_sub(taken) < count {
+    if resolved.public && (pool.count() as usize).saturating_sub(taken) < count {
         return Err(insufficient_addresses());
     }
     Ok(())

@@ -2,8 +2,6 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StartInstances.html>
 
-use std::net::Ipv4Addr;
-
 use serde::Deserialize;
 
 use super::{
@@ -42,7 +40,7 @@ impl Action for StartInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
-        let pool: Vec<Ipv4Addr> = ctx.config.public_addresses().collect();
+        let pool = ctx.config.public_addresses();
         let ids = each_once(ctx, &request.ids)?;
         let free = |view: Scoped<'_>| Ledger::of(view.whole());
         let instances_set = ctx
@@ -71,7 +69,7 @@ impl Action for StartInstances {
                 for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
                     if eni.auto_public_ip && eni.public_ip.is_none() {
                         let before = eni.last_public_ip;
-                        let taken = free_public(view, change, eni.id.clone(), &pool, before);
+                        let taken = free_public(view, change, eni.id.clone(), pool, before);
                         let (address, record) = taken.ok_or_else(insufficient_addresses)?;
                         change.put(&record);
                         change.put(&Eni {

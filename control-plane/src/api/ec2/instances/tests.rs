@@ -251,12 +251,12 @@ async fn a_big_launch_is_several_transactions_whose_rest_anybody_can_make() {
         code::<DeleteSecurityGroup>(&ctx, &delete).await,
         "DependencyViolation"
     );
-    let pool: Vec<_> = ctx.config.public_addresses().collect();
+    let pool = ctx.config.public_addresses();
     let mut rounds = 0;
     while !ctx
         .transact(|view, change| {
             let cut = view.get::<Reservation>(&cut.id).unwrap();
-            Ok(crate::records::launch::expand(view, change, cut, &pool))
+            Ok(crate::records::launch::expand(view, change, cut, pool))
         })
         .await
         .unwrap()
