@@ -210,7 +210,7 @@ async fn run<A: Action>(
         return Err(ApiError::dry_run());
     }
     protocol
-        .encode(namespace, A::NAME, &request_id, &response)
+        .encode(namespace, A::NAME, &request_id, &response, usize::MAX)
         .map_err(ApiError::internal)
 }
 

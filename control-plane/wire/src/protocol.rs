@@ -33,18 +33,19 @@ impl Protocol {
         from_form(form, self)
     }
 
-    /// Writes an action's answer.
+    /// Writes an action's answer, of not much more than `most` bytes.
     ///
     /// # Errors
-    /// When the type has a form that the wire can't carry.
+    /// When it would be longer, or the type has a form that the wire can't carry.
     pub fn encode<T: Serialize>(
         self,
         namespace: &str,
         action: &str,
         request_id: &str,
         answer: &T,
+        most: usize,
     ) -> Result<String, xml::XmlError> {
-        xml::response(self, namespace, action, request_id, answer)
+        xml::response(self, namespace, action, request_id, answer, most)
     }
 
     /// Writes an error; `sender` says whose fault it is.

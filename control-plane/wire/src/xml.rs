@@ -14,39 +14,45 @@ use serde::{
 
 use super::{Protocol, carriable};
 
-/// Why a value has no form in XML: a fault in the type, or text that no request
-/// could have brought in.
+/// Why a value has no form in XML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct XmlError(String);
+pub enum XmlError {
+    /// A fault in the type, or text that no request could have brought in.
+    #[error("{0}")]
+    Unfit(String),
+    /// It would be longer than it may be.
+    #[error("the answer is too long")]
+    TooLong,
+}
 
 impl ser::Error for XmlError {
     fn custom<T: Display>(message: T) -> Self {
-        Self(message.to_string())
+        Self::Unfit(message.to_string())
     }
 }
 
-/// An action's answer.
+/// An action's answer, of not much more than `most` bytes.
 ///
 /// # Errors
-/// When the type has a form that the wire can't carry.
+/// When it would be longer, or the type has a form that the wire can't carry.
 pub fn response<T: Serialize>(
     protocol: Protocol,
     namespace: &str,
     action: &str,
     request_id: &str,
     value: &T,
+    most: usize,
 ) -> Result<String, XmlError> {
     let mut out = String::from(DECLARATION);
     let _ = write!(out, "<{action}Response xmlns=\"{namespace}\">");
     match protocol {
         Protocol::Ec2 => {
             text(&mut out, "requestId", request_id)?;
-            value.serialize(Element::bare(&mut out, protocol))?;
+            value.serialize(Element::bare(&mut out, protocol, most))?;
         }
         Protocol::Query => {
             let _ = write!(out, "<{action}Result>");
-            value.serialize(Element::bare(&mut out, protocol))?;
+            value.serialize(Element::bare(&mut out, protocol, most))?;
             let _ = write!(out, "</{action}Result><ResponseMetadata>");
             text(&mut out, "RequestId", request_id)?;
             out.push_str("</ResponseMetadata>");
@@ -92,9 +98,11 @@ pub fn error(
 const DECLARATION: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 
 fn text(out: &mut String, name: &str, value: &str) -> Result<(), XmlError> {
-    if let Some(c) = value.chars().find(|c| !carriable(*c)) {
+    if !is_plain(value)
+        && let Some(c) = value.chars().find(|c| !carriable(*c))
+    {
         let code = c.escape_unicode();
-        return Err(XmlError(format!(
+        return Err(XmlError::Unfit(format!(
             "{name} has the character {code}, which XML can't carry"
         )));
     }
@@ -102,8 +110,24 @@ fn text(out: &mut String, name: &str, value: &str) -> Result<(), XmlError> {
     Ok(())
 }
 
+/// Whether XML carries the text as it is: nearly all is such, and most of the work on
+/// a long list would be to look at each of its characters.
+fn is_plain(value: &str) -> bool {
+    let plain = |b: u8| matches!(b, b' '..=b'~') && !matches!(b, b'&' | b'<' | b'>' | b'"');
+    value.bytes().all(plain)
+}
+
 fn shown(out: &mut String, name: &str, value: &str) {
-    let _ = write!(out, "<{name}>");
+    start(out, name);
+    if is_plain(value) {
+        out.push_str(value);
+    } else {
+        escaped(out, value);
+    }
+    end(out, name);
+}
+
+fn escaped(out: &mut String, value: &str) {
     for c in value.chars() {
         match c {
             '&' => out.push_str("&amp;"),
@@ -116,7 +140,18 @@ fn shown(out: &mut String, name: &str, value: &str) {
             c => out.extend(c.escape_unicode()),
         }
     }
-    let _ = write!(out, "</{name}>");
+}
+
+fn start(out: &mut String, name: &str) {
+    out.push('<');
+    out.push_str(name);
+    out.push('>');
+}
+
+fn end(out: &mut String, name: &str) {
+    out.push_str("</");
+    out.push_str(name);
+    out.push('>');
 }
 
 /// Writes one value as the element `name`; without a name, a structure's
@@ -125,20 +160,23 @@ struct Element<'o> {
     out: &'o mut String,
     name: Option<&'static str>,
     protocol: Protocol,
+    /// How long all may be.
+    most: usize,
 }
 
 impl<'o> Element<'o> {
-    fn bare(out: &'o mut String, protocol: Protocol) -> Self {
+    fn bare(out: &'o mut String, protocol: Protocol, most: usize) -> Self {
         Self {
             out,
             name: None,
             protocol,
+            most,
         }
     }
 
     fn open(&mut self) {
         if let Some(name) = self.name {
-            let _ = write!(self.out, "<{name}>");
+            start(self.out, name);
         }
     }
 
@@ -147,7 +185,7 @@ impl<'o> Element<'o> {
     }
 
     fn no(&self, what: &str) -> XmlError {
-        XmlError(format!(
+        XmlError::Unfit(format!(
             "{what} has no form on the wire (in {})",
             self.name.unwrap_or("the answer")
         ))
@@ -178,6 +216,9 @@ impl<'o> Serializer for Element<'o> {
     }
 
     fn serialize_str(self, value: &str) -> Result<(), XmlError> {
+        if self.out.len() > self.most {
+            return Err(XmlError::TooLong);
+        }
         match self.name {
             Some(name) => text(self.out, name, value),
             None => Err(self.no("a scalar without a name")),
@@ -294,12 +335,13 @@ impl Open<'_> {
             out: self.0.out,
             name: Some(name),
             protocol: self.0.protocol,
+            most: self.0.most,
         })
     }
 
     fn close(self) {
         if let Some(name) = self.0.name {
-            let _ = write!(self.0.out, "</{name}>");
+            end(self.0.out, name);
         }
     }
 }
@@ -378,7 +420,15 @@ mod tests {
     #[test]
     fn ec2_answers() {
         assert_eq!(
-            response(Protocol::Ec2, "http://ns/", "Do", "req", &answer()).unwrap(),
+            response(
+                Protocol::Ec2,
+                "http://ns/",
+                "Do",
+                "req",
+                &answer(),
+                usize::MAX
+            )
+            .unwrap(),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\">\
              <requestId>req</requestId><groupId>a&lt;b&gt;&amp;&quot;c&quot;&#xD;</groupId>\
              <tagSet><item><key>k</key><ok>true</ok></item></tagSet></DoResponse>"
@@ -390,7 +440,15 @@ mod tests {
         let mut answer = answer();
         answer.group_id = "g".into();
         assert_eq!(
-            response(Protocol::Query, "http://ns/", "Do", "req", &answer).unwrap(),
+            response(
+                Protocol::Query,
+                "http://ns/",
+                "Do",
+                "req",
+                &answer,
+                usize::MAX
+            )
+            .unwrap(),
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DoResponse xmlns=\"http://ns/\"><DoResult>\
              <groupId>g</groupId><tagSet><member><key>k</key><ok>true</ok></member></tagSet>\
              </DoResult><ResponseMetadata><RequestId>req</RequestId></ResponseMetadata></DoResponse>"
@@ -413,11 +471,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_has_an_end() {
+        let of = |most| response(Protocol::Ec2, "", "A", "", &answer(), most);
+        let whole = of(usize::MAX).unwrap();
+        // All that is short of its last text is too short.
+        let last = whole.find("<ok>").unwrap();
+        assert_eq!(of(last).as_ref(), Ok(&whole));
+        assert_eq!(of(last - 1), Err(XmlError::TooLong));
+    }
+
+    #[test]
     fn what_has_no_form_is_an_error() {
         let map = std::collections::BTreeMap::from([("a", 1)]);
-        assert!(response(Protocol::Ec2, "", "A", "", &map).is_err());
-        assert!(response(Protocol::Ec2, "", "A", "", &1).is_err());
-        assert!(response(Protocol::Ec2, "", "A", "", &vec![1]).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &map, usize::MAX).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &1, usize::MAX).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &vec![1], usize::MAX).is_err());
 
         struct Bytes;
         impl Serialize for Bytes {
@@ -433,12 +501,12 @@ mod tests {
         enum Data {
             Some(i32),
         }
-        let error = response(Protocol::Ec2, "", "A", "", &Of { a: Bytes }).unwrap_err();
+        let error = response(Protocol::Ec2, "", "A", "", &Of { a: Bytes }, usize::MAX).unwrap_err();
         assert_eq!(
             error.to_string(),
             "a byte string has no form on the wire (in a)"
         );
-        assert!(response(Protocol::Ec2, "", "A", "", &Of { a: Data::Some(1) }).is_err());
+        assert!(response(Protocol::Ec2, "", "A", "", &Of { a: Data::Some(1) }, usize::MAX).is_err());
     }
 
     #[test]
@@ -461,7 +529,7 @@ mod tests {
             none: None,
             state: State::ShuttingDown,
         };
-        let text = response(Protocol::Ec2, "ns", "A", "r", &answer).unwrap();
+        let text = response(Protocol::Ec2, "ns", "A", "r", &answer, usize::MAX).unwrap();
         let expected = "<id>i-1</id><state>shutting-down</state></AResponse>";
         assert!(text.ends_with(expected), "{text}");
     }
@@ -505,7 +573,7 @@ mod tests {
         ) {
             #[derive(Serialize)]
             struct One { value: String }
-            let answer = response(Protocol::Ec2, "ns", "A", "r", &One { value: text.clone() });
+            let answer = response(Protocol::Ec2, "ns", "A", "r", &One { value: text.clone() }, usize::MAX);
             match answer {
                 Ok(xml) => prop_assert_eq!(leaves(&xml), vec!["r".to_owned(), text.clone()]),
                 Err(_) => prop_assert!(!text.chars().all(carriable)),
