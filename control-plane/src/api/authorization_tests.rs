@@ -78,6 +78,7 @@ async fn ask(
         request_id: "req".into(),
         now: jiff::Timestamp::UNIX_EPOCH,
         form: Form::parse(parameters.as_bytes())?,
+        lists: Arc::default(),
     };
     service.find(action)?.call(service, call).await
 }

@@ -5,12 +5,16 @@
 //!     typed request → resolve → authorize → DryRun → ClientToken → handle → encode
 //! ```
 //!
+//! A long list is handled and encoded beside the runtime: see [`lists`](super::lists).
+//!
 //! The signature is checked before anything of the body is read, so that
 //! whoever has no key reaches as little code as can be. A handler needs a
 //! [`Ctx`](super::Ctx), which needs an [`Authorized`](crate::auth::Authorized): none is
 //! reachable without its authorization.
 //!
 //! [`registry`]: super::registry
+
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -20,6 +24,7 @@ use jiff::Timestamp;
 
 use super::{
     ApiError, Cloud,
+    lists::Lists,
     registry::{Call, Service, services, signed_for},
     wire::{Foreign, Form, Protocol},
 };
@@ -38,6 +43,7 @@ pub struct Dispatch {
     cloud: Cloud,
     credentials: CredentialStore,
     services: Vec<Service>,
+    lists: Arc<Lists>,
 }
 
 /// A request whose body has been read.
@@ -58,6 +64,7 @@ impl Dispatch {
             cloud,
             credentials,
             services: services(),
+            lists: Arc::default(),
         }
     }
 
@@ -160,6 +167,7 @@ impl Dispatch {
             request_id: request_id.to_owned(),
             now,
             form,
+            lists: Arc::clone(&self.lists),
         };
         action.call(service, call).await
     }

@@ -10,6 +10,7 @@ pub mod console;
 pub mod dispatch;
 pub mod ec2;
 pub mod error;
+mod lists;
 pub mod registry;
 pub mod server;
 pub mod shared;

@@ -1,6 +1,6 @@
 //! The services and their actions.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use anyhow::anyhow;
 use jiff::Timestamp;
@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Action, ApiError, Cloud, Ctx, Idempotency, Targets, Token,
     error::Vocabulary,
-    wire::{Form, Protocol, Shape, shape_of},
+    lists::{LONGEST, Lists, is_list, is_short},
+    wire::{Form, Protocol, Shape, shape_of, xml::XmlError},
 };
 use crate::{
     auth::{self, Authorized, Caller, Target},
@@ -124,6 +125,8 @@ pub struct Call {
     pub now: Timestamp,
     /// Its parameters, without `Action` and `Version`.
     pub form: Form,
+    /// Where it is made if it is a long list.
+    pub(super) lists: Arc<Lists>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<String, ApiError>> + Send>>;
@@ -195,6 +198,8 @@ async fn run<A: Action>(
         None => Token::Undeclared,
     };
 
+    let scope = Scope::new(call.caller.account.clone(), call.caller.region.clone());
+    let long = is_list(A::NAME) && !is_short(call.cloud.db.view().at(&scope), &call.form);
     let request_id = call.request_id.clone();
     let ctx = Ctx::new(
         call.cloud,
@@ -205,13 +210,30 @@ async fn run<A: Action>(
         call.now,
         authorized,
     );
-    let response = A::handle(&ctx, request).await?;
-    if dry_run {
-        return Err(ApiError::dry_run());
+    let answer = async move {
+        let response = A::handle(&ctx, request).await?;
+        if dry_run {
+            return Err(ApiError::dry_run());
+        }
+        // What has been done is answered; a list may be asked for in pages.
+        let most = if is_list(A::NAME) {
+            LONGEST
+        } else {
+            usize::MAX
+        };
+        let encoded = protocol.encode(namespace, A::NAME, &request_id, &response, most);
+        encoded.map_err(|error| match error {
+            XmlError::TooLong => ApiError::new(
+                "InvalidRequest",
+                "The answer is too long: ask for pages of it, with MaxResults",
+            ),
+            XmlError::Unfit(_) => ApiError::internal(error),
+        })
+    };
+    if long {
+        return call.lists.make(&scope.account, answer).await?;
     }
-    protocol
-        .encode(namespace, A::NAME, &request_id, &response, usize::MAX)
-        .map_err(ApiError::internal)
+    answer.await
 }
 
 /// Asks the policies about all that the request is about.

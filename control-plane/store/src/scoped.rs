@@ -46,6 +46,11 @@ impl<'v> Scoped<'v> {
         self.view.after(&self.scope.prefix(), id)
     }
 
+    /// Whether there are at most so many records of each kind; no more are looked at.
+    pub fn has_at_most(self, most: usize) -> bool {
+        self.view.has_at_most(&self.scope.prefix(), most)
+    }
+
     /// The records that an index has under this key, in the order of their ids.
     pub fn by<T: Regional>(self, index: Index<T>, key: &str) -> impl Iterator<Item = &'v T> {
         let number = number_of(index);

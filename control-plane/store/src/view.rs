@@ -221,6 +221,16 @@ impl View {
             .filter_map(|(_, record)| record.value.downcast_ref())
     }
 
+    /// Whether there are at most so many records of each kind whose paths begin so.
+    pub(super) fn has_at_most(&self, prefix: &str, most: usize) -> bool {
+        let first: Arc<str> = prefix.into();
+        self.kinds.iter().all(|kind| {
+            let all = kind.records.range::<_, Arc<str>>(Arc::clone(&first)..);
+            let mut here = all.take_while(|(path, _)| path.starts_with(prefix));
+            here.nth(most).is_none()
+        })
+    }
+
     /// What all records together take of this host.
     pub fn claimed(&self, host: &HostId) -> Quota {
         self.claimed.get(host).copied().unwrap_or_default()

@@ -7,6 +7,12 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::api::ApiError;
 
+/// How many a page has at most when no `MaxResults` asks for fewer. EC2 gives all then,
+/// or what it can make in time, and says that who has many should ask for pages.
+///
+/// <https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-pagination.html>
+const UNASKED: usize = 10_000;
+
 /// What one call asks of a list, checked.
 #[derive(Debug, Clone)]
 pub struct Page {
@@ -34,7 +40,7 @@ impl Page {
                 ));
             }
             Some(max) => usize::try_from(max).unwrap_or(usize::MAX),
-            None => usize::MAX,
+            None => UNASKED,
         };
         let after = next_token.map(read_token).transpose()?;
         Ok(Self { limit, after })
@@ -119,6 +125,18 @@ mod tests {
     fn a_full_last_page_has_no_token() {
         let (items, next) = page(vec!["a", "b"], Some(2), None);
         assert_eq!((items.len(), next), (2, None));
+    }
+
+    #[test]
+    fn unasked_a_page_has_ten_thousand_and_the_rest_is_on_the_next() {
+        let all = || (10_000..20_001).map(|n| n.to_string());
+        let of = |token: Option<&str>| {
+            let page = Page::new(None, token, (5, 1000)).unwrap();
+            page.of(all(), String::clone, |_| true)
+        };
+        let (first, next) = of(None);
+        assert_eq!((first.len(), first[9_999].as_str()), (10_000, "19999"));
+        assert_eq!(of(next.as_deref()), (vec!["20000".to_owned()], None));
     }
 
     #[test]

@@ -234,6 +234,7 @@ impl Two {
             request_id: "req".into(),
             now: jiff::Timestamp::UNIX_EPOCH,
             form,
+            lists: Arc::default(),
         };
         action.call(service, call).await
     }
