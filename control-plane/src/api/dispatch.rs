@@ -24,7 +24,7 @@ use jiff::Timestamp;
 
 use super::{
     ApiError, Cloud,
-    lists::Lists,
+    lists::{Lists, is_list},
     registry::{Call, Service, services, signed_for},
     wire::{Foreign, Form, Protocol},
 };
@@ -53,8 +53,24 @@ pub(super) struct Received<'a> {
     pub query: &'a str,
     pub headers: &'a HeaderMap,
     pub body: &'a [u8],
-    /// To be asked when the signature has been found good, before anything is done.
-    pub verified: &'a (dyn Fn() -> Result<(), ApiError> + Sync),
+    pub connection: &'a dyn Connection,
+}
+
+/// What the connection that a request came on is asked about it.
+pub(super) trait Connection: Sync {
+    /// The signature is good. Nothing has been done yet.
+    ///
+    /// # Errors
+    /// When too many requests are under way for this one to be carried out.
+    fn verified(&self) -> Result<(), ApiError>;
+
+    /// An answer of so many bytes has been made for this account. One that can be
+    /// asked for again is refused sooner than others are cut short for it; where
+    /// something was done, its answer always has room.
+    ///
+    /// # Errors
+    /// When there is no room for it beside those that wait to be read.
+    fn make_room(&self, account: &str, bytes: usize, again: bool) -> Result<(), ApiError>;
 }
 
 impl Dispatch {
@@ -126,7 +142,7 @@ impl Dispatch {
         let incoming = received.incoming();
         let regions = self.cloud.config.region_names();
         let (caller, claim) = auth::authenticate(&incoming, &self.credentials, &regions, now)?;
-        (received.verified)()?;
+        received.connection.verified()?;
         let mut signed_for = signed_for(&self.services, &claim.service).peekable();
         let Some(first) = signed_for.peek() else {
             let names: Vec<&str> = self.services.iter().map(|s| s.signing_name).collect();
@@ -169,7 +185,12 @@ impl Dispatch {
             form,
             lists: Arc::clone(&self.lists),
         };
-        action.call(service, call).await
+        let account = call.caller.account.clone();
+        let answer = action.call(service, call).await?;
+        let again = is_list(action.name);
+        let connection = received.connection;
+        connection.make_room(&account, answer.len(), again)?;
+        Ok(answer)
     }
 }
 

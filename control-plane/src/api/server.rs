@@ -1,11 +1,15 @@
 //! HTTP around the dispatch.
 
+mod answers;
 mod body;
 mod seats;
+#[cfg(test)]
+mod tests;
 mod watched;
 
 use std::{
     convert::Infallible,
+    io,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::{
@@ -23,6 +27,7 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -34,9 +39,10 @@ use tower::ServiceExt as _;
 
 use super::{
     ApiError, Cloud,
-    dispatch::{Dispatch, Received, query_of, unreadable},
+    dispatch::{Connection, Dispatch, Received, query_of, unreadable},
 };
 use crate::{auth::credentials::CredentialStore, tls::Tls};
+use answers::{Answers, Bytes};
 use body::{Answer, Unread};
 use seats::{LargeBody, Limits, Peer, Seat, Seats};
 use watched::{Deadlines, Watch, Watched};
@@ -49,19 +55,37 @@ const LIMITS: Limits = Limits {
     loopback: 768,
     bodies: 32,
 };
+/// Of answers that wait to be read. The largest that there is, a list of 10,000, has
+/// some 35 MiB; a page of 1,000 a tenth of that.
+const BYTES: Bytes = Bytes {
+    small: 64 << 10,
+    account: 128 << 20,
+    total: 256 << 20,
+};
 /// How long each step of a connection may take. Clients wait a minute for an answer
-/// by default.
+/// by default. The least rate is what half a megabit a second carries.
 const DEADLINES: Deadlines = Deadlines {
     first: Duration::from_secs(10),
     idle: Duration::from_secs(60),
     receive: Duration::from_secs(30),
     request: Duration::from_secs(90),
     write: Duration::from_secs(15),
+    least_rate: 64 << 10,
     tick: Duration::from_secs(1),
+};
+const ALL: Bounds = Bounds {
+    limits: LIMITS,
+    bytes: BYTES,
+    deadlines: DEADLINES,
 };
 /// The longest head: a GET's parameters are in it, and a URI has at most 64 KiB.
 /// Also what is buffered for a caller that doesn't read.
 const BUFFER: usize = 96 << 10;
+/// What the kernel buffers of an answer, in bytes: half of what it says it does. By
+/// itself it would take some megabytes of each, and those of many callers who read
+/// nothing are memory that all connections of this machine share. At a tenth of a
+/// second's round trip this still carries 5 MB a second.
+const SEND_BUFFER: usize = 256 << 10;
 /// More headers than any client sends.
 const HEADERS: usize = 100;
 /// So long, and for so many bytes, a closed connection is read from, so that what
@@ -83,9 +107,9 @@ pub fn router(cloud: Cloud, credentials: CredentialStore) -> Router {
 /// way. HTTP/1.1, one task for each connection.
 ///
 /// Whoever connects gets a place: see [`seats`] for whose, and [`watched`] for how
-/// long one may be held.
+/// long one may be held. What waits to be read is bounded by [`answers`].
 pub async fn serve(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
-    limited(listener, None, router, shutdown, LIMITS, DEADLINES).await;
+    limited(listener, None, router, shutdown, ALL).await;
 }
 
 /// [`serve`], in TLS.
@@ -97,9 +121,17 @@ pub async fn serve_tls(
 ) {
     let acceptor = Some(tls.acceptor());
     tokio::select! {
-        () = limited(listener, acceptor, router, shutdown, LIMITS, DEADLINES) => {}
+        () = limited(listener, acceptor, router, shutdown, ALL) => {}
         () = tls.look_after() => {}
     }
+}
+
+/// What callers are kept within.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    limits: Limits,
+    bytes: Bytes,
+    deadlines: Deadlines,
 }
 
 async fn limited(
@@ -107,10 +139,10 @@ async fn limited(
     tls: Option<TlsAcceptor>,
     router: Router,
     shutdown: watch::Receiver<bool>,
-    limits: Limits,
-    deadlines: Deadlines,
+    bounds: Bounds,
 ) {
-    let seats = Seats::new(limits);
+    let seats = Seats::new(bounds.limits);
+    let answers = Answers::new(bounds.bytes);
     let mut stop = shutdown.clone();
     let mut connections = JoinSet::new();
     loop {
@@ -124,9 +156,13 @@ async fn limited(
             tracing::warn!(%peer, "no place for a connection: all are busy");
             continue;
         };
+        if let Err(error) = buffer_less(&stream) {
+            tracing::debug!(%peer, %error, "a connection keeps the kernel's send buffer");
+        }
         let visit = Visit(Arc::new(Visitor {
             seat,
-            watch: Watch::new(deadlines),
+            answers: answers.clone(),
+            watch: Watch::new(bounds.deadlines),
             verified: AtomicBool::new(false),
         }));
         let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
@@ -154,6 +190,10 @@ async fn limited(
     while connections.join_next().await.is_some() {}
 }
 
+fn buffer_less(stream: &TcpStream) -> io::Result<()> {
+    Ok(sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER)?)
+}
+
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
@@ -173,6 +213,7 @@ struct Visit(Arc<Visitor>);
 
 struct Visitor {
     seat: Seat,
+    answers: Answers,
     watch: Watch,
     /// Whether the request that is under way bears a good signature.
     verified: AtomicBool,
@@ -184,28 +225,48 @@ impl Visit {
         self.0.watch.begin();
     }
 
-    /// The request bears a good signature and may be carried out.
+    fn is_verified(&self) -> bool {
+        self.0.verified.load(Ordering::Relaxed)
+    }
+
+    fn answered(&self, bytes: u64) {
+        self.0.seat.idle();
+        self.0.watch.answered(bytes);
+    }
+
+    fn large_body(&self) -> Option<LargeBody> {
+        self.0.seat.large_body()
+    }
+}
+
+fn too_much(what: &str) -> ApiError {
+    let message = format!("{what}. Try again.");
+    ApiError::new("RequestLimitExceeded", message).with_status(503)
+}
+
+impl Connection for Visit {
     fn verified(&self) -> Result<(), ApiError> {
         self.0.verified.store(true, Ordering::Relaxed);
         if !self.0.seat.busy() {
-            let message = "Too many requests are under way. Try again.";
-            return Err(ApiError::new("RequestLimitExceeded", message).with_status(503));
+            return Err(too_much("Too many requests are under way"));
         }
         self.0.watch.verified();
         Ok(())
     }
 
-    fn is_verified(&self) -> bool {
-        self.0.verified.load(Ordering::Relaxed)
-    }
-
-    fn answered(&self) {
-        self.0.seat.idle();
-        self.0.watch.answered();
-    }
-
-    fn large_body(&self) -> Option<LargeBody> {
-        self.0.seat.large_body()
+    fn make_room(&self, account: &str, bytes: usize, again: bool) -> Result<(), ApiError> {
+        let Visitor {
+            answers,
+            seat,
+            watch,
+            ..
+        } = &*self.0;
+        if answers.is_large(bytes) {
+            let room = answers.take(account, bytes, seat.eviction(), again);
+            let room = room.ok_or_else(|| too_much("Too many large answers wait to be read"))?;
+            watch.keep(room);
+        }
+        Ok(())
     }
 }
 
@@ -218,9 +279,11 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
     let stream = Watched::new(stream, visit.0.watch.clone());
     let service = service_fn(|mut request: Request<Incoming>| {
         let (router, visit) = (router.clone(), visit.clone());
-        visit.begin();
         request.extensions_mut().insert(visit.clone());
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
+            // Nothing is made for a caller that doesn't read what it has.
+            visit.0.watch.written().await;
+            visit.begin();
             let response = match router.oneshot(request.map(Body::new)).await {
                 Ok(response) => response,
                 Err(never) => match never {},
@@ -275,14 +338,13 @@ async fn answer(
     let request_id = request_id();
     let (parts, mut body) = request.into_parts();
     let request = Request::from_parts(parts, ());
-    let verified = || visit.verified();
     let mut received = Received {
         method: request.method(),
         path: request.uri().path(),
         query: query_of(&request),
         headers: request.headers(),
         body: &[],
-        verified: &verified,
+        connection: &visit,
     };
     // Whoever names no key of ours has nothing received.
     let refused = match body::fits(&body) {
@@ -353,99 +415,4 @@ fn request_id() -> String {
         &hex[16..20],
         &hex[20..]
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    use super::*;
-
-    const QUICK: Deadlines = Deadlines {
-        first: Duration::from_millis(200),
-        idle: Duration::from_millis(200),
-        receive: Duration::from_millis(200),
-        request: Duration::from_millis(200),
-        write: Duration::from_millis(200),
-        tick: Duration::from_millis(20),
-    };
-
-    struct Served {
-        address: SocketAddr,
-        end: watch::Sender<bool>,
-        server: tokio::task::JoinHandle<()>,
-    }
-
-    async fn served(router: Router, limits: Limits, deadlines: Deadlines) -> Served {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (end, shutdown) = watch::channel(false);
-        let server = tokio::spawn(limited(listener, None, router, shutdown, limits, deadlines));
-        Served {
-            address,
-            end,
-            server,
-        }
-    }
-
-    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
-
-    async fn get(address: SocketAddr) {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(REQUEST).await.unwrap();
-        let mut answer = [0; 12];
-        stream.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 200");
-    }
-
-    #[tokio::test]
-    async fn who_says_nothing_is_put_out_and_takes_no_ones_place() {
-        let limits = Limits {
-            loopback: 2,
-            ..LIMITS
-        };
-        let router = Router::new().fallback(async || "here");
-        let served = served(router, limits, QUICK).await;
-        let mut silent = Vec::new();
-        for _ in 0..5 {
-            silent.push(TcpStream::connect(served.address).await.unwrap());
-        }
-        let _ = silent[4].write_all(b"GET / HTTP/1.1\r\nHo").await;
-        get(served.address).await;
-        for mut stream in silent {
-            let mut rest = Vec::new();
-            // However it is put out: nothing of use comes.
-            let _ = stream.read_to_end(&mut rest).await;
-            assert!(!rest.starts_with(b"HTTP/1.1 200"));
-        }
-        // A connection that is only kept open doesn't keep the server from ending.
-        served.end.send_replace(true);
-        served.server.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn who_reads_nothing_is_put_out() {
-        let router = Router::new().fallback(async || vec![b'x'; 1 << 16]);
-        let served = served(router, LIMITS, QUICK).await;
-        let mut stream = TcpStream::connect(served.address).await.unwrap();
-        // More requests than all buffers on the way hold answers to.
-        let writing = async {
-            loop {
-                if stream.write_all(REQUEST).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let limit = Duration::from_secs(20);
-        tokio::time::timeout(limit, writing).await.unwrap();
-        get(served.address).await;
-    }
-
-    #[test]
-    fn request_ids_are_version_4_uuids() {
-        let id = request_id();
-        assert_eq!(id.len(), 36);
-        assert_eq!(&id[14..15], "4");
-        assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"));
-    }
 }

@@ -100,18 +100,21 @@ pub(super) async fn drain(body: &mut Body, headers: &HeaderMap) {
 /// An answer, whose connection learns when the last of it is with the writer.
 pub(super) struct Answer {
     body: Body,
+    /// The length of all of it.
+    bytes: u64,
     visit: Visit,
 }
 
 impl Answer {
     pub(super) fn new(body: Body, visit: Visit) -> Self {
-        Self { body, visit }
+        let bytes = body.size_hint().lower();
+        Self { body, bytes, visit }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.visit.answered();
+        self.visit.answered(self.bytes);
     }
 }
 

@@ -237,9 +237,15 @@ impl Table {
 }
 
 impl Seat {
-    /// Ends when the place is given to somebody else.
+    /// Ends when the connection has to: its place is given to somebody else, or the
+    /// memory that its answer is in.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
+    }
+
+    /// What ends [`evicted`](Self::evicted) when it is notified.
+    pub(super) fn eviction(&self) -> &Arc<Notify> {
+        &self.evicted
     }
 
     /// A request with a good signature begins. False when the place is lost, or

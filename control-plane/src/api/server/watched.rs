@@ -1,15 +1,20 @@
 //! A connection's deadlines, kept by looking at its bytes.
 //!
 //! ```text
-//!            first byte             good signature        answer written
-//!   waiting ───────────▶ receiving ───────────────▶ busy ───────────────▶ waiting
+//!            first byte             good signature        answer made
+//!   waiting ───────────▶ receiving ───────────────▶ busy ─────────────▶ writing
+//!      ▲                                                                   │
+//!      └───────────────────────────────────────────────────────────────────┘
+//!                                 last byte written
 //! ```
 //!
 //! Each has its deadline, and so has a write that makes no progress. A caller that
-//! trickles bytes, either way, gains nothing: the deadlines count from the first.
+//! trickles bytes, either way, gains nothing: the deadlines count from the first, and
+//! an answer's is as long as it takes at the least rate. The next request of a caller
+//! that pipelines begins when the last answer is written.
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -18,8 +23,11 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
     time::Instant,
 };
+
+use super::answers::Room;
 
 /// How long each may take.
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +39,13 @@ pub(super) struct Deadlines {
     /// From a request's first byte until its signature is verified, its body with
     /// it.
     pub receive: Duration,
-    /// From a request's first byte until its answer is written.
+    /// From a request's first byte until its answer is made.
     pub request: Duration,
-    /// Until the caller takes the next byte of an answer.
+    /// Until the caller takes the next byte of an answer; and for all of it, beside
+    /// what its length takes at `least_rate`.
     pub write: Duration,
+    /// At which a caller takes an answer at the least, in bytes a second.
+    pub least_rate: u32,
     /// How often this is looked at.
     pub tick: Duration,
 }
@@ -48,7 +59,6 @@ pub(super) enum Late {
     Writing,
 }
 
-#[derive(Debug)]
 struct Progress {
     phase: Late,
     until: Instant,
@@ -56,15 +66,18 @@ struct Progress {
     began: Instant,
     /// Since when a write makes no progress.
     stalled: Option<Instant>,
-    /// The answer is with the writer.
-    answered: bool,
+    /// Bytes came of a request that begins when the answer before is written.
+    pipelined: bool,
+    /// What the answer has in memory, until it is written.
+    room: Option<Room>,
 }
 
 /// What is known of a connection's progress. Clones are the same.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Watch {
     deadlines: Deadlines,
     progress: Arc<Mutex<Progress>>,
+    written: Arc<Notify>,
 }
 
 impl Watch {
@@ -77,8 +90,10 @@ impl Watch {
                 until: now + deadlines.first,
                 began: now,
                 stalled: None,
-                answered: false,
+                pipelined: false,
+                room: None,
             })),
+            written: Arc::default(),
         }
     }
 
@@ -89,13 +104,24 @@ impl Watch {
     /// A request begins: its first bytes are there.
     pub(super) fn begin(&self) {
         let mut progress = self.progress();
-        if progress.phase == Late::Waiting || progress.answered {
-            // Pipelined, it begins before the last answer is gone.
-            let now = Instant::now();
-            progress.phase = Late::Receiving;
-            progress.began = now;
-            progress.until = now + self.deadlines.receive;
-            progress.answered = false;
+        match progress.phase {
+            Late::Waiting => self.receive(&mut progress),
+            Late::Writing => progress.pipelined = true,
+            Late::Receiving | Late::Busy => {}
+        }
+    }
+
+    fn receive(&self, progress: &mut Progress) {
+        let now = Instant::now();
+        progress.phase = Late::Receiving;
+        progress.began = now;
+        progress.until = now + self.deadlines.receive;
+    }
+
+    /// Ends when no answer is being written.
+    pub(super) async fn written(&self) {
+        while self.progress().phase == Late::Writing {
+            self.written.notified().await;
         }
     }
 
@@ -106,11 +132,18 @@ impl Watch {
         progress.until = progress.began + self.deadlines.request;
     }
 
-    /// Its answer is made, and remains to be written.
-    pub(super) fn answered(&self) {
+    /// The answer has room in memory, until it is written.
+    pub(super) fn keep(&self, room: Room) {
+        self.progress().room = Some(room);
+    }
+
+    /// Its answer is made, and so many bytes remain to be written.
+    pub(super) fn answered(&self, bytes: u64) {
+        let rate = self.deadlines.least_rate.max(1);
+        let length = Duration::from_millis(bytes.saturating_mul(1000) / u64::from(rate));
         let mut progress = self.progress();
-        progress.answered = true;
-        progress.until = progress.began + self.deadlines.request;
+        progress.phase = Late::Writing;
+        progress.until = Instant::now() + self.deadlines.write + length;
     }
 
     /// Ends when the connection is late with something.
@@ -141,11 +174,18 @@ impl Watch {
 
     fn flushed(&self) {
         let mut progress = self.progress();
-        if progress.answered {
-            progress.answered = false;
+        if progress.phase != Late::Writing {
+            return;
+        }
+        progress.room = None;
+        if mem::take(&mut progress.pipelined) {
+            self.receive(&mut progress);
+        } else {
             progress.phase = Late::Waiting;
             progress.until = Instant::now() + self.deadlines.idle;
         }
+        // Kept for one that doesn't wait yet.
+        self.written.notify_one();
     }
 }
 
@@ -234,6 +274,7 @@ mod tests {
         receive: s(30),
         request: s(90),
         write: s(15),
+        least_rate: 1000,
         tick: s(1),
     };
 
@@ -263,7 +304,7 @@ mod tests {
         watch.verified();
         assert_eq!(late_after(&watch).await, (Late::Busy, 60));
 
-        watch.answered();
+        watch.answered(2);
         near.write_all(b"ok").await.unwrap();
         near.flush().await.unwrap();
         assert_eq!(late_after(&watch).await, (Late::Waiting, 60));
@@ -276,7 +317,7 @@ mod tests {
         let mut near = Watched::new(near, watch.clone());
         watch.begin();
         watch.verified();
-        watch.answered();
+        watch.answered(1_000_000);
         let task = tokio::spawn(async move { near.write_all(b"longer than four").await });
         assert_eq!(late_after(&watch).await, (Late::Writing, 15));
         // Some progress, and then none again.
@@ -284,5 +325,52 @@ mod tests {
         far.read_exact(&mut some).await.unwrap();
         assert_eq!(late_after(&watch).await, (Late::Writing, 15));
         task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_taken_at_the_least_rate() {
+        for (bytes, all_of_it) in [(0, 15), (60_000, 75)] {
+            let watch = Watch::new(DEADLINES);
+            let (mut far, near) = duplex(4);
+            let mut near = Watched::new(near, watch.clone());
+            watch.begin();
+            watch.verified();
+            watch.answered(bytes);
+            let writing = tokio::spawn(async move { near.write_all(&[0; 1000]).await });
+            // Progress at every step, and too little of it.
+            let begins = watch.clone();
+            let reading = tokio::spawn(async move {
+                let mut some = [0; 4];
+                loop {
+                    tokio::time::sleep(s(3)).await;
+                    if far.read_exact(&mut some).await.is_err() {
+                        break;
+                    }
+                    // Nor does a further request gain time.
+                    begins.begin();
+                }
+            });
+            assert_eq!(late_after(&watch).await, (Late::Writing, all_of_it));
+            writing.abort();
+            reading.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipelined_request_begins_when_the_answer_is_written() {
+        let watch = Watch::new(DEADLINES);
+        let (mut far, near) = duplex(64);
+        let mut near = Watched::new(near, watch.clone());
+        watch.begin();
+        watch.verified();
+        watch.answered(2);
+        far.write_all(b"G").await.unwrap();
+        near.read_u8().await.unwrap();
+        let waits = tokio::time::timeout(s(5), watch.written());
+        assert!(waits.await.is_err());
+        near.write_all(b"ok").await.unwrap();
+        near.flush().await.unwrap();
+        watch.written().await;
+        assert_eq!(late_after(&watch).await, (Late::Receiving, 30));
     }
 }
