@@ -42,7 +42,7 @@ impl<'v> Scoped<'v> {
     }
 
     /// Those after this id, in the order of their ids; after "", all.
-    pub fn after<T: Regional>(self, id: &str) -> impl Iterator<Item = &'v T> {
+    pub fn after<T: Regional>(self, id: &str) -> impl Iterator<Item = &'v T> + use<'v, T> {
         self.view.after(&self.scope.prefix(), id)
     }
 

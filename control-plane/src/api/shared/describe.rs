@@ -4,10 +4,17 @@
 //! Pages are made of keys: a page begins behind the last one's last key and ends
 //! when it is full, and only what is on it is turned into an answer.
 
-use std::{collections::BTreeMap, ops::Deref};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, RangeInclusive},
+};
 
 use super::{Filter, Filterable, Filters, Page, Table, TagsOf, all_found, page::read_token};
-use crate::{api::ApiError, model::Described, store::Scoped};
+use crate::{
+    api::{ApiError, Ctx},
+    model::Described,
+    store::Scoped,
+};
 
 /// A resource with the view that it is seen in: what filters look at, and what
 /// an answer is made from.
@@ -52,24 +59,28 @@ impl<T: Filtered> Filterable for Row<'_, T> {
     }
 }
 
-/// What a call asks of a list.
-#[derive(Debug)]
-pub struct Listing {
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
+/// What a call asks of a list, and whose it is.
+pub struct Listing<'v> {
+    /// How this Hearth is set up, and who calls.
+    pub ctx: &'v Ctx,
+    /// What the caller has.
+    pub view: Scoped<'v>,
+    /// The ids of what is asked for; none at all asks for all.
+    pub ids: Vec<String>,
+    /// `Filters`.
+    pub filters: Vec<Filter>,
+    /// `MaxResults`, from the first to the last of `pages`.
+    pub max_results: Option<i64>,
+    /// `NextToken`.
+    pub next_token: Option<String>,
+    /// The smallest and the largest page.
+    pub pages: RangeInclusive<i64>,
 }
 
-impl Listing {
-    /// The call's `Filters`, `MaxResults` and `NextToken`.
-    pub fn new(filters: Vec<Filter>, max_results: Option<i64>, next_token: Option<String>) -> Self {
-        Self {
-            filters,
-            max_results,
-            next_token,
-        }
-    }
+/// A page of a list, and the token of the next one.
+pub type Paged<T> = (Vec<T>, Option<String>);
 
+impl<'v> Listing<'v> {
     /// The key that the page comes after, if it isn't the first.
     ///
     /// # Errors
@@ -78,36 +89,70 @@ impl Listing {
         self.next_token.as_deref().map(read_token).transpose()
     }
 
-    /// The page of the caller's resources with these ids, or of all when there
-    /// are no ids, that the filters match and `keep` keeps; in the order of
-    /// their ids, each once. With the token of the next page. `MaxResults` must
-    /// be within `range`.
+    /// Refuses ids and `MaxResults` together, which some lists of EC2 do; `set` is what
+    /// the error calls the ids.
+    ///
+    /// # Errors
+    /// `InvalidParameterCombination`.
+    pub fn ids_or_pages(&self, set: &str) -> Result<(), ApiError> {
+        if self.ids.is_empty() || self.max_results.is_none() {
+            return Ok(());
+        }
+        Err(ApiError::combination(format!(
+            "The parameter {set} cannot be used with the parameter maxResults"
+        )))
+    }
+
+    /// The page of the caller's resources that are asked for, each as `item` shows it.
+    ///
+    /// # Errors
+    /// As [`rows`](Self::rows).
+    pub fn show<T: Filtered, I>(
+        self,
+        item: impl Fn(&Row<'v, T>) -> I,
+    ) -> Result<Paged<I>, ApiError> {
+        let (rows, next_token) = self.rows(|_| true)?;
+        Ok((rows.iter().map(item).collect(), next_token))
+    }
+
+    /// The page of the caller's resources with the ids that are asked for, or of all,
+    /// that the filters match and `keep` keeps; in the order of their keys, each once.
     ///
     /// # Errors
     /// Those of [`all_found`] and [`page_of`](Self::page_of).
-    pub fn rows<'v, T: Filtered>(
+    pub fn rows<T: Filtered>(
         self,
-        view: Scoped<'v>,
-        ids: &[String],
-        range: (i64, i64),
         keep: impl Fn(&T) -> bool,
-    ) -> Result<(Vec<Row<'v, T>>, Option<String>), ApiError> {
-        let row = |resource| Row::new(view, resource);
-        let key = |row: &Row<'v, T>| row.resource.id().to_owned();
-        if ids.is_empty() {
-            let after = self.after()?;
-            let all = view.after::<T>(after.as_deref().unwrap_or_default());
-            return self.page_of(all.filter(|r| keep(r)).map(row), key, range);
-        }
-        let named = all_found::<T>(view, ids)?.into_iter();
-        let named: BTreeMap<&str, &T> = named.map(|resource| (resource.id(), resource)).collect();
-        let named = named.into_values().filter(|r| keep(r)).map(row);
-        self.page_of(named, key, range)
+    ) -> Result<Paged<Row<'v, T>>, ApiError> {
+        let view = self.view;
+        let resources = self.resources(keep)?;
+        let rows = resources.map(|resource| Row::new(view, resource));
+        self.page_of(rows, |row| row.resource.id().to_owned())
     }
 
-    /// The page of those `items` that the filters match, and the token of the
-    /// next. The items must be in the order of their keys; `MaxResults` must be
-    /// within `range`.
+    /// What the page is made of before the filters look at it: see [`rows`](Self::rows).
+    ///
+    /// # Errors
+    /// Those of [`all_found`], or `InvalidNextToken`.
+    pub fn resources<T: Described, K: Fn(&T) -> bool>(
+        &self,
+        keep: K,
+    ) -> Result<impl Iterator<Item = &'v T> + use<'v, T, K>, ApiError> {
+        let mut named = BTreeMap::new();
+        let mut all = None;
+        if self.ids.is_empty() {
+            let after = self.after()?.unwrap_or_default();
+            all = Some(self.view.after::<T>(&after));
+        } else {
+            let found = all_found::<T>(self.view, &self.ids)?.into_iter();
+            named.extend(found.map(|resource| (resource.id(), resource)));
+        }
+        let resources = named.into_values().chain(all.into_iter().flatten());
+        Ok(resources.filter(move |resource| keep(resource)))
+    }
+
+    /// The page of those `items` that the filters match. The items must be in the order
+    /// of their keys; what comes before the page may be left out.
     ///
     /// # Errors
     /// For a filter that such items don't have, a size out of the range, or a
@@ -116,12 +161,132 @@ impl Listing {
         self,
         items: impl IntoIterator<Item = T>,
         key: impl Fn(&T) -> String,
-        range: (i64, i64),
-    ) -> Result<(Vec<T>, Option<String>), ApiError> {
+    ) -> Result<Paged<T>, ApiError> {
         let filters = Filters::new(self.filters)?;
-        let page = Page::new(self.max_results, self.next_token.as_deref(), range)?;
+        let page = Page::new(self.max_results, self.next_token.as_deref(), self.pages)?;
         let page = page.of(items, key, |item| filters.matches(item));
         filters.within_budget()?;
         Ok(page)
     }
 }
+
+/// Declares a `Describe…` action: its request (ids, `more` parameters, `Filters`,
+/// `MaxResults` and `NextToken`), its answer (a set of items and `nextToken`), and
+/// `page`, which makes the items of a [`Listing`] and of `more`.
+///
+/// ```ignore
+/// describe! {
+///     DescribeVolumes {
+///         ids: "VolumeId",                  // on the wire; left out where there are none
+///         set: volume_set of Item,          // `volumeSet` on the wire
+///         unsupported: ["IncludeManagedResources"],
+///         more: { all: Option<bool> },      // fields, with serde's attributes
+///         pages: 5..=1000,                  // of `MaxResults`; `none` without pages
+///         page: |asked, _| asked.show(Item::new),
+///     }
+/// }
+/// ```
+macro_rules! describe {
+    ($action:ident { ids: $ids:literal, $($rest:tt)* }) => {
+        $crate::api::shared::describe!(@pages $action [default, rename = $ids] $($rest)*);
+    };
+    ($action:ident { set: $($rest:tt)* }) => {
+        $crate::api::shared::describe!(@pages $action [skip] set: $($rest)*);
+    };
+    (@pages $action:ident $ids:tt
+        set: $vis:vis $set:ident of $item:ty,
+        $(unsupported: $unsupported:tt,)?
+        $(more: $more:tt,)?
+        pages: none,
+        page: $page:expr $(,)?
+    ) => {
+        $crate::api::shared::describe! {
+            @declare $action $ids [skip] [] [0..=0] [$vis] $set [$item]
+            [$($unsupported)?] [$($more)?] $page
+        }
+    };
+    (@pages $action:ident $ids:tt
+        set: $vis:vis $set:ident of $item:ty,
+        $(unsupported: $unsupported:tt,)?
+        $(more: $more:tt,)?
+        pages: $least:literal..=$most:literal,
+        page: $page:expr $(,)?
+    ) => {
+        $crate::api::shared::describe! {
+            @declare $action $ids [default] [next_token] [$least..=$most] [$vis] $set [$item]
+            [$($unsupported)?] [$($more)?] $page
+        }
+    };
+    (@declare $action:ident [$($ids:tt)*] [$paged:ident] [$($token:ident)?] [$pages:expr]
+        [$vis:vis] $set:ident [$item:ty]
+        [$([$($unsupported:literal),* $(,)?])?]
+        [$({$($(#[$attr:meta])* $field:ident: $kind:ty),* $(,)?})?]
+        $page:expr
+    ) => {
+        /// The action.
+        pub(crate) struct $action;
+
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(rename_all = "PascalCase", deny_unknown_fields)]
+        pub(crate) struct Request {
+            #[serde($($ids)*)]
+            ids: Vec<String>,
+            $($($(#[$attr])* $field: $kind,)*)?
+            #[serde(default, rename = "Filter")]
+            filters: Vec<$crate::api::shared::Filter>,
+            #[serde($paged)]
+            max_results: Option<i64>,
+            #[serde($paged)]
+            next_token: Option<String>,
+        }
+
+        /// The parameters that other lists don't have.
+        pub(crate) struct More {
+            $($($field: $kind,)*)?
+        }
+
+        #[derive(Debug, serde::Serialize, serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        pub(crate) struct Response {
+            $vis $set: Vec<$item>,
+            $($vis $token: Option<String>,)?
+        }
+
+        impl $crate::api::Action for $action {
+            const NAME: &'static str = stringify!($action);
+            const UNSUPPORTED: &'static [&'static str] = &[$($($unsupported),*)?];
+            type Request = Request;
+            type Response = Response;
+
+            fn targets(_: &Request, to: &mut $crate::api::Targets<'_>) {
+                to.any();
+            }
+
+            async fn handle(
+                ctx: &$crate::api::Ctx,
+                request: Request,
+            ) -> Result<Response, $crate::api::ApiError> {
+                type Make = for<'v> fn(
+                    $crate::api::shared::Listing<'v>,
+                    More,
+                ) -> Result<$crate::api::shared::Paged<$item>, $crate::api::ApiError>;
+                let make: Make = $page;
+                let view = ctx.view();
+                let asked = $crate::api::shared::Listing {
+                    ctx,
+                    view: view.view(),
+                    ids: request.ids,
+                    filters: request.filters,
+                    max_results: request.max_results,
+                    next_token: request.next_token,
+                    pages: $pages,
+                };
+                let more = More { $($($field: request.$field,)*)? };
+                let page = make(asked, more)?;
+                Ok(Response { $set: page.0, $($token: page.1)? })
+            }
+        }
+    };
+}
+
+pub(crate) use describe;

@@ -7,7 +7,8 @@ pub mod id;
 pub mod page;
 pub mod tag;
 
-pub use describe::{Filtered, Listing, Row};
+pub(crate) use describe::describe;
+pub use describe::{Filtered, Listing, Paged, Row};
 pub use filter::{Filter, Filterable, Filters, Table, TagsOf, Values};
 pub use id::{all_found, all_found_by, found, found_visible, not_found, parse_id};
 pub use page::Page;

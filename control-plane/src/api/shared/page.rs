@@ -3,6 +3,8 @@
 //! A token is the key of the last item given, so a page begins where the one
 //! before ended even when items came or went in between.
 
+use std::ops::RangeInclusive;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::api::ApiError;
@@ -21,17 +23,18 @@ pub struct Page {
 }
 
 impl Page {
-    /// `MaxResults`, from the first to the last of `range`, and `NextToken`.
+    /// `MaxResults`, which must be one of `pages`, and `NextToken`.
     ///
     /// # Errors
     /// When `MaxResults` is out of its range or the token is none of ours.
     pub fn new(
         max_results: Option<i64>,
         next_token: Option<&str>,
-        (least, most): (i64, i64),
+        pages: RangeInclusive<i64>,
     ) -> Result<Self, ApiError> {
         let limit = match max_results {
-            Some(max) if !(least..=most).contains(&max) => {
+            Some(max) if !pages.contains(&max) => {
+                let (least, most) = pages.into_inner();
                 let why = format!("Expecting a value from {least} to {most}.");
                 return Err(ApiError::invalid_value(
                     "MaxResults",
@@ -100,7 +103,7 @@ mod tests {
         max: Option<i64>,
         token: Option<&str>,
     ) -> (Vec<String>, Option<String>) {
-        let page = Page::new(max, token, (1, 3)).unwrap();
+        let page = Page::new(max, token, 1..=3).unwrap();
         let items = items.into_iter().map(str::to_owned);
         page.of(items, String::clone, |_| true)
     }
@@ -154,7 +157,7 @@ mod tests {
             (None, Some("x")),
             (None, Some("é")),
         ] {
-            assert!(Page::new(max, token, (1, 3)).is_err());
+            assert!(Page::new(max, token, 1..=3).is_err());
         }
     }
 }

@@ -8,43 +8,69 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
-        shared::{Filter, Filtered, Listing, Row, Table, Tag, all_found_by},
+        ApiError,
+        shared::{Filtered, Row, Table, Tag, all_found_by, describe},
         wire::Time,
     },
     model::{Image, ImageId},
+    store::Scoped,
 };
 
-/// The action.
-pub(crate) struct DescribeImages;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "ImageId")]
-    ids: Vec<String>,
-    #[serde(default, rename = "Owner")]
-    owners: Vec<String>,
-    /// Whom the image must be launchable by: every image here is public.
-    #[serde(default, rename = "ExecutableBy")]
-    executable_by: Vec<String>,
-    /// Deprecated ones, too: there are none to leave out.
-    #[serde(rename = "IncludeDeprecated")]
-    _include_deprecated: Option<bool>,
-    /// Disabled ones, too: there are none to leave out.
-    #[serde(rename = "IncludeDisabled")]
-    _include_disabled: Option<bool>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
+describe! {
+    DescribeImages {
+        ids: "ImageId",
+        set: images_set of Item,
+        more: {
+            #[serde(default, rename = "Owner")]
+            owners: Vec<String>,
+            /// Whom the image must be launchable by: every image here is public.
+            #[serde(default, rename = "ExecutableBy")]
+            executable_by: Vec<String>,
+            /// Deprecated ones, too: there are none to leave out.
+            #[serde(rename = "IncludeDeprecated")]
+            _include_deprecated: Option<bool>,
+            /// Disabled ones, too: there are none to leave out.
+            #[serde(rename = "IncludeDisabled")]
+            _include_disabled: Option<bool>,
+        },
+        pages: 1..=1000,
+        page: |asked, more| {
+            let rows = seen(asked.view, &asked.ids, &more)?;
+            let (rows, next_token) = asked.page_of(rows, |row| row.id.to_string())?;
+            Ok((rows.iter().map(item).collect(), next_token))
+        },
+    }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    images_set: Vec<Item>,
-    next_token: Option<String>,
+/// The images that a request is about, in the order of their ids: those of other
+/// accounts are seen, too, so the view has them in no order.
+fn seen<'v>(
+    view: Scoped<'v>,
+    ids: &[String],
+    more: &More,
+) -> Result<impl Iterator<Item = Row<'v, Image>> + use<'v>, ApiError> {
+    let account = &view.scope().account;
+    // `self` as a launcher asks for images shared with this account by name,
+    // and public ones are not.
+    let by = &more.executable_by;
+    let launchable = by.is_empty() || by.iter().any(|who| who == "all");
+    let owned = |image: &Image| {
+        more.owners.is_empty()
+            || more.owners.iter().any(|owner| {
+                *owner == image.scope.account
+                    || (owner == "self" && image.scope.account == *account)
+            })
+    };
+    let seen: Vec<&Image> = match ids {
+        [] => view.all_visible().collect(),
+        ids => all_found_by(ids, |id: &ImageId| view.visible::<Image>(id))?,
+    };
+    let rows: BTreeMap<&ImageId, Row<'v, Image>> = seen
+        .into_iter()
+        .filter(|image| launchable && owned(image))
+        .map(|image| (&image.id, Row::new(view, image)))
+        .collect();
+    Ok(rows.into_values())
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -120,53 +146,6 @@ impl Filtered for Image {
             .on("root-device-type", |_, out| out.add("ebs"))
             .on("state", |_, out| out.add("available"))
             .on("virtualization-type", |_, out| out.add("hvm"))
-    }
-}
-
-impl Action for DescribeImages {
-    const NAME: &'static str = "DescribeImages";
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.view();
-        let account = &ctx.caller.account;
-        // `self` as a launcher asks for images shared with this account by name,
-        // and public ones are not.
-        let by = &request.executable_by;
-        let launchable = by.is_empty() || by.iter().any(|who| who == "all");
-        let owned = |image: &Image| {
-            request.owners.is_empty()
-                || request.owners.iter().any(|owner| {
-                    *owner == image.scope.account
-                        || (owner == "self" && image.scope.account == *account)
-                })
-        };
-        // Images of other accounts are seen, too, so they come in no order.
-        let view = view.view();
-        let seen: Vec<&Image> = match request.ids.as_slice() {
-            [] => view.all_visible().collect(),
-            ids => all_found_by(ids, |id: &ImageId| view.visible::<Image>(id))?,
-        };
-        let rows: BTreeMap<&ImageId, Row<'_, Image>> = seen
-            .into_iter()
-            .filter(|image| launchable && owned(image))
-            .map(|image| (&image.id, Row::new(view, image)))
-            .collect();
-        let (found, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .page_of(rows.into_values(), |row| row.id.to_string(), (1, 1000))?;
-        Ok(Response {
-            images_set: found.iter().map(item).collect(),
-            next_token,
-        })
     }
 }
 

@@ -6,32 +6,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
-        shared::{Filter, Filterable, Listing, Table, TagsOf},
+        ApiError,
+        shared::{Filterable, Table, TagsOf, describe},
         wire::quoted,
     },
     model::{INSTANCE_TYPES, InstanceType},
 };
 
-/// The action.
-pub(crate) struct DescribeInstanceTypes;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "InstanceType")]
-    names: Vec<String>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
+describe! {
+    DescribeInstanceTypes {
+        ids: "InstanceType",
+        set: instance_type_set of Item,
+        unsupported: ["IncludeUnsupportedInRegion"],
+        pages: 5..=100,
+        page: |asked, _| {
+            let types = named(&asked.ids)?;
+            let (types, next_token) = asked.page_of(types, |t| t.name.to_owned())?;
+            Ok((types.into_iter().map(Item::new).collect(), next_token))
+        },
+    }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    instance_type_set: Vec<Item>,
-    next_token: Option<String>,
+/// The types of these names, or all, in the order of their names.
+fn named(names: &[String]) -> Result<Vec<&'static InstanceType>, ApiError> {
+    let unknown = names.iter().find(|n| InstanceType::find(n).is_none());
+    if let Some(unknown) = unknown {
+        let message = format!(
+            "The following supplied instance types do not exist: [{}]",
+            quoted(unknown)
+        );
+        return Err(ApiError::new("InvalidInstanceType", message));
+    }
+    let mut found: Vec<&InstanceType> = INSTANCE_TYPES
+        .iter()
+        .filter(|t| names.is_empty() || names.iter().any(|n| n == t.name))
+        .collect();
+    found.sort_by_key(|t| t.name);
+    Ok(found)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,38 +121,9 @@ impl Filterable for &InstanceType {
     }
 }
 
-impl Action for DescribeInstanceTypes {
-    const NAME: &'static str = "DescribeInstanceTypes";
-    const UNSUPPORTED: &'static [&'static str] = &["IncludeUnsupportedInRegion"];
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(_: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let names = &request.names;
-        let unknown = names.iter().find(|n| InstanceType::find(n).is_none());
-        if let Some(unknown) = unknown {
-            let message = format!(
-                "The following supplied instance types do not exist: [{}]",
-                quoted(unknown)
-            );
-            return Err(ApiError::new("InvalidInstanceType", message));
-        }
-        let mut found: Vec<&InstanceType> = INSTANCE_TYPES
-            .iter()
-            .filter(|t| names.is_empty() || names.iter().any(|n| n == t.name))
-            .collect();
-        found.sort_by_key(|t| t.name);
-        let (found, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .page_of(found, |t| t.name.to_owned(), (5, 100))?;
-        let item = |t: &InstanceType| Item {
+impl Item {
+    fn new(t: &InstanceType) -> Self {
+        Self {
             instance_type: t.name.into(),
             current_generation: true,
             supported_usage_classes: vec!["on-demand".into()],
@@ -164,10 +146,6 @@ impl Action for DescribeInstanceTypes {
             burstable_performance_supported: t.burstable,
             dedicated_hosts_supported: false,
             auto_recovery_supported: false,
-        };
-        Ok(Response {
-            instance_type_set: found.into_iter().map(item).collect(),
-            next_token,
-        })
+        }
     }
 }

@@ -5,51 +5,40 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceStatus.html>
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{State, named};
+use super::State;
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
         ec2::regions::zone_id,
-        shared::{Filter, Filterable, Listing, Table, TagsOf},
+        shared::{Filterable, Table, TagsOf, describe},
         wire::Time,
     },
     model::{Instance, InstanceState, Reachability},
     store::Scoped,
 };
 
-/// The action.
-pub struct DescribeInstanceStatus;
-
-/// Its parameters.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct Request {
-    /// Only these.
-    #[serde(default, rename = "InstanceId")]
-    pub ids: Vec<String>,
-    /// Only what these match.
-    #[serde(default, rename = "Filter")]
-    pub filters: Vec<Filter>,
-    /// Those that don't run, too.
-    pub include_all_instances: Option<bool>,
-    /// How many at most, 5 to 1000.
-    pub max_results: Option<i64>,
-    /// Where the last page ended.
-    pub next_token: Option<String>,
-}
-
-/// Its answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Response {
-    /// The instances.
-    pub instance_status_set: Vec<Status>,
-    /// Where the next page begins.
-    pub next_token: Option<String>,
+describe! {
+    DescribeInstanceStatus {
+        ids: "InstanceId",
+        set: pub(super) instance_status_set of Status,
+        unsupported: ["IncludeManagedResources"],
+        more: {
+            /// Those that don't run, too.
+            include_all_instances: Option<bool>,
+        },
+        pages: 5..=1000,
+        page: |asked, more| {
+            asked.ids_or_pages("instancesSet")?;
+            let all = more.include_all_instances.unwrap_or(false);
+            let view = asked.view;
+            let seen = asked
+                .resources(|i: &Instance| all || i.state == InstanceState::Running)?
+                .map(|instance| Seen::new(view, instance));
+            let (found, next_token) = asked.page_of(seen, |s| s.status.instance_id.clone())?;
+            Ok((found.into_iter().map(|seen| seen.status).collect(), next_token))
+        },
+    }
 }
 
 /// How one instance fares.
@@ -186,48 +175,5 @@ impl Filterable for Seen {
             .on("system-status.status", |s, out| {
                 out.add(&s.status.system_status.status);
             })
-    }
-}
-
-impl Action for DescribeInstanceStatus {
-    const NAME: &'static str = "DescribeInstanceStatus";
-    const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        if !request.ids.is_empty() && request.max_results.is_some() {
-            return Err(ApiError::combination(
-                "The parameter instancesSet cannot be used with the parameter maxResults",
-            ));
-        }
-        let view = ctx.view();
-        let view = view.view();
-        let all = request.include_all_instances.unwrap_or(false);
-        let asked = |i: &Instance| all || i.state == InstanceState::Running;
-        let listing = Listing::new(request.filters, request.max_results, request.next_token);
-        let key = |seen: &Seen| seen.status.instance_id.clone();
-        let range = (5, 1000);
-        let seen = |instance| Seen::new(view, instance);
-        let (found, next_token) = if request.ids.is_empty() {
-            let after = listing.after()?.unwrap_or_default();
-            let instances = view.after(&after);
-            listing.page_of(instances.filter(|i| asked(i)).map(seen), key, range)?
-        } else {
-            let named: BTreeMap<_, _> = named(view, &request.ids)?
-                .into_iter()
-                .map(|i| (&i.id, i))
-                .collect();
-            let named = named.into_values().filter(|i| asked(i)).map(seen);
-            listing.page_of(named, key, range)?
-        };
-        Ok(Response {
-            instance_status_set: found.into_iter().map(|seen| seen.status).collect(),
-            next_token,
-        })
     }
 }

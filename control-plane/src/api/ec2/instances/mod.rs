@@ -25,8 +25,8 @@ mod tenancy_tests;
 pub(in crate::api) mod tests;
 
 pub use describe_instance_attribute::DescribeInstanceAttribute;
-pub use describe_instance_status::DescribeInstanceStatus;
-pub use describe_instances::DescribeInstances;
+pub(crate) use describe_instance_status::DescribeInstanceStatus;
+pub(crate) use describe_instances::DescribeInstances;
 pub use get_console_output::GetConsoleOutput;
 pub use modify_instance_attribute::ModifyInstanceAttribute;
 pub use reboot_instances::RebootInstances;
@@ -44,7 +44,6 @@ use crate::{
     api::{ApiError, Ctx, Targets, shared::all_found},
     model::{Eni, Instance, InstanceState},
     scheduler::Shortfall,
-    store::Scoped,
 };
 
 /// A state on the wire.
@@ -103,17 +102,6 @@ fn each_once<'i>(ctx: &Ctx, ids: &'i [String]) -> Result<Vec<&'i String>, ApiErr
     all_found::<Instance>(ctx.view().view(), ids)?;
     let mut seen = BTreeSet::new();
     Ok(ids.iter().filter(|id| seen.insert(*id)).collect())
-}
-
-/// The instances that a request names, each once, in its order.
-fn named<'v>(view: Scoped<'v>, ids: &[String]) -> Result<Vec<&'v Instance>, ApiError> {
-    if ids.is_empty() {
-        return Err(ApiError::missing("InstanceId"));
-    }
-    let mut seen = BTreeSet::new();
-    let mut named = all_found::<Instance>(view, ids)?;
-    named.retain(|instance| seen.insert(&instance.id));
-    Ok(named)
 }
 
 /// The interfaces of these instances change along with them.

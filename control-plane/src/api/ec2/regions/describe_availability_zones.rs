@@ -6,36 +6,34 @@ use serde::{Deserialize, Serialize};
 
 use super::zone_id;
 use crate::api::{
-    Action, ApiError, Ctx, Targets,
-    shared::{Filter, Filterable, Filters, Table, TagsOf},
+    ApiError, Ctx,
+    shared::{Filterable, Table, TagsOf, describe},
 };
 
-/// The action.
-pub struct DescribeAvailabilityZones;
-
-/// Its parameters.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct Request {
-    /// Only these, by name.
-    #[serde(default, rename = "ZoneName")]
-    pub names: Vec<String>,
-    /// Only these, by id.
-    #[serde(default, rename = "ZoneId")]
-    pub ids: Vec<String>,
-    /// Also those that are not enabled: there are none.
-    pub all_availability_zones: Option<bool>,
-    /// Only what these match.
-    #[serde(default, rename = "Filter")]
-    pub filters: Vec<Filter>,
-}
-
-/// Its answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Response {
-    /// The zones.
-    pub availability_zone_info: Vec<Zone>,
+describe! {
+    DescribeAvailabilityZones {
+        ids: "ZoneId",
+        set: availability_zone_info of Zone,
+        more: {
+            #[serde(default, rename = "ZoneName")]
+            names: Vec<String>,
+            /// Also those that are not enabled: there are none.
+            #[serde(rename = "AllAvailabilityZones")]
+            _all_availability_zones: Option<bool>,
+        },
+        pages: none,
+        page: |asked, more| {
+            let zones = zones(asked.ctx);
+            known("ZoneName", &more.names, zones.iter().map(|z| &z.zone_name))?;
+            known("ZoneId", &asked.ids, zones.iter().map(|z| &z.zone_id))?;
+            let (names, ids) = (more.names, asked.ids.clone());
+            let zones = zones
+                .into_iter()
+                .filter(|z| names.is_empty() || names.contains(&z.zone_name))
+                .filter(|z| ids.is_empty() || ids.contains(&z.zone_id));
+            asked.page_of(zones, |zone| zone.zone_name.clone())
+        },
+    }
 }
 
 /// A zone.
@@ -84,65 +82,42 @@ impl Filterable for Zone {
     }
 }
 
-impl Action for DescribeAvailabilityZones {
-    const NAME: &'static str = "DescribeAvailabilityZones";
-    type Request = Request;
-    type Response = Response;
+/// The zones of the caller's region.
+fn zones(ctx: &Ctx) -> Vec<Zone> {
+    let region = &ctx.scope().region;
+    let simulated = ctx.config.simulated.map(|simulated| Message {
+        message: format!(
+            "This zone is simulated: its {} hosts run nothing.",
+            simulated.hosts
+        ),
+    });
+    let names = ctx.config.zones_of(region).iter();
+    let zone = |name: &String| Zone {
+        zone_name: name.clone(),
+        zone_id: zone_id(name),
+        zone_state: "available".into(),
+        region_name: region.clone(),
+        zone_type: "availability-zone".into(),
+        group_name: region.clone(),
+        network_border_group: region.clone(),
+        opt_in_status: "opt-in-not-required".into(),
+        message_set: simulated.iter().cloned().collect(),
+    };
+    names.map(zone).collect()
+}
 
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new(request.filters)?;
-        let region = &ctx.scope().region;
-        let simulated = ctx.config.simulated.map(|simulated| Message {
-            message: format!(
-                "This zone is simulated: its {} hosts run nothing.",
-                simulated.hosts
-            ),
-        });
-        let zones: Vec<Zone> = ctx
-            .config
-            .zones_of(region)
-            .iter()
-            .map(|name| Zone {
-                zone_name: name.clone(),
-                zone_id: zone_id(name),
-                zone_state: "available".into(),
-                region_name: region.clone(),
-                zone_type: "availability-zone".into(),
-                group_name: region.clone(),
-                network_border_group: region.clone(),
-                opt_in_status: "opt-in-not-required".into(),
-                message_set: simulated.iter().cloned().collect(),
-            })
-            .collect();
-        for (parameter, asked, has) in [
-            (
-                "ZoneName",
-                &request.names,
-                zones.iter().map(|z| &z.zone_name).collect::<Vec<_>>(),
-            ),
-            (
-                "ZoneId",
-                &request.ids,
-                zones.iter().map(|z| &z.zone_id).collect(),
-            ),
-        ] {
-            if let Some(missing) = asked.iter().find(|a| !has.contains(a)) {
-                let why = "It is no zone of this cloud.";
-                return Err(ApiError::invalid_value(parameter, missing, why));
-            }
+/// Checks that each of those that a parameter names is there.
+fn known<'z>(
+    parameter: &str,
+    asked: &[String],
+    there: impl Iterator<Item = &'z String>,
+) -> Result<(), ApiError> {
+    let there: Vec<&String> = there.collect();
+    match asked.iter().find(|name| !there.contains(name)) {
+        Some(missing) => {
+            let why = "It is no zone of this cloud.";
+            Err(ApiError::invalid_value(parameter, missing, why))
         }
-        let availability_zone_info = zones
-            .into_iter()
-            .filter(|z| request.names.is_empty() || request.names.contains(&z.zone_name))
-            .filter(|z| request.ids.is_empty() || request.ids.contains(&z.zone_id))
-            .filter(|z| filters.matches(z))
-            .collect();
-        Ok(Response {
-            availability_zone_info,
-        })
+        None => Ok(()),
     }
 }

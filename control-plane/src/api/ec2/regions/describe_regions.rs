@@ -5,33 +5,39 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
-    Action, ApiError, Ctx, Targets,
-    shared::{Filter, Filterable, Filters, Table, TagsOf},
+    ApiError,
+    shared::{Filterable, Table, TagsOf, describe},
 };
 
-/// The action.
-pub struct DescribeRegions;
-
-/// Its parameters.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct Request {
-    /// Only these.
-    #[serde(default, rename = "RegionName")]
-    pub names: Vec<String>,
-    /// Also those that are not enabled: there are none.
-    pub all_regions: Option<bool>,
-    /// Only what these match.
-    #[serde(default, rename = "Filter")]
-    pub filters: Vec<Filter>,
-}
-
-/// Its answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Response {
-    /// The regions.
-    pub region_info: Vec<Region>,
+describe! {
+    DescribeRegions {
+        set: region_info of Region,
+        more: {
+            #[serde(default, rename = "RegionName")]
+            names: Vec<String>,
+            /// Also those that are not enabled: there are none.
+            #[serde(rename = "AllRegions")]
+            _all_regions: Option<bool>,
+        },
+        pages: none,
+        page: |asked, more| {
+            let (names, config) = (&more.names, &asked.ctx.config);
+            let known = config.region_names();
+            if let Some(other) = names.iter().find(|n| !known.contains(&n.as_str())) {
+                let why = "It is no region of this cloud.";
+                return Err(ApiError::invalid_value("RegionName", other, why));
+            }
+            let regions = known
+                .into_iter()
+                .filter(|name| names.is_empty() || names.iter().any(|n| n == name))
+                .map(|name| Region {
+                    region_name: name.to_owned(),
+                    region_endpoint: config.listen.to_string(),
+                    opt_in_status: "opt-in-not-required".into(),
+                });
+            asked.page_of(regions, |region| region.region_name.clone())
+        },
+    }
 }
 
 /// A region.
@@ -54,40 +60,5 @@ impl Filterable for Region {
             .on("endpoint", |r, out| out.add(&r.region_endpoint))
             .on("opt-in-status", |r, out| out.add(&r.opt_in_status))
             .on("region-name", |r, out| out.add(&r.region_name))
-    }
-}
-
-impl Action for DescribeRegions {
-    const NAME: &'static str = "DescribeRegions";
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let filters = Filters::new(request.filters)?;
-        let known = ctx.config.region_names();
-        if let Some(other) = request.names.iter().find(|n| !known.contains(&n.as_str())) {
-            return Err(ApiError::invalid_value(
-                "RegionName",
-                other,
-                "It is no region of this cloud.",
-            ));
-        }
-        let asked =
-            |name: &&str| request.names.is_empty() || request.names.iter().any(|n| n == name);
-        let region_info = known
-            .into_iter()
-            .filter(asked)
-            .map(|name| Region {
-                region_name: name.to_owned(),
-                region_endpoint: ctx.config.listen.to_string(),
-                opt_in_status: "opt-in-not-required".into(),
-            })
-            .filter(|region| filters.matches(region))
-            .collect();
-        Ok(Response { region_info })
     }
 }

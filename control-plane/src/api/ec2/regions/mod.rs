@@ -3,8 +3,8 @@
 pub mod describe_availability_zones;
 pub mod describe_regions;
 
-pub use describe_availability_zones::DescribeAvailabilityZones;
-pub use describe_regions::DescribeRegions;
+pub(crate) use describe_availability_zones::DescribeAvailabilityZones;
+pub(crate) use describe_regions::DescribeRegions;
 
 /// The id of a zone that means the same zone to every account, made as EC2 makes
 /// its own: `us-east-1a` is `use1-az1`.

@@ -122,7 +122,7 @@ async fn authorize(
             Ok((group, added))
         })
         .await?;
-    let item = |rule| RuleItem::new(ctx, &group, rule, &tags);
+    let item = |rule| RuleItem::new(&group, rule, &tags);
     Ok(Response {
         done: true,
         security_group_rule_set: added.iter().map(item).collect(),

@@ -9,31 +9,25 @@ use serde::{Deserialize, Serialize};
 use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
-        shared::{Filter, Filterable, Listing, Table, Tag, TagsOf, all_found_by},
+        ApiError,
+        shared::{Filterable, Table, Tag, TagsOf, all_found_by, describe},
     },
-    model::{Direction, Rule, RuleId, SecurityGroup},
+    model::{Direction, Part as _, Rule, RuleId, SecurityGroup},
+    store::Scoped,
 };
 
-/// The action.
-pub(crate) struct DescribeSecurityGroupRules;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "SecurityGroupRuleId")]
-    ids: Vec<String>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    security_group_rule_set: Vec<RuleItem>,
-    next_token: Option<String>,
+describe! {
+    DescribeSecurityGroupRules {
+        ids: "SecurityGroupRuleId",
+        set: security_group_rule_set of RuleItem,
+        pages: 5..=1000,
+        page: |asked, _| {
+            let rules = Placed::asked_for(asked.view, &asked.ids)?;
+            let (rules, next_token) = asked.page_of(rules, |p| p.rule.id.to_string())?;
+            let item = |p: &Placed<'_>| RuleItem::new(p.group, p.rule, p.tags);
+            Ok((rules.iter().map(item).collect(), next_token))
+        },
+    }
 }
 
 /// A rule as EC2's newer calls show it.
@@ -63,12 +57,7 @@ struct Referenced {
 }
 
 impl RuleItem {
-    pub(super) fn new(
-        ctx: &Ctx,
-        group: &SecurityGroup,
-        rule: &Rule,
-        tags: &BTreeMap<String, String>,
-    ) -> Self {
+    pub(super) fn new(group: &SecurityGroup, rule: &Rule, tags: &BTreeMap<String, String>) -> Self {
         let (from, to) = ports(rule.matcher);
         let peer = PeerText::new(&rule.peer);
         Self {
@@ -87,7 +76,7 @@ impl RuleItem {
             }),
             description: rule.description.clone(),
             tag_set: Tag::set(tags).unwrap_or_default(),
-            security_group_rule_arn: ctx.arn_of_part(&rule.id).to_string(),
+            security_group_rule_arn: RuleId::arn_at(&group.scope, rule.id.as_str()).to_string(),
         }
     }
 }
@@ -98,6 +87,29 @@ struct Placed<'v> {
     tags: &'v BTreeMap<String, String>,
 }
 
+impl<'v> Placed<'v> {
+    /// The rules with these ids, or all, in the order of their ids.
+    fn asked_for(view: Scoped<'v>, ids: &[String]) -> Result<Vec<Self>, ApiError> {
+        let of = |group: &'v SecurityGroup| group.rules.iter().map(move |rule| (group, rule));
+        let mut found: Vec<_> = if ids.is_empty() {
+            view.all().flat_map(of).collect()
+        } else {
+            all_found_by(ids, |id: &RuleId| {
+                let groups = view.by(SecurityGroup::BY_RULE, id.as_str());
+                groups.flat_map(of).find(|(_, rule)| rule.id == *id)
+            })?
+        };
+        found.sort_by_key(|(_, rule)| &rule.id);
+        found.dedup_by_key(|(_, rule)| &rule.id);
+        let placed = |(group, rule): (_, &'v Rule)| Self {
+            group,
+            rule,
+            tags: view.tags(&rule.id),
+        };
+        Ok(found.into_iter().map(placed).collect())
+    }
+}
+
 impl Filterable for Placed<'_> {
     const TAGS: Option<TagsOf<Self>> = Some(|placed| placed.tags);
 
@@ -105,47 +117,5 @@ impl Filterable for Placed<'_> {
         Table::<Self>::new()
             .on("group-id", |p, out| out.add(&p.group.id))
             .on("security-group-rule-id", |p, out| out.add(&p.rule.id))
-    }
-}
-
-impl Action for DescribeSecurityGroupRules {
-    const NAME: &'static str = "DescribeSecurityGroupRules";
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.view();
-        let view = view.view();
-        let mut all: Vec<Placed<'_>> = view
-            .all::<SecurityGroup>()
-            .flat_map(|group| group.rules.iter().map(move |rule| (group, rule)))
-            .map(|(group, rule)| Placed {
-                group,
-                rule,
-                tags: view.tags(&rule.id),
-            })
-            .collect();
-        all_found_by(&request.ids, |id: &RuleId| {
-            all.iter().find(|p| p.rule.id == *id).map(|_| ())
-        })?;
-        all.retain(|p| {
-            request.ids.is_empty() || request.ids.iter().any(|i| i == p.rule.id.as_str())
-        });
-        all.sort_by(|a, b| a.rule.id.cmp(&b.rule.id));
-        let (all, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .page_of(all, |p| p.rule.id.to_string(), (5, 1000))?;
-        let item = |p: &Placed<'_>| RuleItem::new(ctx, p.group, p.rule, p.tags);
-        Ok(Response {
-            security_group_rule_set: all.iter().map(item).collect(),
-            next_token,
-        })
     }
 }

@@ -9,34 +9,28 @@ use super::{
     permission::{Permission, collect, ports, protocol_name},
 };
 use crate::{
-    api::{
-        Action, ApiError, Ctx, Targets,
-        shared::{Filter, Filtered, Listing, Row, Table, Tag, Values},
-    },
+    api::shared::{Filtered, Row, Table, Tag, Values, describe},
     model::{Described as _, Direction, GroupId, Peer, Rule, SecurityGroup},
 };
 
-/// The action.
-pub(crate) struct DescribeSecurityGroups;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "GroupId")]
-    ids: Vec<String>,
-    #[serde(default, rename = "GroupName")]
-    names: Vec<String>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    security_group_info: Vec<Item>,
-    next_token: Option<String>,
+describe! {
+    DescribeSecurityGroups {
+        ids: "GroupId",
+        set: security_group_info of Item,
+        more: {
+            #[serde(default, rename = "GroupName")]
+            names: Vec<String>,
+        },
+        pages: 5..=1000,
+        page: |mut asked, more| {
+            for name in &more.names {
+                let vpc = default_vpc(asked.view)?;
+                let group = named(asked.view, &vpc.id, name)?;
+                asked.ids.push(group.id.to_string());
+            }
+            asked.show(Item::new)
+        },
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -155,30 +149,9 @@ fn protocol(group: &Group<'_>, direction: Direction, out: &mut Values<'_>) {
     out.extend(rules(group, direction).map(|rule| protocol_name(rule.matcher)));
 }
 
-impl Action for DescribeSecurityGroups {
-    const NAME: &'static str = "DescribeSecurityGroups";
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.view();
-        let view = view.view();
-        let mut ids = request.ids;
-        for name in &request.names {
-            let group = named(view, &default_vpc(view)?.id, name)?;
-            ids.push(group.id.to_string());
-        }
-        let (found, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .rows(view, &ids, (5, 1000), |_| true)?;
-        let item = |group: &Group<'_>| Item {
+impl Item {
+    fn new(group: &Group<'_>) -> Self {
+        Self {
             owner_id: group.scope.account.clone(),
             group_id: group.id.to_string(),
             group_name: group.name.clone(),
@@ -188,10 +161,6 @@ impl Action for DescribeSecurityGroups {
             ip_permissions: collect(group, Direction::Ingress),
             ip_permissions_egress: collect(group, Direction::Egress),
             tag_set: Tag::set(group.tags()),
-        };
-        Ok(Response {
-            security_group_info: found.iter().map(item).collect(),
-            next_token,
-        })
+        }
     }
 }

@@ -6,33 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
         ec2::regions::zone_id,
-        shared::{Filter, Filtered, Listing, Row, Table, Tag},
+        shared::{Filtered, Row, Table, Tag, describe},
         wire::Time,
     },
     model::{Described as _, Volume},
 };
 
-/// The action.
-pub(crate) struct DescribeVolumes;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "VolumeId")]
-    ids: Vec<String>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    volume_set: Vec<Item>,
-    next_token: Option<String>,
+describe! {
+    DescribeVolumes {
+        ids: "VolumeId",
+        set: volume_set of Item,
+        unsupported: ["IncludeManagedResources"],
+        pages: 5..=1000,
+        page: |asked, _| asked.show(Item::new),
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,30 +116,5 @@ impl Filtered for Volume {
             .on("status", |v, out| out.add(status(v)))
             .on("volume-id", |v, out| out.add(&v.id))
             .on("volume-type", |v, out| out.add(&v.volume_type))
-    }
-}
-
-impl Action for DescribeVolumes {
-    const NAME: &'static str = "DescribeVolumes";
-    const UNSUPPORTED: &'static [&'static str] = &["IncludeManagedResources"];
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.view();
-        let (found, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .rows(view.view(), &request.ids, (5, 1000), |_| true)?;
-        Ok(Response {
-            volume_set: found.iter().map(Item::new).collect(),
-            next_token,
-        })
     }
 }

@@ -6,33 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
         ec2::regions::zone_id,
-        shared::{Filter, Filtered, Listing, Row, Table, Tag},
+        shared::{Filtered, Row, Table, Tag, describe},
     },
     model::{Described as _, Subnet},
     records::launch::free_in,
 };
 
-/// The action.
-pub(crate) struct DescribeSubnets;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "SubnetId")]
-    ids: Vec<String>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    subnet_set: Vec<Item>,
-    next_token: Option<String>,
+describe! {
+    DescribeSubnets {
+        ids: "SubnetId",
+        set: subnet_set of Item,
+        pages: 5..=1000,
+        page: |asked, _| asked.show(Item::new),
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,24 +71,9 @@ impl Filtered for Subnet {
     }
 }
 
-impl Action for DescribeSubnets {
-    const NAME: &'static str = "DescribeSubnets";
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.view();
-        let (found, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .rows(view.view(), &request.ids, (5, 1000), |_| true)?;
-        let item = |row: &Row<'_, Subnet>| Item {
+impl Item {
+    fn new(row: &Row<'_, Subnet>) -> Self {
+        Self {
             subnet_id: row.id.to_string(),
             owner_id: row.scope.account.clone(),
             state: "available".into(),
@@ -116,10 +88,6 @@ impl Action for DescribeSubnets {
             ipv6_native: false,
             tag_set: Tag::set(row.tags()),
             subnet_arn: row.arn().to_string(),
-        };
-        Ok(Response {
-            subnet_set: found.iter().map(item).collect(),
-            next_token,
-        })
+        }
     }
 }

@@ -5,32 +5,17 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{
-        Action, ApiError, Ctx, Targets,
-        shared::{Filter, Filtered, Listing, Row, Table, Tag},
-    },
+    api::shared::{Filtered, Row, Table, Tag, describe},
     model::Vpc,
 };
 
-/// The action.
-pub(crate) struct DescribeVpcs;
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(crate) struct Request {
-    #[serde(default, rename = "VpcId")]
-    ids: Vec<String>,
-    #[serde(default, rename = "Filter")]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Response {
-    vpc_set: Vec<Item>,
-    next_token: Option<String>,
+describe! {
+    DescribeVpcs {
+        ids: "VpcId",
+        set: vpc_set of Item,
+        pages: 5..=1000,
+        page: |asked, _| asked.show(Item::new),
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,24 +73,9 @@ impl Filtered for Vpc {
     }
 }
 
-impl Action for DescribeVpcs {
-    const NAME: &'static str = "DescribeVpcs";
-    type Request = Request;
-    type Response = Response;
-
-    fn targets(_: &Request, to: &mut Targets<'_>) {
-        to.any();
-    }
-
-    async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let view = ctx.view();
-        let (found, next_token) = Listing::new(
-            request.filters,
-            request.max_results,
-            request.next_token,
-        )
-        .rows(view.view(), &request.ids, (5, 1000), |_| true)?;
-        let item = |vpc: &Row<'_, Vpc>| Item {
+impl Item {
+    fn new(vpc: &Row<'_, Vpc>) -> Self {
+        Self {
             vpc_id: vpc.id.to_string(),
             owner_id: vpc.scope.account.clone(),
             state: "available".into(),
@@ -121,10 +91,6 @@ impl Action for DescribeVpcs {
             instance_tenancy: "default".into(),
             is_default: vpc.is_default,
             tag_set: Tag::set(vpc.tags()),
-        };
-        Ok(Response {
-            vpc_set: found.iter().map(item).collect(),
-            next_token,
-        })
+        }
     }
 }
