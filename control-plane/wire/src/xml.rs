@@ -506,7 +506,17 @@ mod tests {
             error.to_string(),
             "a byte string has no form on the wire (in a)"
         );
-        assert!(response(Protocol::Ec2, "", "A", "", &Of { a: Data::Some(1) }, usize::MAX).is_err());
+        assert!(
+            response(
+                Protocol::Ec2,
+                "",
+                "A",
+                "",
+                &Of { a: Data::Some(1) },
+                usize::MAX
+            )
+            .is_err()
+        );
     }
 
     #[test]

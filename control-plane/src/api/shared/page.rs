@@ -134,7 +134,7 @@ mod tests {
     fn unasked_a_page_has_ten_thousand_and_the_rest_is_on_the_next() {
         let all = || (10_000..20_001).map(|n| n.to_string());
         let of = |token: Option<&str>| {
-            let page = Page::new(None, token, (5, 1000)).unwrap();
+            let page = Page::new(None, token, 5..=1000).unwrap();
             page.of(all(), String::clone, |_| true)
         };
         let (first, next) = of(None);
