@@ -88,7 +88,9 @@ mod tests {
                 "<ErrorResponse",
             ),
         ] {
-            let text = protocol.encode("http://ns/", "Do", "req", &answer).unwrap();
+            let text = protocol
+                .encode("http://ns/", "Do", "req", &answer, usize::MAX)
+                .unwrap();
             assert!(text.contains(list), "{text}");
             let text = protocol.error("http://ns/", "req", "Code", "message", true);
             assert!(text.contains(error), "{text}");
