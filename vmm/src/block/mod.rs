@@ -13,6 +13,8 @@
 #![allow(unsafe_code, reason = "preadv2(2) and its like on guest memory")]
 
 mod pool;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 use std::fs::{File, OpenOptions};

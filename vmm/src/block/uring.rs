@@ -19,6 +19,9 @@
 
 #![allow(unsafe_code, reason = "entries of a ring point to guest memory")]
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
@@ -264,9 +267,12 @@ impl Uring {
         if !self.stop_armed {
             // Mostly all is done in the very call that submits it.
             self.enter(0)?;
-            self.reap(done);
-            if !block || !done.is_empty() {
-                return self.glance();
+            // The poll of the doorbell outlives a reset of the driver.
+            let Wake { rung, .. } = self.reap(done);
+            if !block || rung || !done.is_empty() {
+                let wake = self.glance()?;
+                let rung = rung || wake.rung;
+                return Ok(Wake { rung, ..wake });
             }
         }
         self.arm()?;
@@ -484,81 +490,4 @@ fn single(segments: &Segments) -> Option<(*mut u8, u32)> {
 /// At most `MAX_SEGMENTS`.
 fn length(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::Write;
-
-    use io_uring::types::Fd;
-    use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-    use super::*;
-
-    /// None where the kernel has no io_uring for us.
-    fn started() -> Option<Uring> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[7; 4096]).unwrap();
-        let backend = Backend::from_file(file, false).unwrap();
-        let event = || Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap());
-        let wakes = Wakes {
-            doorbell: event(),
-            stop: event(),
-        };
-        let Ok(prepared) = Prepared::new(&backend, &wakes) else {
-            eprintln!("SKIPPED: no io_uring");
-            return None;
-        };
-        Some(prepared.start(Arc::new(backend), wakes, 8).unwrap())
-    }
-
-    fn result(uring: &mut Uring, entry: &squeue::Entry) -> i32 {
-        uring.push(entry).unwrap();
-        uring.enter(1).unwrap();
-        uring.ring.completion().next().unwrap().result()
-    }
-
-    #[test]
-    fn a_ring_takes_the_requests_of_its_disk_and_no_others() {
-        let Some(mut uring) = started() else { return };
-        let mut buffer = [0; 16];
-        let (at, length) = (buffer.as_mut_ptr(), 16);
-        let read = opcode::Read::new(DISK, at, length).build();
-        assert_eq!(result(&mut uring, &read), 16);
-        assert_eq!(buffer, [7; 16]);
-
-        let other = File::open("/etc/passwd").unwrap();
-        let (name, link) = (c"/etc/passwd".as_ptr(), c"/tmp/hearth-no-link".as_ptr());
-        let none = Fd(libc::AT_FDCWD);
-        for (what, entry) in [
-            ("openat", opcode::OpenAt::new(none, name).build()),
-            ("close", opcode::Close::new(Fd(0)).build()),
-            ("socket", opcode::Socket::new(libc::AF_INET, 1, 0).build()),
-            (
-                "symlinkat",
-                opcode::SymlinkAt::new(none, name, link).build(),
-            ),
-            ("unlinkat", opcode::UnlinkAt::new(none, name).build()),
-            ("connect", opcode::Connect::new(none, at.cast(), 16).build()),
-            ("sendmsg", opcode::SendMsg::new(DISK, at.cast()).build()),
-            ("nop", opcode::Nop::new().build()),
-            (
-                "a file that is not registered",
-                opcode::Read::new(Fd(other.as_raw_fd()), at, length).build(),
-            ),
-        ] {
-            assert_eq!(result(&mut uring, &entry), -libc::EACCES, "{what}");
-        }
-        let submitter = uring.ring.submitter();
-        for refused in [
-            submitter
-                .register_files_update(0, &[other.as_raw_fd()])
-                .map(|_| ()),
-            submitter.unregister_files(),
-            submitter.register_personality().map(|_| ()),
-        ] {
-            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
-        }
-    }
 }

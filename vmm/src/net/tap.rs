@@ -244,6 +244,95 @@ mod tests {
         assert!(Tap::from_fds(fds(single)).is_err());
     }
 
+    /// What fcntl(2) says of a descriptor.
+    fn flags_of(tap: &Tap, command: libc::c_int) -> libc::c_int {
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::fcntl(tap.as_raw_fd(), command) }).unwrap()
+    }
+
+    fn header_size(tap: &Tap) -> libc::c_int {
+        let mut size = 0;
+        // SAFETY: TUNGETVNETHDRSZ writes one int, which outlives it.
+        check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut size) })
+            .unwrap();
+        size
+    }
+
+    #[test]
+    #[ignore = "makes a tap: needs root (--include-ignored)"]
+    fn a_tap_never_blocks_and_has_the_header_of_a_modern_device() {
+        leave_the_network();
+        let made = Tap::open("fifteen-letters").unwrap();
+        assert_eq!(flags_of(&made, libc::F_GETFD), libc::FD_CLOEXEC);
+        assert_eq!(
+            flags_of(&made, libc::F_GETFL) & libc::O_NONBLOCK,
+            libc::O_NONBLOCK
+        );
+        assert_eq!(header_size(&made), HEADER_SIZE);
+        assert_eq!(Identity::of(&made.0).unwrap().flags & FLAGS, FLAGS);
+        // One that someone else opened, who may block.
+        let blocking = libc::O_RDWR;
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::fcntl(made.as_raw_fd(), libc::F_SETFL, blocking) }).unwrap();
+        let size: libc::c_int = 10;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives it.
+        check(unsafe { libc::ioctl(made.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })
+            .unwrap();
+        let taken = Tap::from_fd(made.0.into()).unwrap();
+        let flags = flags_of(&taken, libc::F_GETFL);
+        assert_eq!(
+            flags & (libc::O_NONBLOCK | libc::O_ACCMODE),
+            libc::O_NONBLOCK | blocking
+        );
+        assert_eq!(header_size(&taken), HEADER_SIZE);
+        assert_eq!(header_size(&taken.try_clone().unwrap()), HEADER_SIZE);
+    }
+
+    #[test]
+    #[ignore = "makes a tap: needs root (--include-ignored)"]
+    fn a_tap_without_the_header_is_refused() {
+        leave_the_network();
+        let tap = Tap::attach("hearth-g", FLAGS & !libc::IFF_VNET_HDR).unwrap();
+        assert!(Tap::from_fd(tap.0.into()).is_err());
+    }
+
+    #[test]
+    #[ignore = "makes a tap: needs root (--include-ignored)"]
+    fn a_tap_of_several_queues_is_opened_by_its_name_too() {
+        leave_the_network();
+        let first = Tap::open_queues("hearth-h", 2).unwrap();
+        assert_eq!(first.len(), 2);
+        let third = Tap::open("hearth-h").unwrap();
+        let names = [&first[0], &third].map(|tap| Identity::of(&tap.0).unwrap().name);
+        assert_eq!(names[0], names[1]);
+        // One of a single queue has no room for others, whoever asks.
+        let single = Tap::open("hearth-i").unwrap();
+        let busy = Tap::open("hearth-i").unwrap_err();
+        assert_eq!(busy.raw_os_error(), Some(libc::EBUSY));
+        assert!(Tap::open_queues("hearth-i", 2).is_err());
+        drop(single);
+    }
+
+    #[test]
+    #[ignore = "makes a tap: needs root (--include-ignored)"]
+    fn offloads_reach_the_kernel() {
+        leave_the_network();
+        let tap = Tap::open("hearth-j").unwrap();
+        for right in [
+            Offload::empty(),
+            Offload::CHECKSUM,
+            Offload::CHECKSUM | Offload::TSO4,
+            Offload::all(),
+        ] {
+            tap.set_offload(right).unwrap();
+        }
+        // The kernel knows no segments without checksums.
+        for wrong in [Offload::TSO4, Offload::TSO6] {
+            let error = tap.set_offload(wrong).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        }
+    }
+
     #[test]
     #[ignore = "makes a tap: needs root (--include-ignored)"]
     fn queues_that_are_left_out_come_back() {

@@ -206,4 +206,56 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         assert!(Vhost::from_fd(null.into(), memory, 0).is_err());
     }
+
+    /// On something that knows none of the ioctls.
+    fn on_null() -> Vhost {
+        let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 2 << 20)];
+        Vhost {
+            device: File::open("/dev/null").unwrap(),
+            memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()),
+            owned: Mutex::new(false),
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_where_all_of_the_memory_is() {
+        let vhost = on_null();
+        let found: Vec<_> = vhost
+            .regions()
+            .iter()
+            .map(|region| {
+                (
+                    region.guest_phys_addr,
+                    region.memory_size,
+                    region.userspace_addr,
+                )
+            })
+            .collect();
+        let host = |address| {
+            let address = GuestAddress(address);
+            vhost.memory.get_host_address(address).unwrap().addr() as u64
+        };
+        let expected = [(0, 1 << 20, host(0)), (1 << 32, 2 << 20, host(1 << 32))];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_an_error() {
+        let vhost = on_null();
+        let tap = vhost.as_raw_fd();
+        let error = vhost.start(tap).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
+        let event = EventFd::new(libc::EFD_CLOEXEC).unwrap();
+        let queue = Queue::new(16).unwrap();
+        let vring = || Vring {
+            queue: &queue,
+            kick: &event,
+            call: &event,
+            error: &event,
+        };
+        assert!(vhost.set_up(0, [vring(), vring()]).is_err());
+        assert!(vhost.describe(0, [vring(), vring()]).is_err());
+        // There is nobody to tell.
+        vhost.stop();
+    }
 }
