@@ -212,6 +212,24 @@ fn zeroes_keep_their_blocks_and_what_is_discarded_does_not() {
     });
 }
 
+/// The second step alone would say that all is well.
+#[test]
+fn a_range_that_stays_as_it_was_is_not_said_to_be_zero() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("disk", flags).unwrap());
+    file.write_all_at(&[7; 8192], 0).unwrap();
+    fcntl_add_seals(&file, SealFlags::WRITE).unwrap();
+    for kind in [EngineKind::Threads, EngineKind::IoUring] {
+        if let Some(mut bench) = Bench::new(kind, &file) {
+            let (offset, length) = (4096, 4096);
+            assert_eq!(bench.carry_out(Op::Zero { offset, length }), -libc::EPERM);
+        }
+    }
+    assert_eq!(content(&file, 4096, 4096), [7; 4096]);
+}
+
 #[test]
 fn as_many_requests_as_there_are_tokens_go_at_once() {
     on_all(|bench, file| {

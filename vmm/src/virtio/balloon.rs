@@ -403,6 +403,42 @@ mod tests {
         );
     }
 
+    /// What each page of a list made go: a system call for a run, either way.
+    fn given(pages: &[u64]) -> Vec<usize> {
+        let guest = Guest::new(1);
+        let mut run = Run::default();
+        let mut given: Vec<usize> = pages
+            .iter()
+            .map(|page| run.add(*page, &guest.memory).unwrap() >> PAGE_SHIFT)
+            .collect();
+        given.push(run.release(&guest.memory).unwrap() >> PAGE_SHIFT);
+        given
+    }
+
+    #[test]
+    fn pages_next_to_each_other_go_together() {
+        assert_eq!(given(&[]), [0]);
+        assert_eq!(given(&[8, 9, 10]), [0, 0, 0, 3]);
+        assert_eq!(given(&[10, 9, 8]), [0, 0, 0, 3]);
+        // A turn, a repetition and a gap end a run.
+        assert_eq!(given(&[8, 9, 7]), [0, 0, 2, 1]);
+        assert_eq!(given(&[9, 8, 10]), [0, 0, 2, 1]);
+        assert_eq!(given(&[8, 8, 10]), [0, 1, 1, 1]);
+        assert_eq!(given(&[0, 1, 3, 2]), [0, 0, 2, 0, 2]);
+    }
+
+    #[test]
+    fn the_longest_list_is_taken() {
+        let guest = Guest::new(3);
+        let length = list(&guest, &[0x400; MAX_PAGES]);
+        let (mut balloon, interrupt) = start(&guest);
+        guest.offer(INFLATE, &[(LIST, length, READ)]);
+        interrupt.wait(|said| said.queues == [INFLATE]);
+        balloon.reset();
+        let counted = balloon.counters().list();
+        assert_eq!(counted[2], ("inflated_bytes", (MAX_PAGES as u64) << 12));
+    }
+
     #[test]
     fn reported_ranges_are_given_back() {
         let guest = Guest::new(3);

@@ -203,6 +203,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::block::Backend;
 
     #[test]
     fn kinds_of_devices_are_told_apart() {
@@ -211,6 +212,75 @@ mod tests {
         let numbers: BTreeSet<_> = kinds().map(|kind| kind.device_type).collect();
         assert_eq!(names.len(), DECLARATIONS.len(), "{names:?}");
         assert_eq!(numbers.len(), DECLARATIONS.len(), "{numbers:?}");
+    }
+
+    /// Bits by their numbers in virtio 1.2, as a driver counts them.
+    fn bits(numbers: &[u32]) -> u64 {
+        numbers.iter().map(|number| 1 << number).sum()
+    }
+
+    #[test]
+    fn devices_offer_what_drivers_know_them_by() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = |read_only| {
+            let file = tempfile::tempfile().expect("a file");
+            let backend = Backend::from_file(file, read_only).expect("a disk");
+            let options = blk::Options {
+                queues: 3,
+                ..blk::Options::default()
+            };
+            blk::Block::new(backend, &options).expect("a device")
+        };
+        let vsock = vsock::Options {
+            cid: 3,
+            path: folder.path().join("socket"),
+        };
+        let vsock = vsock::Vsock::new(vsock).expect("a device");
+        for (device, features, queues) in [
+            (
+                Box::new(rng::Rng::new()) as Box<dyn VirtioDevice>,
+                &[28, 29][..],
+                1,
+            ),
+            (Box::new(balloon::Balloon::new()), &[2, 5, 28, 29], 3),
+            (Box::new(vsock), &[0, 28, 29], 3),
+            (Box::new(disk(true)), &[2, 5, 6, 9, 10, 12, 29], 3),
+            (Box::new(disk(false)), &[2, 6, 9, 10, 12, 13, 14, 29], 3),
+        ] {
+            let name = device.declaration().name;
+            assert_eq!(device.features(), bits(features), "{name}");
+            let sizes = device.queue_sizes();
+            assert_eq!(sizes.len(), queues, "{name}");
+            let good = |size: &u16| size.is_power_of_two() && (16..=1024).contains(size);
+            assert!(sizes.iter().all(good), "{name}: {sizes:?}");
+        }
+    }
+
+    #[test]
+    fn all_kinds_say_what_they_ask_of_the_kernel() {
+        assert_eq!(profiles().len(), DECLARATIONS.len());
+    }
+
+    #[test]
+    fn a_feature_is_there_when_all_of_it_was_taken() {
+        let guest = testing::Guest::new(1);
+        let activation = guest.activation(0b110, &Arc::default());
+        let has = [0b100, 0b110, 0b111, 0b001].map(|feature| activation.has(feature));
+        assert_eq!(has, [true, true, false, false]);
+    }
+
+    #[test]
+    fn configuration_ends_where_it_ends() {
+        let read = |offset, length: usize| {
+            let mut data = vec![0xff; length];
+            read_config(&[1, 2, 3, 4], offset, &mut data);
+            data
+        };
+        assert_eq!(read(0, 4), [1, 2, 3, 4]);
+        assert_eq!(read(1, 2), [2, 3]);
+        assert_eq!(read(2, 4), [3, 4, 0, 0]);
+        assert_eq!(read(4, 1), [0]);
+        assert_eq!(read(u64::MAX, 2), [0, 0]);
     }
 
     #[test]

@@ -417,6 +417,7 @@ fn a_grown_disk_is_told() {
     on_both(ALL, false, |bench| {
         let handle = bench.block.handle();
         assert_eq!(handle.refresh_capacity().unwrap(), DISK_SIZE);
+        assert_eq!(bench.interrupt.wait(|_| true).config, 0);
         bench.file.set_len(2 * DISK_SIZE).unwrap();
         assert_eq!(handle.refresh_capacity().unwrap(), 2 * DISK_SIZE);
         bench.interrupt.wait(|said| said.config == 1);

@@ -225,6 +225,16 @@ fn configuration_is_what_was_asked_for() {
     assert!(Net::new(link(), Options { mac, ..OPTIONS }).is_err());
 }
 
+#[test]
+fn features_are_those_of_a_card_with_a_tap() {
+    let bits = |numbers: &[u32]| numbers.iter().map(|number| 1 << number).sum::<u64>();
+    let one = bits(&[0, 1, 3, 5, 7, 8, 11, 12, 15, 16, 28, 29]);
+    assert_eq!(Bench::new(0).net.features(), one);
+    let control = bits(&[17, 22]);
+    assert_eq!(TwoPairs::new(0, 2).net.features(), one | control);
+    assert_eq!(Bench::new(0).net.queue_sizes(), [256; 2]);
+}
+
 /// A card with two pairs of queues.
 struct TwoPairs {
     guest: Guest,
