@@ -190,9 +190,7 @@ pub trait Described: Regional {
     /// What policies may ask of it beside its tags, as `ec2:InstanceType`.
     ///
     /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
-    fn condition_keys(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
+    fn condition_keys(&self) -> Vec<(&'static str, String)>;
 }
 
 /// A part of a resource that has an ARN and tags of its own, but no record.
@@ -305,8 +303,8 @@ macro_rules! resource {
         not_found: $not_found:literal,
         noun: $noun:literal,
         indexes: [$($index:ident),* $(,)?]
-        $(, claim: $claim:ident)?
-        $(, conditions: $conditions:ident)?
+        $(, claim: $claim:ident)?,
+        conditions: $conditions:ident
         $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
         $crate::ids::identifier! {
@@ -334,9 +332,9 @@ macro_rules! resource {
             fn described_id(&self) -> &$id {
                 &self.id
             }
-            $(fn condition_keys(&self) -> Vec<(&'static str, String)> {
+            fn condition_keys(&self) -> Vec<(&'static str, String)> {
                 self.$conditions()
-            })?
+            }
         }
     };
 }
