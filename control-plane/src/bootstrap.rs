@@ -67,7 +67,7 @@ pub async fn bootstrap(
             // What runs here goes on; nothing new is placed here.
             tracing::error!(host = %host.id, "this host's record can't be read");
         } else if view.shared::<Host>(&host.id.0) != Some(&host) {
-            change.put(&host);
+            change.overwrite(&host);
         }
         Ok(())
     })

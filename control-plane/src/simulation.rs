@@ -82,7 +82,7 @@ pub async fn bootstrap(db: &Db, config: &Config, count: u32) -> anyhow::Result<H
         db.transact_infallible(|view, change| {
             for host in records {
                 if view.shared::<Host>(&host.id.0) != Some(host) && !view.is_unreadable(host) {
-                    change.put(host);
+                    change.overwrite(host);
                 }
             }
         })
@@ -104,7 +104,7 @@ pub async fn bootstrap(db: &Db, config: &Config, count: u32) -> anyhow::Result<H
         for image in &images {
             let known = view.at(&image.scope).get::<Image>(&image.id);
             if known != Some(image) && !view.is_unreadable(image) {
-                change.put(image);
+                change.overwrite(image);
             }
         }
     })
@@ -231,10 +231,10 @@ mod tests {
         };
         let (ran, waits) = (on(1, InstanceState::Running), on(2, InstanceState::Pending));
         db.transact_infallible(|_, change| {
-            change.put(&ran);
-            change.put(&waits);
-            change.put(&volume(1));
-            change.put(&volume(2));
+            change.create(&ran);
+            change.create(&waits);
+            change.create(&volume(1));
+            change.create(&volume(2));
         })
         .await
         .unwrap();

@@ -291,3 +291,12 @@ fn the_whole_cloud_is_seen_for_capacity_and_addresses_alone() {
         &lines_with(&["api/ec2", "api/sts"], &["db.view()", "Db::"], &[]),
     );
 }
+
+/// What a handler changes is what it has read, or new.
+#[test]
+fn handlers_create_and_update() {
+    none(
+        "a handler creates a record or updates the one that it read; what is measured is overwritten",
+        &lines_with(&["api", "records"], &[".overwrite("], &[]),
+    );
+}

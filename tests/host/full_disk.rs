@@ -200,7 +200,7 @@ async fn a_commit_that_finds_no_space_fails_alone() {
     let tag = |size| [("k".to_owned(), "v".repeat(size))].into();
     let failed = db
         .transact(|_, change| {
-            change.put(&Tags {
+            change.create(&Tags {
                 scope: scope.clone(),
                 resource: "i-1".to_owned(),
                 tags: tag(256 << 10),
@@ -362,8 +362,8 @@ async fn a_guest_that_fills_its_disk(kind: &str, cloning: Cloning) {
         disk_gib: 10,
     };
     db.transact(|_, change| {
-        change.put(&record);
-        change.put(&ours);
+        change.create(&record);
+        change.create(&ours);
         Ok::<_, ()>(())
     })
     .await

@@ -335,7 +335,7 @@ impl Ctx {
                 )),
                 None => {
                     let made = make(view, change)?;
-                    change.put(&ClientToken {
+                    change.create(&ClientToken {
                         scope: self.scope.clone(),
                         key: key.clone(),
                         digest: digest.clone(),

@@ -336,7 +336,7 @@ async fn a_handler_writes_nothing_that_was_not_asked_for() {
     };
     let put = async |ctx: &Ctx| {
         ctx.transact(|_, change| {
-            change.put(&instance);
+            change.overwrite(&instance);
             Ok(())
         })
         .await
@@ -357,7 +357,7 @@ async fn a_handler_writes_nothing_that_was_not_asked_for() {
     let but_one = many.iter().take(29).map(|i| made.arn_of::<Instance>(&i.id));
     let most = ctx(&db, nothing().along(but_one));
     let written = most.each(&many, |_, change, instance| {
-        change.put(&Instance {
+        change.overwrite(&Instance {
             scope: made.scope().clone(),
             ..instance.clone()
         });
@@ -397,7 +397,7 @@ async fn what_belongs_to_a_resource_is_written_by_who_may_write_that() {
     };
     let (old, new) = (instance(1), instance(2));
     let any = old.arn().any();
-    may(&db, [any.clone()], |change| change.put(&old))
+    may(&db, [any.clone()], |change| change.overwrite(&old))
         .await
         .unwrap();
     let tags = || [("a".to_owned(), "b".to_owned())].into();
@@ -414,7 +414,7 @@ async fn what_belongs_to_a_resource_is_written_by_who_may_write_that() {
         .unwrap_err();
     let tag_new = |change: &mut Change<'_>| {
         change.put_tags(&new, tags());
-        change.put(&new);
+        change.overwrite(&new);
     };
     may(&db, [any], tag_new).await.unwrap();
     // And not past what they are on.
@@ -448,21 +448,21 @@ async fn what_belongs_to_a_resource_is_written_by_who_may_write_that() {
     let mut name = GroupName::of(group);
     name.group = GroupId::from_random(77);
     let mine = SecurityGroup::arn_at(scope, name.group.as_str());
-    may(&db, [mine], |change| change.put(&name))
+    may(&db, [mine], |change| change.overwrite(&name))
         .await
         .unwrap_err();
     // An instance's interface is needed for that interface's address.
     let eni = samples::eni(1);
     let address = PrivateAddress::new(scope, &eni.subnet, eni.private_ip, eni.id.clone());
-    may(&db, [old.arn()], |change| change.put(&address))
+    may(&db, [old.arn()], |change| change.overwrite(&address))
         .await
         .unwrap_err();
     let eni = Eni::arn_at(scope, eni.id.as_str());
-    may(&db, [eni], |change| change.put(&address))
+    may(&db, [eni], |change| change.overwrite(&address))
         .await
         .unwrap();
     let settled = DefaultVpcMark::of(scope);
-    may(&db, [], |change| change.put(&settled))
+    may(&db, [], |change| change.overwrite(&settled))
         .await
         .unwrap_err();
 }
@@ -488,7 +488,7 @@ async fn what_all_accounts_share_is_written_by_its_owner() {
     let (my, their) = (arn(made.scope()), arn(&other));
     for there in [others, unknown] {
         let given = db.transact(|_, change| {
-            change.put(there);
+            change.overwrite(there);
             Ok::<_, ()>(())
         });
         given.await.unwrap();
@@ -497,7 +497,7 @@ async fn what_all_accounts_share_is_written_by_its_owner() {
         may(&db, arns(), |change| change.delete(there))
             .await
             .unwrap_err();
-        may(&db, arns(), |change| change.put(mine))
+        may(&db, arns(), |change| change.overwrite(mine))
             .await
             .unwrap_err();
         // The store alone refuses that, too.
@@ -506,7 +506,7 @@ async fn what_all_accounts_share_is_written_by_its_owner() {
                 if delete {
                     change.delete(there);
                 } else {
-                    change.put(mine);
+                    change.overwrite(mine);
                 }
                 Ok::<_, ()>(())
             });
@@ -518,7 +518,7 @@ async fn what_all_accounts_share_is_written_by_its_owner() {
         Ok::<_, ()>(())
     });
     freed.await.unwrap();
-    may(&db, [my.clone()], |change| change.put(mine))
+    may(&db, [my.clone()], |change| change.overwrite(mine))
         .await
         .unwrap();
     may(&db, [my], |change| change.delete(mine)).await.unwrap();
@@ -529,7 +529,9 @@ async fn what_all_accounts_share_is_written_by_its_owner() {
         vcpus: host.vcpus + 1,
         ..host.clone()
     };
-    may(&db, [], |change| change.put(&more)).await.unwrap_err();
+    may(&db, [], |change| change.overwrite(&more))
+        .await
+        .unwrap_err();
     may(&db, [], |change| change.delete(&host))
         .await
         .unwrap_err();
@@ -555,7 +557,7 @@ async fn of_many_none_is_written_where_one_was_not_asked_for() {
     let ctx = ctx(&db, authorized.unwrap().along(all_but_last));
     let revision = db.view().revision();
     let put = ctx.each(&many, |_, change, instance| {
-        change.put(instance);
+        change.overwrite(instance);
         Ok(())
     });
     let refused = format!("{:?}", put.await.unwrap_err().internal);
@@ -664,7 +666,7 @@ impl Action for Forgetful {
 
     async fn handle(ctx: &Ctx, request: ForgetfulRequest) -> Result<Done, ApiError> {
         let put = |change: &mut Change<'_>| {
-            change.put(&Instance {
+            change.overwrite(&Instance {
                 scope: ctx.scope().clone(),
                 ..samples::instance(1)
             });

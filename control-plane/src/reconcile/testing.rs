@@ -21,10 +21,10 @@ use crate::{
 /// and a host with room for `room` of them.
 pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
     db.transact_infallible(|_, change| {
-        change.put(&samples::vpc());
-        change.put(&samples::subnet());
-        change.put(&samples::image());
-        change.put(&Host {
+        change.create(&samples::vpc());
+        change.create(&samples::subnet());
+        change.create(&samples::image());
+        change.create(&Host {
             id: Config::for_tests().host_id,
             zone: "us-east-1a".into(),
             vcpus: room,
@@ -35,13 +35,13 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             let mut instance = samples::instance(n);
             instance.launch_index = n.into();
             let eni = samples::eni(n);
-            change.put(&PrivateAddress::new(
+            change.create(&PrivateAddress::new(
                 &eni.scope,
                 &eni.subnet,
                 eni.private_ip,
                 eni.id.clone(),
             ));
-            change.put(&PublicAddress {
+            change.create(&PublicAddress {
                 address: Ipv4Addr::new(203, 0, 113, n).to_string(),
                 eni: eni.id.clone(),
                 owner: Some(eni.scope.clone()),
@@ -50,9 +50,9 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             change.put_tags(&instance, tags());
             change.put_tags(&eni, tags());
             change.put_tags(&samples::volume(n), tags());
-            change.put(&instance);
-            change.put(&eni);
-            change.put(&samples::volume(n));
+            change.create(&instance);
+            change.create(&eni);
+            change.create(&samples::volume(n));
         }
     })
     .await

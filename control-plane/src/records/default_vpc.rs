@@ -43,7 +43,7 @@ pub fn make(view: Scoped<'_>, change: &mut Change<'_>, zones: &[String]) {
     // 172.31.0.0/20, 172.31.16.0/20, … There is room for sixteen.
     let cidrs = VPC.subnets(SUBNET).into_iter().flatten();
     for (zone, cidr) in zones.iter().zip(cidrs) {
-        change.put(&Subnet {
+        change.create(&Subnet {
             id: SubnetId::from_random(rand::random()),
             scope: scope.clone(),
             vpc: vpc.id.clone(),
@@ -54,10 +54,10 @@ pub fn make(view: Scoped<'_>, change: &mut Change<'_>, zones: &[String]) {
         });
     }
     let group = default_group(&vpc);
-    change.put(&GroupName::of(&group));
-    change.put(&group);
-    change.put(&vpc);
-    change.put(&DefaultVpcMark::of(scope));
+    change.create(&GroupName::of(&group));
+    change.create(&group);
+    change.create(&vpc);
+    change.create(&DefaultVpcMark::of(scope));
 }
 
 /// The group that a VPC is born with: its members may all talk to each other,

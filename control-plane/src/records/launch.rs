@@ -39,10 +39,13 @@ pub fn expand(
         }
         make(view, change, reservation, launch, member, index, pool);
     }
-    change.put(&Reservation {
-        pending: None,
-        ..reservation.clone()
-    });
+    change.update(
+        reservation,
+        &Reservation {
+            pending: None,
+            ..reservation.clone()
+        },
+    );
     true
 }
 
@@ -127,9 +130,9 @@ fn make(
                     delete_on_termination: launch.delete_on_termination,
                 }),
             };
-            change.put(&eni);
+            change.create(&eni);
             change.put_tags(&eni, launch.interface_tags.clone());
-            change.put(&volume);
+            change.create(&volume);
             change.put_tags(&volume, launch.volume_tags.clone());
         }
         Err(reason) => {
@@ -140,7 +143,7 @@ fn make(
             instance.state_reason = Some(reason);
         }
     }
-    change.put(&instance);
+    change.create(&instance);
     change.put_tags(&instance, launch.instance_tags.clone());
 }
 
@@ -160,9 +163,9 @@ fn addresses(
         }
         false => None,
     };
-    change.put(&private.1);
+    change.create(&private.1);
     if let Some(public) = &public {
-        change.put(&public.1);
+        change.create(&public.1);
     }
     Ok((private.0, public.map(|public| public.0)))
 }

@@ -30,10 +30,13 @@ pub fn finish_deletion(view: Scoped<'_>, change: &mut Change<'_>, group: &Securi
         return false;
     }
     if is_referred_to(view, group) {
-        change.put(&SecurityGroup {
-            deleting: false,
-            ..group.clone()
-        });
+        change.update(
+            group,
+            &SecurityGroup {
+                deleting: false,
+                ..group.clone()
+            },
+        );
         return false;
     }
     change.delete(&GroupName::of(group));

@@ -11,6 +11,20 @@ use hearth_model::{Arn, Authority, Described, Part, Regional as _, Resource, Sco
 /// <https://etcd.io/docs/v3.5/op-guide/configuration/> (`max-txn-ops`)
 const MOST: usize = 128;
 
+/// What the transaction has to do with one record.
+struct Planned {
+    compare: Compare,
+    write: Option<Write>,
+}
+
+/// What becomes of a record.
+enum Write {
+    /// It is written as it is.
+    Touch(Vec<u8>),
+    Put(Vec<u8>),
+    Delete,
+}
+
 /// Collects the changes of one transaction. Each is guarded by the revision
 /// that the view has of its record, so that what was decided on is what is
 /// changed.
@@ -20,8 +34,8 @@ pub struct Change<'v> {
     only: Option<&'v Scope>,
     /// Why it can't be carried out, whatever the store has.
     fault: Option<StoreError>,
-    compares: BTreeMap<String, Compare>,
-    ops: BTreeMap<String, Op>,
+    /// By the store's key.
+    records: BTreeMap<String, Planned>,
     makes_room: bool,
     /// What a call must be authorized for, by the record that it would write.
     authorities: BTreeSet<(String, Authority)>,
@@ -35,8 +49,7 @@ impl<'v> Change<'v> {
             view,
             only,
             fault: None,
-            compares: BTreeMap::new(),
-            ops: BTreeMap::new(),
+            records: BTreeMap::new(),
             // What is refused a caller is the others' to end.
             makes_room: only.is_none(),
             authorities: BTreeSet::new(),
@@ -44,9 +57,33 @@ impl<'v> Change<'v> {
         }
     }
 
-    /// Writes a record: a new one only if there is still none, a known one only
-    /// if it is still as the view has it. The last of several for one record wins.
-    pub fn put<T: Resource>(&mut self, resource: &T) {
+    /// Writes a record that is new: if another transaction writes one with its path
+    /// first, this one is decided anew. Who gives a name that can be taken looks before;
+    /// where the view has one, the transaction fails with [`StoreError::Exists`].
+    pub fn create<T: Resource>(&mut self, new: &T) {
+        if self.view.modified(new).is_some() {
+            self.refuse(StoreError::Exists(new.key()));
+        }
+        self.write_once(new);
+    }
+
+    /// Writes `new` in place of `old`, which is the view's own record. If another
+    /// transaction writes it first, this one is decided anew on what is there then: no
+    /// update is lost. One transaction updates a record once, for the view doesn't show
+    /// what it has of it.
+    pub fn update<T: Resource>(&mut self, old: &T, new: &T) {
+        self.known(old);
+        if old.path() != new.path() {
+            let (old, new) = (old.key(), new.key());
+            self.refuse(StoreError::Invalid(format!("{new} is no update of {old}")));
+        }
+        self.write_once(new);
+    }
+
+    /// Writes a record whatever it was before, or whether it was: for what is measured
+    /// or found and has no other writer, as a host's capacity. Of several for one record
+    /// the last wins; against other transactions it is guarded as all are.
+    pub fn overwrite<T: Resource>(&mut self, resource: &T) {
         self.need(resource);
         self.write(resource, Some(record::encode(resource)));
     }
@@ -63,20 +100,16 @@ impl<'v> Change<'v> {
     pub fn touch<T: Shared>(&mut self, id: impl AsRef<str>) {
         let view = self.view;
         if let Some(there) = view.shared::<T>(id) {
-            let key = self.guard(there);
-            let value = record::encode(there);
-            self.ops.entry(key.clone()).or_insert(Op::Put {
-                key,
-                value,
-                lease: None,
-            });
+            self.guard(there)
+                .write
+                .get_or_insert_with(|| Write::Touch(record::encode(there)));
         }
     }
 
-    /// Makes the transaction depend on a record that it only read, or, if the
-    /// view has none with this path, on its absence.
-    pub fn expect_unchanged<T: Resource>(&mut self, resource: &T) {
-        self.guard(resource);
+    /// Makes the transaction depend on a record of the view that it only read.
+    pub fn expect_unchanged<T: Resource>(&mut self, read: &T) {
+        self.known(read);
+        self.guard(read);
     }
 
     /// Says that this is a step towards more room: it goes on while the store's disk is
@@ -88,13 +121,13 @@ impl<'v> Change<'v> {
     /// How many more records it may depend on or change: what there is more of goes in
     /// another transaction.
     pub fn room(&self) -> usize {
-        MOST.saturating_sub(self.compares.len())
+        MOST.saturating_sub(self.records.len())
     }
 
     /// Whether this transaction already writes the record with the path of this
     /// one: the view doesn't show that yet.
     pub fn puts<T: Resource>(&self, resource: &T) -> bool {
-        matches!(self.ops.get(&resource.key()), Some(Op::Put { .. }))
+        self.puts_at(&resource.key())
     }
 
     /// Writes a resource's tags; none at all deletes their record.
@@ -141,18 +174,36 @@ impl<'v> Change<'v> {
         self.write(&tags, value);
     }
 
+    /// Refuses the transaction, if it isn't already.
+    fn refuse(&mut self, why: StoreError) {
+        self.fault.get_or_insert(why);
+    }
+
+    /// Refuses what is not the view's own record: another of its path may be of before a
+    /// change that this one would undo.
+    fn known<T: Resource>(&mut self, read: &T) {
+        let there = self.view.get_at::<T>(&read.path());
+        if !there.is_some_and(|there| std::ptr::eq(there, read)) {
+            let key = read.key();
+            let why = format!("{key} was not read from the view that is decided on");
+            self.refuse(StoreError::Invalid(why));
+        }
+    }
+
+    /// Writes a record that the transaction has not written yet.
+    fn write_once<T: Resource>(&mut self, resource: &T) {
+        let key = resource.key();
+        let planned = self.records.get(&key);
+        if planned.is_some_and(|p| matches!(p.write, Some(Write::Put(_) | Write::Delete))) {
+            let why = format!("{key} is written twice in one transaction");
+            self.refuse(StoreError::Invalid(why));
+        }
+        self.overwrite(resource);
+    }
+
     fn write<T: Resource>(&mut self, resource: &T, value: Option<Vec<u8>>) {
-        let key = self.guard(resource);
         self.within(resource);
-        let op = match value {
-            Some(value) => Op::Put {
-                key: key.clone(),
-                value,
-                lease: None,
-            },
-            None => Op::Delete { key: key.clone() },
-        };
-        self.ops.insert(key, op);
+        self.guard(resource).write = Some(value.map_or(Write::Delete, Write::Put));
     }
 
     /// The record with the path of this one, if the view has it, and this one: who
@@ -172,18 +223,20 @@ impl<'v> Change<'v> {
         }
     }
 
-    fn guard<T: Resource>(&mut self, resource: &T) -> String {
+    fn guard<T: Resource>(&mut self, resource: &T) -> &mut Planned {
         let key = resource.key();
         if self.view.is_unreadable(resource) {
             // It is there, and nobody knows what it says.
-            self.fault = Some(StoreError::Unreadable(key.clone()));
+            self.refuse(StoreError::Unreadable(key.clone()));
         }
         let compare = match self.view.modified(resource) {
             Some(revision) => Compare::Unchanged(key.clone(), revision),
             None => Compare::Absent(key.clone()),
         };
-        self.compares.insert(key.clone(), compare);
-        key
+        self.records.entry(key).or_insert(Planned {
+            compare,
+            write: None,
+        })
     }
 
     fn within<T: Resource>(&mut self, resource: &T) {
@@ -191,7 +244,7 @@ impl<'v> Change<'v> {
         let mut both = self.both(resource).into_iter().flatten();
         if both.any(|record| record.owner() != Some(only)) {
             let key = resource.key();
-            self.fault = Some(StoreError::Invalid(format!("{key} is out of scope")));
+            self.refuse(StoreError::Invalid(format!("{key} is out of scope")));
         }
     }
 
@@ -215,19 +268,25 @@ impl<'v> Change<'v> {
     }
 
     fn makes(&self, key: &str) -> bool {
-        let absent = matches!(self.compares.get(key), Some(Compare::Absent(_)));
-        absent && matches!(self.ops.get(key), Some(Op::Put { .. }))
+        let planned = self.records.get(key);
+        let absent = planned.is_some_and(|p| matches!(p.compare, Compare::Absent(_)));
+        absent && self.puts_at(key)
+    }
+
+    fn puts_at(&self, key: &str) -> bool {
+        let planned = self.records.get(key);
+        planned.is_some_and(|p| matches!(p.write, Some(Write::Put(_))))
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.ops.is_empty()
+        self.records.values().all(|planned| planned.write.is_none())
     }
 
     /// # Errors
     /// `Invalid` when it changes a record that it may not, `Unreadable` when it
     /// depends on one that can't be read.
     pub(super) fn into_txn(self) -> Result<Txn, StoreError> {
-        let records = self.compares.len();
+        let records = self.records.len();
         if records > MOST {
             // The embedded store takes it; where it is tested, it is found.
             tracing::error!(records, "a transaction that etcd would not take");
@@ -236,19 +295,23 @@ impl<'v> Change<'v> {
                 return Err(StoreError::Invalid(why));
             }
         }
-        let Self {
-            fault,
-            compares,
-            ops,
-            makes_room,
-            ..
-        } = self;
-        fault.map_or(Ok(()), Err)?;
-        Ok(Txn {
-            compares: compares.into_values().collect(),
-            ops: ops.into_values().collect(),
-            makes_room,
-        })
+        self.fault.map_or(Ok(()), Err)?;
+        let mut txn = Txn {
+            makes_room: self.makes_room,
+            ..Txn::default()
+        };
+        for (key, Planned { compare, write }) in self.records {
+            txn.compares.push(compare);
+            txn.ops.extend(write.map(|write| match write {
+                Write::Touch(value) | Write::Put(value) => Op::Put {
+                    key,
+                    value,
+                    lease: None,
+                },
+                Write::Delete => Op::Delete { key },
+            }));
+        }
+        Ok(txn)
     }
 
     /// # Errors
@@ -262,3 +325,6 @@ impl<'v> Change<'v> {
 fn tags_of<P: Part>(part: &P) -> String {
     Tags::id(P::Whole::SERVICE, P::TYPE, part.as_ref())
 }
+
+#[cfg(test)]
+mod tests;

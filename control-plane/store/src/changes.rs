@@ -165,8 +165,8 @@ mod tests {
         let mut changes = db.changes();
         for n in 0..2 {
             db.transact(|_, change| {
-                change.put(&samples::host("a", n));
-                change.put(&samples::vpc());
+                change.overwrite(&samples::host("a", n));
+                change.overwrite(&samples::vpc());
                 Ok::<_, ()>(())
             })
             .await

@@ -252,8 +252,6 @@ async fn feed(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use hearth_model::{Host, Resource as _, samples, samples::host};
 
@@ -261,7 +259,7 @@ mod tests {
     async fn a_transaction_reads_its_own_write() {
         let db = Db::in_memory().await;
         db.transact(|_, change| {
-            change.put(&host("a", 1));
+            change.overwrite(&host("a", 1));
             Ok::<_, ()>(())
         })
         .await
@@ -289,7 +287,7 @@ mod tests {
         db.reach(revision).await.unwrap();
         let refused = db
             .transact(|_, change| {
-                change.put(&host("a", 2));
+                change.overwrite(&host("a", 2));
                 Ok::<_, ()>(())
             })
             .await;
@@ -300,29 +298,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_etcd_would_not_take_is_found_and_room_is_what_is_left() {
-        let db = Db::in_memory().await;
-        for (count, fits) in [(128, true), (129, false)] {
-            let done = db
-                .transact(|_, change| {
-                    for n in 0..count {
-                        assert_eq!(change.room(), 128usize.saturating_sub(n));
-                        change.put(&host(&format!("{count}-{n}"), 1));
-                    }
-                    Ok::<_, ()>(())
-                })
-                .await;
-            assert_eq!(done.is_ok(), fits, "{count}");
-        }
-        assert_eq!(db.view().count::<Host>(), 128);
-    }
-
-    #[tokio::test]
     async fn a_refusal_changes_nothing() {
         let db = Db::in_memory().await;
         let refused = db
             .transact(|_, change| {
-                change.put(&host("a", 1));
+                change.overwrite(&host("a", 1));
                 Err::<(), _>("no")
             })
             .await;
@@ -340,7 +320,7 @@ mod tests {
                     for _ in 0..10 {
                         db.transact(|view, change| {
                             let n = view.shared::<Host>("a").map_or(0, |h| h.vcpus);
-                            change.put(&host("a", n + 1));
+                            change.overwrite(&host("a", n + 1));
                             Ok::<_, ()>(())
                         })
                         .await
@@ -355,40 +335,81 @@ mod tests {
         assert_eq!(db.view().shared::<Host>("a").unwrap().vcpus, 80);
     }
 
-    #[tokio::test]
-    async fn a_read_dependency_makes_the_closure_run_again() {
-        let db = Db::in_memory().await;
-        let other = db.clone();
-        let mut calls = 0;
+    /// Decides with another's write of host "a" between the first decision and its
+    /// commit; how often it was decided.
+    async fn with_another_between(
+        db: &Db,
+        mut decide: impl FnMut(&View, &mut Change<'_>),
+    ) -> Result<u32, TransactError<Infallible>> {
         let handle = tokio::runtime::Handle::current();
-        db.transact(|view, change| {
+        let mut calls = 0;
+        db.transact_infallible(|view, change| {
             calls += 1;
             if calls == 1 {
-                // Between the decision and its commit, somebody adds the record we miss.
-                let (other, handle) = (other.clone(), handle.clone());
-                std::thread::spawn(move || {
-                    handle.block_on(other.store.commit(super::super::Txn {
-                        compares: vec![],
-                        ops: vec![super::super::Op::Put {
-                            key: "/hosts/a".into(),
-                            value: crate::record::encode(&host("a", 1)),
-                            lease: None,
-                        }],
-                        ..Default::default()
-                    }))
-                })
-                .join()
-                .unwrap()
-                .unwrap();
+                let txn = super::super::Txn {
+                    ops: vec![super::super::Op::Put {
+                        key: "/hosts/a".into(),
+                        value: crate::record::encode(&host("a", 10)),
+                        lease: None,
+                    }],
+                    ..Default::default()
+                };
+                let (store, handle) = (Arc::clone(&db.store), handle.clone());
+                let commit = std::thread::spawn(move || handle.block_on(store.commit(txn)));
+                commit.join().unwrap().unwrap();
             }
-            change.expect_unchanged(&host("a", 1));
-            change.put(&host("b", u32::from(view.shared::<Host>("a").is_some())));
-            Ok::<_, ()>(())
+            decide(view, change);
         })
-        .await
-        .unwrap();
-        assert_eq!(calls, 2);
-        assert_eq!(db.view().shared::<Host>("b").unwrap().vcpus, 1);
+        .await?;
+        Ok(calls)
+    }
+
+    #[tokio::test]
+    async fn what_was_read_and_changed_meanwhile_makes_the_closure_run_again() {
+        let db = Db::in_memory().await;
+        db.transact_infallible(|_, change| change.create(&host("a", 1)))
+            .await
+            .unwrap();
+        let copied = with_another_between(&db, |view, change| {
+            let a = view.shared::<Host>("a").unwrap();
+            change.expect_unchanged(a);
+            change.overwrite(&host("b", a.vcpus));
+        });
+        assert_eq!(copied.await.unwrap(), 2);
+        assert_eq!(db.view().shared::<Host>("b").unwrap().vcpus, 10);
+    }
+
+    #[tokio::test]
+    async fn no_update_is_lost() {
+        let db = Db::in_memory().await;
+        db.transact_infallible(|_, change| change.create(&host("a", 1)))
+            .await
+            .unwrap();
+        let added = with_another_between(&db, |view, change| {
+            let a = view.shared::<Host>("a").unwrap();
+            change.update(a, &host("a", a.vcpus + 1));
+        });
+        assert_eq!(added.await.unwrap(), 2);
+        assert_eq!(db.view().shared::<Host>("a").unwrap().vcpus, 11);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_make_one_record_the_later_sees_the_first() {
+        let db = Db::in_memory().await;
+        let made = with_another_between(&db, |view, change| {
+            // As who gives a name does.
+            if view.shared::<Host>("a").is_none() {
+                change.create(&host("a", 1));
+            }
+        });
+        assert_eq!(made.await.unwrap(), 2);
+        // As who draws an id does: it is taken, and that is an error.
+        let drawn = with_another_between(&db, |_, change| change.create(&host("a", 1)));
+        assert!(matches!(
+            drawn.await,
+            Err(TransactError::Store(StoreError::Exists(key))) if key == "/hosts/a"
+        ));
+        assert_eq!(db.view().shared::<Host>("a").unwrap().vcpus, 10);
     }
 
     #[tokio::test]
@@ -397,7 +418,7 @@ mod tests {
         let (here, there) = (samples::scope(), Scope::new("1", "elsewhere"));
         let view = db.view();
         let mut put = |_: Scoped<'_>, change: &mut Change<'_>| {
-            change.put(&samples::volume(1));
+            change.overwrite(&samples::volume(1));
             Ok::<_, ()>(())
         };
         db.try_out(&view, &here, &mut put).unwrap();
@@ -410,66 +431,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_knows_what_it_writes() {
-        let db = Db::in_memory().await;
-        let known = db.transact(|_, change| {
-            let mut known = vec![change.puts(&host("a", 1))];
-            change.put(&host("a", 1));
-            known.extend([change.puts(&host("a", 1)), change.puts(&host("b", 1))]);
-            change.delete(&host("a", 1));
-            known.push(change.puts(&host("a", 1)));
-            Ok::<_, ()>(known)
-        });
-        assert_eq!(known.await.unwrap(), [false, true, false, false]);
-    }
-
-    #[tokio::test]
-    async fn tags_come_and_go_with_their_resource() {
-        let db = Db::in_memory().await;
-        let volume = samples::volume(1);
-        let tags = |n: u8| BTreeMap::from([("n".to_owned(), n.to_string())]);
-        let given = |db: &Db| {
-            let view = db.view();
-            view.at(&volume.scope).tags(&volume.id).clone()
-        };
-        let put = async |given: BTreeMap<String, String>| {
-            let put = |_: &View, change: &mut Change<'_>| {
-                change.put(&volume);
-                change.put_tags(&volume, given.clone());
-                Ok::<_, ()>(())
-            };
-            db.transact(put).await.unwrap();
-        };
-        put(tags(1)).await;
-        assert_eq!(given(&db), tags(1));
-        put(tags(2)).await;
-        assert_eq!(given(&db), tags(2));
-        put(BTreeMap::new()).await;
-        assert_eq!(db.view().count::<hearth_model::Tags>(), 0);
-        put(tags(3)).await;
-        db.transact(|_, change| {
-            change.delete_tagged(&volume);
-            Ok::<_, ()>(())
-        })
-        .await
-        .unwrap();
-        let view = db.view();
-        assert_eq!(view.count::<hearth_model::Volume>(), 0);
-        assert_eq!(view.count::<hearth_model::Tags>(), 0);
-    }
-
-    #[tokio::test]
     async fn what_only_reads_asks_nothing_of_the_store() {
         let db = Db::in_memory().await;
-        let mut tries = 0;
-        db.transact(|_, change| {
-            tries += 1;
-            // Others may change it meanwhile: nothing that is written depends on it.
-            change.expect_unchanged(&host("a", 1));
-            Ok::<_, ()>(())
-        })
-        .await
-        .unwrap();
-        assert_eq!((tries, db.view().revision()), (1, Revision(0)));
+        db.transact_infallible(|_, change| change.create(&host("a", 1)))
+            .await
+            .unwrap();
+        let revision = db.view().revision();
+        // Others may change it meanwhile: nothing that is written depends on it.
+        let read = with_another_between(&db, |view, change| {
+            change.expect_unchanged(view.shared::<Host>("a").unwrap());
+        });
+        assert_eq!(read.await.unwrap(), 1);
+        db.reach(Revision(revision.0 + 1)).await.unwrap();
     }
 }

@@ -171,6 +171,10 @@ pub enum StoreError {
     /// A record that the transaction depends on can't be read: it is set aside.
     #[error("the record {0} can't be read, and is neither replaced nor deleted")]
     Unreadable(String),
+    /// A record that the transaction makes is there already: what was drawn for its id
+    /// by chance is taken, and another try draws another.
+    #[error("the record {0} is there already")]
+    Exists(String),
     /// There is no space left, or what is left is kept for transactions that take
     /// none: those that delete, and those that write anew what is there.
     #[error("the store's disk is full")]

@@ -87,9 +87,9 @@ impl Two {
             ..samples::host("far", 64)
         };
         db.transact(|_, change| {
-            change.put(&far);
+            change.create(&far);
             for scope in config.image_scopes() {
-                change.put(&Image {
+                change.create(&Image {
                     scope,
                     ..samples::image()
                 });
@@ -175,7 +175,7 @@ impl Two {
         };
         self.db
             .transact(|_, change| {
-                change.put(&free);
+                change.create(&free);
                 Ok::<_, ()>(())
             })
             .await

@@ -106,17 +106,23 @@ fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
         }
         match host.ok().and_then(|id| view.shared::<Host>(&id.0)) {
             Some(host) => {
-                // Written as it is: two placements on one host can't both commit.
-                change.put(host);
-                change.put(&Instance {
-                    host: Some(host.id.clone()),
-                    ..instance.clone()
-                });
-                for volume in record::volumes(view, instance) {
-                    change.put(&Volume {
+                // Two placements on one host can't both commit.
+                change.touch::<Host>(&host.id.0);
+                change.update(
+                    instance,
+                    &Instance {
                         host: Some(host.id.clone()),
-                        ..volume.clone()
-                    });
+                        ..instance.clone()
+                    },
+                );
+                for volume in record::volumes(view, instance) {
+                    change.update(
+                        volume,
+                        &Volume {
+                            host: Some(host.id.clone()),
+                            ..volume.clone()
+                        },
+                    );
                 }
             }
             None => {

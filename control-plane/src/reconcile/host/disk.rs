@@ -207,10 +207,13 @@ impl DiskGuard {
         self.db
             .transact_infallible(|view, change| {
                 if let Some(host) = view.shared::<Host>(&self.host.0) {
-                    change.put(&Host {
-                        disk_gib,
-                        ..host.clone()
-                    });
+                    change.update(
+                        host,
+                        &Host {
+                            disk_gib,
+                            ..host.clone()
+                        },
+                    );
                 }
             })
             .await?;

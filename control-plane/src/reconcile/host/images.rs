@@ -112,7 +112,7 @@ impl Controller for ImageController {
                             return false;
                         }
                         if known != Some(&image) && !view.is_unreadable(&image) {
-                            change.put(&image);
+                            change.overwrite(&image);
                         }
                     }
                 }

@@ -126,7 +126,7 @@ impl ReachabilityController {
                         && seen.is_of(instance)
                     {
                         change.expect_unchanged(instance);
-                        change.put(seen);
+                        change.overwrite(seen);
                     }
                 }
             })
@@ -298,7 +298,7 @@ mod tests {
             db.transact(|view, change| {
                 let mut instance = view.find::<Instance>(&id).unwrap().clone();
                 edit(&mut instance);
-                change.put(&instance);
+                change.overwrite(&instance);
                 Ok::<_, ()>(())
             })
             .await

@@ -121,7 +121,7 @@ mod tests {
             };
             storage.ensure_volume(&spec).await.unwrap();
             db.transact(|_, change| {
-                change.put(&volume);
+                change.create(&volume);
                 change.put_tags(&volume, [("a".into(), "b".into())].into());
                 Ok::<_, ()>(())
             })

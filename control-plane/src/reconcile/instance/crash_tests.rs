@@ -329,7 +329,7 @@ impl Cloud {
                     .clone();
                 change_it(&mut instance);
                 instance.state_since = now;
-                change.put(&instance);
+                change.overwrite(&instance);
                 Ok::<_, ()>(())
             })
             .await
@@ -381,7 +381,9 @@ impl Cloud {
                     source: None,
                 };
                 self.host.storage.ensure_volume(&spec).await.unwrap();
-                let put = self.db.transact_infallible(|_, change| change.put(&volume));
+                let put = self
+                    .db
+                    .transact_infallible(|_, change| change.overwrite(&volume));
                 put.await.unwrap();
             }
             Act::TerminateAtPowerOff => {
@@ -745,7 +747,7 @@ impl Cloud {
                 let mut instance = view.find::<Instance>(&id).unwrap().clone();
                 instance.intent = Intent::ForceStop;
                 instance.state = InstanceState::Stopping;
-                change.put(&instance);
+                change.overwrite(&instance);
                 Ok::<_, ()>(())
             })
             .await
@@ -799,18 +801,18 @@ async fn a_broken_vpc_is_no_matter_of_a_healthy_one() {
             .db
             .transact(|view, change| {
                 let vpc = view.find::<Vpc>(&VpcId::from_random(1)).unwrap();
-                change.put(&Vpc {
+                change.overwrite(&Vpc {
                     id: other.clone(),
                     ..vpc.clone()
                 });
                 let id = InstanceId::from_random(2);
                 let instance = view.find::<Instance>(&id).unwrap();
-                change.put(&Instance {
+                change.overwrite(&Instance {
                     vpc: other.clone(),
                     ..instance.clone()
                 });
                 let eni = view.find::<Eni>(&EniId::from_random(2)).unwrap();
-                change.put(&Eni {
+                change.overwrite(&Eni {
                     vpc: other.clone(),
                     ..eni.clone()
                 });

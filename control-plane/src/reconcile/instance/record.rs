@@ -24,23 +24,32 @@ pub fn apply(
 ) {
     match transition {
         Transition::Running => running(view, change, instance, now),
-        Transition::Rebooting { resets } => change.put(&Instance {
-            reboot: Some(Reboot {
-                since: now,
-                resets: *resets,
-            }),
-            ..instance.clone()
-        }),
-        Transition::Rebooted => change.put(&Instance {
-            reboots_done: instance.reboots_asked,
-            reboot: None,
-            ..instance.clone()
-        }),
+        Transition::Rebooting { resets } => change.update(
+            instance,
+            &Instance {
+                reboot: Some(Reboot {
+                    since: now,
+                    resets: *resets,
+                }),
+                ..instance.clone()
+            },
+        ),
+        Transition::Rebooted => change.update(
+            instance,
+            &Instance {
+                reboots_done: instance.reboots_asked,
+                reboot: None,
+                ..instance.clone()
+            },
+        ),
         // As StartInstances does, but that it never lost its public address.
-        Transition::Lost => change.put(&Instance {
-            boots: instance.boots.saturating_add(1),
-            ..enter(instance, InstanceState::Pending, now)
-        }),
+        Transition::Lost => change.update(
+            instance,
+            &Instance {
+                boots: instance.boots.saturating_add(1),
+                ..enter(instance, InstanceState::Pending, now)
+            },
+        ),
         Transition::Stopped(reason) => stopped(view, change, instance, reason.as_ref(), now),
         Transition::ShuttingDown(reason) => shutting_down(change, instance, reason, now),
         Transition::Terminated => terminated(view, change, instance, now),
@@ -69,7 +78,7 @@ fn running(view: &View, change: &mut Change<'_>, instance: &Instance, now: Times
     after.transition_reason = String::new();
     // A cold boot is as good as any reboot asked for before it.
     after.reboots_done = after.reboots_asked;
-    change.put(&after);
+    change.update(instance, &after);
 }
 
 /// Its public address goes back to the pool in the same transaction.
@@ -86,15 +95,18 @@ fn stopped(
         after.transition_reason = reason.message.clone();
         after.state_reason = Some(reason.clone());
     }
-    change.put(&after);
+    change.update(instance, &after);
     for eni in interfaces(view, instance) {
         if let Some(address) = eni.public_ip {
             release(view, change, eni, address);
-            change.put(&Eni {
-                public_ip: None,
-                last_public_ip: Some(address),
-                ..eni.clone()
-            });
+            change.update(
+                eni,
+                &Eni {
+                    public_ip: None,
+                    last_public_ip: Some(address),
+                    ..eni.clone()
+                },
+            );
         }
     }
 }
@@ -110,7 +122,7 @@ pub fn shutting_down(
     after.intent = Intent::Terminate;
     after.transition_reason = reason.message.clone();
     after.state_reason = Some(reason.clone());
-    change.put(&after);
+    change.update(instance, &after);
 }
 
 /// Gives an interface's public address back to the pool, if it is the interface's.
@@ -145,13 +157,16 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
         if goes_with(volume) {
             change.delete_tagged(volume);
         } else {
-            change.put(&Volume {
-                attachment: None,
-                ..volume.clone()
-            });
+            change.update(
+                volume,
+                &Volume {
+                    attachment: None,
+                    ..volume.clone()
+                },
+            );
         }
     }
-    change.put(&after);
+    change.update(instance, &after);
 }
 
 /// Whether interfaces or volumes of the instance may be there and can't be read.
@@ -202,7 +217,7 @@ mod tests {
             testing::cloud(&db, &[1], 4).await;
             let held = db.transact_infallible(|view, change| {
                 let taken = view.all::<PublicAddress>().next().unwrap();
-                change.put(&PublicAddress {
+                change.overwrite(&PublicAddress {
                     eni: EniId::from_random(n),
                     ..taken.clone()
                 });

@@ -138,7 +138,7 @@ impl Rig {
         let host = samples::host(key, n);
         self.db
             .transact(|_, change| {
-                change.put(&host);
+                change.overwrite(&host);
                 Ok::<_, ()>(())
             })
             .await

@@ -4,6 +4,8 @@
 
 mod fixed;
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use self::fixed::Fixed;
@@ -106,7 +108,7 @@ enum Wanted {
     SourceDestCheck(bool),
     Groups(Vec<String>),
     /// By device: whether the volume goes with the instance.
-    Volumes(Vec<(String, bool)>),
+    Volumes(BTreeMap<String, bool>),
     /// An attribute that can't change shall be so. EC2 accepts what changes nothing, and
     /// tools that fill in its defaults send it.
     AsIs(Fixed, String),
@@ -280,26 +282,38 @@ fn apply(
         // Who can't lift a protection can't terminate either.
         Wanted::Protected(false) => {
             change.makes_room();
-            change.put(&Instance {
-                protected: false,
-                ..instance.clone()
-            });
+            change.update(
+                instance,
+                &Instance {
+                    protected: false,
+                    ..instance.clone()
+                },
+            );
         }
-        Wanted::Protected(true) => change.put(&Instance {
-            protected: true,
-            ..instance.clone()
-        }),
-        Wanted::OnShutdown(on_shutdown) => change.put(&Instance {
-            on_shutdown: *on_shutdown,
-            ..instance.clone()
-        }),
+        Wanted::Protected(true) => change.update(
+            instance,
+            &Instance {
+                protected: true,
+                ..instance.clone()
+            },
+        ),
+        Wanted::OnShutdown(on_shutdown) => change.update(
+            instance,
+            &Instance {
+                on_shutdown: *on_shutdown,
+                ..instance.clone()
+            },
+        ),
         Wanted::SourceDestCheck(check) => {
             let source_dest_check = *check;
             for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
-                change.put(&Eni {
-                    source_dest_check,
-                    ..eni.clone()
-                });
+                change.update(
+                    eni,
+                    &Eni {
+                        source_dest_check,
+                        ..eni.clone()
+                    },
+                );
             }
         }
         Wanted::Groups(ids) => {
@@ -331,10 +345,13 @@ fn set_groups(
         refer_to(view, change, group)?;
     }
     for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
-        change.put(&Eni {
-            groups: groups.to_vec(),
-            ..eni.clone()
-        });
+        change.update(
+            eni,
+            &Eni {
+                groups: groups.to_vec(),
+                ..eni.clone()
+            },
+        );
     }
     Ok(())
 }
@@ -357,13 +374,16 @@ fn set_goes_with(
                 format!("No device is currently mapped at {device}"),
             )
         })?;
-    change.put(&Volume {
-        attachment: Some(VolumeAttachment {
-            delete_on_termination: goes,
-            ..attachment.clone()
-        }),
-        ..volume.clone()
-    });
+    change.update(
+        volume,
+        &Volume {
+            attachment: Some(VolumeAttachment {
+                delete_on_termination: goes,
+                ..attachment.clone()
+            }),
+            ..volume.clone()
+        },
+    );
     Ok(())
 }
 

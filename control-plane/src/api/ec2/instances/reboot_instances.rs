@@ -40,10 +40,13 @@ impl Action for RebootInstances {
                 return Err(incorrect_state(instance, "rebooted"));
             }
             let reboots_asked = instance.reboots_asked + 1;
-            change.put(&Instance {
-                reboots_asked,
-                ..instance.clone()
-            });
+            change.update(
+                instance,
+                &Instance {
+                    reboots_asked,
+                    ..instance.clone()
+                },
+            );
             Ok(())
         })
         .await?;

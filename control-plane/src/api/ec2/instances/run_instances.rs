@@ -268,12 +268,12 @@ impl Action for RunInstances {
                 let count = places(view, &request, &resolved)?;
                 addresses(view, &resolved, count, pool)?;
                 // What the instances refer to must still be there when they are made.
-                change.expect_unchanged(&resolved.subnet);
+                change.expect_unchanged(resolved.subnet);
                 for group in &resolved.groups {
                     refer_to(view, change, group)?;
                 }
                 let reservation = reservation(ctx, resolved, count, &tags);
-                change.put(&reservation);
+                change.create(&reservation);
                 Ok(reservation.id.to_string())
             })
             .await?;
@@ -311,7 +311,7 @@ impl Action for RunInstances {
 
 /// How many of them the hosts have room for. Instances that still wait for
 /// their place were first.
-fn places(view: Scoped<'_>, request: &Request, launch: &Resolved) -> Result<u32, ApiError> {
+fn places(view: Scoped<'_>, request: &Request, launch: &Resolved<'_>) -> Result<u32, ApiError> {
     let cloud = view.whole();
     let mut ledger = Ledger::of(cloud);
     let waiting = cloud.in_order(Instance::UNPLACED);
@@ -354,12 +354,12 @@ fn places(view: Scoped<'_>, request: &Request, launch: &Resolved) -> Result<u32,
 /// taken, and a call that could never have been carried out is refused here.
 fn addresses(
     view: Scoped<'_>,
-    resolved: &Resolved,
+    resolved: &Resolved<'_>,
     count: u32,
     pool: PublicPool,
 ) -> Result<(), ApiError> {
     let count = count as usize;
-    if free_in(view, &resolved.subnet) < count {
+    if free_in(view, resolved.subnet) < count {
         return Err(ApiError::new(
             "InsufficientFreeAddressesInSubnet",
             format!(
@@ -378,7 +378,7 @@ fn addresses(
 /// What is going to be made, with every id that it will have.
 fn reservation(
     ctx: &Ctx,
-    resolved: Resolved,
+    resolved: Resolved<'_>,
     count: u32,
     tags: &BTreeMap<&'static str, BTreeMap<String, String>>,
 ) -> Reservation {

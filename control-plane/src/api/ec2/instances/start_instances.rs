@@ -71,23 +71,29 @@ impl Action for StartInstances {
                         let before = eni.last_public_ip;
                         let taken = free_public(view, change, eni.id.clone(), pool, before);
                         let (address, record) = taken.ok_or_else(insufficient_addresses)?;
-                        change.put(&record);
-                        change.put(&Eni {
-                            public_ip: Some(address),
-                            ..eni.clone()
-                        });
+                        change.create(&record);
+                        change.update(
+                            eni,
+                            &Eni {
+                                public_ip: Some(address),
+                                ..eni.clone()
+                            },
+                        );
                     }
                 }
-                change.put(&Instance {
-                    intent: Intent::Run,
-                    state: InstanceState::Pending,
-                    state_since: ctx.now(),
-                    state_reason: None,
-                    transition_reason: String::new(),
-                    launched_at: ctx.now(),
-                    boots: instance.boots + 1,
-                    ..instance.clone()
-                });
+                change.update(
+                    instance,
+                    &Instance {
+                        intent: Intent::Run,
+                        state: InstanceState::Pending,
+                        state_since: ctx.now(),
+                        state_reason: None,
+                        transition_reason: String::new(),
+                        launched_at: ctx.now(),
+                        boots: instance.boots + 1,
+                        ..instance.clone()
+                    },
+                );
                 Ok(StateChange::new(instance, InstanceState::Pending))
             })
             .await?;

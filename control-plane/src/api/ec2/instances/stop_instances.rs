@@ -43,27 +43,33 @@ impl Action for StopInstances {
                 change.makes_room();
                 let after = match instance.state {
                     InstanceState::Running => {
-                        change.put(&Instance {
-                            intent: if force {
-                                Intent::ForceStop
-                            } else {
-                                Intent::Stop
+                        change.update(
+                            instance,
+                            &Instance {
+                                intent: if force {
+                                    Intent::ForceStop
+                                } else {
+                                    Intent::Stop
+                                },
+                                state: InstanceState::Stopping,
+                                state_since: ctx.now(),
+                                state_reason: Some(StateReason::user_initiated()),
+                                transition_reason: user_initiated(ctx.now()),
+                                ..instance.clone()
                             },
-                            state: InstanceState::Stopping,
-                            state_since: ctx.now(),
-                            state_reason: Some(StateReason::user_initiated()),
-                            transition_reason: user_initiated(ctx.now()),
-                            ..instance.clone()
-                        });
+                        );
                         InstanceState::Stopping
                     }
                     InstanceState::Stopping => {
                         if force && instance.intent != Intent::ForceStop {
                             let intent = Intent::ForceStop;
-                            change.put(&Instance {
-                                intent,
-                                ..instance.clone()
-                            });
+                            change.update(
+                                instance,
+                                &Instance {
+                                    intent,
+                                    ..instance.clone()
+                                },
+                            );
                         }
                         InstanceState::Stopping
                     }

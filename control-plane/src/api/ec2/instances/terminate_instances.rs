@@ -53,7 +53,7 @@ impl Action for TerminateInstances {
                     ));
                 }
                 change.makes_room();
-                change.put(&Instance {
+                change.update(instance, &Instance {
                     intent: Intent::Terminate,
                     state: InstanceState::ShuttingDown,
                     state_since: ctx.now(),

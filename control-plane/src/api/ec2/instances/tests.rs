@@ -38,7 +38,7 @@ async fn with_machine(db: Db, cpus: u32) -> Ctx {
     };
     bootstrap(&db, &Config::for_tests(), machine).await.unwrap();
     db.transact(|_, change| {
-        change.put(&samples::image());
+        change.overwrite(&samples::image());
         Ok::<_, ()>(())
     })
     .await
@@ -79,14 +79,14 @@ async fn becomes(ctx: &Ctx, id: &str, state: InstanceState) {
             if let (InstanceState::Stopped, Some(address)) = (state, eni.public_ip) {
                 let taken = view.shared::<PublicAddress>(address.to_string());
                 change.delete(taken.unwrap());
-                change.put(&Eni {
+                change.overwrite(&Eni {
                     public_ip: None,
                     last_public_ip: Some(address),
                     ..eni
                 });
             }
         }
-        change.put(&Instance {
+        change.overwrite(&Instance {
             host: Some(HostId("test-host".into())),
             state,
             ..instance
@@ -234,7 +234,7 @@ async fn a_big_launch_is_several_transactions_whose_rest_anybody_can_make() {
         ..reservation.clone()
     };
     ctx.transact(|_, change| {
-        change.put(&cut);
+        change.overwrite(&cut);
         Ok(())
     })
     .await
@@ -560,7 +560,7 @@ async fn status_is_of_running_instances_unless_all_are_asked_for() {
     let status = async |answers| {
         if let Some((boot, answers)) = answers {
             ctx.transact(|_, change| {
-                change.put(&Reachability {
+                change.overwrite(&Reachability {
                     scope: samples::scope(),
                     instance: id.parse().unwrap(),
                     boot,
@@ -658,7 +658,7 @@ async fn what_a_page_costs() {
             ctx.transact(|_, change| {
                 for &n in numbers {
                     let instance = record(n);
-                    change.put(&Eni {
+                    change.overwrite(&Eni {
                         id: instance.enis[0].clone(),
                         instance: Some(instance.id.clone()),
                         public_ip: None,
@@ -669,8 +669,8 @@ async fn what_a_page_costs() {
                     if let Some(attachment) = &mut volume.attachment {
                         attachment.instance = instance.id.clone();
                     }
-                    change.put(&volume);
-                    change.put(&instance);
+                    change.overwrite(&volume);
+                    change.overwrite(&instance);
                 }
                 Ok(())
             })
@@ -697,7 +697,7 @@ async fn what_a_page_costs() {
         for launch_index in 0..21 {
             let began = std::time::Instant::now();
             ctx.transact(|_, change| {
-                change.put(&Instance {
+                change.overwrite(&Instance {
                     launch_index,
                     ..record(count / 2)
                 });

@@ -59,7 +59,7 @@ async fn keep(
                 format!("The maximum number of key pairs, {MAX_KEY_PAIRS}, has been reached."),
             ));
         }
-        change.put(&pair);
+        change.create(&pair);
         if !tags.is_empty() {
             change.put_tags(&pair, tags.clone());
         }

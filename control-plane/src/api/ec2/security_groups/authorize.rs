@@ -78,7 +78,8 @@ async fn authorize(
     }
     let (group, added) = ctx
         .transact(|view, change| {
-            let mut group = find(view, group.0, group.1)?.clone();
+            let there = find(view, group.0, group.1)?;
+            let mut group = there.clone();
             if group.deleting {
                 return Err(not_found::<GroupId>(&group.id));
             }
@@ -105,15 +106,15 @@ async fn authorize(
                     description: new.description,
                 });
             }
-            let there = group.rules.iter().filter(|r| r.direction == direction);
-            if there.count() + added.len() > MAX_RULES {
+            let same = group.rules.iter().filter(|r| r.direction == direction);
+            if same.count() + added.len() > MAX_RULES {
                 return Err(ApiError::new(
                     "RulesPerSecurityGroupLimitExceeded",
                     "The maximum number of rules per security group has been reached.",
                 ));
             }
             group.rules.extend(added.iter().cloned());
-            change.put(&group);
+            change.update(there, &group);
             if !tags.is_empty() {
                 for rule in &added {
                     change.put_part_tags(ctx.scope(), &rule.id, tags.clone());

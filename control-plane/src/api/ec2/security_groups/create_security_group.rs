@@ -113,8 +113,8 @@ impl Action for CreateSecurityGroup {
                 rules: vec![everywhere.clone()],
                 deleting: false,
             };
-            change.put(&GroupName::of(&group));
-            change.put(&group);
+            change.create(&GroupName::of(&group));
+            change.create(&group);
             if !tags.is_empty() {
                 change.put_tags(&group, tags.clone());
             }

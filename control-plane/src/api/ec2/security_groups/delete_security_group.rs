@@ -63,7 +63,7 @@ impl Action for DeleteSecurityGroup {
                 if is_referred_to(view, group) {
                     return Err(in_use(&group.id));
                 }
-                change.put(&SecurityGroup {
+                change.update(group, &SecurityGroup {
                     deleting: true,
                     ..group.clone()
                 });

@@ -97,7 +97,8 @@ async fn revoke(
         .collect::<Result<_, _>>()?;
     let (group, gone) = ctx
         .transact(|view, change| {
-            let mut group = find(view, group.0, group.1)?.clone();
+            let there = find(view, group.0, group.1)?;
+            let mut group = there.clone();
             let mut gone: Vec<Rule> = Vec::new();
             let mut take = |picked: &dyn Fn(&Rule) -> bool| {
                 let at = group.rules.iter().position(picked);
@@ -108,8 +109,7 @@ async fn revoke(
                     return Err(not_found::<RuleId>(id));
                 }
             }
-            let owner = find(view, Some(group.id.as_str()), None)?;
-            for wanted in expand(view, owner, permissions)? {
+            for wanted in expand(view, there, permissions)? {
                 if !take(&|rule| wanted.is(rule, direction)) {
                     return Err(ApiError::new(
                         "InvalidPermission.NotFound",
@@ -117,7 +117,7 @@ async fn revoke(
                     ));
                 }
             }
-            change.put(&group);
+            change.update(there, &group);
             for rule in &gone {
                 change.delete_part_tags(&group, &rule.id);
             }

@@ -39,10 +39,13 @@ impl Action for DeleteVolume {
                 return Err(ApiError::new("VolumeInUse", message));
             }
             if !volume.deleting {
-                change.put(&Volume {
-                    deleting: true,
-                    ..volume.clone()
-                });
+                change.update(
+                    volume,
+                    &Volume {
+                        deleting: true,
+                        ..volume.clone()
+                    },
+                );
             }
             Ok(())
         })

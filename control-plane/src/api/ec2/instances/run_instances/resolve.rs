@@ -25,10 +25,10 @@ const MAX_USER_DATA: usize = 16 * 1024;
 const MAX_VOLUME: u32 = 16 * 1024;
 
 /// What a request means.
-pub(super) struct Resolved {
+pub(super) struct Resolved<'v> {
     pub image: Image,
     pub kind: &'static InstanceType,
-    pub subnet: Subnet,
+    pub subnet: &'v Subnet,
     pub groups: Vec<GroupId>,
     pub public: bool,
     pub description: String,
@@ -43,13 +43,17 @@ pub(super) struct Resolved {
     pub protected: bool,
 }
 
-pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<Resolved, ApiError> {
+pub(super) fn launch<'v>(
+    ctx: &Ctx,
+    view: Scoped<'v>,
+    request: &Request,
+) -> Result<Resolved<'v>, ApiError> {
     count(request)?;
     let image = image(view, request)?;
     let kind = instance_type(request)?;
     let interface = interface(request)?;
     let subnet = subnet(ctx, view, request, interface)?;
-    let groups = groups(view, request, interface, &subnet)?;
+    let groups = groups(view, request, interface, subnet)?;
     let key = match &request.key_name {
         None => None,
         Some(name) => Some(view.get::<KeyPair>(name).cloned().ok_or_else(|| {
@@ -63,7 +67,7 @@ pub(super) fn launch(ctx: &Ctx, view: Scoped<'_>, request: &Request) -> Result<R
     Ok(Resolved {
         kind,
         groups,
-        public: public(interface, &subnet),
+        public: public(interface, subnet),
         description: interface
             .and_then(|i| i.description.clone())
             .unwrap_or_default(),
@@ -194,12 +198,12 @@ fn interface(request: &Request) -> Result<Option<&InterfaceInput>, ApiError> {
     Ok(Some(first))
 }
 
-fn subnet(
+fn subnet<'v>(
     ctx: &Ctx,
-    view: Scoped<'_>,
+    view: Scoped<'v>,
     request: &Request,
     interface: Option<&InterfaceInput>,
-) -> Result<Subnet, ApiError> {
+) -> Result<&'v Subnet, ApiError> {
     let zone = zone(request);
     if let Some(id) = subnet_id(request, interface) {
         let subnet = found::<Subnet>(view, id)?;
@@ -209,7 +213,7 @@ fn subnet(
                 subnet.id
             )));
         }
-        return Ok(subnet.clone());
+        return Ok(subnet);
     }
     if let Some(zone) = zone
         && !ctx
@@ -225,7 +229,7 @@ fn subnet(
             why,
         ));
     }
-    default_subnet(view, zone).cloned().ok_or_else(|| {
+    default_subnet(view, zone).ok_or_else(|| {
         ApiError::new(
             "MissingInput",
             format!(

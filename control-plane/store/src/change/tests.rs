@@ -1,0 +1,130 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::Db;
+use hearth_model::{Host, samples, samples::host};
+
+#[tokio::test]
+async fn what_etcd_would_not_take_is_found_and_room_is_what_is_left() {
+    let db = Db::in_memory().await;
+    for (count, fits) in [(128, true), (129, false)] {
+        let done = db
+            .transact(|_, change| {
+                for n in 0..count {
+                    assert_eq!(change.room(), 128usize.saturating_sub(n));
+                    change.overwrite(&host(&format!("{count}-{n}"), 1));
+                }
+                Ok::<_, ()>(())
+            })
+            .await;
+        assert_eq!(done.is_ok(), fits, "{count}");
+    }
+    assert_eq!(db.view().count::<Host>(), 128);
+}
+
+#[tokio::test]
+async fn a_change_knows_what_it_writes() {
+    let db = Db::in_memory().await;
+    let known = db.transact(|_, change| {
+        let mut known = vec![change.puts(&host("a", 1))];
+        change.overwrite(&host("a", 1));
+        known.extend([change.puts(&host("a", 1)), change.puts(&host("b", 1))]);
+        change.delete(&host("a", 1));
+        known.push(change.puts(&host("a", 1)));
+        Ok::<_, ()>(known)
+    });
+    assert_eq!(known.await.unwrap(), [false, true, false, false]);
+}
+
+#[tokio::test]
+async fn tags_come_and_go_with_their_resource() {
+    let db = Db::in_memory().await;
+    let volume = samples::volume(1);
+    let tags = |n: u8| BTreeMap::from([("n".to_owned(), n.to_string())]);
+    let given = |db: &Db| {
+        let view = db.view();
+        view.at(&volume.scope).tags(&volume.id).clone()
+    };
+    let put = async |given: BTreeMap<String, String>| {
+        let put = |_: &View, change: &mut Change<'_>| {
+            change.overwrite(&volume);
+            change.put_tags(&volume, given.clone());
+            Ok::<_, ()>(())
+        };
+        db.transact(put).await.unwrap();
+    };
+    put(tags(1)).await;
+    assert_eq!(given(&db), tags(1));
+    put(tags(2)).await;
+    assert_eq!(given(&db), tags(2));
+    put(BTreeMap::new()).await;
+    assert_eq!(db.view().count::<Tags>(), 0);
+    put(tags(3)).await;
+    db.transact(|_, change| {
+        change.delete_tagged(&volume);
+        Ok::<_, ()>(())
+    })
+    .await
+    .unwrap();
+    let view = db.view();
+    assert_eq!(view.count::<hearth_model::Volume>(), 0);
+    assert_eq!(view.count::<Tags>(), 0);
+}
+
+/// What the store says of a change, carried out on this view.
+fn refusal(db: &Db, decide: impl Fn(&View, &mut Change<'_>)) -> Option<String> {
+    let view = db.view();
+    let mut change = Change::new(&view, None);
+    decide(&view, &mut change);
+    change.into_txn().err().map(|refused| refused.to_string())
+}
+
+#[tokio::test]
+async fn what_is_made_is_new() {
+    let db = Db::in_memory().await;
+    db.transact_infallible(|_, change| change.create(&host("a", 1)))
+        .await
+        .unwrap();
+    let refused = refusal(&db, |_, change| change.create(&host("a", 2))).unwrap();
+    assert!(refused.contains("is there already"), "{refused}");
+    let twice = refusal(&db, |_, change| {
+        change.create(&host("b", 1));
+        change.create(&host("b", 2));
+    });
+    assert!(twice.unwrap().contains("written twice"));
+}
+
+#[tokio::test]
+async fn an_update_is_of_what_the_view_has() {
+    let db = Db::in_memory().await;
+    let put = async |vcpus| {
+        db.transact_infallible(|_, change| change.overwrite(&host("a", vcpus)))
+            .await
+            .unwrap();
+    };
+    put(1).await;
+    let before = db.view();
+    let read = before.shared::<Host>("a").unwrap();
+    let update = |old: &Host| refusal(&db, |_, change| change.update(old, &host("a", 5)));
+    let depend = |old: &Host| refusal(&db, |_, change| change.expect_unchanged(old));
+    let not_read = |refused: Option<String>| refused.unwrap().contains("was not read");
+    assert_eq!((update(read), depend(read)), (None, None));
+    // One of its own making may be of any time.
+    assert!(not_read(update(&read.clone())) && not_read(depend(&read.clone())));
+    // What was read before another's change is no longer what is there.
+    put(2).await;
+    assert!(not_read(update(read)) && not_read(depend(read)));
+
+    let other = refusal(&db, |view, change| {
+        change.update(view.shared::<Host>("a").unwrap(), &host("b", 1));
+    });
+    assert!(other.unwrap().contains("is no update of"));
+    // The second would be of what the view has, and undo the first.
+    let twice = refusal(&db, |view, change| {
+        let a = view.shared::<Host>("a").unwrap();
+        change.touch::<Host>("a");
+        change.update(a, &host("a", 3));
+        change.update(a, &host("a", 4));
+    });
+    assert!(twice.unwrap().contains("written twice"));
+}
