@@ -4,9 +4,11 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{
-    Authority, Described as _, Eni, EniId, Quota, Scope, SubnetId,
+    Arn, Authority, Described as _, Eni, EniId, Quota, Scope, SubnetId,
+    ids::id_type,
     resource::{regional, shared},
 };
 
@@ -116,15 +118,48 @@ shared! {
     }
 }
 
-/// A public address in use.
+id_type! {
+    /// The allocation of an Elastic IP address.
+    AllocationId = "eipalloc"
+}
+
+/// What a public address is in use for, and so until when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressHolder {
+    /// An interface drew it, and has it for as long as its instance runs.
+    Interface(EniId),
+    /// It is an Elastic IP address, until it is released, whichever interface it is
+    /// associated with and in whatever state the instance of that is.
+    ///
+    /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/elastic-ip-addresses-eip.html>
+    Allocation(AllocationId),
+}
+
+impl AddressHolder {
+    /// The ARN of what has the address, in this scope.
+    fn arn(&self, scope: &Scope) -> Arn {
+        match self {
+            Self::Interface(id) => Eni::arn_at(scope, id.as_str()),
+            Self::Allocation(id) => Arn::new(
+                Eni::SERVICE,
+                &scope.region,
+                &scope.account,
+                "elastic-ip",
+                id.as_str(),
+            ),
+        }
+    }
+}
+
+/// A public address in use: there is no record of one that is free.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicAddress {
     /// The address, as text: the store's key.
     pub address: String,
-    /// The interface that has it.
-    pub eni: EniId,
-    /// Whose the interface is. The oldest records don't say; controllers alone write
-    /// those.
+    /// What has it.
+    pub holder: AddressHolder,
+    /// Whose that is. The oldest records don't say; controllers alone write those.
     #[serde(default)]
     pub owner: Option<Scope>,
 }
@@ -135,9 +170,21 @@ shared! {
         key: |this| &this.address,
         owner: |this| this.owner.as_ref(),
         authority: |this| match &this.owner {
-            Some(owner) => Authority::Of(Eni::arn_at(owner, this.eni.as_str())),
+            Some(owner) => Authority::Of(this.holder.arn(owner)),
             None => Authority::Closed("it doesn't say whose it is"),
         },
+        version: 2, upgrade: PublicAddress::upgrade,
+    }
+}
+
+impl PublicAddress {
+    /// In the first form all were of interfaces, in a field `eni`.
+    fn upgrade(version: u32, mut record: Value) -> Result<Value, String> {
+        let fields = record.as_object_mut().filter(|_| version == 1);
+        let fields = fields.ok_or_else(|| format!("it has no version {version}"))?;
+        let eni = fields.remove("eni").ok_or("it has no eni")?;
+        fields.insert("holder".to_owned(), json!({ "interface": eni }));
+        Ok(record)
     }
 }
 
@@ -169,5 +216,52 @@ regional! {
         key: key,
         indexes: [],
         authority: |this| Authority::Of(Eni::arn_at(&this.scope, this.eni.as_str())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Resource as _, samples};
+
+    #[test]
+    fn an_address_says_what_has_it_and_who_may_write_it() {
+        let scope = samples::scope();
+        let held = |holder| PublicAddress {
+            address: "203.0.113.1".into(),
+            holder,
+            owner: Some(scope.clone()),
+        };
+        for (holder, form, resource) in [
+            (
+                AddressHolder::Interface(EniId::from_random(1)),
+                json!({ "interface": "eni-00000000000000001" }),
+                "network-interface/eni-00000000000000001",
+            ),
+            (
+                AddressHolder::Allocation(AllocationId::from_random(1)),
+                json!({ "allocation": "eipalloc-00000000000000001" }),
+                "elastic-ip/eipalloc-00000000000000001",
+            ),
+        ] {
+            let address = held(holder);
+            assert_eq!(serde_json::to_value(&address).unwrap()["holder"], form);
+            let Authority::Of(arn) = address.authority() else {
+                panic!("{:?}", address.authority())
+            };
+            assert!(arn.to_string().ends_with(resource), "{arn}");
+        }
+    }
+
+    #[test]
+    fn the_first_form_knew_interfaces_only() {
+        let old = json!({ "address": "203.0.113.1", "eni": "eni-00000000000000001" });
+        let new: PublicAddress =
+            serde_json::from_value(PublicAddress::upgrade(1, old.clone()).unwrap()).unwrap();
+        assert_eq!(new.holder, AddressHolder::Interface(EniId::from_random(1)));
+        assert_eq!(new.owner, None);
+        PublicAddress::upgrade(0, old).unwrap_err();
+        PublicAddress::upgrade(1, json!({})).unwrap_err();
+        PublicAddress::upgrade(1, json!(1)).unwrap_err();
     }
 }

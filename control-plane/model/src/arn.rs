@@ -111,7 +111,7 @@ impl FromStr for Arn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Authority, Described as _, PublicAddress, Resource as _, samples};
+    use crate::{AddressHolder, Authority, Described as _, PublicAddress, Resource as _, samples};
 
     #[test]
     fn what_is_written_is_read_again() {
@@ -162,7 +162,7 @@ mod tests {
         let eni = samples::eni(1);
         let address = |owner| PublicAddress {
             address: "203.0.113.1".into(),
-            eni: eni.id.clone(),
+            holder: AddressHolder::Interface(eni.id.clone()),
             owner,
         };
         let owned = address(Some(samples::scope()));

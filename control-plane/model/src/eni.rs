@@ -26,7 +26,8 @@ pub struct Eni {
     pub mac: [u8; 6],
     /// Its private address, kept for its life.
     pub private_ip: Ipv4Addr,
-    /// Its public address, while its instance runs.
+    /// Its public address: what has that, and so until when, says its
+    /// [`PublicAddress`](super::PublicAddress).
     pub public_ip: Option<Ipv4Addr>,
     /// The public address that it had before: the next one is another.
     #[serde(default)]

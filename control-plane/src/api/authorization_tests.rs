@@ -12,8 +12,9 @@ use crate::{
     auth::{self, AuthorizationRequest, Caller, Keys, Policies, RootOnly},
     config::Config,
     model::{
-        Arn, DefaultVpcMark, Described as _, Eni, GroupId, GroupName, Host, Instance,
-        PrivateAddress, PublicAddress, RuleId, Scope, SecurityGroup, Subnet, Tags, Volume, samples,
+        AddressHolder, Arn, DefaultVpcMark, Described as _, Eni, GroupId, GroupName, Host,
+        Instance, PrivateAddress, PublicAddress, RuleId, Scope, SecurityGroup, Subnet, Tags,
+        Volume, samples,
     },
     store::{Change, Db},
 };
@@ -474,7 +475,7 @@ async fn what_all_accounts_share_is_written_by_its_owner() {
     let eni = samples::eni(1);
     let address = |scope: &Scope| PublicAddress {
         address: "203.0.113.1".into(),
-        eni: eni.id.clone(),
+        holder: AddressHolder::Interface(eni.id.clone()),
         owner: Some(scope.clone()),
     };
     let other = Scope::new("222222222222", &made.scope().region);

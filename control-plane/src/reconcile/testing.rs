@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{Controller, Requeue, queue::backoff};
 use crate::{
     config::Config,
-    model::{Host, PrivateAddress, PublicAddress, overhead_mib, samples},
+    model::{AddressHolder, Host, PrivateAddress, PublicAddress, overhead_mib, samples},
     store::Db,
 };
 
@@ -43,7 +43,7 @@ pub(crate) async fn cloud(db: &Db, instances: &[u8], room: u32) {
             ));
             change.create(&PublicAddress {
                 address: Ipv4Addr::new(203, 0, 113, n).to_string(),
-                eni: eni.id.clone(),
+                holder: AddressHolder::Interface(eni.id.clone()),
                 owner: Some(eni.scope.clone()),
             });
             let tags = || [("Name".to_owned(), n.to_string())].into();

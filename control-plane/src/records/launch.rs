@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use crate::{
     model::{
-        Eni, EniId, Instance, InstanceState, Intent, Launch, Member, PrivateAddress, PublicAddress,
-        PublicPool, Reservation, StateReason, Subnet, Volume, VolumeAttachment,
+        AddressHolder, Eni, Instance, InstanceState, Intent, Launch, Member, PrivateAddress,
+        PublicAddress, PublicPool, Reservation, StateReason, Subnet, Volume, VolumeAttachment,
     },
     store::{Change, Scoped},
 };
@@ -158,7 +158,8 @@ fn addresses(
     let private = private.ok_or_else(StateReason::no_private_address)?;
     let public = match launch.public {
         true => {
-            let taken = free_public(view, change, member.eni.clone(), pool, None);
+            let holder = AddressHolder::Interface(member.eni.clone());
+            let taken = free_public(view, change, holder, pool, None);
             Some(taken.ok_or_else(StateReason::no_public_address)?)
         }
         false => None,
@@ -185,15 +186,15 @@ fn free_private(
     })
 }
 
-/// A public address that nobody has, with its record; the one that the interface
-/// had before only if no other is free, so that stop and start really change it.
+/// A public address that nobody has, with its record; the one that the holder had
+/// before only if no other is free, so that stop and start really change it.
 ///
 /// From a place of chance on, so that two calls at once rarely draw the same and
 /// neither has to write down where the other should go on.
 pub fn free_public(
     view: Scoped<'_>,
     change: &Change<'_>,
-    eni: EniId,
+    holder: AddressHolder,
     pool: PublicPool,
     before: Option<Ipv4Addr>,
 ) -> Option<(Ipv4Addr, PublicAddress)> {
@@ -202,7 +203,7 @@ pub fn free_public(
     others.chain(before).find_map(|address| {
         let record = PublicAddress {
             address: address.to_string(),
-            eni: eni.clone(),
+            holder: holder.clone(),
             owner: Some(view.scope().clone()),
         };
         let free = view.shared::<PublicAddress>(&record.address).is_none() && !change.puts(&record);

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::plan::Transition;
 use crate::{
     model::{
-        Eni, Image, Instance, InstanceState, Intent, PrivateAddress, PublicAddress, Reachability,
-        Reboot, StateReason, Volume,
+        AddressHolder, Eni, Image, Instance, InstanceState, Intent, PrivateAddress, PublicAddress,
+        Reachability, Reboot, StateReason, Volume,
     },
     store::{Change, View},
 };
@@ -97,8 +97,7 @@ fn stopped(
     }
     change.update(instance, &after);
     for eni in interfaces(view, instance) {
-        if let Some(address) = eni.public_ip {
-            release(view, change, eni, address);
+        if let Some(address) = release(view, change, eni) {
             change.update(
                 eni,
                 &Eni {
@@ -125,12 +124,18 @@ pub fn shutting_down(
     change.update(instance, &after);
 }
 
-/// Gives an interface's public address back to the pool, if it is the interface's.
-fn release(view: &View, change: &mut Change<'_>, eni: &Eni, address: Ipv4Addr) {
-    let taken = view.shared::<PublicAddress>(address.to_string());
-    if let Some(taken) = taken.filter(|taken| taken.eni == eni.id) {
-        change.delete(taken);
+/// Takes from an interface the public address that it drew from the pool, and gives it
+/// back there, if it is the interface's; the address. An Elastic IP address stays.
+fn release(view: &View, change: &mut Change<'_>, eni: &Eni) -> Option<Ipv4Addr> {
+    let address = eni.public_ip?;
+    if let Some(taken) = view.shared::<PublicAddress>(address.to_string()) {
+        match &taken.holder {
+            AddressHolder::Allocation(_) => return None,
+            AddressHolder::Interface(id) if *id == eni.id => change.delete(taken),
+            AddressHolder::Interface(_) => {}
+        }
     }
+    Some(address)
 }
 
 /// Everything that the instance had is free again; only its own record and tags
@@ -138,9 +143,7 @@ fn release(view: &View, change: &mut Change<'_>, eni: &Eni, address: Ipv4Addr) {
 pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
     let mut after = enter(instance, InstanceState::Terminated, now);
     for eni in interfaces(view, instance) {
-        if let Some(address) = eni.public_ip {
-            release(view, change, eni, address);
-        }
+        release(view, change, eni);
         change.delete(&PrivateAddress::new(
             &eni.scope,
             &eni.subnet,
@@ -205,22 +208,32 @@ pub fn goes_with(volume: &Volume) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        model::{EniId, InstanceId, samples},
+        model::{AllocationId, EniId, InstanceId, samples},
         reconcile::testing,
         store::Db,
     };
 
     #[tokio::test]
     async fn only_its_own_public_address_goes_back_to_the_pool() {
-        for (n, left) in [(1, 0), (2, 1)] {
+        use AddressHolder::{Allocation, Interface};
+        // The interface's own, another's, and an Elastic IP address.
+        for (holder, left, kept) in [
+            (Interface(EniId::from_random(1)), 0, false),
+            (Interface(EniId::from_random(2)), 1, false),
+            (Allocation(AllocationId::from_random(1)), 1, true),
+        ] {
             let db = Db::in_memory().await;
             testing::cloud(&db, &[1], 4).await;
             let held = db.transact_infallible(|view, change| {
                 let taken = view.all::<PublicAddress>().next().unwrap();
-                change.overwrite(&PublicAddress {
-                    eni: EniId::from_random(n),
-                    ..taken.clone()
-                });
+                let holder = holder.clone();
+                change.update(
+                    taken,
+                    &PublicAddress {
+                        holder,
+                        ..taken.clone()
+                    },
+                );
             });
             held.await.unwrap();
             let stop = db.transact_infallible(|view, change| {
@@ -228,7 +241,10 @@ mod tests {
                 stopped(view, change, instance.unwrap(), None, samples::time());
             });
             stop.await.unwrap();
-            assert_eq!(db.view().count::<PublicAddress>(), left);
+            let view = db.view();
+            assert_eq!(view.count::<PublicAddress>(), left);
+            let eni = view.all::<Eni>().next().unwrap();
+            assert_eq!(eni.public_ip.is_some(), kept);
         }
     }
 }

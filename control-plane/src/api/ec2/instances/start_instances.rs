@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{Action, ApiError, Ctx, Targets, shared::found},
-    model::{Eni, Host, Instance, InstanceState, Intent},
+    model::{AddressHolder, Eni, Host, Instance, InstanceState, Intent},
     records::launch::free_public,
     scheduler::{Demand, Ledger},
     store::Scoped,
@@ -68,8 +68,9 @@ impl Action for StartInstances {
                 }
                 for eni in instance.enis.iter().filter_map(|id| view.get::<Eni>(id)) {
                     if eni.auto_public_ip && eni.public_ip.is_none() {
-                        let before = eni.last_public_ip;
-                        let taken = free_public(view, change, eni.id.clone(), pool, before);
+                        let (before, holder) =
+                            (eni.last_public_ip, AddressHolder::Interface(eni.id.clone()));
+                        let taken = free_public(view, change, holder, pool, before);
                         let (address, record) = taken.ok_or_else(insufficient_addresses)?;
                         change.create(&record);
                         change.update(
