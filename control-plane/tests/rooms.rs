@@ -292,6 +292,21 @@ fn the_whole_cloud_is_seen_for_capacity_and_addresses_alone() {
     );
 }
 
+/// What refers to a resource is asked in one way.
+#[test]
+fn every_deletion_asks_what_refers_to_it() {
+    let mut seen = 0;
+    for (path, text) in sources("api") {
+        let name = path.file_name().expect("a file").to_string_lossy();
+        if name.starts_with("delete_") && name != "delete_tags.rs" {
+            seen += 1;
+            let asks = text.contains("unreferred(");
+            assert!(asks, "{} doesn't ask `unreferred`", path.display());
+        }
+    }
+    assert!(seen > 2, "the search finds the deletions no more: {seen}");
+}
+
 /// What a handler changes is what it has read, or new.
 #[test]
 fn handlers_create_and_update() {

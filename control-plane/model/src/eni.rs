@@ -57,7 +57,8 @@ resource! {
         malformed: "InvalidNetworkInterfaceId.Malformed",
         not_found: "InvalidNetworkInterfaceID.NotFound",
         noun: "networkInterface ID",
-        indexes: [BY_VPC, BY_ADDRESS, BY_PUBLIC_ADDRESS, BY_SUBNET, BY_GROUP],
+        indexes: [BY_VPC, BY_ADDRESS, BY_PUBLIC_ADDRESS],
+        refers: [BY_SUBNET => Subnet, BY_GROUP => SecurityGroup],
         conditions: conditions,
     }
 }

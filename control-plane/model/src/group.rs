@@ -42,7 +42,9 @@ resource! {
         malformed: "InvalidGroupId.Malformed",
         not_found: "InvalidGroup.NotFound",
         noun: "security group",
-        indexes: [BY_NAME, BY_RULE, BY_PEER, DELETING],
+        in_use: "resource {id} has a dependent object",
+        indexes: [BY_NAME, BY_RULE, DELETING],
+        refers: [BY_VPC => Vpc, BY_PEER => SecurityGroup],
         conditions: conditions,
     }
 }
@@ -71,6 +73,9 @@ impl Part for RuleId {
 }
 
 impl SecurityGroup {
+    /// The name of the group that each VPC is born with, and that nobody can delete.
+    pub const DEFAULT: &'static str = "default";
+
     /// By its VPC and name: [`SecurityGroup::named`].
     pub const BY_NAME: Index<Self> = Index {
         name: "name",
@@ -80,6 +85,15 @@ impl SecurityGroup {
     pub const BY_RULE: Index<Self> = Index {
         name: "rule",
         keys: |this, key| this.rules.iter().for_each(|rule| key(rule.id.as_str())),
+    };
+    /// By its VPC, but for the default group, which goes with that.
+    pub const BY_VPC: Index<Self> = Index {
+        name: "vpc",
+        keys: |this, key| {
+            if this.name != Self::DEFAULT {
+                key(this.vpc.as_str());
+            }
+        },
     };
     /// By each other group that its rules name.
     pub const BY_PEER: Index<Self> = Index {

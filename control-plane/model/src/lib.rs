@@ -44,7 +44,8 @@ pub use quota::*;
 pub use reachability::*;
 pub use reservation::*;
 pub use resource::{
-    Described, Identifier, Index, Keys, Listed, Part, Regional, Resource, Scope, Shared, Visible,
+    Described, Identifier, Index, Keys, Listed, Part, Reference, Regional, Resource, Scope, Shared,
+    Visible,
 };
 pub use tags::*;
 pub use volume::*;

@@ -99,9 +99,10 @@ regional! {
     Reservation {
         kind: "reservations",
         key: id,
-        indexes: [PENDING, BY_GROUP],
+        indexes: [PENDING],
         // Whoever finds it makes its instances.
         authority: |this| Authority::Of(Instance::arn_at(&this.scope, Arn::ANY)),
+        refers: [BY_SUBNET => Subnet, BY_GROUP => SecurityGroup],
     }
 }
 
@@ -112,6 +113,15 @@ impl Reservation {
         keys: |this, key| {
             if this.pending.is_some() {
                 key("");
+            }
+        },
+    };
+    /// The same, by the subnet.
+    pub const BY_SUBNET: Index<Self> = Index {
+        name: "subnet",
+        keys: |this, key| {
+            if let Some(launch) = &this.pending {
+                key(launch.subnet.as_str());
             }
         },
     };

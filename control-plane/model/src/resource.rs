@@ -57,6 +57,17 @@ pub struct Index<T> {
     pub keys: Keys<T>,
 }
 
+/// An index by resources that its records refer to: EC2 deletes none of those while
+/// they do.
+#[derive(Debug)]
+pub struct Reference<T> {
+    /// The index. Its keys are their identifiers; where a record says that it hinders no
+    /// deletion, it has none.
+    pub index: Index<T>,
+    /// Their [`Resource::KIND`].
+    pub to: &'static str,
+}
+
 impl<T> Clone for Index<T> {
     fn clone(&self) -> Self {
         *self
@@ -78,6 +89,9 @@ pub trait Resource: Listed + Serialize + DeserializeOwned + Clone + Send + Sync 
 
     /// What records of this kind are found by beside their id.
     const INDEXES: &'static [Index<Self>] = &[];
+
+    /// Those of its indexes by what it refers to, and must be there for as long as it is.
+    const REFERS: &'static [Reference<Self>] = &[];
 
     /// The last part of the key, unique in the scope.
     fn id(&self) -> &str;
@@ -171,6 +185,10 @@ pub trait Described: Regional {
     /// Its identifier; the key may be another, as a key pair's name is.
     fn described_id(&self) -> &Self::Id;
 
+    /// What EC2 says, with `DependencyViolation`, when it is to be deleted and something
+    /// refers to it; `{id}` stands for its identifier.
+    const IN_USE: &'static str;
+
     /// Whether ARNs say whose it is; those of images don't.
     ///
     /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html#amazonec2-resources-for-iam-policies>
@@ -216,11 +234,13 @@ pub trait Visible: Described {
 }
 
 /// Makes a record type one of an account and a region: it has a field `scope`.
-/// `authority` is what a call must be authorized for to write it.
+/// `authority` is what a call must be authorized for to write it; `refers` has indexes
+/// that stand beside `indexes`, each with the resource that its keys name.
 macro_rules! regional {
     ($resource:ident {
         kind: $kind:literal, key: $key:ident, indexes: [$($index:ident),* $(,)?],
         authority: |$this:ident| $authority:expr
+        $(, refers: [$($by:ident => $to:ident),* $(,)?])?
         $(, claim: $claim:ident)?
         $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
@@ -230,7 +250,11 @@ macro_rules! regional {
             fn upgrade(version: u32, record: serde_json::Value) -> Result<serde_json::Value, String> {
                 $upgrade(version, record)
             })?
-            const INDEXES: &'static [$crate::Index<Self>] = &[$(Self::$index),*];
+            const INDEXES: &'static [$crate::Index<Self>] = &[$(Self::$index,)* $($(Self::$by,)*)?];
+            $(const REFERS: &'static [$crate::Reference<Self>] = &[$($crate::Reference {
+                index: Self::$by,
+                to: <$crate::$to as $crate::Resource>::KIND,
+            }),*];)?
             $(fn claim(&self) -> Option<(&$crate::HostId, $crate::Quota)> {
                 self.$claim()
             })?
@@ -302,7 +326,9 @@ macro_rules! resource {
         malformed: $malformed:literal,
         not_found: $not_found:literal,
         noun: $noun:literal,
+        $(in_use: $in_use:literal,)?
         indexes: [$($index:ident),* $(,)?]
+        $(, refers: [$($by:ident => $to:ident),* $(,)?])?
         $(, claim: $claim:ident)?,
         conditions: $conditions:ident
         $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
@@ -314,6 +340,7 @@ macro_rules! resource {
             $resource {
                 kind: $kind, key: $key, indexes: [BY_ID $(, $index)*],
                 authority: |this| $crate::Authority::Own($crate::Described::arn(this))
+                $(, refers: [$($by => $to),*])?
                 $(, claim: $claim)? $(, version: $version, upgrade: $upgrade)?
             }
         }
@@ -328,6 +355,7 @@ macro_rules! resource {
             type Id = $id;
             const SERVICE: &'static str = $service;
             const TYPE: &'static str = $arn;
+            const IN_USE: &'static str = $crate::resource::in_use!($noun $($in_use)?);
             $(const OWNED: bool = $owned;)?
             fn described_id(&self) -> &$id {
                 &self.id
@@ -336,6 +364,20 @@ macro_rules! resource {
                 self.$conditions()
             }
         }
+    };
+}
+
+/// EC2's usual words for a resource that can't be deleted, or those given.
+macro_rules! in_use {
+    ($noun:literal) => {
+        concat!(
+            "The ",
+            $noun,
+            " '{id}' has dependencies and cannot be deleted."
+        )
+    };
+    ($noun:literal $in_use:literal) => {
+        $in_use
     };
 }
 
@@ -369,7 +411,7 @@ macro_rules! types {
 
 each_kind!(types);
 
-pub(crate) use {regional, resource, shared};
+pub(crate) use {in_use, regional, resource, shared};
 
 #[cfg(test)]
 mod tests {

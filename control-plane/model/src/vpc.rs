@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{Described, DhcpOptionsId, Scope, resource::resource};
+use super::{Described, DhcpOptionsId, Index, Scope, resource::resource};
 
 /// A virtual private cloud: one network namespace on each host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,7 @@ resource! {
         malformed: "InvalidVpcID.Malformed",
         not_found: "InvalidVpcID.NotFound",
         noun: "vpc ID",
+        in_use: "The vpc '{id}' has dependencies and cannot be deleted.",
         indexes: [],
         conditions: conditions,
     }
@@ -82,12 +83,20 @@ resource! {
         malformed: "InvalidSubnetID.Malformed",
         not_found: "InvalidSubnetID.NotFound",
         noun: "subnet ID",
+        in_use: "The subnet '{id}' has dependencies and cannot be deleted.",
         indexes: [],
+        refers: [BY_VPC => Vpc],
         conditions: conditions,
     }
 }
 
 impl Subnet {
+    /// By its VPC.
+    pub const BY_VPC: Index<Self> = Index {
+        name: "vpc",
+        keys: |this, key| key(this.vpc.as_str()),
+    };
+
     fn conditions(&self) -> Vec<(&'static str, String)> {
         vec![
             ("ec2:AvailabilityZone", self.zone.clone()),

@@ -12,8 +12,10 @@ fn every_index_is_listed_by_its_kind() {
         let listed: Vec<&str> = text
             .split("indexes: [")
             .skip(1)
+            .chain(text.split("refers: [").skip(1))
             .filter_map(|rest| rest.split(']').next())
             .flat_map(|list| list.split(',').map(str::trim))
+            .filter_map(|entry| entry.split(" =>").next())
             .collect();
         let declared = text.split("pub const ").skip(1);
         let declared = declared.filter_map(|rest| rest.split_once(": Index<Self>"));
@@ -21,7 +23,7 @@ fn every_index_is_listed_by_its_kind() {
             seen += 1;
             assert!(
                 listed.contains(&name),
-                "{}: {name} stands in no `indexes:`",
+                "{}: {name} stands in no `indexes:` and no `refers:`",
                 path.display()
             );
         }

@@ -157,7 +157,7 @@ mod tests {
         let db = Db::in_memory().await;
         let scope = samples::scope();
         let put = |_: Scoped<'_>, change: &mut Change<'_>| {
-            (0..101).for_each(|n| change.put(&samples::instance(n)));
+            (0..101).for_each(|n| change.create(&samples::instance(n)));
             Ok::<_, ApiError>(())
         };
         db.transact_at(&scope, put).await.unwrap();

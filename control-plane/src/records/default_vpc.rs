@@ -76,7 +76,7 @@ fn default_group(vpc: &Vpc) -> SecurityGroup {
     SecurityGroup {
         scope: vpc.scope.clone(),
         vpc: vpc.id.clone(),
-        name: "default".into(),
+        name: SecurityGroup::DEFAULT.into(),
         description: "default VPC security group".into(),
         rules: vec![
             rule(Direction::Ingress, Peer::Group(id.clone())),

@@ -4,22 +4,9 @@
 //! write it: a launch is no write of its groups.
 
 use crate::{
-    model::{Eni, GroupName, Reservation, SecurityGroup},
+    model::{GroupName, SecurityGroup},
     store::{Change, Scoped},
 };
-
-/// Whether an interface, a launch that is under way, or a rule of another group
-/// refers to the group.
-pub fn is_referred_to(view: Scoped<'_>, group: &SecurityGroup) -> bool {
-    let id = group.id.as_str();
-    view.by(Eni::BY_GROUP, id).next().is_some()
-        || view.by(Reservation::BY_GROUP, id).next().is_some()
-        || view.by(SecurityGroup::BY_PEER, id).next().is_some()
-        // One that can't be read may refer to any.
-        || view.has_unreadable::<Eni>()
-        || view.has_unreadable::<Reservation>()
-        || view.has_unreadable::<SecurityGroup>()
-}
 
 /// Deletes a group that is marked for it, or takes the mark back if something
 /// refers to it after all; whether it went. A crash between mark and deletion
@@ -29,7 +16,7 @@ pub fn finish_deletion(view: Scoped<'_>, change: &mut Change<'_>, group: &Securi
         // Somebody else took the mark back.
         return false;
     }
-    if is_referred_to(view, group) {
+    if view.is_referred_to(group) {
         change.update(
             group,
             &SecurityGroup {

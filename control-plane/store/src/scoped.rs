@@ -86,6 +86,12 @@ impl<'v> Scoped<'v> {
             .filter(move |resource| resource.visible_from(self.scope))
     }
 
+    /// Whether something refers to this resource, or may, so that it can't be deleted:
+    /// what does is in the declarations ([`Resource::REFERS`](hearth_model::Resource::REFERS)).
+    pub fn is_referred_to<T: Described>(self, resource: &T) -> bool {
+        self.view.is_referred_to(resource)
+    }
+
     /// Whether records of this kind can't be read here: what seems to be gone
     /// may be one of those.
     pub fn has_unreadable<T: Regional>(self) -> bool {

@@ -26,11 +26,16 @@ type IndexEntry = (u8, Arc<str>, Arc<str>);
 /// Calls back with each index and key that a record is found under.
 type Found = fn(&Value, &mut dyn FnMut(u8, &str));
 
+/// Calls back with the number of each index by resources of this kind that are referred
+/// to.
+type Refers = fn(&str, &mut dyn FnMut(u8));
+
 /// What the view must know of a kind, without its type.
 struct KindOf {
     name: &'static str,
     read: fn(&[u8]) -> Result<Value, String>,
     index: Found,
+    refers: Refers,
     claim: fn(&Value) -> Option<(&HostId, Quota)>,
 }
 
@@ -44,6 +49,11 @@ const fn kind_of<T: Resource>() -> KindOf {
             };
             for (number, index) in (0..).zip(T::INDEXES) {
                 (index.keys)(value, &mut |key| found(number, key));
+            }
+        },
+        refers: |to, found| {
+            for reference in T::REFERS.iter().filter(|reference| reference.to == to) {
+                number_of(reference.index).into_iter().for_each(&mut *found);
             }
         },
         claim: |value| value.downcast_ref::<T>()?.claim(),
@@ -268,6 +278,27 @@ impl View {
         self.unreadable.contains_key(resource.key().as_str())
     }
 
+    /// Whether a record of the same scope refers to this one, or may: one that can't be
+    /// read refers to any.
+    pub(super) fn is_referred_to<T: Described>(&self, resource: &T) -> bool {
+        let id: Arc<str> = resource.described_id().as_ref().into();
+        let prefix: Arc<str> = resource.home().prefix().into();
+        KINDS.iter().zip(&self.kinds).any(|(kind, records)| {
+            let mut found = false;
+            (kind.refers)(T::KIND, &mut |number| {
+                let first = (number, Arc::clone(&id), Arc::clone(&prefix));
+                let next = records.index.range(first..).next();
+                let refers = next.is_some_and(|(n, key, path)| {
+                    *n == number && *key == id && path.starts_with(&*prefix)
+                });
+                let unreadable = format!("/{}/{prefix}", kind.name);
+                let mut unreadables = self.unreadable();
+                found |= refers || unreadables.any(|(key, _)| key.starts_with(&unreadable));
+            });
+            found
+        })
+    }
+
     /// This picture with one more record: for tests of pure functions.
     #[must_use]
     pub fn with<T: Resource>(mut self, resource: T) -> Self {
@@ -416,7 +447,51 @@ fn split(key: &str) -> Option<(usize, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hearth_model::{Eni, Host, HostId, Instance, InstanceId, samples};
+    use hearth_model::{
+        Eni, GroupId, Host, HostId, Instance, InstanceId, Reservation, ReservationId, samples,
+    };
+
+    #[test]
+    fn what_refers_to_a_resource_is_found_by_its_declaration() {
+        let (vpc, subnet, group) = (samples::vpc(), samples::subnet(), GroupId::from_random(1));
+        let there = View::default().with(vpc.clone());
+        assert!(!there.is_referred_to(&vpc));
+        let there = there.with(subnet.clone());
+        assert!(there.is_referred_to(&vpc) && !there.is_referred_to(&subnet));
+        let elsewhere = Scope::new("1", "elsewhere");
+        let other = Eni {
+            scope: elsewhere.clone(),
+            ..samples::eni(1)
+        };
+        let there = there.with(other);
+        assert!(!there.is_referred_to(&subnet), "another account's");
+        assert!(there.clone().with(samples::eni(2)).is_referred_to(&subnet));
+        // A launch that is under way has no interfaces yet.
+        let pending = Reservation {
+            id: ReservationId::from_random(1),
+            scope: samples::scope(),
+            created: samples::time(),
+            user_data: None,
+            pending: Some(Box::new(samples::launch(1, &subnet, &group))),
+        };
+        let done = Reservation {
+            pending: None,
+            ..pending.clone()
+        };
+        assert!(there.clone().with(pending).is_referred_to(&subnet));
+        assert!(!there.clone().with(done).is_referred_to(&subnet));
+        // What can't be read may refer to any of its scope; an image refers to none.
+        for (scope, kind, refers) in [
+            (samples::scope(), Eni::KIND, true),
+            (samples::scope(), hearth_model::Image::KIND, false),
+            (elsewhere, Eni::KIND, false),
+        ] {
+            let mut unread = there.clone();
+            let key = format!("/{kind}/{}", scope.path("x"));
+            unread.unreadable.insert(key.as_str().into(), "why".into());
+            assert_eq!(unread.is_referred_to(&subnet), refers, "{key}");
+        }
+    }
 
     #[test]
     fn kinds_and_indexes_are_told_apart() {

@@ -109,3 +109,23 @@ pub fn found_visible<'v, T: Visible>(view: Scoped<'v>, id: &str) -> Result<&'v T
     view.visible::<T>(&id)
         .ok_or_else(|| not_found::<T::Id>(&id))
 }
+
+/// The error for a resource that something refers to, in EC2's words.
+pub fn in_use<T: Described>(id: &T::Id) -> ApiError {
+    let message = T::IN_USE.replace("{id}", id.as_ref());
+    ApiError::new("DependencyViolation", message)
+}
+
+/// What each deletion asks first: whether something refers to the resource, as the
+/// records that do declare with `refers:`. In a transaction that deletes it, this is
+/// enough only where what begins to refer to it writes it too; else it is marked before,
+/// as a security group is.
+///
+/// # Errors
+/// [`in_use`].
+pub fn unreferred<T: Described>(view: Scoped<'_>, resource: &T) -> Result<(), ApiError> {
+    match view.is_referred_to(resource) {
+        true => Err(in_use::<T>(resource.described_id())),
+        false => Ok(()),
+    }
+}

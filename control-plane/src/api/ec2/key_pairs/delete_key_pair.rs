@@ -5,7 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{Action, ApiError, Ctx, Targets, shared::parse_id},
+    api::{
+        Action, ApiError, Ctx, Targets,
+        shared::{parse_id, unreferred},
+    },
     model::{KeyPair, KeyPairId},
 };
 
@@ -55,6 +58,7 @@ impl Action for DeleteKeyPair {
                         && request.key_name.as_ref().is_none_or(|n| pair.name == *n)
                 });
                 if let Some(pair) = found {
+                    unreferred(view, pair)?;
                     change.delete_tagged(pair);
                 }
                 Ok::<_, ApiError>(found.map(|pair| pair.id.to_string()))

@@ -55,7 +55,7 @@ impl Action for CreateSecurityGroup {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
         let name = &request.group_name;
-        if name == "default" {
+        if name == SecurityGroup::DEFAULT {
             return Err(ApiError::new(
                 "InvalidGroup.Reserved",
                 "The security group 'default' is reserved",

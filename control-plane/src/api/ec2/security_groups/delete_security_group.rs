@@ -6,9 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{find, target};
 use crate::{
-    api::{Action, ApiError, Ctx, Targets},
-    model::{GroupId, SecurityGroup},
-    records::security_group::{finish_deletion, is_referred_to},
+    api::{
+        Action, ApiError, Ctx, Targets,
+        shared::{in_use, unreferred},
+    },
+    model::SecurityGroup,
+    records::security_group::finish_deletion,
 };
 
 /// The action.
@@ -29,13 +32,6 @@ pub(crate) struct Response {
     group_id: String,
 }
 
-fn in_use(group: &GroupId) -> ApiError {
-    ApiError::new(
-        "DependencyViolation",
-        format!("resource {group} has a dependent object"),
-    )
-}
-
 impl Action for DeleteSecurityGroup {
     const NAME: &'static str = "DeleteSecurityGroup";
     type Request = Request;
@@ -51,7 +47,7 @@ impl Action for DeleteSecurityGroup {
         let marked = ctx
             .transact(|view, change| {
                 let group = find(view, id, name)?;
-                if group.name == "default" {
+                if group.name == SecurityGroup::DEFAULT {
                     return Err(ApiError::new(
                         "CannotDelete",
                         format!(
@@ -60,9 +56,7 @@ impl Action for DeleteSecurityGroup {
                         ),
                     ));
                 }
-                if is_referred_to(view, group) {
-                    return Err(in_use(&group.id));
-                }
+                unreferred(view, group)?;
                 change.update(group, &SecurityGroup {
                     deleting: true,
                     ..group.clone()
@@ -80,7 +74,7 @@ impl Action for DeleteSecurityGroup {
         })
         .await?
         .then_some(())
-        .ok_or_else(|| in_use(&marked))?;
+        .ok_or_else(|| in_use::<SecurityGroup>(&marked))?;
         Ok(Response {
             done: true,
             group_id: marked.to_string(),

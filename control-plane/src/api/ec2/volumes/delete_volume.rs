@@ -6,7 +6,10 @@
 use serde::Deserialize;
 
 use crate::{
-    api::{Action, ApiError, Ctx, Done, Targets, shared::found},
+    api::{
+        Action, ApiError, Ctx, Done, Targets,
+        shared::{found, unreferred},
+    },
     model::Volume,
 };
 
@@ -38,6 +41,7 @@ impl Action for DeleteVolume {
                 );
                 return Err(ApiError::new("VolumeInUse", message));
             }
+            unreferred(view, volume)?;
             if !volume.deleting {
                 change.update(
                     volume,
