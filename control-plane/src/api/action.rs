@@ -108,8 +108,8 @@ pub struct Cloud {
     pub policies: Arc<dyn Policies>,
 }
 
-/// How many resources' steps go in one transaction: each is a few changes, and
-/// etcd's default is 128 of them.
+/// How many resources' steps go in one transaction at most: the more there are, the
+/// sooner others' changes come between.
 const STEPS: usize = 25;
 
 /// What a handler knows beside its request. Only the dispatch makes one, and
@@ -251,9 +251,9 @@ impl Ctx {
     }
 
     /// [`transact`](Self::transact) for calls on many resources: `step` is taken for
-    /// each of `items`. Few are one transaction. Many are several, since a store
-    /// bounds the size of one; then all are tried out first, so that a call that
-    /// must be refused for one of them is refused before it has changed another.
+    /// each of `items`. Few are one transaction. Those that one can't carry are several;
+    /// then all are tried out first, so that a call that must be refused for one of
+    /// them is refused before it has changed another.
     ///
     /// # Errors
     /// As `transact`.
@@ -287,20 +287,27 @@ impl Ctx {
             steps.collect::<Result<Vec<T>, ApiError>>()
         };
         self.check_token()?;
-        if items.len() > STEPS || self.dry_run {
-            let view = self.db.view();
-            let mut tried = |view: Scoped<'_>, change: &mut Change<'_>| {
-                all(items, view, change)?;
-                self.check(change)
-            };
-            self.db.try_out(&view, &self.scope, &mut tried)?;
-        }
         let mut out = Vec::with_capacity(items.len());
-        for items in items.chunks(STEPS) {
-            out.extend(
-                self.transact(|view, change| all(items, view, change))
-                    .await?,
-            );
+        while out.len() < items.len() {
+            let (first, rest) = (out.is_empty(), &items[out.len()..]);
+            let taken = self.transact(|view, change| {
+                let (mut shared, mut done) = (begin(view), Vec::new());
+                for item in rest.iter().take(STEPS) {
+                    match change.attempt(|change| step(view, change, &mut shared, item)) {
+                        Some(one) => done.push(one?),
+                        None => break,
+                    }
+                }
+                if first && done.len() < rest.len() {
+                    let mut all = |view: Scoped<'_>, change: &mut Change<'_>| {
+                        all(items, view, change)?;
+                        self.check(change)
+                    };
+                    self.db.try_out(&self.db.view(), &self.scope, &mut all)?;
+                }
+                Ok(done)
+            });
+            out.extend(taken.await?);
         }
         Ok(out)
     }

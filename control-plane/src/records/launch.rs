@@ -22,31 +22,22 @@ pub fn expand(
     let Some(launch) = &reservation.pending else {
         return true;
     };
-    let tags = [
-        &launch.instance_tags,
-        &launch.volume_tags,
-        &launch.interface_tags,
-    ];
-    // The instance, its interface, its volume, two addresses, and the tags of three;
-    // and the reservation itself at the end.
-    let each = 5 + tags.len();
     for (index, member) in (0..).zip(&launch.members) {
         if view.get::<Instance>(&member.instance).is_some() {
             continue;
         }
-        if change.room() < each + 1 {
+        let made =
+            change.attempt(|change| make(view, change, reservation, launch, member, index, pool));
+        if made.is_none() {
             return false;
         }
-        make(view, change, reservation, launch, member, index, pool);
     }
-    change.update(
-        reservation,
-        &Reservation {
-            pending: None,
-            ..reservation.clone()
-        },
-    );
-    true
+    let done = Reservation {
+        pending: None,
+        ..reservation.clone()
+    };
+    let ended = change.attempt(|change| change.update(reservation, &done));
+    ended.is_some()
 }
 
 /// One instance, with its interface, its addresses and its root volume. Where

@@ -10,11 +10,37 @@ use hearth_model::{Arn, Authority, Described, Part, Regional as _, Resource, Sco
 ///
 /// <https://etcd.io/docs/v3.5/op-guide/configuration/> (`max-txn-ops`)
 const MOST: usize = 128;
+/// As many bytes may one have: etcd's default for a request.
+///
+/// <https://etcd.io/docs/v3.5/op-guide/configuration/> (`max-request-bytes`)
+const MOST_BYTES: usize = 3 << 19;
+/// What a request spends on one comparison and operation beside keys and value, in
+/// bytes, at most.
+const FRAMING: usize = 64;
 
 /// What the transaction has to do with one record.
 struct Planned {
     compare: Compare,
     write: Option<Write>,
+}
+
+impl Planned {
+    /// What it takes of a request.
+    fn bytes(&self, key: &str) -> usize {
+        let value = match &self.write {
+            Some(Write::Touch(value) | Write::Put(value)) => value.len(),
+            Some(Write::Delete) | None => 0,
+        };
+        2 * key.len() + value + FRAMING
+    }
+}
+
+/// What takes one step of a change back.
+enum Undo {
+    /// What was planned of the record with this key.
+    Record(String, Option<Planned>),
+    Authority((String, Authority)),
+    Part(Arn),
 }
 
 /// What becomes of a record.
@@ -36,11 +62,15 @@ pub struct Change<'v> {
     fault: Option<StoreError>,
     /// By the store's key.
     records: BTreeMap<String, Planned>,
+    /// What those take of a request.
+    bytes: usize,
     makes_room: bool,
     /// What a call must be authorized for, by the record that it would write.
     authorities: BTreeSet<(String, Authority)>,
     /// The parts of resources that it makes.
     parts: BTreeSet<Arn>,
+    /// What takes each of its steps back, the last at the end.
+    undo: Vec<Undo>,
 }
 
 impl<'v> Change<'v> {
@@ -50,10 +80,12 @@ impl<'v> Change<'v> {
             only,
             fault: None,
             records: BTreeMap::new(),
+            bytes: 0,
             // What is refused a caller is the others' to end.
             makes_room: only.is_none(),
             authorities: BTreeSet::new(),
             parts: BTreeSet::new(),
+            undo: Vec::new(),
         }
     }
 
@@ -100,16 +132,17 @@ impl<'v> Change<'v> {
     pub fn touch<T: Shared>(&mut self, id: impl AsRef<str>) {
         let view = self.view;
         if let Some(there) = view.shared::<T>(id) {
-            self.guard(there)
-                .write
-                .get_or_insert_with(|| Write::Touch(record::encode(there)));
+            let planned = self.records.get(&there.key());
+            if planned.is_none_or(|planned| planned.write.is_none()) {
+                self.plan(there, Some(Write::Touch(record::encode(there))));
+            }
         }
     }
 
     /// Makes the transaction depend on a record of the view that it only read.
     pub fn expect_unchanged<T: Resource>(&mut self, read: &T) {
         self.known(read);
-        self.guard(read);
+        self.plan(read, None);
     }
 
     /// Says that this is a step towards more room: it goes on while the store's disk is
@@ -118,10 +151,34 @@ impl<'v> Change<'v> {
         self.makes_room = true;
     }
 
-    /// How many more records it may depend on or change: what there is more of goes in
-    /// another transaction.
-    pub fn room(&self) -> usize {
-        MOST.saturating_sub(self.records.len())
+    /// Takes a part of a piece of work whole or not at all: if the transaction can't carry
+    /// it beside what it has, nothing of it stays, and the answer is `None`: it goes in a
+    /// further transaction. The first of all stays whatever its size, since no other
+    /// could carry it either; the transaction is refused for it then.
+    pub fn attempt<T>(&mut self, part: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let (first, steps) = (self.records.is_empty(), self.undo.len());
+        let (faulty, makes_room) = (self.fault.is_some(), self.makes_room);
+        let done = part(self);
+        if first || self.fits() {
+            return Some(done);
+        }
+        for step in self.undo.split_off(steps).into_iter().rev() {
+            match step {
+                Undo::Record(key, planned) => _ = self.set(key, planned),
+                Undo::Authority(needed) => _ = self.authorities.remove(&needed),
+                Undo::Part(arn) => _ = self.parts.remove(&arn),
+            }
+        }
+        self.makes_room = makes_room;
+        if !faulty {
+            self.fault = None;
+        }
+        None
+    }
+
+    /// Whether etcd would take it.
+    fn fits(&self) -> bool {
+        self.records.len() <= MOST && self.bytes <= MOST_BYTES
     }
 
     /// Whether this transaction already writes the record with the path of this
@@ -145,7 +202,9 @@ impl<'v> Change<'v> {
     ) {
         let arn = P::arn_at(scope, part.as_ref());
         if self.view.by(P::INDEX, part.as_ref()).next().is_none() {
-            self.parts.insert(arn.clone());
+            if self.parts.insert(arn.clone()) {
+                self.undo.push(Undo::Part(arn.clone()));
+            }
         }
         self.tag(scope, tags_of(part), arn, tags);
     }
@@ -167,7 +226,7 @@ impl<'v> Change<'v> {
             resource: id,
             tags,
         };
-        self.authorities.insert((tags.key(), Authority::Of(of)));
+        self.needs((tags.key(), Authority::Of(of)));
         // Where there are none, this transaction depends on that: tags given to what
         // is being deleted would stay.
         let value = (!tags.tags.is_empty()).then(|| record::encode(&tags));
@@ -203,7 +262,7 @@ impl<'v> Change<'v> {
 
     fn write<T: Resource>(&mut self, resource: &T, value: Option<Vec<u8>>) {
         self.within(resource);
-        self.guard(resource).write = Some(value.map_or(Write::Delete, Write::Put));
+        self.plan(resource, Some(value.map_or(Write::Delete, Write::Put)));
     }
 
     /// The record with the path of this one, if the view has it, and this one: who
@@ -219,24 +278,43 @@ impl<'v> Change<'v> {
     fn need<T: Resource>(&mut self, resource: &T) {
         for record in self.both(resource).into_iter().flatten() {
             let needed = (record.key(), record.authority());
-            self.authorities.insert(needed);
+            self.needs(needed);
         }
     }
 
-    fn guard<T: Resource>(&mut self, resource: &T) -> &mut Planned {
+    fn needs(&mut self, needed: (String, Authority)) {
+        if self.authorities.insert(needed.clone()) {
+            self.undo.push(Undo::Authority(needed));
+        }
+    }
+
+    /// Makes the transaction depend on what the view has of a record, and write it so.
+    fn plan<T: Resource>(&mut self, resource: &T, write: Option<Write>) {
         let key = resource.key();
         if self.view.is_unreadable(resource) {
             // It is there, and nobody knows what it says.
             self.refuse(StoreError::Unreadable(key.clone()));
         }
+        if write.is_none() && self.records.contains_key(&key) {
+            return;
+        }
         let compare = match self.view.modified(resource) {
             Some(revision) => Compare::Unchanged(key.clone(), revision),
             None => Compare::Absent(key.clone()),
         };
-        self.records.entry(key).or_insert(Planned {
-            compare,
-            write: None,
-        })
+        let before = self.set(key.clone(), Some(Planned { compare, write }));
+        self.undo.push(Undo::Record(key, before));
+    }
+
+    /// Plans this of the record with this key; what was planned of it before.
+    fn set(&mut self, key: String, planned: Option<Planned>) -> Option<Planned> {
+        self.bytes += planned.as_ref().map_or(0, |planned| planned.bytes(&key));
+        let before = match planned {
+            Some(planned) => self.records.insert(key.clone(), planned),
+            None => self.records.remove(&key),
+        };
+        self.bytes -= before.as_ref().map_or(0, |before| before.bytes(&key));
+        before
     }
 
     fn within<T: Resource>(&mut self, resource: &T) {
@@ -286,12 +364,15 @@ impl<'v> Change<'v> {
     /// `Invalid` when it changes a record that it may not, `Unreadable` when it
     /// depends on one that can't be read.
     pub(super) fn into_txn(self) -> Result<Txn, StoreError> {
-        let records = self.records.len();
-        if records > MOST {
+        if !self.fits() {
             // The embedded store takes it; where it is tested, it is found.
-            tracing::error!(records, "a transaction that etcd would not take");
+            let (records, bytes) = (self.records.len(), self.bytes);
+            tracing::error!(records, bytes, "a transaction that etcd would not take");
             if cfg!(debug_assertions) {
-                let why = format!("{records} records in one transaction, {MOST} are the most");
+                let why = format!(
+                    "{records} records with {bytes} bytes in one transaction: \
+                     {MOST} and {MOST_BYTES} are the most"
+                );
                 return Err(StoreError::Invalid(why));
             }
         }

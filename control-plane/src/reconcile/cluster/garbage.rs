@@ -29,8 +29,6 @@ const TOKEN: Duration = Duration::from_secs(24 * 3600);
 const ABANDONED: Duration = Duration::from_secs(10);
 /// How many records of a kind are looked at for one transaction.
 const AT_ONCE: usize = 25;
-/// How many records an instance takes that goes: itself, its tags, its reservation.
-const EACH: usize = 3;
 
 /// Garbage, and what a crash has left half-done.
 pub struct GarbageController {
@@ -70,21 +68,49 @@ fn plan(view: &View, now: Timestamp) -> (Vec<&Instance>, Vec<&ClientToken>) {
     (instances, tokens)
 }
 
-/// Deletes these instances' records, and those of the reservations that have no
-/// others.
-fn delete(view: &View, change: &mut Change<'_>, instances: &[&Instance]) {
-    for instance in instances {
-        if change.room() < EACH {
-            return;
-        }
-        change.delete_tagged(*instance);
-        let own = view.at(&instance.scope);
-        let mut all = own.by(Instance::BY_RESERVATION, instance.reservation.as_str());
-        let last = all.all(|other| instances.iter().any(|gone| gone.id == other.id));
-        if last && let Some(reservation) = own.get::<Reservation>(&instance.reservation) {
-            change.delete(reservation);
+/// Deletes an instance's record, and its reservation's, if all others of that are among
+/// `going`.
+fn delete(view: &View, change: &mut Change<'_>, instance: &Instance, going: &[&Instance]) {
+    change.delete_tagged(instance);
+    let own = view.at(&instance.scope);
+    let mut all = own.by(Instance::BY_RESERVATION, instance.reservation.as_str());
+    let last = all.all(|other| going.iter().any(|gone| gone.id == other.id));
+    if last && let Some(reservation) = own.get::<Reservation>(&instance.reservation) {
+        change.delete(reservation);
+    }
+}
+
+/// Deletes what has had its time, as much as one transaction carries; whether there is
+/// more.
+fn collect(view: &View, change: &mut Change<'_>, now: Timestamp) -> bool {
+    let (instances, tokens) = plan(view, now);
+    for (n, instance) in instances.iter().enumerate() {
+        // Those before it are gone as it goes: who comes last takes the reservation.
+        let going = &instances[..=n];
+        let gone = change.attempt(|change| delete(view, change, instance, going));
+        if gone.is_none() {
+            return true;
         }
     }
+    for token in &tokens {
+        if change.attempt(|change| change.delete(*token)).is_none() {
+            return true;
+        }
+    }
+    // Those whose deletion a crash has cut short.
+    let groups = view.by(SecurityGroup::DELETING, "");
+    let readable = |group: &&SecurityGroup| {
+        !view.has_unreadable_at::<Tags>(&group.scope)
+            && !view.has_unreadable_at::<GroupName>(&group.scope)
+    };
+    for group in groups.filter(readable) {
+        let own = view.at(&group.scope);
+        let done = change.attempt(|change| finish_deletion(own, change, group));
+        if done.is_none() {
+            return true;
+        }
+    }
+    instances.len() == AT_ONCE || tokens.len() == AT_ONCE
 }
 
 #[async_trait]
@@ -115,28 +141,7 @@ impl Controller for GarbageController {
         let now = (self.clock)();
         let more = self
             .db
-            .transact_infallible(|view, change| {
-                let (instances, tokens) = plan(view, now);
-                delete(view, change, &instances);
-                let room = change.room();
-                for token in tokens.iter().take(room) {
-                    change.delete(*token);
-                }
-                // Those whose deletion a crash has cut short.
-                let groups = view.by(SecurityGroup::DELETING, "");
-                let readable = |group: &&SecurityGroup| {
-                    !view.has_unreadable_at::<Tags>(&group.scope)
-                        && !view.has_unreadable_at::<GroupName>(&group.scope)
-                };
-                for group in groups.filter(readable) {
-                    // Its name, itself, its tags and those of its rules.
-                    if change.room() < 3 + group.rules.len() {
-                        break;
-                    }
-                    finish_deletion(view.at(&group.scope), change, group);
-                }
-                instances.len() == AT_ONCE || tokens.len() == AT_ONCE
-            })
+            .transact_infallible(|view, change| collect(view, change, now))
             .await?;
         let abandoned = self
             .db

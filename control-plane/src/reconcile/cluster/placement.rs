@@ -66,10 +66,6 @@ impl Controller for PlacementController {
 
 /// How many instances are looked at for one transaction, if it has room for as many.
 const PLACED: usize = 48;
-/// How many records one takes that is placed: its host, itself, its volumes.
-const EACH: usize = 4;
-/// How many one takes that ends.
-const EACH_ENDING: usize = 16;
 
 /// Whether it is on no host and not yet terminated.
 fn waits(instance: &Instance) -> bool {
@@ -95,49 +91,54 @@ fn plan(view: &View) -> Vec<(InstanceId, Result<HostId, Shortfall>)> {
 
 fn carry_out(view: &View, change: &mut Change<'_>, now: Timestamp) {
     for (id, host) in plan(view) {
-        if change.room() < EACH {
-            return;
-        }
         let Some(instance) = view.find::<Instance>(&id) else {
             continue;
         };
-        if let Err(missing) = &host {
-            tracing::warn!(instance = %id, %missing, "no host has room");
-        }
-        match host.ok().and_then(|id| view.shared::<Host>(&id.0)) {
-            Some(host) => {
-                // Two placements on one host can't both commit.
-                change.touch::<Host>(&host.id.0);
-                change.update(
-                    instance,
-                    &Instance {
-                        host: Some(host.id.clone()),
-                        ..instance.clone()
-                    },
-                );
-                for volume in record::volumes(view, instance) {
-                    change.update(
-                        volume,
-                        &Volume {
-                            host: Some(host.id.clone()),
-                            ..volume.clone()
-                        },
-                    );
-                }
-            }
+        let placed = host.as_ref().ok();
+        let placed = placed.and_then(|id| view.shared::<Host>(&id.0));
+        let decided = change.attempt(|change| match placed {
+            Some(host) => place(view, change, instance, host),
             None => {
                 let reason = StateReason::insufficient_capacity();
                 record::shutting_down(change, instance, &reason, now);
             }
+        });
+        if decided.is_none() {
+            return;
+        }
+        if let Err(missing) = &host {
+            tracing::warn!(instance = %id, %missing, "no host has room");
         }
     }
     // What never had a host has nothing on one.
     let ending = unplaced(view).filter(|i| i.state != InstanceState::Pending);
     for instance in ending {
-        if change.room() < EACH_ENDING {
+        let ended = change.attempt(|change| record::terminated(view, change, instance, now));
+        if ended.is_none() {
             return;
         }
-        record::terminated(view, change, instance, now);
+    }
+}
+
+/// Gives an instance its host, and with it its volumes.
+fn place(view: &View, change: &mut Change<'_>, instance: &Instance, host: &Host) {
+    // Two placements on one host can't both commit.
+    change.touch::<Host>(&host.id.0);
+    change.update(
+        instance,
+        &Instance {
+            host: Some(host.id.clone()),
+            ..instance.clone()
+        },
+    );
+    for volume in record::volumes(view, instance) {
+        change.update(
+            volume,
+            &Volume {
+                host: Some(host.id.clone()),
+                ..volume.clone()
+            },
+        );
     }
 }
 

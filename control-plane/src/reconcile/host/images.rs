@@ -17,7 +17,7 @@ use crate::{
         Controller, Requeue,
         queue::{Singleton, Wake},
     },
-    store::{Changed, Db, View},
+    store::{Change, Changed, Db, View},
 };
 
 /// How often the folder is looked at: nothing tells when a file is put there.
@@ -59,9 +59,6 @@ impl ImageController {
         *told = lines;
     }
 }
-
-/// How many records an image takes in a transaction: itself and its tags.
-const EACH: usize = 2;
 
 #[async_trait]
 impl Controller for ImageController {
@@ -108,11 +105,10 @@ impl Controller for ImageController {
                 for scope in &self.scopes {
                     for image in scan.images.iter().map(|image| in_scope(image, scope)) {
                         let known = view.at(scope).get::<Image>(&image.id);
-                        if change.room() < EACH {
+                        let as_it_is = known == Some(&image) || view.is_unreadable(&image);
+                        let write = |change: &mut Change<'_>| change.overwrite(&image);
+                        if !as_it_is && change.attempt(write).is_none() {
                             return false;
-                        }
-                        if known != Some(&image) && !view.is_unreadable(&image) {
-                            change.overwrite(&image);
                         }
                     }
                 }
@@ -134,11 +130,10 @@ impl Controller for ImageController {
                 let launching: BTreeSet<&ImageId> = pending.map(|launch| &launch.image).collect();
                 let own = self.scopes.iter().flat_map(|s| view.at(s).all::<Image>());
                 for image in own.filter(|image| !launching.contains(&image.id)) {
-                    if change.room() < EACH {
+                    let stays = there.contains(&image.id) || needed.contains(&image.id);
+                    let delete = |change: &mut Change<'_>| change.delete_tagged(image);
+                    if !stays && change.attempt(delete).is_none() {
                         return false;
-                    }
-                    if !there.contains(&image.id) && !needed.contains(&image.id) {
-                        change.delete_tagged(image);
                     }
                 }
                 true

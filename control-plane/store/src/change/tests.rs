@@ -2,16 +2,15 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::Db;
-use hearth_model::{Host, samples, samples::host};
+use hearth_model::{Host, RuleId, samples, samples::host};
 
 #[tokio::test]
-async fn what_etcd_would_not_take_is_found_and_room_is_what_is_left() {
+async fn what_etcd_would_not_take_is_found() {
     let db = Db::in_memory().await;
     for (count, fits) in [(128, true), (129, false)] {
         let done = db
             .transact(|_, change| {
                 for n in 0..count {
-                    assert_eq!(change.room(), 128usize.saturating_sub(n));
                     change.overwrite(&host(&format!("{count}-{n}"), 1));
                 }
                 Ok::<_, ()>(())
@@ -127,4 +126,63 @@ async fn an_update_is_of_what_the_view_has() {
         change.update(a, &host("a", 4));
     });
     assert!(twice.unwrap().contains("written twice"));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_taken_back_whole() {
+    let db = Db::in_memory().await;
+    db.transact_infallible(|_, change| change.create(&host("0", 1)))
+        .await
+        .unwrap();
+    let view = db.view();
+    let mut change = Change::new(&view, None);
+    let volume = |n: u8| samples::volume(n);
+    let tags = |size: usize| BTreeMap::from([("k".to_owned(), "v".repeat(size))]);
+    // Two records each: 63 fit beside the first two.
+    change.touch::<Host>("0");
+    change.create(&host("1", 1));
+    let mut taken = 0;
+    let tagged = |change: &mut Change<'_>, n| {
+        change.create(&volume(n));
+        change.put_tags(&volume(n), tags(1));
+    };
+    while change.attempt(|change| tagged(change, taken)).is_some() {
+        taken += 1;
+    }
+    assert_eq!((taken, change.records.len()), (63, 128));
+    let (bytes, steps) = (change.bytes, change.undo.len());
+    let asked: Vec<_> = change.authorities.iter().cloned().collect();
+    // Whatever it did: new records, one that was written before, one that was touched,
+    // the mark, a fault.
+    let too_much = change.attempt(|change| {
+        change.makes_room = false;
+        change.overwrite(&host("1", 2));
+        change.update(view.shared::<Host>("0").unwrap(), &host("0", 2));
+        change.expect_unchanged(&host("0", 1));
+        change.put_part_tags(&samples::scope(), &RuleId::from_random(1), tags(1));
+    });
+    assert!(too_much.is_none());
+    assert!(change.fault.is_none() && change.makes_room && change.parts.is_empty());
+    assert_eq!((change.bytes, change.undo.len()), (bytes, steps));
+    assert!(change.authorities.iter().eq(&asked));
+    assert!(!change.puts(&host("0", 1)) && change.puts(&host("1", 1)));
+    assert!(!change.puts(&volume(taken)));
+    // What fits still does: here, what is written already.
+    let again = change.attempt(|change| change.overwrite(&host("1", 3)));
+    assert!(again.is_some());
+    let txn = change.into_txn().unwrap();
+    assert_eq!((txn.compares.len(), txn.ops.len()), (128, 128));
+
+    // Not the number alone counts.
+    let mut change = Change::new(&view, None);
+    let big = |change: &mut Change<'_>, n| change.put_tags(&volume(n), tags(1 << 20));
+    assert!(change.attempt(|change| big(change, 1)).is_some());
+    assert!(change.attempt(|change| big(change, 2)).is_none());
+    assert!(change.attempt(|change| tagged(change, 3)).is_some());
+    change.into_txn().unwrap();
+    // What no transaction could carry is no reason to wait for another.
+    let mut change = Change::new(&view, None);
+    let huge = |change: &mut Change<'_>| change.put_tags(&volume(1), tags(2 << 20));
+    assert!(change.attempt(huge).is_some());
+    change.into_txn().unwrap_err();
 }
