@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Described as _, EniAttachmentId, GroupId, Index, InstanceId, Scope, Subnet, SubnetId, VpcId,
-    resource::resource, vpc::vpc_arn,
+    ConditionKey, Described as _, EniAttachmentId, GroupId, Index, InstanceId, Scope, Subnet,
+    SubnetId, VpcId, condition_key::ec2, resource::resource, vpc::vpc_arn,
 };
 
 /// A network interface: the unit that addresses and security groups belong to.
@@ -64,16 +64,16 @@ resource! {
 }
 
 impl Eni {
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         let subnet = Subnet::arn_at(&self.scope, self.subnet.as_str());
         vec![
             (
-                "ec2:AssociatePublicIpAddress",
+                ec2::ASSOCIATE_PUBLIC_IP_ADDRESS,
                 self.auto_public_ip.to_string(),
             ),
-            ("ec2:NetworkInterfaceID", self.id.to_string()),
-            ("ec2:Subnet", subnet.to_string()),
-            ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
+            (ec2::NETWORK_INTERFACE_ID, self.id.to_string()),
+            (ec2::SUBNET, subnet.to_string()),
+            (ec2::VPC, vpc_arn(&self.scope, &self.vpc)),
         ]
     }
 }

@@ -6,7 +6,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Authority, Described as _, Index, Part, Scope, VpcId,
+    Authority, ConditionKey, Described as _, Index, Part, Scope, VpcId,
+    condition_key::ec2,
     resource::{regional, resource},
     vpc::vpc_arn,
 };
@@ -50,10 +51,10 @@ resource! {
 }
 
 impl SecurityGroup {
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
-            ("ec2:SecurityGroupID", self.id.to_string()),
-            ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
+            (ec2::SECURITY_GROUP_ID, self.id.to_string()),
+            (ec2::VPC, vpc_arn(&self.scope, &self.vpc)),
         ]
     }
 }

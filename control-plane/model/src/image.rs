@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Scope, Visible, resource::resource};
+use super::{ConditionKey, Scope, Visible, condition_key::ec2, resource::resource};
 
 /// How an image's kernel is found and started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,13 +81,13 @@ resource! {
 }
 
 impl Image {
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
-            ("ec2:ImageID", self.id.to_string()),
-            ("ec2:ImageType", "machine".to_owned()),
-            ("ec2:Owner", self.scope.account.clone()),
-            ("ec2:Public", "true".to_owned()),
-            ("ec2:RootDeviceType", "ebs".to_owned()),
+            (ec2::IMAGE_ID, self.id.to_string()),
+            (ec2::IMAGE_TYPE, "machine".to_owned()),
+            (ec2::OWNER, self.scope.account.clone()),
+            (ec2::PUBLIC, "true".to_owned()),
+            (ec2::ROOT_DEVICE_TYPE, "ebs".to_owned()),
         ]
     }
 }

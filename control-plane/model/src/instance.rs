@@ -21,8 +21,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BootMethod, EniId, HostId, ImageId, Index, InstanceType, Quota, ReservationId, Scope, SubnetId,
-    VolumeId, VpcId,
+    BootMethod, ConditionKey, EniId, HostId, ImageId, Index, InstanceType, Quota, ReservationId,
+    Scope, SubnetId, VolumeId, VpcId,
+    condition_key::ec2,
     resource::{in_time, resource},
 };
 
@@ -182,21 +183,21 @@ pub struct MetadataOptions {
 impl MetadataOptions {
     /// What they say to the conditions of policies, which ask for IMDSv2 by them:
     /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ExamplePolicies_EC2.html#iam-example-instance-metadata>
-    pub fn conditions(&self) -> [(&'static str, String); 4] {
+    pub fn conditions(&self) -> [(ConditionKey, String); 4] {
         let choice = |yes, [no, name]: [&str; 2]| if yes { name } else { no }.to_owned();
         let switch = ["disabled", "enabled"];
         let tokens = choice(self.tokens_required, ["optional", "required"]);
         [
             (
-                "ec2:InstanceMetadataTags",
+                ec2::INSTANCE_METADATA_TAGS,
                 choice(self.tags_enabled, switch),
             ),
-            ("ec2:MetadataHttpEndpoint", choice(self.enabled, switch)),
+            (ec2::METADATA_HTTP_ENDPOINT, choice(self.enabled, switch)),
             (
-                "ec2:MetadataHttpPutResponseHopLimit",
+                ec2::METADATA_HTTP_PUT_RESPONSE_HOP_LIMIT,
                 self.hop_limit.to_string(),
             ),
-            ("ec2:MetadataHttpTokens", tokens),
+            (ec2::METADATA_HTTP_TOKENS, tokens),
         ]
     }
 }
@@ -304,18 +305,18 @@ impl Instance {
     }
 
     /// What every instance here says to the conditions of policies.
-    pub const FIXED_CONDITIONS: [(&str, &str); 4] = [
-        ("ec2:EbsOptimized", "false"),
-        ("ec2:InstanceMarketType", "on-demand"),
-        ("ec2:RootDeviceType", "ebs"),
-        ("ec2:Tenancy", "default"),
+    pub const FIXED_CONDITIONS: [(ConditionKey, &str); 4] = [
+        (ec2::EBS_OPTIMIZED, "false"),
+        (ec2::INSTANCE_MARKET_TYPE, "on-demand"),
+        (ec2::ROOT_DEVICE_TYPE, "ebs"),
+        (ec2::TENANCY, "default"),
     ];
 
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         let own = [
-            ("ec2:AvailabilityZone", self.zone.clone()),
-            ("ec2:InstanceID", self.id.to_string()),
-            ("ec2:InstanceType", self.instance_type.clone()),
+            (ec2::AVAILABILITY_ZONE, self.zone.clone()),
+            (ec2::INSTANCE_ID, self.id.to_string()),
+            (ec2::INSTANCE_TYPE, self.instance_type.clone()),
         ];
         let alike = Self::FIXED_CONDITIONS.map(|(key, value)| (key, value.to_owned()));
         let metadata = self.metadata.conditions();

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Scope, resource::resource};
+use super::{ConditionKey, Scope, condition_key::ec2, resource::resource};
 
 /// A key pair's public half; the private half is never kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,10 +41,10 @@ resource! {
 }
 
 impl KeyPair {
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
-            ("ec2:KeyPairName", self.name.clone()),
-            ("ec2:KeyPairType", self.key_type.clone()),
+            (ec2::KEY_PAIR_NAME, self.name.clone()),
+            (ec2::KEY_PAIR_TYPE, self.key_type.clone()),
         ]
     }
 }

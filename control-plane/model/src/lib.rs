@@ -6,6 +6,7 @@
 mod address;
 mod arn;
 mod authority;
+pub mod condition_key;
 mod default_vpc;
 pub mod dns_names;
 mod eni;
@@ -31,6 +32,7 @@ mod vpc;
 pub use address::*;
 pub use arn::{Arn, MalformedArn};
 pub use authority::Authority;
+pub use condition_key::ConditionKey;
 pub use default_vpc::*;
 pub use eni::*;
 pub use group::*;

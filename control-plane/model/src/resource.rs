@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Arn, Authority, HostId, Quota};
+use super::{Arn, Authority, ConditionKey, HostId, Quota};
 
 /// An account's part of a region: what a regional resource is in, and what its
 /// names are unique in.
@@ -208,7 +208,7 @@ pub trait Described: Regional {
     /// What policies may ask of it beside its tags, as `ec2:InstanceType`.
     ///
     /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
-    fn condition_keys(&self) -> Vec<(&'static str, String)>;
+    fn condition_keys(&self) -> Vec<(ConditionKey, String)>;
 }
 
 /// A part of a resource that has an ARN and tags of its own, but no record.
@@ -360,7 +360,7 @@ macro_rules! resource {
             fn described_id(&self) -> &$id {
                 &self.id
             }
-            fn condition_keys(&self) -> Vec<(&'static str, String)> {
+            fn condition_keys(&self) -> Vec<($crate::ConditionKey, String)> {
                 self.$conditions()
             }
         }

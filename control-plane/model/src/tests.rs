@@ -377,7 +377,7 @@ fn hosts_are_those_that_were_named() {
 fn what_all_share_has_no_scope_in_its_key_and_still_an_owner() {
     let mut address = PublicAddress {
         address: "203.0.113.1".into(),
-        eni: EniId::from_random(1),
+        holder: AddressHolder::Interface(EniId::from_random(1)),
         owner: Some(samples::scope()),
     };
     assert_eq!(address.key(), "/public-addresses/203.0.113.1");

@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{HostId, ImageId, Index, InstanceId, Quota, Scope, resource::resource};
+use super::{
+    ConditionKey, HostId, ImageId, Index, InstanceId, Quota, Scope, condition_key::ec2,
+    resource::resource,
+};
 
 /// A volume: a raw disk of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,13 +67,13 @@ resource! {
 }
 
 impl Volume {
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
-            ("ec2:AvailabilityZone", self.zone.clone()),
-            ("ec2:Encrypted", "false".to_owned()),
-            ("ec2:VolumeID", self.id.to_string()),
-            ("ec2:VolumeSize", self.size_gib.to_string()),
-            ("ec2:VolumeType", self.volume_type.clone()),
+            (ec2::AVAILABILITY_ZONE, self.zone.clone()),
+            (ec2::ENCRYPTED, "false".to_owned()),
+            (ec2::VOLUME_ID, self.id.to_string()),
+            (ec2::VOLUME_SIZE, self.size_gib.to_string()),
+            (ec2::VOLUME_TYPE, self.volume_type.clone()),
         ]
     }
 

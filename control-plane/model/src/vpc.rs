@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{Described, DhcpOptionsId, Index, Scope, resource::resource};
+use super::{
+    ConditionKey, Described, DhcpOptionsId, Index, Scope, condition_key::ec2, resource::resource,
+};
 
 /// A virtual private cloud: one network namespace on each host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,10 +42,10 @@ resource! {
 }
 
 impl Vpc {
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
-            ("ec2:Tenancy", "default".to_owned()),
-            ("ec2:VpcID", self.id.to_string()),
+            (ec2::TENANCY, "default".to_owned()),
+            (ec2::VPC_ID, self.id.to_string()),
         ]
     }
 }
@@ -97,11 +99,11 @@ impl Subnet {
         keys: |this, key| key(this.vpc.as_str()),
     };
 
-    fn conditions(&self) -> Vec<(&'static str, String)> {
+    fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
-            ("ec2:AvailabilityZone", self.zone.clone()),
-            ("ec2:SubnetID", self.id.to_string()),
-            ("ec2:Vpc", vpc_arn(&self.scope, &self.vpc)),
+            (ec2::AVAILABILITY_ZONE, self.zone.clone()),
+            (ec2::SUBNET_ID, self.id.to_string()),
+            (ec2::VPC, vpc_arn(&self.scope, &self.vpc)),
         ]
     }
 

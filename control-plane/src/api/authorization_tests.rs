@@ -12,8 +12,8 @@ use crate::{
     auth::{self, AuthorizationRequest, Caller, Keys, Policies, RootOnly},
     config::Config,
     model::{
-        AddressHolder, Arn, DefaultVpcMark, Described as _, Eni, GroupId, GroupName, Host,
-        Instance, PrivateAddress, PublicAddress, RuleId, Scope, SecurityGroup, Subnet, Tags,
+        AddressHolder, Arn, ConditionKey, DefaultVpcMark, Described as _, Eni, GroupId, GroupName,
+        Host, Instance, PrivateAddress, PublicAddress, RuleId, Scope, SecurityGroup, Subnet, Tags,
         Volume, samples,
     },
     store::{Change, Db},
@@ -753,7 +753,7 @@ async fn another_service_has_its_own_words_in_policies() {
     };
     let own = Iam {
         tag_action: Some("AddTags"),
-        create_action_key: Some("lb:CreateAction"),
+        create_action_key: Some(ConditionKey::sample("lb:CreateAction")),
         ..Iam::plain("lb")
     };
     let none_of_ec2s = Arc::new(deny(|request| {

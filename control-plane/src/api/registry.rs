@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     auth::{self, Authorized, Caller, Target},
-    model::Scope,
+    model::{ConditionKey, Scope},
 };
 
 /// A service: all that is known of it in one place.
@@ -53,11 +53,11 @@ pub struct Iam {
     /// made, as `CreateTags`.
     pub tag_action: Option<&'static str>,
     /// The key of the action that makes what is tagged, as `ec2:CreateAction`.
-    pub create_action_key: Option<&'static str>,
+    pub create_action_key: Option<ConditionKey>,
     /// The key of the region that is asked, as `ec2:Region`.
-    pub region_key: Option<&'static str>,
+    pub region_key: Option<ConditionKey>,
     /// The key of a resource's tags, as `ec2:ResourceTag`.
-    pub resource_tag_key: Option<&'static str>,
+    pub resource_tag_key: Option<ConditionKey>,
 }
 
 impl Iam {

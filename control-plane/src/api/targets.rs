@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     auth::{Keys, Target},
-    model::{Arn, Described, Part, Visible},
+    model::{Arn, ConditionKey, Described, Part, Visible, condition_key::aws},
     store::Scoped,
 };
 
@@ -36,7 +36,7 @@ pub struct Targets<'v> {
 
 impl<'v> Targets<'v> {
     pub(super) fn new(view: Scoped<'v>, iam: Iam, action: &'static str) -> Self {
-        let keys = ["aws:RequestedRegion"].into_iter().chain(iam.region_key);
+        let keys = [aws::REQUESTED_REGION].into_iter().chain(iam.region_key);
         Self {
             view,
             iam,
@@ -115,7 +115,7 @@ impl<'v> Targets<'v> {
     /// What the action makes, with the condition keys that it will have and its tags.
     pub fn made<T: Described>(
         &mut self,
-        keys: impl IntoIterator<Item = (&'static str, String)>,
+        keys: impl IntoIterator<Item = (ConditionKey, String)>,
         tags: &[TagSpecification],
     ) {
         let arn = T::arn_at(self.view.scope(), Arn::ANY);
@@ -133,7 +133,7 @@ impl<'v> Targets<'v> {
     fn made_with(
         &mut self,
         arn: Arn,
-        keys: impl IntoIterator<Item = (&'static str, String)>,
+        keys: impl IntoIterator<Item = (ConditionKey, String)>,
         tags: &[(&str, &str)],
     ) {
         let mut target = Target {
@@ -145,7 +145,7 @@ impl<'v> Targets<'v> {
             let mut tagged = target.clone();
             if let Some(key) = self.iam.create_action_key {
                 let why = vec![self.action.to_owned()];
-                tagged.keys.insert(key.to_owned(), why);
+                tagged.keys.insert(key.into(), why);
             }
             self.tagged.push(tagged);
         }
@@ -158,8 +158,13 @@ impl<'v> Targets<'v> {
     }
 
     /// Another condition key of the request itself.
-    pub fn request_key(&mut self, key: impl Into<String>, values: Vec<String>) {
+    pub fn request_key(&mut self, key: ConditionKey, values: Vec<String>) {
         self.keys.insert(key.into(), values);
+    }
+
+    /// The same of a part of one, as `ec2:Attribute/SourceDestCheck`.
+    pub fn request_key_of(&mut self, key: ConditionKey, part: &str, value: String) {
+        self.keys.insert(key.of(part), vec![value]);
     }
 
     /// What is changed along with what was named, as an instance's interface is.
@@ -170,13 +175,13 @@ impl<'v> Targets<'v> {
     /// What a resource's tags say to conditions; what isn't there has none.
     fn tags(&self, tags: &BTreeMap<String, String>) -> Keys {
         let names = || {
-            ["aws:ResourceTag"]
+            [aws::RESOURCE_TAG]
                 .into_iter()
                 .chain(self.iam.resource_tag_key)
         };
-        let keys = tags.iter().flat_map(|(key, value)| {
-            names().map(move |name| (format!("{name}/{key}"), value.clone()))
-        });
+        let keys = tags
+            .iter()
+            .flat_map(|(key, value)| names().map(move |name| (name.of(key), value.clone())));
         single(keys)
     }
 }
@@ -203,10 +208,10 @@ fn pairs(tags: &[TagInput]) -> Vec<(&str, &str)> {
 
 fn add_tags(keys: &mut Keys, tags: &[(&str, &str)]) {
     keys.extend(single(tags.iter().map(|(key, value)| {
-        (format!("aws:RequestTag/{key}"), (*value).to_owned())
+        (aws::REQUEST_TAG.of(key), (*value).to_owned())
     })));
     if !tags.is_empty() {
         let all = tags.iter().map(|(key, _)| (*key).to_owned());
-        keys.insert("aws:TagKeys".into(), all.collect());
+        keys.insert(aws::TAG_KEYS.into(), all.collect());
     }
 }

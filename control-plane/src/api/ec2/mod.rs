@@ -17,6 +17,7 @@ use super::{
     registry::{Iam, Registered, Service, action},
     wire::Protocol,
 };
+use crate::model::condition_key::ec2;
 
 /// The service.
 pub(super) fn service() -> Service {
@@ -29,9 +30,9 @@ pub(super) fn service() -> Service {
         iam: Iam {
             name: "ec2",
             tag_action: Some("CreateTags"),
-            create_action_key: Some("ec2:CreateAction"),
-            region_key: Some("ec2:Region"),
-            resource_tag_key: Some("ec2:ResourceTag"),
+            create_action_key: Some(ec2::CREATE_ACTION),
+            region_key: Some(ec2::REGION),
+            resource_tag_key: Some(ec2::RESOURCE_TAG),
         },
         botocore: "ec2",
         known: include_str!("operations.txt"),

@@ -14,7 +14,7 @@ use crate::{
     api::{Action, ApiError, Ctx, Done, Targets, shared::found, wire::quoted},
     model::{
         Eni, GroupId, Instance, InstanceState, SecurityGroup, ShutdownBehavior, Volume,
-        VolumeAttachment,
+        VolumeAttachment, condition_key::ec2,
     },
     store::{Change, Scoped},
 };
@@ -262,11 +262,11 @@ fn attribute_keys(request: &Request, to: &mut Targets<'_>) {
         let Some(value) = value else { continue };
         names.push(name.to_owned());
         if let Some(value) = value {
-            to.request_key(format!("ec2:Attribute/{name}"), vec![value]);
+            to.request_key_of(ec2::ATTRIBUTE, name, value);
         }
     }
     if !names.is_empty() {
-        to.request_key("ec2:Attribute", names);
+        to.request_key(ec2::ATTRIBUTE, names);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         Action, ApiError, Ctx, Targets,
         shared::{Tag, TagSpecification, tag},
     },
-    model::KeyPair,
+    model::{KeyPair, condition_key::ec2},
 };
 
 /// The action.
@@ -47,7 +47,7 @@ impl Action for CreateKeyPair {
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
         let kind = request.key_type.clone().unwrap_or_else(|| "rsa".into());
-        to.made::<KeyPair>([("ec2:KeyPairType", kind)], &request.tag_specifications);
+        to.made::<KeyPair>([(ec2::KEY_PAIR_TYPE, kind)], &request.tag_specifications);
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {

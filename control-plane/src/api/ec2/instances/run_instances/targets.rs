@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     api::Targets,
-    model::{Described as _, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc},
+    model::{
+        ConditionKey, Described as _, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume,
+        Vpc, condition_key::ec2,
+    },
 };
 
 /// Resolves a launch, before anything of it is checked.
@@ -50,7 +53,7 @@ pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
         }
     }
     let zone = zone.or(subnet.map(|subnet| subnet.zone.as_str()));
-    let zone = zone.map(|zone| ("ec2:AvailabilityZone", zone.to_owned()));
+    let zone = zone.map(|zone| (ec2::AVAILABILITY_ZONE, zone.to_owned()));
     let zone = || zone.clone().into_iter();
     let tags = &request.tag_specifications;
     to.made::<Instance>(zone().chain(instance_keys(request)), tags);
@@ -62,9 +65,9 @@ pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
 // What is made is known by what it will have, defaults included. What is left out
 // here, or wrong, is refused when the call is carried out.
 
-fn instance_keys(request: &Request) -> impl Iterator<Item = (&'static str, String)> {
+fn instance_keys(request: &Request) -> impl Iterator<Item = (ConditionKey, String)> {
     let kind = request.instance_type.clone();
-    let kind = kind.map(|kind| ("ec2:InstanceType", kind));
+    let kind = kind.map(|kind| (ec2::INSTANCE_TYPE, kind));
     let alike = Instance::FIXED_CONDITIONS.map(|(key, value)| (key, value.to_owned()));
     let metadata = metadata(request.metadata_options.as_ref()).ok();
     let metadata = metadata.map(|options| options.conditions());
@@ -76,7 +79,7 @@ fn instance_keys(request: &Request) -> impl Iterator<Item = (&'static str, Strin
 fn volume_keys(
     request: &Request,
     image: Option<&Image>,
-) -> impl Iterator<Item = (&'static str, String)> {
+) -> impl Iterator<Item = (ConditionKey, String)> {
     let (size, class) = match image.and_then(|image| root_volume(request, image).ok()) {
         Some((size, class, _)) => (Some(size), Some(class)),
         None => {
@@ -86,20 +89,20 @@ fn volume_keys(
             (size, ebs.and_then(|ebs| ebs.volume_type.clone()))
         }
     };
-    let size = size.map(|size| ("ec2:VolumeSize", size.to_string()));
-    let class = class.map(|class| ("ec2:VolumeType", class));
-    let plain = ("ec2:Encrypted", "false".to_owned());
+    let size = size.map(|size| (ec2::VOLUME_SIZE, size.to_string()));
+    let class = class.map(|class| (ec2::VOLUME_TYPE, class));
+    let plain = (ec2::ENCRYPTED, "false".to_owned());
     [plain].into_iter().chain(size).chain(class)
 }
 
-fn eni_keys(interface: Option<&InterfaceInput>, subnet: &Subnet) -> [(&'static str, String); 3] {
+fn eni_keys(interface: Option<&InterfaceInput>, subnet: &Subnet) -> [(ConditionKey, String); 3] {
     let vpc = Vpc::arn_at(&subnet.scope, subnet.vpc.as_str());
     [
         (
-            "ec2:AssociatePublicIpAddress",
+            ec2::ASSOCIATE_PUBLIC_IP_ADDRESS,
             public(interface, subnet).to_string(),
         ),
-        ("ec2:Subnet", subnet.arn().to_string()),
-        ("ec2:Vpc", vpc.to_string()),
+        (ec2::SUBNET, subnet.arn().to_string()),
+        (ec2::VPC, vpc.to_string()),
     ]
 }
