@@ -3,21 +3,27 @@
 //! Who writes itself into a group's `cgroup.procs` waits for all of the host's
 //! processors (a grace period of RCU), ten milliseconds and more; who is born there
 //! waits for nobody: `CLONE_INTO_CGROUP` of clone(2), since Linux 5.7.
+//!
+//! A program on a disk that doesn't answer is never begun, and its process can't be
+//! ended: that costs the process, and no thread of ours waits for it.
 
 use std::ffi::{CString, OsString, c_char};
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
 
 use super::oom;
 
@@ -42,6 +48,8 @@ pub(super) struct Program<'a> {
 pub(super) struct Child {
     /// None once it has ended and is reaped.
     pidfd: Option<AsyncFd<OwnedFd>>,
+    /// Where its end is awaited when nobody else does.
+    runtime: Handle,
 }
 
 impl Child {
@@ -50,33 +58,38 @@ impl Child {
         let Some(pidfd) = &self.pidfd else {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         };
-        loop {
-            let mut ready = pidfd.readable().await?;
-            if let Some(status) = reap(pidfd.get_ref(), WaitIdOptions::NOHANG)? {
-                drop(ready);
-                self.pidfd = None;
-                return Ok(status);
-            }
-            ready.clear_ready();
-        }
+        let status = ended(pidfd).await?;
+        self.pidfd = None;
+        Ok(status)
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(pidfd) = self.pidfd.take() {
-            let pidfd = pidfd.into_inner();
-            // Both fail only for a process that is gone. One that hangs in the kernel,
-            // as on a dead disk, doesn't end by this: nothing else may wait for it.
-            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            std::thread::spawn(move || reap(&pidfd, WaitIdOptions::empty()));
+            // Fails only for a process that is gone. One that hangs in the kernel, as
+            // on a dead disk, doesn't end by this: nothing else may wait for it.
+            let _ = pidfd_send_signal(pidfd.get_ref(), Signal::KILL);
+            self.runtime.spawn(async move { ended(&pidfd).await });
         }
     }
 }
 
-fn reap(pidfd: &OwnedFd, how: WaitIdOptions) -> io::Result<Option<ExitStatus>> {
+/// How the process ended, once it has; it is reaped then.
+async fn ended(pidfd: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
+    loop {
+        let mut ready = pidfd.readable().await?;
+        if let Some(status) = reap(pidfd.get_ref())? {
+            return Ok(status);
+        }
+        ready.clear_ready();
+    }
+}
+
+fn reap(pidfd: &OwnedFd) -> io::Result<Option<ExitStatus>> {
     use std::os::fd::AsFd as _;
-    let ended = waitid(WaitId::PidFd(pidfd.as_fd()), how | WaitIdOptions::EXITED)?;
+    let how = WaitIdOptions::NOHANG | WaitIdOptions::EXITED;
+    let ended = waitid(WaitId::PidFd(pidfd.as_fd()), how)?;
     // As wait(2) has it: the status in the second byte, a signal in the first.
     Ok(ended.map(|ended| {
         let status = ended.exit_status().map(|status| status << 8);
@@ -97,13 +110,29 @@ struct Prepared {
 
 /// Starts the program in the control group whose folder is `group`; returns when it
 /// has become that program.
-pub(super) fn spawn(program: &Program<'_>, group: BorrowedFd<'_>) -> io::Result<Child> {
+pub(super) async fn spawn(program: &Program<'_>, group: BorrowedFd<'_>) -> io::Result<Child> {
+    let (child, mut complaint) = fork(program, group)?;
+    let mut errno = Vec::new();
+    complaint.read_to_end(&mut errno).await?;
+    match <[u8; 4]>::try_from(errno) {
+        Ok(errno) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+        Err(_) => Ok(child),
+    }
+}
+
+/// The process that is to become the program, and where it says why it can't; that
+/// ends when it has.
+fn fork(program: &Program<'_>, group: BorrowedFd<'_>) -> io::Result<(Child, pipe::Receiver)> {
+    /// One at a time: a process that is forked meanwhile would hold the pipe's other
+    /// end too, until it has become its own program.
+    static FORKING: Mutex<()> = Mutex::new(());
     let text = |s: &[u8]| CString::new(s).map_err(io::Error::from);
     let path = text(program.path.as_os_str().as_bytes())?;
     let arguments = program.arguments.iter().map(|a| text(a.as_bytes()));
     let arguments = arguments.collect::<io::Result<Vec<_>>>()?;
     let argv = [&path].into_iter().chain(&arguments).map(|s| s.as_ptr());
     let null = File::options().read(true).write(true).open("/dev/null")?;
+    let forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let prepared = Prepared {
         argv: argv.chain([ptr::null()]).collect(),
@@ -132,17 +161,16 @@ pub(super) fn spawn(program: &Program<'_>, group: BorrowedFd<'_>) -> io::Result<
         _ => {}
     }
     drop(writer);
+    drop(forking);
     // SAFETY: the kernel has just made the descriptor, and nobody else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     // SAFETY: an OwnedFd returns the same open descriptor for as long as it lives.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-    let child = Child { pidfd: Some(pidfd) };
-    let mut errno = Vec::new();
-    File::from(reader).read_to_end(&mut errno)?;
-    match <[u8; 4]>::try_from(errno) {
-        Ok(errno) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
-        Err(_) => Ok(child),
-    }
+    let child = Child {
+        pidfd: Some(pidfd),
+        runtime: Handle::current(),
+    };
+    Ok((child, pipe::Receiver::from_owned_fd(reader)?))
 }
 
 /// Replaces the calling process by the program, or ends it.

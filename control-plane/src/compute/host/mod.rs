@@ -226,15 +226,15 @@ impl HostCompute {
     }
 
     /// A user that no other instance has, written down before it is used.
-    fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
+    async fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
         let uid = self.choose_uid(&spec.instance)?;
         let launch = Launch {
             spec: spec.clone(),
             uid,
             host_boot: Some(process::host_boot()?),
         };
-        folder.begin(&launch)?;
-        Ok(launch)
+        let folder = folder.clone();
+        blocking(move || folder.begin(&launch).map(|()| launch)).await
     }
 
     /// The user that the instance has, or one that nobody has. Nothing is written
@@ -556,7 +556,7 @@ impl ComputeHost for HostCompute {
         doing("ending what an earlier launch left", ended)?;
         drop(step);
         let step = spec.trace.begin("folder, with its first record");
-        let launch = doing("beginning the launch", self.begin(spec, &folder))?;
+        let launch = doing("beginning the launch", self.begin(spec, &folder).await)?;
         drop(step);
         let outcome = self.bring_up(&launch, &folder, &taps).await;
         let error = outcome.as_ref().err().map(ToString::to_string);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 use super::clone::{self, Program};
 use crate::compute::argv::Owner;
@@ -20,6 +21,8 @@ use crate::compute::argv::Owner;
 const READ_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a VMM may take until its vCPUs run.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How many threads may wait at once for the files that a program is started with.
+const STARTING: usize = 16;
 /// What is kept of what a child says.
 const MAX_WORDS: u64 = 4096;
 
@@ -43,15 +46,6 @@ pub(super) async fn read_boot_files(
     second: Option<&Wanted<'_>>,
     owner: Owner,
 ) -> io::Result<Result<(), String>> {
-    let disk = File::open(disk)?;
-    let create = |to: &Path| {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(to)
-    };
-    let out = create(first.to)?;
     let path = first.path;
     let mut command = Command::new(program);
     command
@@ -62,39 +56,52 @@ pub(super) async fn read_boot_files(
         .args(["--gid".to_owned(), owner.gid.to_string()])
         .arg(format!("--path={path}"));
     if let Some(second) = second {
-        create(second.to)?;
         command
             .arg(format!("--second-path={}", second.path))
             .args(["--second-limit".to_owned(), second.limit.to_string()])
             .arg("--second-to")
             .arg(second.to);
     }
-    let mut child = command
-        .env_clear()
-        .current_dir("/")
-        .stdin(disk)
-        .stdout(out)
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut words = Vec::new();
-    let stderr = child.stderr.take();
-    let done = tokio::time::timeout(READ_DEADLINE, async {
-        if let Some(stderr) = stderr {
+    let (disk, to) = (disk.to_owned(), first.to.to_owned());
+    let second = second.map(|second| second.to.to_owned());
+    let start = move || {
+        let create = |to: &Path| {
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(to)
+        };
+        let disk = File::open(disk)?;
+        let out = create(&to)?;
+        if let Some(second) = second {
+            create(&second)?;
+        }
+        command
+            .env_clear()
+            .current_dir("/")
+            .stdin(disk)
+            .stdout(out)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+    };
+    let read = async {
+        let mut child = starting(start).await?;
+        let mut words = Vec::new();
+        if let Some(stderr) = child.stderr.take() {
             stderr.take(MAX_WORDS).read_to_end(&mut words).await?;
         }
-        child.wait().await
-    });
-    let status = match done.await {
-        Ok(status) => status?,
-        Err(_) => {
-            child.kill().await?;
-            return Ok(Err(format!(
-                "{path}: not read after {} seconds",
-                READ_DEADLINE.as_secs()
-            )));
-        }
+        io::Result::Ok((child.wait().await?, words))
     };
+    // What is late is dropped, and killed by that.
+    let Ok(done) = tokio::time::timeout(READ_DEADLINE, read).await else {
+        return Ok(Err(format!(
+            "{path}: not read after {} seconds",
+            READ_DEADLINE.as_secs()
+        )));
+    };
+    let (status, words) = done?;
     if status.success() {
         return Ok(Ok(()));
     }
@@ -104,6 +111,22 @@ pub(super) async fn read_boot_files(
         None => format!("{path}: its reader ended with {status}"),
     };
     Ok(Err(line))
+}
+
+/// Runs what opens files on an instance's disk, on a thread that may wait for that.
+/// One that a dead disk holds is lost: there are never more than `STARTING` of them.
+async fn starting<T: Send + 'static>(
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    static THREADS: Semaphore = Semaphore::const_new(STARTING);
+    let permit = THREADS.acquire().await.map_err(io::Error::other)?;
+    let run = move || {
+        let _permit = permit;
+        f()
+    };
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(io::Error::other)?
 }
 
 /// Runs the VMM's launcher, inside the control group whose folder is `group`, until
@@ -126,8 +149,8 @@ pub(super) async fn start_vmm(
         log: &log,
         inherited: taps,
     };
-    let mut child = clone::spawn(&program, group.as_fd())?;
-    match tokio::time::timeout(START_DEADLINE, child.wait()).await {
+    let ended = async { clone::spawn(&program, group.as_fd()).await?.wait().await };
+    match tokio::time::timeout(START_DEADLINE, ended).await {
         Ok(status) => status,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
