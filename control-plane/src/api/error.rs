@@ -204,6 +204,15 @@ impl From<StoreError> for ApiError {
                 status: 503,
                 internal: Some(error.into()),
             },
+            StoreError::Stalled(_) => Self {
+                code: "Unavailable".into(),
+                message: "The disk that Hearth keeps its records on does not answer. What was \
+                          asked for may be carried out yet: ask again with the same client \
+                          token, or look first."
+                    .into(),
+                status: 503,
+                internal: Some(error.into()),
+            },
             other => Self::internal(other),
         }
     }
@@ -234,6 +243,20 @@ impl From<Infallible> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_stalls_or_is_full_is_no_fault_of_the_program() {
+        for error in [
+            StoreError::Full,
+            StoreError::Stalled(std::time::Duration::from_secs(20)),
+        ] {
+            let ec2 = Vocabulary::EC2.translate(error.into());
+            assert_eq!((&*ec2.code, ec2.status), ("Unavailable", 503));
+            assert!(ec2.message.contains("disk"));
+            let query = Vocabulary::QUERY.translate(ec2);
+            assert_eq!((&*query.code, query.status), ("ServiceUnavailable", 503));
+        }
+    }
 
     #[test]
     fn a_service_has_words_of_its_own() {

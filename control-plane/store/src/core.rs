@@ -2,6 +2,7 @@
 //! for watchers, and leases. Where the entries lie is the [`Engine`]'s matter.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
@@ -159,18 +160,23 @@ impl<E: Engine> Core<E> {
     /// Commits one after the other what has come in meanwhile, and waits for the disk
     /// once. Nobody learns of one before it is durable; where the group as a whole
     /// can't be made so, each is tried by itself.
-    pub(super) fn commit_all(&mut self, txns: &[Txn]) -> Vec<Result<Outcome, StoreError>> {
-        let each = |core: &mut Self| txns.iter().map(|txn| core.commit(txn)).collect();
-        if txns.len() < 2 {
+    pub(super) fn commit_all<T: Borrow<Txn>>(
+        &mut self,
+        txns: &[T],
+    ) -> Vec<Result<Outcome, StoreError>> {
+        let txns = || txns.iter().map(Borrow::borrow);
+        let each = |core: &mut Self| txns().map(|txn| core.commit(txn)).collect();
+        let commits = txns().len();
+        if commits < 2 {
             return each(self);
         }
         if let Err(error) = self.engine.begin_group() {
-            tracing::warn!(%error, commits = txns.len(), "no group of commits can begin");
+            tracing::warn!(%error, commits, "no group of commits can begin");
             return each(self);
         }
-        let written: Vec<_> = txns.iter().map(|txn| self.write(txn)).collect();
+        let written: Vec<_> = txns().map(|txn| self.write(txn)).collect();
         if let Err(error) = self.engine.end_group() {
-            tracing::warn!(%error, commits = txns.len(), "commits failed together");
+            tracing::warn!(%error, commits, "commits failed together");
             return each(self);
         }
         let outcomes = written.into_iter().map(|written| {

@@ -179,6 +179,10 @@ pub enum StoreError {
     /// none: those that delete, and those that write anew what is there.
     #[error("the store's disk is full")]
     Full,
+    /// The disk has not answered for so long. The transaction may yet be carried out if
+    /// it had begun.
+    #[error("the store's disk has not answered for {} seconds", .0.as_secs())]
+    Stalled(Duration),
     /// The store has ended.
     #[error("the store is closed")]
     Closed,
@@ -252,7 +256,8 @@ pub trait Store: Send + Sync + 'static {
     /// transaction is durable.
     ///
     /// # Errors
-    /// `Invalid` if two operations have the same key, `NoLease`, or if the store fails.
+    /// `Invalid` if two operations have the same key, `NoLease`, `Stalled` when the disk
+    /// doesn't answer in time, or if the store fails.
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError>;
 
     /// Every commit after this revision, each once, in order.

@@ -2,6 +2,11 @@
 //!
 //! A commit that fails, for want of space or because the disk does, leaves the
 //! store as it was, and the next one is tried as if it had not been.
+//!
+//! A disk that stalls holds up the thread and nobody else: who commits hears of it
+//! after `PATIENCE`. What has not begun by then is never carried out, and what has
+//! may be. So many commits as `WAITING` are with the thread at once; more wait at its
+//! door, where they leave nothing behind when their callers give up.
 
 mod reserve;
 mod schema;
@@ -17,7 +22,10 @@ use std::{
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 
 use super::{
     Entry, LeaseId, Outcome, Range, Revision, Store, StoreError, Txn, View, Watch,
@@ -273,32 +281,45 @@ type OnCore = Box<dyn FnOnce(&mut Core<Sqlite>) + Send>;
 
 /// What the thread is asked.
 enum Job {
-    Commit(Txn, oneshot::Sender<Result<Outcome, StoreError>>),
+    Commit(Commit),
     Other(OnCore),
+}
+
+/// A transaction, and who waits for it.
+struct Commit {
+    txn: Txn,
+    caller: oneshot::Sender<Result<Outcome, StoreError>>,
+    /// One of those that may be with the thread.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Commit {
+    /// Whether its caller has given up: then it is not to be carried out.
+    fn is_void(&self) -> bool {
+        self.caller.is_closed()
+    }
 }
 
 /// As many commits wait for the disk together.
 const GROUP: usize = 64;
+/// As many are with the thread, of 1.5 MiB each at most.
+const WAITING: usize = 4 * GROUP;
+/// How long the disk may take until a commit's caller hears that it stalls. Clients of
+/// the API wait a minute for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Does what it is asked, until nobody can ask any more.
 fn work(core: &mut Core<Sqlite>, queue: &mpsc::Receiver<Job>) {
     let mut next = queue.recv().ok();
     while let Some(job) = next.take() {
-        let (txn, sender) = match job {
-            Job::Other(job) => {
-                job(core);
-                next = queue.recv().ok();
-                continue;
-            }
-            Job::Commit(txn, sender) => (txn, sender),
-        };
-        let (mut txns, mut senders) = (vec![txn], vec![sender]);
-        while txns.len() < GROUP {
+        let mut group = Vec::new();
+        match job {
+            Job::Other(job) => job(core),
+            Job::Commit(commit) => group.push(commit),
+        }
+        while !group.is_empty() && group.len() < GROUP {
             match queue.try_recv() {
-                Ok(Job::Commit(txn, sender)) => {
-                    txns.push(txn);
-                    senders.push(sender);
-                }
+                Ok(Job::Commit(commit)) => group.push(commit),
                 Ok(other) => {
                     next = Some(other);
                     break;
@@ -306,9 +327,12 @@ fn work(core: &mut Core<Sqlite>, queue: &mpsc::Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        for (sender, outcome) in senders.into_iter().zip(core.commit_all(&txns)) {
+        group.retain(|commit| !commit.is_void());
+        let txns: Vec<&Txn> = group.iter().map(|commit| &commit.txn).collect();
+        let outcomes = core.commit_all(&txns);
+        for (commit, outcome) in group.into_iter().zip(outcomes) {
             // Whoever asked may have gone; what was done is done.
-            let _ = sender.send(outcome);
+            let _ = commit.caller.send(outcome);
         }
         next = next.or_else(|| queue.recv().ok());
     }
@@ -319,6 +343,8 @@ fn work(core: &mut Core<Sqlite>, queue: &mpsc::Receiver<Job>) {
 pub struct SqliteStore {
     // The thread ends with the last sender.
     jobs: Arc<mpsc::Sender<Job>>,
+    /// For commits that are with the thread.
+    places: Arc<Semaphore>,
 }
 
 impl SqliteStore {
@@ -349,6 +375,7 @@ impl SqliteStore {
         result.await.map_err(|_| StoreError::Closed)??;
         let store = Self {
             jobs: Arc::new(jobs),
+            places: Arc::new(Semaphore::new(WAITING)),
         };
         store.watch_leases();
         Ok(store)
@@ -389,8 +416,10 @@ async fn call<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let (sender, receiver) = oneshot::channel();
     jobs.send(Job::Other(Box::new(move |core| {
-        // As above.
-        let _ = sender.send(job(core));
+        if !sender.is_closed() {
+            // As above.
+            let _ = sender.send(job(core));
+        }
     })))
     .map_err(|_| StoreError::Closed)?;
     receiver.await.map_err(|_| StoreError::Closed)?
@@ -407,10 +436,20 @@ impl Store for SqliteStore {
         self.call(move |core| core.range(&prefix)).await
     }
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let (sender, receiver) = oneshot::channel();
-        let sent = self.jobs.send(Job::Commit(txn, sender));
-        sent.map_err(|_| StoreError::Closed)?;
-        receiver.await.map_err(|_| StoreError::Closed)?
+        let committed = async {
+            let place = Arc::clone(&self.places).acquire_owned().await;
+            let (caller, outcome) = oneshot::channel();
+            let commit = Commit {
+                txn,
+                caller,
+                _place: place.map_err(|_| StoreError::Closed)?,
+            };
+            let sent = self.jobs.send(Job::Commit(commit));
+            sent.map_err(|_| StoreError::Closed)?;
+            outcome.await.map_err(|_| StoreError::Closed)?
+        };
+        let stalled = |_| Err(StoreError::Stalled(PATIENCE));
+        timeout(PATIENCE, committed).await.unwrap_or_else(stalled)
     }
     async fn watch(&self, after: Revision) -> Result<Watch, StoreError> {
         self.call(move |core| core.watch(after)).await
@@ -431,6 +470,8 @@ impl Store for SqliteStore {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use tokio::task::JoinSet;
 
     use super::*;
     use crate::{Compare, Op};
@@ -470,6 +511,57 @@ mod tests {
             store.commit(put("/c")).await.unwrap(),
             Outcome::Committed(Revision(3))
         );
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_stalls_holds_up_who_commits_and_only_so_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let store = Arc::new(SqliteStore::open(&path).await.unwrap());
+        let db = crate::Db::open(store.clone()).await.unwrap();
+        let put = |name: &str| {
+            let host = hearth_model::samples::host(name, 1);
+            let db = db.clone();
+            async move {
+                let put = db.transact_infallible(|_, change| change.put(&host));
+                put.await
+            }
+        };
+        let hosts = || db.view().count::<hearth_model::Host>();
+        put("before").await.unwrap();
+
+        // As one that waits for its fsync.
+        let (go_on, stall) = mpsc::channel::<()>();
+        let stalled = move |_: &mut Core<Sqlite>| {
+            let _ = stall.recv();
+        };
+        let stalled = store.jobs.send(Job::Other(Box::new(stalled)));
+        assert!(stalled.is_ok());
+        // From here on the clock goes forward when all wait.
+        tokio::time::pause();
+        let asked = tokio::time::Instant::now();
+        let mut many = JoinSet::new();
+        for n in 0..3 * WAITING {
+            many.spawn(put(&format!("meanwhile-{n}")));
+        }
+        for outcome in many.join_all().await {
+            let error = outcome.unwrap_err();
+            assert!(
+                matches!(error, crate::TransactError::Store(StoreError::Stalled(_))),
+                "{error:?}"
+            );
+        }
+        assert_eq!(asked.elapsed().as_secs(), PATIENCE.as_secs());
+        // Who reads is no matter of the disk.
+        assert_eq!(hosts(), 1);
+        assert_eq!(store.places.available_permits(), 0);
+
+        tokio::time::resume();
+        go_on.send(()).unwrap();
+        put("after").await.unwrap();
+        // What nobody waits for any more is not carried out behind their backs.
+        assert_eq!(hosts(), 2);
+        assert_eq!(store.places.available_permits(), WAITING);
     }
 
     #[test]
