@@ -137,6 +137,7 @@ impl Candidate {
             compares: vec![compare],
             ops: vec![put],
             makes_room: true,
+            ..Txn::default()
         };
         match self.store.commit(txn).await? {
             Outcome::Committed(revision) => Ok(Some(Term {

@@ -65,6 +65,7 @@ pub struct Change<'v> {
     /// What those take of a request.
     bytes: usize,
     makes_room: bool,
+    to_come: usize,
     /// What a call must be authorized for, by the record that it would write.
     authorities: BTreeSet<(String, Authority)>,
     /// The parts of resources that it makes.
@@ -83,6 +84,7 @@ impl<'v> Change<'v> {
             bytes: 0,
             // What is refused a caller is the others' to end.
             makes_room: only.is_none(),
+            to_come: 0,
             authorities: BTreeSet::new(),
             parts: BTreeSet::new(),
             undo: Vec::new(),
@@ -151,6 +153,13 @@ impl<'v> Change<'v> {
         self.makes_room = true;
     }
 
+    /// Says that further transactions follow from this one, which add about so many
+    /// bytes: it is refused where the store has no room for those. Others may still
+    /// take the room before they come.
+    pub fn leads_to(&mut self, bytes: usize) {
+        self.to_come = bytes;
+    }
+
     /// Takes a part of a piece of work whole or not at all: if the transaction can't carry
     /// it beside what it has, nothing of it stays, and the answer is `None`: it goes in a
     /// further transaction. The first of all stays whatever its size, since no other
@@ -158,6 +167,7 @@ impl<'v> Change<'v> {
     pub fn attempt<T>(&mut self, part: impl FnOnce(&mut Self) -> T) -> Option<T> {
         let (first, steps) = (self.records.is_empty(), self.undo.len());
         let (faulty, makes_room) = (self.fault.is_some(), self.makes_room);
+        let to_come = self.to_come;
         let done = part(self);
         if first || self.fits() {
             return Some(done);
@@ -169,7 +179,7 @@ impl<'v> Change<'v> {
                 Undo::Part(arn) => _ = self.parts.remove(&arn),
             }
         }
-        self.makes_room = makes_room;
+        (self.makes_room, self.to_come) = (makes_room, to_come);
         if !faulty {
             self.fault = None;
         }
@@ -379,6 +389,7 @@ impl<'v> Change<'v> {
         self.fault.map_or(Ok(()), Err)?;
         let mut txn = Txn {
             makes_room: self.makes_room,
+            to_come: self.to_come,
             ..Txn::default()
         };
         for (key, Planned { compare, write }) in self.records {

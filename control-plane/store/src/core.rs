@@ -34,8 +34,9 @@ pub(super) trait Engine: Send + 'static {
     /// Writes all or nothing; the store is at `revision` then. Durably, unless a group
     /// has begun.
     fn write(&mut self, revision: Revision, writes: &[Write<'_>]) -> Result<(), StoreError>;
-    /// Whether the space that is left is for transactions that take none.
-    fn is_full(&mut self) -> Result<bool, StoreError> {
+    /// Whether the space that is left is for transactions that take none, or would be
+    /// with so many more bytes.
+    fn is_full(&mut self, _to_come: usize) -> Result<bool, StoreError> {
         Ok(false)
     }
     /// What is written from here on is durable when the group ends.
@@ -133,6 +134,10 @@ impl<E: Engine> Core<E> {
             watchers: Vec::new(),
             leases,
         }
+    }
+
+    pub(super) fn engine(&mut self) -> &mut E {
+        &mut self.engine
     }
 
     #[cfg(test)]
@@ -254,7 +259,7 @@ impl<E: Engine> Core<E> {
         if writes.is_empty() {
             return Ok((Outcome::Committed(current), None));
         }
-        if growth.takes_space() && self.engine.is_full()? {
+        if growth.takes_space() && self.engine.is_full(txn.to_come)? {
             return Err(StoreError::Full);
         }
         self.engine.write(next, &writes)?;

@@ -110,6 +110,9 @@ pub struct Txn {
     /// Whether it is a step towards more room, as that of an instance's end: on a disk
     /// that is full such a one may make what it writes anew a little bigger.
     pub makes_room: bool,
+    /// So many bytes the transactions will add that follow from it: where there is no
+    /// room for them, none is begun.
+    pub to_come: usize,
 }
 
 /// How a transaction ended.

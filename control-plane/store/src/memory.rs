@@ -18,6 +18,8 @@ struct Memory {
     revision: Revision,
     entries: BTreeMap<String, (Entry, Option<LeaseId>)>,
     last_lease: u64,
+    /// How many more commits that take space it has room for, if that is bounded.
+    room: Option<u32>,
 }
 
 impl Engine for Memory {
@@ -58,6 +60,12 @@ impl Engine for Memory {
         }
         self.revision = revision;
         Ok(())
+    }
+
+    fn is_full(&mut self, _to_come: usize) -> Result<bool, StoreError> {
+        let full = self.room == Some(0);
+        self.room = self.room.map(|room| room.saturating_sub(1));
+        Ok(full)
     }
 
     fn begin_group(&mut self) -> Result<(), StoreError> {
@@ -106,6 +114,12 @@ impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// From now on it has room for so many more commits that take space, and is then
+    /// as full as a store whose disk is; `None` for as many as come.
+    pub fn set_room(&self, commits: Option<u32>) {
+        self.core().engine().room = commits;
     }
 
     fn core(&self) -> MutexGuard<'_, Core<Memory>> {

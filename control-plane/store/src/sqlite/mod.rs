@@ -42,6 +42,8 @@ const REFILL: u64 = 256;
 struct Sqlite {
     connection: Connection,
     path: PathBuf,
+    /// What the file system has yet to give, in bytes.
+    available: fn(&Path) -> u64,
     revision: Revision,
     commits: u64,
     /// How many of them there were when the store's own space was last looked at.
@@ -67,13 +69,15 @@ impl Sqlite {
         let mut connection = Connection::open(path)?;
         set_up(&connection)?;
         schema::prepare(&mut connection, path, schema::KNOWN)?;
-        if let Err(error) = reserve::refill(&connection, path) {
+        let available = reserve::available;
+        if let Err(error) = reserve::refill(&connection, path, available(path)) {
             tracing::warn!(%error, "the store has no space of its own");
         }
         let revision = Revision(schema::read_meta(&connection, "revision")?.unwrap_or(0));
         Ok(Self {
             connection,
             path: path.to_owned(),
+            available,
             revision,
             commits: 0,
             looked: 0,
@@ -88,10 +92,14 @@ impl Sqlite {
         if self.commits - self.looked < REFILL && !self.touched {
             return;
         }
-        self.touched = false;
         self.looked = self.commits;
-        if let Err(error) = reserve::refill(&self.connection, &self.path) {
-            tracing::warn!(%error, "the store's own space can't be restored");
+        let available = (self.available)(&self.path);
+        match reserve::refill(&self.connection, &self.path, available) {
+            Ok(whole) => self.touched &= !whole,
+            Err(error) => {
+                self.touched = false;
+                tracing::warn!(%error, "the store's own space can't be restored");
+            }
         }
     }
 }
@@ -214,10 +222,10 @@ impl Engine for Sqlite {
         Ok(())
     }
 
-    fn is_full(&mut self) -> Result<bool, StoreError> {
-        let touched = reserve::is_touched(&self.connection, &self.path)?;
-        self.touched |= touched;
-        Ok(touched)
+    fn is_full(&mut self, to_come: usize) -> Result<bool, StoreError> {
+        let room = reserve::room(&self.connection, (self.available)(&self.path))?;
+        self.touched |= room.is_none();
+        Ok(room.is_none_or(|room| room < to_come as u64))
     }
 
     fn begin_group(&mut self) -> Result<(), StoreError> {
@@ -469,7 +477,7 @@ impl Store for SqliteStore {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{cell::Cell, os::unix::fs::PermissionsExt as _};
 
     use tokio::task::JoinSet;
 
@@ -641,6 +649,64 @@ mod tests {
             .collect();
         assert_eq!(keys, ["/a", "/b", "/c", "/d", "/e", "/f"]);
         assert_eq!(core.range("").unwrap().revision, Revision(6));
+    }
+
+    #[test]
+    fn its_own_space_is_back_with_the_first_commit_that_finds_room() {
+        const PLENTY: u64 = 1 << 40;
+        thread_local! { static AVAILABLE: Cell<u64> = const { Cell::new(PLENTY) } }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let mut core = Sqlite::open(&path).and_then(Core::new).unwrap();
+        core.engine().available = |_| AVAILABLE.get();
+        let put = |key: &str, size| Txn {
+            ops: vec![Op::Put {
+                key: key.into(),
+                value: vec![b'v'; size],
+                lease: None,
+            }],
+            ..Txn::default()
+        };
+        // More than there is room for: what needs none goes on.
+        AVAILABLE.set(0);
+        let full = |outcome| matches!(outcome, Err(StoreError::Full));
+        let large = |n: u32| put(&format!("/{n}"), 256 << 10);
+        let filled = (0..1000).find(|n| full(core.commit(&large(*n)))).unwrap();
+        assert!(full(core.commit(&put("/more", 1))));
+        core.commit(&put("/0", 256 << 10)).unwrap();
+        assert!(u64::from(filled) < REFILL / 4, "{filled}");
+
+        AVAILABLE.set(PLENTY);
+        core.commit(&put("/more", 1)).unwrap();
+        AVAILABLE.set(0);
+        for n in 1000..1000 + filled / 2 {
+            core.commit(&large(n)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_leads_to_more_than_there_is_room_for_is_not_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let mut core = Sqlite::open(&path).and_then(Core::new).unwrap();
+        core.engine().available = |_| 1 << 20;
+        let room = reserve::room(&core.engine().connection, 1 << 20);
+        let room = usize::try_from(room.unwrap().unwrap()).unwrap();
+        let put = |key: &str, to_come| Txn {
+            ops: vec![Op::Put {
+                key: key.into(),
+                value: b"v".to_vec(),
+                lease: None,
+            }],
+            to_come,
+            ..Txn::default()
+        };
+        let full = |outcome| matches!(outcome, Err(StoreError::Full));
+        assert!(full(core.commit(&put("/a", room + 1))));
+        assert!(core.get("/a").unwrap().is_none());
+        core.commit(&put("/a", room)).unwrap();
+        // That was no use of its own space.
+        assert!(!core.engine().touched);
     }
 
     #[tokio::test]

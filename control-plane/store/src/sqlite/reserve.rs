@@ -22,16 +22,21 @@ use rusqlite::Connection;
 /// pages.
 const RESERVE: u64 = 8 << 20;
 
-/// Restores the reserve if half of it is gone and the file system has plenty.
+/// Restores the reserve if half of it is gone and the file system has plenty
+/// [`available`]; whether it is whole then.
 ///
 /// # Errors
 /// If SQLite fails; the database is as it was.
-pub(super) fn refill(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
+pub(super) fn refill(
+    connection: &Connection,
+    path: &Path,
+    available: u64,
+) -> rusqlite::Result<bool> {
     if pages(connection)? * page_size(connection)? >= RESERVE / 2 && log_length(path) >= RESERVE {
-        return Ok(());
+        return Ok(true);
     }
-    if available(path) <= 4 * RESERVE {
-        return Ok(());
+    if available <= 4 * RESERVE {
+        return Ok(false);
     }
     // The pages go through the log, which so comes by its length as well.
     connection.execute(
@@ -40,21 +45,21 @@ pub(super) fn refill(connection: &Connection, path: &Path) -> rusqlite::Result<(
     )?;
     connection.execute("DELETE FROM reserve", [])?;
     // Not so far as to cut the log.
-    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(true))
 }
 
-/// Whether less than half of it is left, what the file system has yet to give
-/// included.
+/// How many bytes there are beyond the half of it that is kept, what the file system
+/// has yet to give included; `None` when even that half is touched.
 ///
 /// # Errors
 /// If SQLite fails.
-pub(super) fn is_touched(connection: &Connection, path: &Path) -> rusqlite::Result<bool> {
+pub(super) fn room(connection: &Connection, available: u64) -> rusqlite::Result<Option<u64>> {
     let left = pages(connection)? * page_size(connection)?;
-    Ok(left < RESERVE / 2 && left + available(path) < RESERVE / 2)
+    Ok(left.saturating_add(available).checked_sub(RESERVE / 2))
 }
 
 /// What the file system has yet to give, in bytes; nothing when it doesn't say.
-fn available(path: &Path) -> u64 {
+pub(super) fn available(path: &Path) -> u64 {
     let folder = path.parent().and_then(|f| rustix::fs::statvfs(f).ok());
     folder.map_or(0, |s| s.f_bavail * s.f_frsize)
 }
@@ -97,12 +102,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hearth.db");
         let connection = open(&path);
-        refill(&connection, &path).unwrap();
+        refill(&connection, &path, u64::MAX).unwrap();
         let size = fs::metadata(&path).unwrap().len();
         let all = pages(&connection).unwrap();
         assert!(all >= RESERVE / 4096 && log_length(&path) >= RESERVE);
         // Twice is once.
-        refill(&connection, &path).unwrap();
+        refill(&connection, &path, u64::MAX).unwrap();
         assert_eq!(pages(&connection).unwrap(), all);
         drop(connection);
         assert!(
@@ -111,7 +116,7 @@ mod tests {
         );
 
         let connection = open(&path);
-        refill(&connection, &path).unwrap();
+        refill(&connection, &path, u64::MAX).unwrap();
         let put = "INSERT INTO entries (key, value, created, modified) VALUES (?1, zeroblob(65536), 1, 1)";
         for n in 0..100 {
             connection.execute(put, [format!("/{n}")]).unwrap();
@@ -120,7 +125,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().len(), size);
         let left = pages(&connection).unwrap();
         assert!(left < all / 2, "{left}");
-        refill(&connection, &path).unwrap();
+        refill(&connection, &path, u64::MAX).unwrap();
         assert!(pages(&connection).unwrap() >= RESERVE / 4096);
     }
 }
