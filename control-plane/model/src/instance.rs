@@ -150,6 +150,15 @@ impl StateReason {
         )
     }
 
+    /// The call that launched it was answered with an error: the other instances of
+    /// the same call could not be made.
+    pub fn launch_refused() -> Self {
+        Self::new(
+            "Server.InternalError",
+            "The launch that it was part of could not be carried out",
+        )
+    }
+
     /// No host had room any more when it came to be placed.
     pub fn insufficient_capacity() -> Self {
         Self::new(

@@ -3,7 +3,8 @@
 //! A launch of a thousand instances is more than one transaction can carry. So
 //! the call's own transaction writes this record, with every id allocated; then
 //! its members get their records in several. Whoever finds one that a crash has
-//! left half-way goes on from there: `records::launch` of the control plane.
+//! left half-way goes on from there: `records::launch` of the control plane. One
+//! whose call had to be refused half-way is marked so, and ends.
 
 use std::collections::BTreeMap;
 
@@ -78,6 +79,17 @@ pub struct Launch {
     pub volume_tags: BTreeMap<String, String>,
     /// Their interfaces' tags.
     pub interface_tags: BTreeMap<String, String>,
+    /// Whether the call was answered with an error after all: no more instances are
+    /// made, the members are those that there were, and they end. A program that
+    /// doesn't know this makes none either.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub refused: bool,
+}
+
+// As serde calls it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The ids of one instance and of what comes with it.

@@ -149,6 +149,7 @@ pub fn launch(count: u8, subnet: &Subnet, group: &GroupId) -> Launch {
         instance_tags: Default::default(),
         volume_tags: Default::default(),
         interface_tags: Default::default(),
+        refused: false,
     }
 }
 

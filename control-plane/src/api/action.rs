@@ -361,6 +361,16 @@ impl Ctx {
         Ok(once)
     }
 
+    /// Makes the call's token as if it had never been used, when what it made is taken
+    /// back: asked again, it makes another.
+    pub fn forget(&self, view: Scoped<'_>, change: &mut Change<'_>, made: &str) {
+        if let Token::Given(Idempotency { key, .. }) = &self.token
+            && let Some(token) = view.get::<ClientToken>(key).filter(|t| t.made == made)
+        {
+            change.delete(token);
+        }
+    }
+
     /// A new identifier: `ctx.fresh_id(InstanceId::from_random)`.
     pub fn fresh_id<T>(&self, make: impl FnOnce(u128) -> T) -> T {
         make(rand::random())

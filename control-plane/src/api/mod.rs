@@ -20,7 +20,7 @@ pub mod targets;
 mod tenancy_tests;
 pub use hearth_wire as wire;
 
-pub use action::{Action, Cloud, Ctx, Done, Idempotency, Token};
+pub use action::{Action, Cloud, Ctx, Done, Idempotency, Once, Token};
 pub use console::Console;
 pub use error::ApiError;
 pub use server::{router, serve, serve_tls};

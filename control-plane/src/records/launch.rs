@@ -1,5 +1,5 @@
 //! The members of a reservation get their records: some in each transaction,
-//! until all have them.
+//! until all have them, or the call is refused because they can't.
 
 use std::net::Ipv4Addr;
 
@@ -12,16 +12,19 @@ use crate::{
 };
 
 /// Makes the records of the next members, as many as one transaction carries;
-/// whether all have them then. `pool` has the public addresses that there are.
+/// whether all have them then. `pool` has the public addresses that there are. Of a
+/// launch that was refused nothing is made.
 pub fn expand(
     view: Scoped<'_>,
     change: &mut Change<'_>,
     reservation: &Reservation,
     pool: PublicPool,
 ) -> bool {
-    let Some(launch) = &reservation.pending else {
+    let Some(launch) = reservation.pending.as_ref().filter(|l| !l.refused) else {
         return true;
     };
+    // Nothing is made of a launch that is refused meanwhile.
+    change.expect_unchanged(reservation);
     for (index, member) in (0..).zip(&launch.members) {
         if view.get::<Instance>(&member.instance).is_some() {
             continue;
@@ -38,6 +41,47 @@ pub fn expand(
     };
     let ended = change.attempt(|change| change.update(reservation, &done));
     ended.is_some()
+}
+
+/// About how many bytes the records of all members take, rather more than less.
+pub fn size(launch: &Launch) -> usize {
+    /// What is alike in every launch, with what the store needs beside it.
+    const EACH: usize = 4096;
+    let tags = [
+        &launch.instance_tags,
+        &launch.volume_tags,
+        &launch.interface_tags,
+    ];
+    let tags = tags.into_iter().flatten();
+    let tags: usize = tags.map(|(key, value)| key.len() + value.len() + 8).sum();
+    let own = launch.description.len()
+        + launch.public_key.as_ref().map_or(0, String::len)
+        + launch.groups.len() * 32;
+    launch.members.len() * (EACH + 2 * (tags + own))
+}
+
+/// Takes a launch back that can't be carried out: no more of it is made, and what there
+/// is of it is the garbage controller's to end. Whether there was something to take
+/// back: the members of one that is whole are the caller's.
+///
+/// It writes less than there was, so that it can be done when nothing else can.
+pub fn refuse(view: Scoped<'_>, change: &mut Change<'_>, reservation: &Reservation) -> bool {
+    let Some(launch) = &reservation.pending else {
+        return false;
+    };
+    if !launch.refused {
+        let mut launch = launch.clone();
+        let begun = |member: &Member| view.get::<Instance>(&member.instance).is_some();
+        launch.members.retain(begun);
+        launch.refused = true;
+        change.makes_room();
+        let refused = Reservation {
+            pending: Some(launch),
+            ..reservation.clone()
+        };
+        change.update(reservation, &refused);
+    }
+    true
 }
 
 /// One instance, with its interface, its addresses and its root volume. Where

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 
 use crate::{
     model::{
-        ClientToken, GroupName, Instance, InstanceState, PublicPool, Reservation, SecurityGroup,
-        Tags,
+        ClientToken, GroupName, Instance, InstanceState, Launch, PublicPool, Reservation,
+        SecurityGroup, StateReason, Tags, Volume, VolumeAttachment,
     },
     reconcile::{
         Clock, Controller, Requeue,
+        instance::record::{self, goes_with},
         queue::{Singleton, Wake},
     },
     records::{launch::expand, security_group::finish_deletion},
@@ -113,6 +114,67 @@ fn collect(view: &View, change: &mut Change<'_>, now: Timestamp) -> bool {
     instances.len() == AT_ONCE || tokens.len() == AT_ONCE
 }
 
+/// The launch of a reservation that was taken back.
+fn refused(reservation: &Reservation) -> Option<&Launch> {
+    let launch = reservation.pending.as_deref();
+    launch.filter(|launch| launch.refused)
+}
+
+/// Ends what there is of a launch that was taken back, as much as one transaction
+/// carries: its instances with all of their volumes, and its own record when there are
+/// none. Whoever called knows of none of them.
+fn end(
+    view: &View,
+    change: &mut Change<'_>,
+    reservation: &Reservation,
+    launch: &Launch,
+    now: Timestamp,
+) {
+    let own = view.at(&reservation.scope);
+    let begun = launch.members.iter();
+    let begun = begun.filter_map(|member| own.get::<Instance>(&member.instance));
+    let mut none = true;
+    for instance in begun {
+        none = false;
+        if [InstanceState::ShuttingDown, InstanceState::Terminated].contains(&instance.state) {
+            continue;
+        }
+        let ended = change.attempt(|change| end_member(view, change, instance, now));
+        if ended.is_none() {
+            return;
+        }
+    }
+    // What doesn't fit any more is the next transaction's.
+    change.attempt(|change| {
+        if none {
+            change.delete(reservation);
+        } else {
+            let whole = Reservation {
+                pending: None,
+                ..reservation.clone()
+            };
+            change.update(reservation, &whole);
+        }
+    });
+}
+
+/// Ends an instance that nobody knows of, and its volumes with it whatever the call
+/// asked for.
+fn end_member(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
+    record::shutting_down(change, instance, &StateReason::launch_refused(), now);
+    for volume in record::volumes(view, instance).filter(|v| !goes_with(v)) {
+        let attachment = volume.attachment.clone();
+        let going = Volume {
+            attachment: attachment.map(|attachment| VolumeAttachment {
+                delete_on_termination: true,
+                ..attachment
+            }),
+            ..volume.clone()
+        };
+        change.update(volume, &going);
+    }
+}
+
 #[async_trait]
 impl Controller for GarbageController {
     type Key = Singleton;
@@ -132,9 +194,14 @@ impl Controller for GarbageController {
     /// Time alone makes garbage: the resync is enough. What is pending is looked
     /// at when it may have been left.
     fn concerned(&self, view: &View, changed: &Changed) -> Vec<Wake<Singleton>> {
-        let mut reservations = changed.there::<Reservation>(view);
-        let news = reservations.any(|reservation| reservation.pending.is_some());
-        news.then_some(Wake::News(Singleton)).into_iter().collect()
+        let pending = changed.there::<Reservation>(view);
+        let pending = pending.filter(|reservation| reservation.pending.is_some());
+        // What ends needn't wait until what can't be made is tried again.
+        let wake = pending.map(|reservation| match refused(reservation) {
+            Some(_) => Wake::Changed(Singleton),
+            None => Wake::News(Singleton),
+        });
+        wake.max().into_iter().collect()
     }
 
     async fn step(&self, _: &Singleton) -> anyhow::Result<Requeue> {
@@ -143,11 +210,25 @@ impl Controller for GarbageController {
             .db
             .transact_infallible(|view, change| collect(view, change, now))
             .await?;
+        let ended = self
+            .db
+            .transact_infallible(|view, change| {
+                let pending = view.by(Reservation::PENDING, "");
+                // What can't be read may be one of its instances.
+                let readable = |r: &&Reservation| !view.at(&r.scope).has_unreadable::<Instance>();
+                let mut pending = pending.filter(readable);
+                let ending = pending.find_map(|r| Some((r, refused(r)?)));
+                ending.map(|(r, launch)| end(view, change, r, launch, now))
+            })
+            .await?;
+        let more = more || ended.is_some();
         let abandoned = self
             .db
             .transact_infallible(|view, change| {
                 let mut pending = view.by(Reservation::PENDING, "");
-                let reservation = pending.find(|r| over(r.created, ABANDONED, now));
+                let left =
+                    |r: &&Reservation| refused(r).is_none() && over(r.created, ABANDONED, now);
+                let reservation = pending.find(left);
                 reservation.map(|r| expand(view.at(&r.scope), change, r, self.pool))
             })
             .await;
@@ -169,8 +250,16 @@ impl Controller for GarbageController {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::{InstanceId, samples};
+    use crate::{
+        config::Config,
+        model::{GroupId, InstanceId, ReservationId, samples},
+        reconcile::testing,
+        records::launch::refuse,
+        store::MemoryStore,
+    };
 
     #[test]
     fn only_what_has_had_its_time_goes() {
@@ -197,5 +286,143 @@ mod tests {
         let ids: Vec<_> = instances.iter().map(|i| i.id.clone()).collect();
         assert_eq!(ids, [InstanceId::from_random(1)]);
         assert_eq!(tokens, [&token("old", 3600 - 86400)]);
+    }
+
+    const AT: i64 = 100_000;
+
+    fn at(seconds: i64) -> Timestamp {
+        samples::time() + jiff::SignedDuration::from_secs(seconds)
+    }
+
+    fn garbage(db: &Db) -> GarbageController {
+        GarbageController {
+            db: db.clone(),
+            pool: Config::for_tests().public_addresses(),
+            clock: Arc::new(|| at(AT)),
+        }
+    }
+
+    /// A reservation of this launch, made when it would long have been left.
+    fn reservation(launch: Launch) -> Reservation {
+        Reservation {
+            id: ReservationId::from_random(1000),
+            scope: samples::scope(),
+            created: at(0),
+            user_data: None,
+            pending: Some(Box::new(launch)),
+        }
+    }
+
+    fn launch(count: u8) -> Launch {
+        samples::launch(count, &samples::subnet(), &GroupId::from_random(1))
+    }
+
+    async fn steps(controller: &GarbageController) -> u32 {
+        let mut steps = 0;
+        while controller.step(&Singleton).await.unwrap() == Requeue::Now {
+            steps += 1;
+        }
+        steps
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_of_a_refused_launch_ends_with_its_volumes() {
+        let db = Db::in_memory().await;
+        testing::cloud(&db, &[], 100).await;
+        let made = reservation(Launch {
+            delete_on_termination: false,
+            protected: true,
+            ..launch(60)
+        });
+        db.transact_infallible(|_, change| change.create(&made))
+            .await
+            .unwrap();
+        // Two of its four parts are made when it is refused.
+        let pool = Config::for_tests().public_addresses();
+        let current = |view: &View| view.all::<Reservation>().next().cloned();
+        for _ in 0..2 {
+            db.transact_infallible(|view, change| {
+                let made = current(view).unwrap();
+                expand(view.at(&made.scope), change, &made, pool)
+            })
+            .await
+            .unwrap();
+        }
+        db.transact_infallible(|view, change| {
+            let made = current(view).unwrap();
+            assert!(refuse(view.at(&made.scope), change, &made));
+        })
+        .await
+        .unwrap();
+        let (view, mut changes) = (db.view(), db.changes());
+        let begun = view.all::<Instance>().count();
+        assert!((30..60).contains(&begun), "{begun}");
+        assert_eq!(
+            current(&view).unwrap().pending.unwrap().members.len(),
+            begun
+        );
+
+        // It is news that can't wait.
+        let controller = garbage(&db);
+        db.transact_infallible(|view, change| change.overwrite(current(view).as_ref().unwrap()))
+            .await
+            .unwrap();
+        let changed = changes.next().await.unwrap();
+        let wakes = controller.concerned(&db.view(), &changed);
+        assert_eq!(wakes, [Wake::Changed(Singleton)]);
+        steps(&controller).await;
+        let view = db.view();
+        assert_eq!(view.all::<Instance>().count(), begun);
+        assert!(view.all::<Instance>().all(|i| {
+            i.state == InstanceState::ShuttingDown
+                && i.state_reason == Some(StateReason::launch_refused())
+        }));
+        assert!(view.all::<Volume>().all(goes_with));
+        assert_eq!(current(&view).unwrap().pending, None);
+    }
+
+    #[tokio::test]
+    async fn a_refused_launch_of_which_nothing_was_begun_leaves_nothing() {
+        let db = Db::in_memory().await;
+        testing::cloud(&db, &[], 100).await;
+        let made = reservation(Launch {
+            refused: true,
+            ..launch(0)
+        });
+        db.transact_infallible(|_, change| change.create(&made))
+            .await
+            .unwrap();
+        steps(&garbage(&db)).await;
+        assert_eq!(db.view().count::<Reservation>(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_launch_that_cant_be_made_holds_up_no_deletion() {
+        let store = Arc::new(MemoryStore::new());
+        let db = Db::open(store.clone()).await.unwrap();
+        testing::cloud(&db, &[], 100).await;
+        db.transact_infallible(|_, change| {
+            change.create(&reservation(launch(5)));
+            // More than go at once.
+            for n in 1..=30 {
+                change.create(&Instance {
+                    state: InstanceState::Terminated,
+                    ..samples::instance(n)
+                });
+            }
+        })
+        .await
+        .unwrap();
+        store.set_room(Some(0));
+        let controller = garbage(&db);
+        assert_eq!(controller.step(&Singleton).await.unwrap(), Requeue::Now);
+        let left = || db.view().count::<Instance>();
+        assert_eq!(left(), 30 - AT_ONCE);
+        // With the last of them there is only the launch, which has its pause.
+        controller.step(&Singleton).await.unwrap_err();
+        assert_eq!(left(), 0);
+        store.set_room(None);
+        steps(&controller).await;
+        assert_eq!(left(), 5);
     }
 }

@@ -531,7 +531,7 @@ mod tests {
             let host = hearth_model::samples::host(name, 1);
             let db = db.clone();
             async move {
-                let put = db.transact_infallible(|_, change| change.put(&host));
+                let put = db.transact_infallible(|_, change| change.overwrite(&host));
                 put.await
             }
         };

@@ -18,6 +18,8 @@ pub mod stop_instances;
 pub mod terminate_instances;
 
 #[cfg(test)]
+mod full_tests;
+#[cfg(test)]
 mod race_tests;
 #[cfg(test)]
 mod tenancy_tests;

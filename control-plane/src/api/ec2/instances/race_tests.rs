@@ -21,7 +21,8 @@ use crate::{
             AuthorizeSecurityGroupIngress, CreateSecurityGroup, DeleteSecurityGroup,
         },
     },
-    model::{Eni, SecurityGroup},
+    model::{Eni, GroupId, Instance, Reservation, ReservationId, SecurityGroup, Subnet, samples},
+    records::launch::{expand, refuse},
     store::{
         Db, Entry, LeaseId, MemoryStore, Outcome, Range, Revision, Store, StoreError, Txn, Watch,
     },
@@ -142,4 +143,38 @@ async fn a_rule_names_a_group_while_it_goes() {
             .len(),
         2
     );
+}
+
+#[tokio::test]
+async fn a_launch_is_refused_while_its_instances_are_made() {
+    let (store, ctx, other, group) = two().await;
+    let view = ctx.view();
+    let subnet = view.view().all::<Subnet>().next().unwrap();
+    let group: GroupId = group.parse().unwrap();
+    let made = Reservation {
+        id: ReservationId::from_random(1),
+        scope: subnet.scope.clone(),
+        created: ctx.now(),
+        user_data: None,
+        pending: Some(Box::new(samples::launch(40, subnet, &group))),
+    };
+    let put = ctx.transact(|_, change| {
+        change.create(&made);
+        Ok(())
+    });
+    put.await.unwrap();
+    let (id, pool) = (made.id.clone(), ctx.config.public_addresses());
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        let refused = other.transact(|view, change| {
+            let made = view.get::<Reservation>(&id).unwrap();
+            Ok(refuse(view, change, made))
+        });
+        assert!(refused.await.unwrap());
+    }));
+    let expanded = ctx.transact(|view, change| {
+        let made = view.get::<Reservation>(&made.id).unwrap();
+        Ok(expand(view, change, made, pool))
+    });
+    assert!(expanded.await.unwrap());
+    assert_eq!(ctx.view().view().all::<Instance>().count(), 0);
 }

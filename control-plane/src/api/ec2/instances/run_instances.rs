@@ -2,6 +2,7 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html>
 
+mod progress;
 mod resolve;
 mod targets;
 
@@ -24,7 +25,7 @@ use crate::{
         EniAttachmentId, EniId, Instance, InstanceId, InstanceState, InstanceType, Launch, Member,
         PublicAddress, PublicPool, Reservation, ReservationId, VolumeId,
     },
-    records::launch::{expand, free_in},
+    records::launch::{free_in, size},
     scheduler::{Demand, Ledger},
     store::Scoped,
 };
@@ -274,18 +275,12 @@ impl Action for RunInstances {
                 }
                 let reservation = reservation(ctx, resolved, count, &tags);
                 change.create(&reservation);
+                change.leads_to(reservation.pending.as_deref().map_or(0, size));
                 Ok(reservation.id.to_string())
             })
             .await?;
         // Also after a repeated call: a crash may have cut the first one short.
-        let expanded = async || {
-            ctx.transact(|view, change| {
-                let made = view.get::<Reservation>(&once.made);
-                Ok(made.is_none_or(|made| expand(view, change, made, pool)))
-            })
-            .await
-        };
-        while !expanded().await? {}
+        while !progress::make_next(ctx, &once, pool).await? {}
         let view = ctx.view();
         let view = view.view();
         let mut made: Vec<&Instance> = view.by(Instance::BY_RESERVATION, &once.made).collect();
@@ -417,6 +412,7 @@ fn reservation(
         instance_tags: tags("instance"),
         volume_tags: tags("volume"),
         interface_tags: tags("network-interface"),
+        refused: false,
     };
     Reservation {
         id: ctx.fresh_id(ReservationId::from_random),

@@ -30,7 +30,7 @@ async fn cloud_of(room: u32) -> Ctx {
     with_machine(Db::in_memory().await, room / 4).await
 }
 
-async fn with_machine(db: Db, cpus: u32) -> Ctx {
+pub(super) async fn with_machine(db: Db, cpus: u32) -> Ctx {
     let machine = Machine {
         cpus,
         memory_mib: u64::from(cpus) * 8 * 1024,
