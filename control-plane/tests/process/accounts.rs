@@ -6,20 +6,20 @@ use crate::hearth::{Answer, Hearth, Key, PROGRAM};
 
 const OTHER: &str = "111122223333";
 
-fn account(hearth: &Hearth, args: &[&str]) -> Output {
+pub(crate) fn account(hearth: &Hearth, args: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);
     command.arg("account").arg("--data-dir").arg(hearth.data());
     command.args(args).output().expect("it runs")
 }
 
-fn said(output: &Output) -> &str {
+pub(crate) fn said(output: &Output) -> &str {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     std::str::from_utf8(&output.stdout).expect("UTF-8")
 }
 
 /// The key that a command printed for a shell.
-fn key(output: &Output) -> Key {
+pub(crate) fn key(output: &Output) -> Key {
     let said = said(output);
     let value = |name: &str| {
         let mut lines = said.lines().filter_map(|line| line.split_once('='));
@@ -41,11 +41,11 @@ fn ec2(hearth: &Hearth, key: &Key, action: &str, parameters: &[(&str, &str)]) ->
     hearth.call(key, "ec2", "2016-11-15", action, parameters)
 }
 
-fn known(hearth: &Hearth, key: &Key, account: &str) {
+pub(crate) fn known(hearth: &Hearth, key: &Key, account: &str) {
     assert_eq!(identity(hearth, key).done().one("Account"), account);
 }
 
-fn unknown(hearth: &Hearth, key: &Key) {
+pub(crate) fn unknown(hearth: &Hearth, key: &Key) {
     let answer = ec2(hearth, key, "DescribeVpcs", &[]);
     assert_eq!((answer.status, answer.refused()), (401, "AuthFailure"));
     let answer = identity(hearth, key);

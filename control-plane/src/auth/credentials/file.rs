@@ -1,4 +1,7 @@
 //! `credentials.json`: read, and replaced as a whole.
+//!
+//! What replaces it is written into a spare file, `credentials.new`, whose space is
+//! taken beforehand: a key must be gone when its owner says so, on a full disk too.
 
 use std::{
     collections::HashSet,
@@ -8,7 +11,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::FlockOperation;
+use rustix::{
+    fs::{FallocateFlags, FlockOperation},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{AccessKey, Account, MAX_KEYS, is_account_id};
@@ -221,6 +227,10 @@ fn fresh_id() -> String {
     number.to_string()
 }
 
+/// By how much the spare file is bigger than the one in use, in bytes: some twenty
+/// accounts.
+const SPARE: u64 = 4096;
+
 /// Applies a change under a lock, so that none is lost, and replaces the file as
 /// a whole, so that a crash leaves the old one or the new one.
 fn update(
@@ -228,7 +238,7 @@ fn update(
     default_account: &str,
     change: impl FnOnce(&mut Vec<Account>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let lock = private(&path.with_extension("lock"), false)?;
+    let lock = private(&path.with_extension("lock"))?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     let before = match read(path, default_account) {
         Ok(accounts) => Some(accounts),
@@ -237,27 +247,72 @@ fn update(
     };
     let mut accounts = before.clone().unwrap_or_default();
     change(&mut accounts)?;
-    if before.as_ref() == Some(&accounts) {
-        return Ok(());
+    let spare = path.with_extension("new");
+    let changed = before.as_ref() != Some(&accounts);
+    let mut text = serde_json::to_vec_pretty(&Accounts { accounts })?;
+    text.push(b'\n');
+    if changed {
+        fill(&spare, &text).map_err(|error| unwritten(path, error))?;
+        fs::rename(&spare, path)?;
+        // The rename lasts when the folder does.
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
     }
-    let text = serde_json::to_vec_pretty(&Accounts { accounts })?;
-    let new = path.with_extension("new");
-    let _ = fs::remove_file(&new);
-    let mut file = private(&new, true)?;
-    file.write_all(&text)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    // The rename lasts when the folder does.
-    path.parent()
-        .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    // The file that was replaced has left space for it.
+    if let Err(error) = keep(&spare, text.len() as u64 + SPARE) {
+        tracing::warn!(path = %spare.display(), %error, "there is no space for the next change");
+    }
+    Ok(())
 }
 
-fn private(path: &Path, new: bool) -> io::Result<File> {
+fn unwritten(path: &Path, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::StorageFull {
+        return error;
+    }
+    let path = path.display();
+    let why = format!("{path} stays as it is: the disk is full, and its spare file too small");
+    io::Error::new(io::ErrorKind::StorageFull, why)
+}
+
+/// Makes this what is in the spare file, and all of it durable. Where there is too
+/// little space, the spare file stays what it was.
+fn fill(spare: &Path, text: &[u8]) -> io::Result<()> {
+    keep(spare, text.len() as u64)?;
+    let mut file = private(spare)?;
+    let written = file
+        .write_all(text)
+        .and_then(|()| file.set_len(text.len() as u64))
+        .and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(spare);
+    }
+    written
+}
+
+/// Takes space for a spare file of this length, in bytes, as far as it has less; all of
+/// it or none. It holds zeroes, or what a crash has left there.
+fn keep(spare: &Path, length: u64) -> io::Result<()> {
+    let file = private(spare)?;
+    if file.metadata()?.len() >= length {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length) {
+        // A file system that can't promise space.
+        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => {
+            if file.metadata()?.len() == 0 {
+                fs::remove_file(spare)?;
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
-        .create(!new)
-        .create_new(new)
+        .create(true)
         .truncate(false)
         .mode(0o600)
         .open(path)

@@ -212,3 +212,30 @@ fn given_accounts_stand_beside_the_kept_ones() {
     let listed = list(&folder.path(), OTHER, &given).unwrap();
     assert!(listed[OTHER].given && listed[OTHER].access_key_ids == [key.access_key_id]);
 }
+
+#[test]
+fn space_for_the_next_change_is_kept_and_no_secret_in_it() {
+    let folder = Folder::new();
+    folder.open();
+    let spare = folder.path().with_extension("new");
+    let kept = || {
+        let file = fs::read(&spare).unwrap();
+        assert!(file.iter().all(|byte| *byte == 0));
+        let mode = fs::metadata(&spare).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        file.len() > fs::read(folder.path()).unwrap().len()
+    };
+    assert!(kept());
+    folder.change(&create(OTHER)).unwrap();
+    assert!(kept());
+    // As a crash would leave it, or a program of before.
+    fs::write(&spare, "").unwrap();
+    folder.open();
+    assert!(kept());
+    fs::write(&spare, "x".repeat(100_000)).unwrap();
+    folder
+        .change(&Changed::Delete { id: OTHER.into() })
+        .unwrap();
+    assert!(folder.keys(OTHER).is_empty());
+    assert!(kept());
+}
