@@ -39,7 +39,11 @@ fn power_cut(host: &Host) -> String {
          all=\"$pid $(hearth_vmms)\"
          kill -9 $all
          for p in $all; do
-             while [ -e /proc/$p ] && ! grep -q ^State:.Z /proc/$p/status; do sleep 0.1; done
+             for ((try = 0; ; try++)); do
+                 [ -e /proc/$p ] && ! grep -q ^State:.Z /proc/$p/status || break
+                 [ $try -lt 600 ] || { echo \"$p doesn't end:\"; cat /proc/$p/status; exit 1; } >&2
+                 sleep 0.1
+             done
          done
          for ns in $(ip netns list | awk -v l=$label 'index($1, l \"-vpc-\") == 1 {print $1}'); do
              ip netns del $ns
