@@ -162,3 +162,53 @@ impl Drop for Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::memory::{Host, Segments};
+
+    /// What is left when a pool was drained with a request at work and others waiting.
+    #[test]
+    fn a_drain_waits_for_what_runs_and_forgets_what_waits() {
+        let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = std::fs::File::from(file);
+        file.set_len(1 << 30).unwrap();
+        let backend = Arc::new(Backend::from_file(file, false).unwrap());
+        let event = || Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap());
+        let wakes = Wakes {
+            doorbell: event(),
+            stop: event(),
+        };
+        let mut pool = Pool::new(backend, wakes).unwrap();
+        let ranges = [(GuestAddress(0), 8 << 20)];
+        let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let host = Host::new(Arc::clone(&memory));
+        for requests in [1, 2 * THREADS] {
+            pool.begin(Arc::clone(&memory));
+            for token in (0..).take(requests) {
+                // Long enough to be seen at work.
+                let mut into = Segments::default();
+                for _ in 0..64 {
+                    into.push(&host, 0, 8 << 20).unwrap();
+                }
+                pool.submit(token, Op::Read { offset: 0, into }).unwrap();
+            }
+            loop {
+                let state = pool.shared.lock();
+                if state.busy == requests.min(THREADS) || !state.done.is_empty() {
+                    break;
+                }
+                drop(state);
+                std::thread::yield_now();
+            }
+            pool.drain();
+            let state = pool.shared.lock();
+            assert_eq!(state.busy, 0);
+            assert!(state.waiting.is_empty() && state.done.is_empty());
+            assert!(pool.memory.is_none());
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! A driver, kind or hostile, against the whole device, on both engines.
 
+mod device;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
@@ -30,6 +32,11 @@ impl Bench {
     fn new(engine: EngineKind, features: u64, read_only: bool) -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(DISK_SIZE).unwrap();
+        Self::on(&file, engine, features, read_only)
+    }
+
+    fn on(file: &File, engine: EngineKind, features: u64, read_only: bool) -> Self {
+        let file = file.try_clone().unwrap();
         let backend = Backend::from_file(file.try_clone().unwrap(), read_only).unwrap();
         let options = Options {
             serial: "vol0123456789abcdef0".into(),
@@ -374,72 +381,62 @@ fn the_same_head_twice_is_the_drivers_loss() {
     });
 }
 
+/// A request as large as a system call takes no more of: it goes on where it ended.
 #[test]
-fn a_reset_device_starts_again() {
-    on_both(ALL, false, |bench| {
-        for round in 0..20 {
-            bench.block.reset();
-            // The same queues and doorbell, or others.
-            match round % 4 {
-                0 => bench.guest = Guest::new(1),
-                _ => bench.guest.start_over(),
-            }
-            bench.returned = 0;
-            bench.interrupt = Arc::default();
-            let activation = bench.guest.activation(ALL, &bench.interrupt);
-            bench.block.activate(activation).unwrap();
-            assert_eq!(bench.request(0, 0, &[(DATA, 512, WRITE)]).0, 0);
-        }
-    });
-}
-
-#[test]
-fn a_queue_that_broke_serves_again_after_a_reset() {
-    on_both(ALL, false, |bench| {
-        for _ in 0..3 {
-            // The device can't write where it shall say how the request went.
-            bench.header(0, 0);
-            bench.guest.offer(0, &[(HEADER, 16, READ)]);
-            bench.broken();
-            bench.block.reset();
-            bench.guest.start_over();
-            bench.returned = 0;
-            bench.interrupt = Arc::default();
-            let activation = bench.guest.activation(ALL, &bench.interrupt);
-            bench.block.activate(activation).unwrap();
-            assert_eq!(bench.request(0, 0, &[(DATA, 512, WRITE)]).0, 0);
-        }
-    });
-}
-
-#[test]
-fn a_grown_disk_is_told() {
-    on_both(ALL, false, |bench| {
-        let handle = bench.block.handle();
-        assert_eq!(handle.refresh_capacity().unwrap(), DISK_SIZE);
-        assert_eq!(bench.interrupt.wait(|_| true).config, 0);
-        bench.file.set_len(2 * DISK_SIZE).unwrap();
-        assert_eq!(handle.refresh_capacity().unwrap(), 2 * DISK_SIZE);
-        bench.interrupt.wait(|said| said.config == 1);
-        let mut capacity = [0; 8];
-        bench.block.config_read(0, &mut capacity);
-        assert_eq!(u64::from_le_bytes(capacity), 2 * DISK_SIZE / 512);
-        let last = 2 * DISK_SIZE / 512 - 1;
-        assert_eq!(bench.request(0, last, &[(DATA, 512, WRITE)]).0, 0);
-    });
-}
-
-#[test]
-fn bad_options_are_refused() {
-    let backend = || Backend::from_file(tempfile::tempfile().unwrap(), false).unwrap();
-    let with = |serial: &str| Options {
-        serial: serial.into(),
-        ..Options::default()
-    };
-    assert!(Block::new(backend(), &with("123456789012345678901")).is_err());
-    assert!(Block::new(backend(), &with("é")).is_err());
-    assert!(Block::new(backend(), &with("")).is_ok());
-    assert!(Backend::open(std::path::Path::new("/dev/null"), true).is_err());
+fn a_transfer_that_falls_short_goes_on() {
+    // Linux: MAX_RW_COUNT.
+    const MOST: u64 = (1 << 31) - 4096;
+    const PIECE: u32 = 8 << 20;
+    let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let file = File::from(file);
+    file.set_len(3 << 30).unwrap();
+    let marks: [u8; 12] = *b"end and rest";
+    std::os::unix::fs::FileExt::write_all_at(&file, &marks, MOST - 4).unwrap();
+    for engine in [EngineKind::Threads, EngineKind::Auto] {
+        let mut bench = Bench::on(&file, engine, ALL, false);
+        // The same memory again and again, in an indirect table: then a last page.
+        let whole = MOST / u64::from(PIECE);
+        let rest = u32::try_from(MOST % u64::from(PIECE)).unwrap();
+        let mut chain = vec![(HEADER, 16, READ)];
+        let (target, last) = (0x40_0000, 0x30_0000);
+        chain.extend((0..whole).map(|_| (target, PIECE, WRITE)));
+        chain.extend([
+            (target, rest, WRITE),
+            (last, 4096, WRITE),
+            (STATUS, 1, WRITE),
+        ]);
+        let table: Vec<u8> = (1u16..)
+            .zip(&chain)
+            .flat_map(|(next, (address, length, flags))| {
+                let more = if usize::from(next) < chain.len() {
+                    NEXT
+                } else {
+                    0
+                };
+                let mut one = address.to_le_bytes().to_vec();
+                one.extend(length.to_le_bytes());
+                one.extend((flags | more).to_le_bytes());
+                one.extend(next.to_le_bytes());
+                one
+            })
+            .collect();
+        bench.header(0, 0);
+        bench.guest.write(0x20_0000, &table);
+        let length = u32::try_from(table.len()).unwrap();
+        bench
+            .guest
+            .describe(0, 0, &[(0x20_0000, length, INDIRECT, 0)]);
+        bench.guest.kick(0, 0);
+        let moved = u32::try_from(MOST + 4096).unwrap();
+        assert_eq!(bench.answer(), (0, moved + 1));
+        assert_eq!(bench.guest.read(last, 8), marks[4..]);
+        assert_eq!(bench.guest.read(last + 8, 4088), [0; 4088]);
+        let at = target + u64::from(rest) - 4;
+        assert_eq!(bench.guest.read(at, 4), marks[..4]);
+        bench.block.reset();
+        let counted = bench.block.counters().list();
+        assert_eq!(counted[1..3], [("reads", 1), ("read_bytes", moved.into())]);
+    }
 }
 
 proptest! {

@@ -206,6 +206,10 @@ fn offloads_are_those_the_driver_takes() {
     assert_eq!(offload(F_GUEST_TSO4), Offload::empty());
     let all = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6;
     assert_eq!(offload(all), Offload::all());
+    let four = F_GUEST_CSUM | F_GUEST_TSO4;
+    assert_eq!(offload(four), Offload::CHECKSUM | Offload::TSO4);
+    let six = F_GUEST_CSUM | F_GUEST_TSO6;
+    assert_eq!(offload(six), Offload::CHECKSUM | Offload::TSO6);
 }
 
 #[test]
@@ -223,6 +227,15 @@ fn configuration_is_what_was_asked_for() {
     assert!(Net::new(link(), small).is_err());
     let mac = [1, 0, 0, 0, 0, 0];
     assert!(Net::new(link(), Options { mac, ..OPTIONS }).is_err());
+    let smallest = Options { mtu: 68, ..OPTIONS };
+    assert!(Net::new(link(), smallest).is_ok());
+    for (pairs, is_right) in [(0, false), (1, true), (16, true), (17, false)] {
+        let links = (0..pairs).map(|_| link()).collect();
+        let made = Net::with_pairs(links, OPTIONS);
+        assert_eq!(made.is_ok(), is_right, "{pairs} pairs");
+    }
+    let alone = Net::new(link(), OPTIONS).unwrap();
+    assert!(alone.in_kernel(Vec::new()).is_err());
 }
 
 #[test]

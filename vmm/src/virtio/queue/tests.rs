@@ -51,6 +51,9 @@ fn the_used_event_says_when() {
     assert!(ring.wants_interrupt(), "2 is among them");
     ring.push_used(5, 0);
     assert!(!ring.wants_interrupt(), "2 is past");
+    put(&guest, Guest::available(0), event, 5);
+    ring.push_used(6, 0);
+    assert!(!ring.wants_interrupt(), "5 was the last one of before");
 }
 
 #[test]
@@ -178,12 +181,22 @@ fn chains_that_break_the_rules_are_told_apart() {
 #[test]
 fn a_chain_of_more_than_four_gigabytes_is_refused() {
     let guest = Guest::new(1);
-    let inner: Vec<_> = (1..=257).map(|next| (0, 16 << 20, NEXT, next)).collect();
-    table(&guest, DATA, &inner);
-    assert_eq!(
-        pop(&guest, &[(DATA, 257 * 16, INDIRECT, 0)]),
-        Err(Broken::Chain)
-    );
+    let chain = [(DATA, 257 * 16, INDIRECT, 0)];
+    for flags in [READ, WRITE] {
+        let mut inner = vec![(0, 16 << 20, flags | NEXT, 1); 257];
+        for (next, descriptor) in (1..).zip(&mut inner) {
+            descriptor.3 = next;
+        }
+        inner[256].2 = flags;
+        table(&guest, DATA, &inner);
+        assert_eq!(pop(&guest, &chain), Err(Broken::Chain));
+        // One byte less than 2^32 is right.
+        inner[255].1 -= 1;
+        inner[256].1 = 0;
+        table(&guest, DATA, &inner);
+        let lengths = pop(&guest, &chain).unwrap();
+        assert_eq!(lengths.iter().sum::<usize>(), 0xffff_ffff);
+    }
 }
 
 #[test]
@@ -194,9 +207,22 @@ fn a_chain_can_be_put_back() {
     let mut buffers = Buffers::default();
     for _ in 0..3 {
         assert_eq!(ring.pop(&mut buffers), Ok(Some(0)));
+        assert_eq!(buffers.readable.length(), 16);
         ring.unpop();
     }
     assert!(ring.listen());
+}
+
+#[test]
+fn a_full_ring_is_taken_and_a_fuller_one_is_not() {
+    for (waiting, taken) in [(SIZE, Ok(Some(0))), (SIZE + 1, Err(Broken::Ring))] {
+        let guest = Guest::new(1);
+        guest.describe(0, 0, &[(DATA, 16, READ, 0)]);
+        guest.set_available(0, waiting);
+        let mut ring = ring(&guest, false);
+        assert_eq!(ring.size(), SIZE);
+        assert_eq!(ring.pop(&mut Buffers::default()), taken);
+    }
 }
 
 #[test]
