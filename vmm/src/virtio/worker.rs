@@ -156,3 +156,79 @@ pub fn serve_all(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::virtio::rng::DECLARATION;
+    use crate::virtio::testing::FakeInterrupt;
+
+    fn started(
+        body: impl FnOnce(Arc<EventFd>) -> io::Result<()> + Send + 'static,
+    ) -> (Worker, Arc<FakeInterrupt>) {
+        let said = Arc::new(FakeInterrupt::default());
+        let interrupt = Arc::clone(&said) as Arc<dyn Interrupt>;
+        let worker = Worker::start(&DECLARATION, "-test", interrupt, body).unwrap();
+        (worker, said)
+    }
+
+    fn event() -> Arc<EventFd> {
+        Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap())
+    }
+
+    #[test]
+    fn a_thread_that_fails_or_panics_is_told_and_one_that_ends_is_not() {
+        let (failed, said) = started(|_| Err(io::ErrorKind::Other.into()));
+        said.wait(|said| said.needs_reset == 1);
+        drop(failed);
+        let (panicked, said) = started(|_| panic!("on purpose"));
+        said.wait(|said| said.needs_reset == 1);
+        drop(panicked);
+        let (ended, said) = started(|_| Ok(()));
+        drop(ended);
+        assert_eq!(said.wait(|_| true).needs_reset, 0);
+    }
+
+    #[test]
+    fn a_dropped_worker_is_asked_to_end_and_has_ended() {
+        let held = Arc::new(());
+        let copy = Arc::clone(&held);
+        let (worker, _) = started(move |stop| {
+            let epoll = Epoll::new()?;
+            epoll.watch(stop.as_ref(), STOP, EventSet::IN)?;
+            epoll.wait(&mut [EpollEvent::default()], false)?;
+            drop(copy);
+            Ok(())
+        });
+        drop(worker);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    /// All are worked on once unasked, then whichever rang, and again at once where
+    /// there is more; the stop ends it.
+    #[test]
+    fn the_doorbell_that_rang_is_worked_on() {
+        let (stop, bells) = (event(), [event(), event(), event()]);
+        let worked = Mutex::new(Vec::new());
+        let rung = Counter::default();
+        serve_all(&stop, &bells, &rung, |place| {
+            let mut worked = worked.lock().unwrap();
+            worked.push(place);
+            match worked.len() {
+                3 => bells[1].write(1)?,
+                // Not done yet: comes again without a ring.
+                4 => return Ok(true),
+                5 => bells[2].write(1)?,
+                6 => bells[0].write(1)?,
+                7 => stop.write(1)?,
+                _ => {}
+            }
+            Ok(false)
+        })
+        .unwrap();
+        assert_eq!(*worked.lock().unwrap(), [0, 1, 2, 1, 1, 2, 0]);
+        assert_eq!(rung.value(), 3);
+    }
+}

@@ -140,3 +140,134 @@ fn range(buffers: &Buffers, rules: Rules<'_>, discard: bool) -> Action {
         (_, false) => Action::Start(Op::Zero { offset, length }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Host;
+    use crate::virtio::testing::Guest;
+
+    const RULES: Rules<'static> = Rules {
+        sectors: 1 << 30,
+        features: F_FLUSH | F_DISCARD | F_WRITE_ZEROES,
+        read_only: false,
+        id: b"vol0123456789abcdef0",
+    };
+
+    /// What comes of a header with these bytes behind it, and this much room.
+    fn parsed(kind: u32, sector: u64, data: &[u8], room: usize, rules: Rules<'_>) -> String {
+        let guest = Guest::new(1);
+        let host = Host::new(guest.memory.clone());
+        let mut request = kind.to_le_bytes().to_vec();
+        request.extend([0; 4]);
+        request.extend(sector.to_le_bytes());
+        request.extend(data);
+        guest.write(0x10_0000, &request);
+        let mut buffers = Buffers::default();
+        buffers
+            .readable
+            .push(&host, 0x10_0000, request.len())
+            .unwrap();
+        buffers.writable.push(&host, 0x20_0000, room).unwrap();
+        match parse(&mut buffers, rules).unwrap() {
+            Action::Done(status, written) => format!("{status:?} {written}"),
+            Action::Start(Op::Read { offset, into }) => format!("read {offset} {}", into.length()),
+            Action::Start(Op::Write {
+                offset,
+                from,
+                durable,
+            }) => format!("write {offset} {} {durable}", from.length()),
+            Action::Start(Op::Flush) => "flush".to_owned(),
+            Action::Start(Op::Discard { offset, length }) => format!("discard {offset} {length}"),
+            Action::Start(Op::Zero { offset, length }) => format!("zero {offset} {length}"),
+        }
+    }
+
+    fn range_of(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+        let mut bytes = sector.to_le_bytes().to_vec();
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn transfers_are_whole_sectors_within_the_disk() {
+        let last = RULES.sectors - 1;
+        let all = [7; 512];
+        assert_eq!(parsed(0, 3, &[], 1024, RULES), "read 1536 1024");
+        assert_eq!(
+            parsed(0, last, &[], 512, RULES),
+            format!("read {} 512", last << 9)
+        );
+        assert_eq!(parsed(0, last, &[], 1024, RULES), "IoError 0");
+        assert_eq!(parsed(0, 0, &[], 513, RULES), "IoError 0");
+        assert_eq!(parsed(1, 3, &all, 0, RULES), "write 1536 512 false");
+        assert_eq!(parsed(1, last + 1, &all, 0, RULES), "IoError 0");
+        assert_eq!(parsed(1, u64::MAX, &all, 0, RULES), "IoError 0");
+        let read_only = Rules {
+            read_only: true,
+            ..RULES
+        };
+        assert_eq!(parsed(1, 3, &all, 0, read_only), "IoError 0");
+        assert_eq!(parsed(0, 3, &[], 512, read_only), "read 1536 512");
+    }
+
+    #[test]
+    fn what_the_driver_did_not_take_is_unknown() {
+        let none = Rules {
+            features: 0,
+            ..RULES
+        };
+        let range = range_of(8, 8, 0);
+        assert_eq!(parsed(4, 0, &[], 0, RULES), "flush");
+        assert_eq!(parsed(11, 0, &range, 0, RULES), "discard 4096 4096");
+        assert_eq!(parsed(13, 0, &range, 0, RULES), "zero 4096 4096");
+        for kind in [4, 11, 13] {
+            assert_eq!(parsed(kind, 0, &range, 0, none), "Unsupported 0");
+        }
+        // Without flush, what was written is to stay.
+        assert_eq!(parsed(1, 3, &[7; 512], 0, none), "write 1536 512 true");
+        assert_eq!(parsed(8, 0, &[], 20, none), "Ok 20");
+        assert_eq!(parsed(8, 0, &[], 0, none), "Ok 0");
+    }
+
+    #[test]
+    fn a_range_is_one_within_the_disk_and_the_bound() {
+        let most = MAX_DISCARD_SECTORS;
+        let end = RULES.sectors;
+        for (kind, range, expected) in [
+            (
+                11,
+                range_of(0, most, 0),
+                format!("discard 0 {}", 1u64 << 30),
+            ),
+            (11, range_of(0, most + 1, 0), "IoError 0".into()),
+            (
+                13,
+                range_of(end - 8, 8, 0),
+                format!("zero {} 4096", (end - 8) << 9),
+            ),
+            (13, range_of(end - 7, 8, 0), "IoError 0".into()),
+            (13, range_of(u64::MAX, 8, 0), "IoError 0".into()),
+            (13, range_of(0, 8, 1), "discard 0 4096".into()),
+            (13, range_of(0, 8, 2), "Unsupported 0".into()),
+            (13, range_of(0, 8, 3), "Unsupported 0".into()),
+            (11, range_of(0, 8, 1), "Unsupported 0".into()),
+            (11, range_of(0, 0, 0), "Ok 0".into()),
+            (13, range_of(0, 0, 0), "Ok 0".into()),
+            (11, range_of(0, 8, 0)[..15].to_vec(), "IoError 0".into()),
+            (
+                11,
+                [range_of(0, 8, 0), vec![0]].concat(),
+                "IoError 0".into(),
+            ),
+        ] {
+            assert_eq!(parsed(kind, 0, &range, 0, RULES), expected, "{range:?}");
+        }
+        let read_only = Rules {
+            read_only: true,
+            ..RULES
+        };
+        assert_eq!(parsed(11, 0, &range_of(0, 8, 0), 0, read_only), "IoError 0");
+    }
+}
