@@ -413,6 +413,37 @@ mod tests {
         assert_eq!(fields[0x1c..0x20], (64u32 << 10).to_le_bytes());
     }
 
+    /// What a memory device says of its size: the word and the extended one.
+    fn sizes(bytes: u64) -> ([u8; 2], [u8; 4]) {
+        let image = build(&identity(), 1, bytes).expect("fits");
+        let all = structures(&image);
+        let (_, fields, _) = &all[6];
+        let word = fields[0x0c..0x0e].try_into().expect("2 bytes");
+        (word, fields[0x1c..0x20].try_into().expect("4 bytes"))
+    }
+
+    #[test]
+    fn the_extended_size_begins_where_the_word_ends() {
+        assert_eq!(sizes(0x7ffe * MIB), ([0xfe, 0x7f], [0; 4]));
+        assert_eq!(sizes(0x7fff * MIB), ([0xff, 0x7f], [0xff, 0x7f, 0, 0]));
+        // Its highest bit is reserved.
+        assert_eq!(sizes(u64::MAX), ([0xff, 0x7f], [0xff, 0xff, 0xff, 0x7f]));
+    }
+
+    #[test]
+    fn characteristics_are_bits_of_the_specification() {
+        let image = build(&identity(), 3, 1 << 30).expect("fits");
+        let all = structures(&image);
+        let word = |structure: usize, at: usize| {
+            let bytes = &all[structure].1[at..at + 2];
+            u16::from_le_bytes(bytes.try_into().expect("2 bytes"))
+        };
+        assert_eq!(word(0, 0x0a), 1 << 3, "none of the firmware are given");
+        assert_eq!(word(4, 0x26), 1 << 2 | 1 << 3, "64-bit capable, multi-core");
+        assert_eq!(word(4, 0x2a), 3, "cores");
+        assert_eq!(word(6, 0x13), 1 << 1, "another kind of memory");
+    }
+
     /// dmidecode, where it is there, reads the tables without a complaint.
     #[test]
     fn dmidecode_has_no_complaint() {

@@ -158,6 +158,117 @@ mod tests {
         ));
     }
 
+    fn dsdt() -> Vec<u8> {
+        let image = build(1).expect("fits");
+        table(&image, u64_at(tables(&image)[0], 140)).to_vec()
+    }
+
+    fn has(aml: &[u8], part: &[u8]) -> bool {
+        aml.windows(part.len()).any(|window| window == part)
+    }
+
+    /// What a device holds (ACPI 6.5, section 20.2.5.2): operator, length, name.
+    fn device<'a>(aml: &'a [u8], name: &[u8; 4]) -> &'a [u8] {
+        let starts = aml.windows(2).enumerate();
+        let mut starts = starts.filter(|(_, window)| *window == [0x5b, 0x82]);
+        let found = starts.find_map(|(at, _)| {
+            let rest = &aml[at + 2..];
+            let more = usize::from(rest[0] >> 6);
+            let length = match more {
+                0 => usize::from(rest[0] & 0x3f),
+                _ => {
+                    rest[1..=more]
+                        .iter()
+                        .rev()
+                        .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+                        << 4
+                        | usize::from(rest[0] & 0xf)
+                }
+            };
+            let whole = &rest[1 + more..length];
+            whole.strip_prefix(name)
+        });
+        found.unwrap_or_else(|| panic!("no device {}", String::from_utf8_lossy(name)))
+    }
+
+    #[test]
+    fn the_dsdt_has_the_devices_that_a_kernel_cannot_find() {
+        let dsdt = dsdt();
+        // EISA ids: three letters of five bits, then four digits.
+        for (name, hid) in [
+            (b"MBRD", &b"_HID\x0c\x41\xd0\x0c\x02"[..]),
+            (b"PCI0", b"_HID\x0c\x41\xd0\x0a\x08"),
+            (b"COM1", b"_HID\x0c\x41\xd0\x05\x01"),
+            (b"PWRB", b"_HID\x0c\x41\xd0\x0c\x0c"),
+            (b"VGEN", b"_HID\x0dHRTH0001\0"),
+            (b"GED_", b"_HID\x0dACPI0013\0"),
+        ] {
+            assert!(
+                has(device(&dsdt, name), hid),
+                "{}",
+                String::from_utf8_lossy(name)
+            );
+        }
+        // Scope _SB_ and, outside of it, S5 as sleep type 5.
+        assert!(has(&dsdt, b"_SB_"));
+        assert!(has(&dsdt, b"_S5_\x12\x05\x02\x0a\x05\0"));
+        let events = device(&dsdt, b"GED_");
+        for part in [&b"_EVT"[..], b"PWRB\x0a\x80", b"PCNT", b"VGEN\x0a\x80"] {
+            assert!(has(events, part), "{part:?}");
+        }
+    }
+
+    #[test]
+    fn every_slot_but_the_bridges_is_notified_and_ejected() {
+        let dsdt = dsdt();
+        let bus = device(&dsdt, b"PCI0");
+        for part in [
+            &b"PHPR"[..],
+            b"PCIU",
+            b"PCID",
+            b"B0EJ",
+            b"BLCK",
+            b"PCEJ",
+            b"DVNT",
+        ] {
+            assert!(has(bus, part), "{part:?}");
+        }
+        for slot in 1..32u8 {
+            let name = format!("S{slot:02}_");
+            let name: [u8; 4] = name.as_bytes().try_into().expect("4 bytes");
+            let one = device(bus, &name);
+            let address = bytes(&(u32::from(slot) << 16));
+            assert!(has(one, &[b"_ADR", &address[..]].concat()), "{slot}");
+            assert!(has(one, &[b"_SUN", &bytes(&slot)[..]].concat()), "{slot}");
+            assert!(has(one, b"_EJ0") && has(one, b"PCEJ_SUN"), "{slot}");
+            // If (Local0 == bit) Notify (slot, Arg1).
+            let bit = bytes(&(1u32 << slot));
+            let notify = [&b"\x93\x60"[..], &bit, b"\x86", &name, b"\x69"].concat();
+            assert!(has(bus, &notify), "{slot}");
+        }
+        assert!(!has(bus, b"S00_"));
+    }
+
+    /// ACPI 6.5, table 5.9.
+    #[test]
+    fn the_fadt_says_what_is_not_there_and_how_to_end() {
+        let image = build(1).expect("fits");
+        let fadt = tables(&image)[0];
+        // No VGA, no ASPM, no CMOS clock.
+        assert_eq!(fadt[109..111], [0x34, 0]);
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().expect("4 bytes"));
+        assert_eq!(flags, 1 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 20);
+        for (at, port) in [
+            (116, crate::arch::x86_64::layout::PORT_RESET),
+            (244, crate::arch::x86_64::layout::PORT_SLEEP_CONTROL),
+            (256, crate::arch::x86_64::layout::PORT_SLEEP_STATUS),
+        ] {
+            assert_eq!(fadt[at..at + 4], [1, 8, 0, 1], "{at}");
+            assert_eq!(u64_at(fadt, at + 4), u64::from(port), "{at}");
+        }
+        assert_eq!(fadt[268..276], *b"HEARTHVM");
+    }
+
     /// iasl, where it is there, reads the tables without an error.
     #[test]
     fn iasl_disassembles_and_compiles_the_dsdt() {

@@ -88,9 +88,7 @@ impl Registers {
             (PORT_HOTPLUG_DOWN, 4) => {
                 data.copy_from_slice(&std::mem::take(&mut self.down).to_le_bytes());
             }
-            // The sleep status is always zero: no sleep but S5, and no waking
-            // from that one.
-            (PORT_SLEEP_CONTROL | PORT_SLEEP_STATUS, _) => {}
+            // The sleep status among them: no sleep but S5, and no waking from that one.
             _ => {}
         }
     }
@@ -138,6 +136,53 @@ mod tests {
             registers.write(PORT_SLEEP_CONTROL, &[3 << 2 | SLEEP_ENABLE]),
             None
         );
+    }
+
+    #[test]
+    fn ports_are_known_to_the_last_byte() {
+        for port in [
+            PORT_SLEEP_CONTROL,
+            PORT_SLEEP_STATUS,
+            PORT_RESET,
+            PORT_EVENTS,
+            PORT_HOTPLUG_UP,
+            PORT_HOTPLUG_DOWN,
+            PORT_HOTPLUG_EJECT + 3,
+        ] {
+            assert!(Registers::has(port), "{port:#x}");
+        }
+        for port in [
+            PORT_SLEEP_CONTROL - 1,
+            PORT_RESET + 1,
+            PORT_EVENTS - 1,
+            PORT_HOTPLUG_EJECT + 4,
+        ] {
+            assert!(!Registers::has(port), "{port:#x}");
+        }
+    }
+
+    #[test]
+    fn unplugs_are_told_until_they_are_read() {
+        let mut registers = Registers::default();
+        registers.press_power_button();
+        registers.request_unplug(1);
+        registers.request_unplug(31);
+        // One that has no bit.
+        registers.request_unplug(32);
+        let mut byte = [0xff];
+        registers.read(PORT_EVENTS, &mut byte);
+        assert_eq!(byte, [3]);
+        let mut word = [0xff; 4];
+        registers.read(PORT_HOTPLUG_DOWN, &mut word[..2]);
+        assert_eq!(word, [0, 0, 0xff, 0xff], "halves read nothing");
+        registers.read(PORT_HOTPLUG_DOWN, &mut word);
+        assert_eq!(word, [2, 0, 0, 0x80]);
+        registers.read(PORT_HOTPLUG_DOWN, &mut word);
+        assert_eq!(word, [0; 4]);
+        registers.read(PORT_SLEEP_STATUS, &mut byte);
+        assert_eq!(byte, [0]);
+        let both = registers.write(PORT_HOTPLUG_EJECT, &[0xff; 4]);
+        assert_eq!(both, Some(Request::Eject(0x8000_0002)));
     }
 
     #[test]
