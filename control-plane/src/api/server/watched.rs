@@ -23,7 +23,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
     time::Instant,
 };
 
@@ -77,7 +76,6 @@ struct Progress {
 pub(super) struct Watch {
     deadlines: Deadlines,
     progress: Arc<Mutex<Progress>>,
-    written: Arc<Notify>,
 }
 
 impl Watch {
@@ -93,7 +91,6 @@ impl Watch {
                 pipelined: false,
                 room: None,
             })),
-            written: Arc::default(),
         }
     }
 
@@ -116,13 +113,6 @@ impl Watch {
         progress.phase = Late::Receiving;
         progress.began = now;
         progress.until = now + self.deadlines.receive;
-    }
-
-    /// Ends when no answer is being written.
-    pub(super) async fn written(&self) {
-        while self.progress().phase == Late::Writing {
-            self.written.notified().await;
-        }
     }
 
     /// Its signature is good.
@@ -184,8 +174,6 @@ impl Watch {
             progress.phase = Late::Waiting;
             progress.until = Instant::now() + self.deadlines.idle;
         }
-        // Kept for one that doesn't wait yet.
-        self.written.notify_one();
     }
 }
 
@@ -363,14 +351,14 @@ mod tests {
         let mut near = Watched::new(near, watch.clone());
         watch.begin();
         watch.verified();
-        watch.answered(2);
+        watch.answered(0);
         far.write_all(b"G").await.unwrap();
         near.read_u8().await.unwrap();
-        let waits = tokio::time::timeout(s(5), watch.written());
-        assert!(waits.await.is_err());
+        // The answer has its time, whatever comes meanwhile.
+        assert_eq!(late_after(&watch).await, (Late::Writing, 15));
         near.write_all(b"ok").await.unwrap();
         near.flush().await.unwrap();
-        watch.written().await;
+        watch.begin();
         assert_eq!(late_after(&watch).await, (Late::Receiving, 30));
     }
 }
