@@ -16,7 +16,7 @@ use crate::{
         Host, Instance, PrivateAddress, PublicAddress, RuleId, Scope, SecurityGroup, Subnet, Tags,
         Volume, samples,
     },
-    store::{Change, Db},
+    store::{Change, Db, Scoped},
 };
 
 /// Denies what a closure says, and keeps what it was asked.
@@ -568,6 +568,37 @@ async fn of_many_none_is_written_where_one_was_not_asked_for() {
         "{refused}"
     );
     assert_eq!(db.view().revision(), revision);
+}
+
+#[tokio::test]
+async fn what_one_transaction_cant_carry_is_several_or_none() {
+    let db = Db::in_memory().await;
+    let ctx = cloud_on(db.clone()).await;
+    // By their tags alone more bytes than etcd takes, though few records.
+    let many: Vec<Instance> = (1..=10)
+        .map(|n| Instance {
+            scope: ctx.scope().clone(),
+            ..samples::instance(n)
+        })
+        .collect();
+    let tags = || [("k".to_owned(), "v".repeat(200 << 10))].into();
+    let put = async |refused: Option<&Instance>| {
+        let step = |_: Scoped<'_>, change: &mut Change<'_>, instance: &Instance| {
+            if refused == Some(instance) {
+                return Err(ApiError::missing("Test"));
+            }
+            change.create(instance);
+            change.put_tags(instance, tags());
+            Ok(())
+        };
+        ctx.each(&many, step).await
+    };
+    let before = db.view().revision();
+    put(many.last()).await.unwrap_err();
+    assert_eq!(db.view().revision(), before);
+    assert_eq!(put(None).await.unwrap().len(), 10);
+    assert_eq!(db.view().all::<Instance>().count(), 10);
+    assert_eq!(db.view().revision().0, before.0 + 2);
 }
 
 #[tokio::test]
