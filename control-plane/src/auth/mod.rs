@@ -210,3 +210,6 @@ pub fn authorize(
         all: false,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,6 +116,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_short_and_fits_wherever_it_stands() {
+        for name in ["a", "test-2", "2", &"a".repeat(24)] {
+            assert!(HostNames::may_be(name), "{name}");
+        }
+        for name in ["", "-a", "A", "a_b", "a/b", "\u{e9}", &"a".repeat(25)] {
+            assert!(!HostNames::may_be(name), "{name}");
+        }
+    }
+
+    #[test]
     fn no_hearth_takes_anothers_things_for_its_own() {
         let vpc = VpcId::from_random(0x1234 << 48);
         let all: Vec<HostNames> = [None, Some("test"), Some("test-vpc"), Some("vpc-1")]

@@ -213,6 +213,38 @@ mod tests {
     }
 
     #[test]
+    fn a_shortfall_names_the_hosts_that_were_asked() {
+        let hosts = [
+            host("a", "z", 2, 2048),
+            host("b", "z", 2, 4096),
+            host("c", "y", 9, 9999),
+        ];
+        let mut ledger = Ledger::of(&cloud(&hosts));
+        let named = |shortfall: Shortfall| -> Vec<String> {
+            shortfall
+                .hosts
+                .into_iter()
+                .map(|lack| lack.host.0)
+                .collect()
+        };
+        let large = demand("z", 4, 1);
+        assert_eq!(named(ledger.place(&large).unwrap_err()), ["a", "b"]);
+        let on = |ledger: &mut Ledger, host: &str, demand: Demand| {
+            ledger.place_on(&HostId(host.into()), &demand)
+        };
+        assert_eq!(named(on(&mut ledger, "b", large).unwrap_err()), ["b"]);
+        // It is in another zone than what is asked for, or nowhere.
+        for elsewhere in ["c", "d"] {
+            let refused = on(&mut ledger, elsewhere, demand("z", 1, 1)).unwrap_err();
+            assert!(named(refused).is_empty(), "{elsewhere}");
+        }
+        // What was taken is gone from that host, and from no other.
+        on(&mut ledger, "a", demand("z", 2, 2048)).unwrap();
+        on(&mut ledger, "a", demand("z", 1, 1)).unwrap_err();
+        on(&mut ledger, "b", demand("z", 2, 4096)).unwrap();
+    }
+
+    #[test]
     fn only_instances_with_a_place_and_a_life_take_from_it() {
         let hosts = [host("a", "us-east-1a", 2, 1048)];
         for (state, host, left) in [

@@ -98,6 +98,11 @@ mod tests {
              host a has 1 vCPUs, 500 MiB, 7 GiB free: too little vcpus, memory, disk; \
              host b has 2 vCPUs, 2000 MiB, 0 GiB free: too little disk"
         );
+        let enough = lack("c", 2, 1048, 8);
+        assert!(enough.missing(quota(2, 1048, 8)).is_empty());
+        assert_eq!(enough.missing(quota(3, 1048, 8)), ["vcpus"]);
+        assert_eq!(enough.missing(quota(2, 1049, 8)), ["memory"]);
+        assert_eq!(enough.missing(quota(2, 1048, 9)), ["disk"]);
         shortfall.hosts = vec![lack("a", 0, 0, 0); 10];
         assert!(shortfall.to_string().ends_with("; and 2 hosts more"));
         shortfall.hosts.clear();

@@ -239,3 +239,132 @@ fn space_for_the_next_change_is_kept_and_no_secret_in_it() {
     assert!(folder.keys(OTHER).is_empty());
     assert!(kept());
 }
+
+#[test]
+fn a_key_has_the_form_of_awss() {
+    let keys: Vec<AccessKey> = (0..64).map(|_| AccessKey::generate()).collect();
+    let mut letters = BTreeSet::new();
+    for key in &keys {
+        assert!(key.is_sound());
+        let id = key.access_key_id.strip_prefix("AKIA").unwrap();
+        letters.extend(id.chars());
+        assert_eq!(format!("{key:?}"), format!("AccessKey(AKIA{id})"));
+    }
+    // RFC 4648's base 32, each of them: of 1024 there is one missing once in 10^12.
+    let all: String = letters.into_iter().collect();
+    assert_eq!(all, "234567ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+}
+
+#[test]
+fn what_a_signature_cant_carry_is_no_key() {
+    let sound = |id: &str, secret: &str| {
+        let key = AccessKey {
+            access_key_id: id.into(),
+            secret_access_key: secret.into(),
+        };
+        key.is_sound()
+    };
+    let of = |length| "a".repeat(length);
+    for (id, secret, expected) in [
+        (of(4), of(1), true),
+        (of(3), of(1), false),
+        (of(128), of(256), true),
+        (of(129), of(1), false),
+        (of(4), of(0), false),
+        (of(4), of(257), false),
+        ("ab/c".into(), of(1), false),
+        (of(4), "a b".into(), false),
+        (of(4), "a/+=".into(), true),
+        (of(4), "\u{e9}".into(), false),
+    ] {
+        assert_eq!(sound(&id, &secret), expected, "{id} {secret}");
+    }
+}
+
+#[test]
+fn each_account_without_a_key_gets_its_own() {
+    let folder = Folder::new();
+    let theirs = AccessKey::generate();
+    let text = serde_json::json!({"accounts": [
+        {"id": OTHER, "keys": [theirs]},
+        {"id": FIRST, "keys": []},
+    ]});
+    fs::write(folder.path(), text.to_string()).unwrap();
+    let store = folder.open();
+    assert_eq!(folder.keys(OTHER), [theirs]);
+    let own = folder.keys(FIRST);
+    assert_eq!(own.len(), 1);
+    assert_eq!(store.find(&own[0].access_key_id).unwrap().0, FIRST);
+    assert_eq!(file::read(&folder.path(), FIRST).unwrap().len(), 2);
+}
+
+#[test]
+fn an_account_of_no_number_gets_one() {
+    let folder = Folder::new();
+    let what = Changed::Create {
+        id: None,
+        name: None,
+    };
+    let ids: Vec<String> = (0..24).map(|_| folder.change(&what).unwrap().id).collect();
+    for id in &ids {
+        assert!(is_account_id(id) && !id.starts_with('0'), "{id}");
+    }
+    // All with the same first digit: once in 9^23.
+    assert!(ids.iter().any(|id| id[..1] != ids[0][..1]), "{ids:?}");
+}
+
+#[test]
+fn a_file_that_is_as_it_was_is_not_read_again() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let first = folder.keys(FIRST).remove(0);
+    let meta = fs::metadata(folder.path()).unwrap();
+    // As long as before, in its place and of its time: whoever replaces it, as all do,
+    // leaves another inode.
+    let text = fs::read_to_string(folder.path()).unwrap();
+    let other = AccessKey::generate().access_key_id;
+    fs::write(folder.path(), text.replace(&first.access_key_id, &other)).unwrap();
+    let file = fs::File::options().write(true).open(folder.path()).unwrap();
+    file.set_modified(meta.modified().unwrap()).unwrap();
+    assert!(knows(&store, &first) && store.find(&other).is_none());
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert!(!knows(&store, &first) && store.find(&other).is_some());
+    // One that is gone says nothing.
+    fs::remove_file(folder.path()).unwrap();
+    assert!(store.find(&other).is_some());
+}
+
+#[test]
+fn a_configuration_names_each_account_and_key_once() {
+    let account = |id: &str, key: &AccessKey| Account {
+        id: id.into(),
+        name: None,
+        keys: vec![key.clone()],
+    };
+    let (a, b) = (AccessKey::generate(), AccessKey::generate());
+    check(&[account(FIRST, &a), account(OTHER, &b)]).unwrap();
+    for (accounts, why) in [
+        ([account(FIRST, &a), account(FIRST, &b)], "there twice"),
+        ([account(FIRST, &a), account(OTHER, &a)], "there twice"),
+        ([account(FIRST, &a), account("12", &b)], "12 digits"),
+    ] {
+        let refused = check(&accounts).unwrap_err();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn before_the_first_start_the_list_has_what_is_given() {
+    let folder = Folder::new();
+    let given = [Account {
+        id: OTHER.into(),
+        name: Some("a test bed".into()),
+        keys: Vec::new(),
+    }];
+    let listed = list(&folder.path(), FIRST, &given).unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[OTHER].name.as_deref(), Some("a test bed"));
+    // A file that can't be read is no missing one.
+    fs::write(folder.path(), "?").unwrap();
+    assert!(list(&folder.path(), FIRST, &given).is_err());
+}

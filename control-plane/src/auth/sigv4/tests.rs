@@ -91,6 +91,7 @@ fn the_references_list_users() {
          f536975d06c0309214f805bb90ccff089219ecd68b2577efef23edd43b7e1a59"
     );
     assert_eq!(sign(&claim, SECRET, &text), claim.signature);
+    assert!(!claim.is_presigned());
     verify(
         &claim,
         &request,
@@ -245,6 +246,7 @@ fn a_presigned_url_lives_as_long_as_it_says() {
     let claim = parse(&request).unwrap();
     let canonical = canonical_request(&claim, &request, EMPTY).unwrap();
     assert!(!canonical.contains("X-Amz-Signature"));
+    assert!(claim.is_presigned());
     let signed = query(&sign(&claim, SECRET, &string_to_sign(&claim, &canonical)));
     let at = |now| check(Method::GET, &signed, &headers, b"", now);
     at("2015-08-30T13:36:00Z").unwrap();
@@ -255,4 +257,70 @@ fn a_presigned_url_lives_as_long_as_it_says() {
     let longer = signed.replace("Expires=3600", "Expires=3601");
     let result = check(Method::GET, &longer, &headers, b"", "2015-08-30T12:36:00Z");
     assert_eq!(result, Err(AuthError::Mismatch));
+}
+
+#[test]
+fn another_algorithm_in_a_url_is_refused() {
+    let headers = headers(&[("host", "h")]);
+    let query = "X-Amz-Algorithm=AWS4-ECDSA-P256-SHA256\
+        &X-Amz-Credential=AKIDEXAMPLE%2F20150830%2Fus-east-1%2Fec2%2Faws4_request\
+        &X-Amz-Date=20150830T123600Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host\
+        &X-Amz-Signature=x";
+    let request = Incoming {
+        method: &Method::GET,
+        path: "/",
+        query,
+        headers: &headers,
+        body: b"",
+    };
+    let refused = parse(&request).unwrap_err();
+    assert!(
+        refused.to_string().contains("X-Amz-Algorithm must be"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_number_of_signed_headers_is_bounded() {
+    for (count, expected) in [(MAX_SIGNED_HEADERS, true), (MAX_SIGNED_HEADERS + 1, false)] {
+        let mut names: Vec<String> = (1..count).map(|n| format!("a{n:03}")).collect();
+        names.push("host".into());
+        let request = Incoming {
+            method: &Method::GET,
+            path: "/",
+            query: "",
+            headers: &suite(VANILLA, &names.join(";"), &[]),
+            body: b"",
+        };
+        assert_eq!(parse(&request).is_ok(), expected, "{count}");
+    }
+}
+
+#[test]
+fn a_digest_of_the_body_that_came_along_must_be_its_own() {
+    let body = b"Param1=value1";
+    let of_body = hex::encode(Sha256::digest(body));
+    let now = "2015-08-30T12:36:00Z";
+    for (given, expected) in [
+        (of_body.clone(), Ok(())),
+        (of_body.to_uppercase(), Ok(())),
+        (EMPTY.to_owned(), Err(AuthError::Payload)),
+        ("UNSIGNED-PAYLOAD".to_owned(), Err(AuthError::Payload)),
+    ] {
+        let signed = "host;x-amz-content-sha256;x-amz-date";
+        let with = |signature: &str| suite(signature, signed, &[("x-amz-content-sha256", &given)]);
+        let draft = with("");
+        let request = Incoming {
+            method: &Method::POST,
+            path: "/",
+            query: "",
+            headers: &draft,
+            body,
+        };
+        let claim = parse(&request).unwrap();
+        let canonical = canonical_request(&claim, &request, &of_body).unwrap();
+        let signature = sign(&claim, SECRET, &string_to_sign(&claim, &canonical));
+        let answer = check(Method::POST, "", &with(&signature), body, now);
+        assert_eq!(answer, expected, "{given}");
+    }
 }

@@ -304,7 +304,8 @@ fn groups_of(vpc: &VpcNet, view: &View) -> BTreeMap<GroupId, Group> {
 mod tests {
     use super::testing::*;
     use super::*;
-    use crate::model::{Direction, HostId, Protocol};
+    use crate::model::{Direction, HostId, Protocol, Resource, Scope, samples};
+    use crate::store::{Db, Op, Txn};
 
     fn this_host() -> HostId {
         HostId(HOST.into())
@@ -333,6 +334,106 @@ mod tests {
             assert_eq!(!topology.vpcs.is_empty(), expected, "{state:?} {host:?}");
             assert_eq!(host_net(&view, &here()), topology.host());
         }
+    }
+
+    #[test]
+    fn an_interface_needs_its_vpc_and_its_subnet() {
+        let (instance, eni) = instance(4, &[], InstanceState::Running);
+        let vpc = Vpc {
+            id: vpc_id(),
+            ..samples::vpc()
+        };
+        let without_subnet = View::default()
+            .with(vpc)
+            .with(instance.clone())
+            .with(eni.clone());
+        let subnet = samples::subnet();
+        let without_vpc = View::default()
+            .with(subnet)
+            .with(instance.clone())
+            .with(eni.clone());
+        for view in [without_subnet, without_vpc] {
+            assert_eq!(host_net(&view, &here()), HostNet::default());
+            assert_eq!(topology(&view, &here()), Topology::default());
+        }
+        let view = view().with(instance).with(eni.clone());
+        let net = vpc_of(&view);
+        let found = net.by_address(eni.private_ip).map(|i| &i.id);
+        assert_eq!(found, Some(&eni.id));
+        assert_eq!(net.by_address(Ipv4Addr::new(172, 31, 0, 5)), None);
+    }
+
+    fn vpc_of(view: &View) -> VpcNet {
+        vpc(view, &here(), &vpc_id()).unwrap()
+    }
+
+    /// The view with a record beside that can't be read.
+    async fn with_unreadable<T: Resource>(record: &T) -> View {
+        let db = Db::in_memory().await;
+        db.transact(|_, change| {
+            for vpc in view().all::<Vpc>() {
+                change.put(vpc);
+            }
+            Ok::<_, ()>(())
+        })
+        .await
+        .unwrap();
+        let put = Op::Put {
+            key: record.key(),
+            value: b"?".to_vec(),
+            lease: None,
+        };
+        let txn = Txn {
+            ops: vec![put],
+            ..Txn::default()
+        };
+        db.store().commit(txn).await.unwrap();
+        let mut changed = db.changed();
+        let there = changed.wait_for(|view| view.is_unreadable(record)).await;
+        let view = View::clone(&there.unwrap());
+        view
+    }
+
+    #[tokio::test]
+    async fn a_vpc_is_unclear_while_something_of_it_cant_be_read() {
+        let clear = view();
+        let gone = VpcId::from_random(77);
+        assert!(!is_unclear(&clear, &vpc_id()) && !is_unclear(&clear, &gone));
+        assert!(!is_unclear_anywhere(&clear));
+
+        let (instance, eni) = instance(4, &[], InstanceState::Running);
+        for view in [
+            with_unreadable(&instance).await,
+            with_unreadable(&eni).await,
+            with_unreadable(&samples::subnet()).await,
+        ] {
+            assert!(
+                is_unclear(&view, &vpc_id()),
+                "{:?}",
+                view.unreadable().next()
+            );
+            assert!(!is_unclear(&view, &gone));
+            assert!(is_unclear_anywhere(&view));
+        }
+        // A VPC that isn't there may be the one that can't be read.
+        let other = Vpc {
+            id: gone.clone(),
+            ..samples::vpc()
+        };
+        let view = with_unreadable(&other).await;
+        assert!(!is_unclear(&view, &vpc_id()));
+        assert!(is_unclear(&view, &gone) && is_unclear_anywhere(&view));
+
+        // What another account has says nothing of this one's.
+        let theirs = Eni {
+            scope: Scope::new("111122223333", "us-east-1"),
+            ..eni
+        };
+        let view = with_unreadable(&theirs).await;
+        assert!(!is_unclear(&view, &vpc_id()) && is_unclear_anywhere(&view));
+        // A volume is no part of a network.
+        let view = with_unreadable(&samples::volume(1)).await;
+        assert!(!is_unclear(&view, &vpc_id()) && !is_unclear_anywhere(&view));
     }
 
     #[test]

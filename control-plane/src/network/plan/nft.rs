@@ -278,6 +278,44 @@ mod tests {
     fn another_shape_is_a_whole_table() {
         let old = Table::default();
         let new = table(&[], &[], &[]);
-        assert!(difference("x", &old, &new).starts_with("table inet x\ndelete table inet x\n"));
+        let is_whole = |old: &Table, new: &Table| {
+            let script = difference("x", old, new);
+            let whole = script == replace("x", new);
+            assert_eq!(
+                whole,
+                script.starts_with("table inet x\ndelete table inet x\n")
+            );
+            whole
+        };
+        assert!(is_whole(&old, &new));
+
+        // A hook, a map or what a set is declared with, each alone.
+        let old = table(&[], &[("t1", "a")], &["10.0.0.1"]);
+        let changed = |change: fn(&mut Table)| {
+            let mut new = old.clone();
+            change(&mut new);
+            is_whole(&old, &new)
+        };
+        let hook = |table: &mut Table| {
+            let base = table.chains.get_mut("base").unwrap();
+            base.hook = Some("type filter hook input priority 0; policy drop;");
+        };
+        let another_map = |table: &mut Table| {
+            let map = table.maps["jumps"].clone();
+            table.maps.insert("more".into(), map);
+        };
+        let map_kind = |table: &mut Table| {
+            table.maps.get_mut("jumps").unwrap().kind = "ipv4_addr : verdict";
+        };
+        let set_kind = |table: &mut Table| {
+            table.sets.get_mut("members").unwrap().kind = "ifname";
+        };
+        let set_options = |table: &mut Table| {
+            table.sets.get_mut("members").unwrap().options = "flags timeout;";
+        };
+        for change in [hook, another_map, map_kind, set_kind, set_options] {
+            assert!(changed(change));
+        }
+        assert!(!changed(|table| table.sets.clear()));
     }
 }

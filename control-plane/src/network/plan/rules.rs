@@ -403,6 +403,31 @@ mod tests {
     use crate::network::names::HostNames;
     use crate::store::View;
 
+    #[test]
+    fn only_guests_may_ask_by_arp_and_not_all_too_often() {
+        let script = arp_table();
+        let rules: Vec<&str> = script
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| !line.starts_with("chain"))
+            .collect();
+        assert_eq!(
+            rules[..4],
+            [
+                "chain questions {",
+                "type filter hook input priority 0; policy drop;",
+                &format!(
+                    "iifname \"tap-*\" update @asking {{ iifname limit rate over {ARP_RATE}/second \
+                     burst {ARP_RATE} packets }} drop"
+                ),
+                // Routed by this mark only.
+                &format!("meta mark set {FILTERED:#x} accept"),
+            ]
+        );
+        // Whatever was there before goes in the same transaction.
+        assert!(script.starts_with("table arp hearth\ndelete table arp hearth\n"));
+    }
+
     fn net(text: &str) -> Peer {
         Peer::Ipv4(text.parse().unwrap())
     }

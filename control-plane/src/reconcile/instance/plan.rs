@@ -378,6 +378,14 @@ mod tests {
                     "The instance was lost with its host",
                 )),
             ),
+            // How an earlier boot ended says nothing of this one.
+            (
+                &terminate,
+                off(0, Exit::GuestPowerOff),
+                stopped(StateReason::internal_error(
+                    "The instance was lost with its host",
+                )),
+            ),
         ] {
             assert_eq!(plan(instance, &facts(&observed)), step, "{observed:?}");
         }
