@@ -24,6 +24,8 @@ mod view;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod tests;
 
 pub use change::Change;
 pub use changes::{Changed, Changes};

@@ -1,0 +1,4 @@
+//! What transactions and views promise, beyond what stands beside each.
+
+mod change;
+mod view;
