@@ -18,6 +18,7 @@ mod instance;
 mod instance_type;
 mod key_pair;
 mod quota;
+mod quota_guard;
 mod reachability;
 mod reservation;
 mod resource;
@@ -43,6 +44,7 @@ pub use instance::*;
 pub use instance_type::*;
 pub use key_pair::*;
 pub use quota::*;
+pub use quota_guard::QuotaGuard;
 pub use reachability::*;
 pub use reservation::*;
 pub use resource::{

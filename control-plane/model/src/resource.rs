@@ -389,7 +389,7 @@ macro_rules! each_kind {
         $then! {
             described: [Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
             others: [
-                ClientToken, GroupName, Host, PrivateAddress, PublicAddress, Reachability, Reservation,
+                ClientToken, GroupName, Host, PrivateAddress, PublicAddress, QuotaGuard, Reachability, Reservation,
                 DefaultVpcMark, Tags,
             ],
         }

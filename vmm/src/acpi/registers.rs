@@ -4,7 +4,7 @@ use bitflags::bitflags;
 
 use crate::arch::x86_64::layout::{
     PORT_EVENTS, PORT_HOTPLUG_DOWN, PORT_HOTPLUG_EJECT, PORT_HOTPLUG_UP, PORT_RESET,
-    PORT_SLEEP_CONTROL, PORT_SLEEP_STATUS, RESET_VALUE,
+    PORT_SLEEP_CONTROL, RESET_VALUE,
 };
 
 bitflags! {
@@ -123,6 +123,7 @@ fn bit(slot: u8) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x86_64::layout::PORT_SLEEP_STATUS;
 
     #[test]
     fn s5_is_the_only_sleep() {

@@ -5,6 +5,7 @@ pub mod describe;
 pub mod filter;
 pub mod id;
 pub mod page;
+pub mod quota;
 pub mod tag;
 
 pub(crate) use describe::describe;

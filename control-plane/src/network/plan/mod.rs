@@ -372,7 +372,7 @@ mod tests {
         let db = Db::in_memory().await;
         db.transact(|_, change| {
             for vpc in view().all::<Vpc>() {
-                change.put(vpc);
+                change.create(vpc);
             }
             Ok::<_, ()>(())
         })

@@ -155,7 +155,7 @@ async fn what_is_deleted_takes_nothing_and_is_under_no_key() {
         let found = view.by(Volume::BY_INSTANCE, instance.as_str()).count();
         (view.claimed(&host).disk_gib, found)
     };
-    db.transact_infallible(|_, change| change.put(&volume))
+    db.transact_infallible(|_, change| change.overwrite(&volume))
         .await
         .unwrap();
     assert_eq!(found(&db), (8, 1));

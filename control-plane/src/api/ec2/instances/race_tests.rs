@@ -17,11 +17,17 @@ use super::{
 use crate::{
     api::{
         Ctx,
-        ec2::security_groups::{
-            AuthorizeSecurityGroupIngress, CreateSecurityGroup, DeleteSecurityGroup,
+        ec2::{
+            key_pairs::{CreateKeyPair, MAX_KEY_PAIRS},
+            security_groups::{
+                AuthorizeSecurityGroupIngress, CreateSecurityGroup, DeleteSecurityGroup, MAX_GROUPS,
+            },
         },
     },
-    model::{Eni, GroupId, Instance, Reservation, ReservationId, SecurityGroup, Subnet, samples},
+    model::{
+        Eni, GroupId, Instance, KeyPair, KeyPairId, Reservation, ReservationId, Resource,
+        SecurityGroup, Subnet, samples,
+    },
     records::launch::{expand, refuse},
     store::{
         Db, Entry, LeaseId, MemoryStore, Outcome, Range, Revision, Store, StoreError, Txn, Watch,
@@ -177,4 +183,65 @@ async fn a_launch_is_refused_while_its_instances_are_made() {
     });
     assert!(expanded.await.unwrap());
     assert_eq!(ctx.view().view().all::<Instance>().count(), 0);
+}
+
+/// Puts so many more there.
+async fn fill<T: Resource>(db: &Db, count: usize, one: impl Fn(usize) -> T) {
+    let all: Vec<usize> = (0..count).collect();
+    for some in all.chunks(100) {
+        let put = db.transact(|_, change| {
+            some.iter().for_each(|n| change.create(&one(*n)));
+            Ok::<_, ()>(())
+        });
+        put.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn two_groups_do_not_take_the_last_place() {
+    let (store, ctx, other, group) = two().await;
+    let view = ctx.view();
+    let web = view.view().get::<SecurityGroup>(&group).unwrap().clone();
+    let there = view.view().all::<SecurityGroup>().count();
+    let db = Db::open(store.inner.clone()).await.unwrap();
+    fill(&db, MAX_GROUPS - there - 1, |n| SecurityGroup {
+        id: GroupId::from_random(1000 + n as u128),
+        name: format!("full-{n}"),
+        ..web.clone()
+    })
+    .await;
+    let create = |name: &str| format!("GroupName={name}&GroupDescription=d");
+    let (last, late) = (create("last"), create("late"));
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        call::<CreateSecurityGroup>(&other, &last).await.unwrap();
+    }));
+    let refused = call::<CreateSecurityGroup>(&ctx, &late)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(refused.code, "SecurityGroupLimitExceeded");
+    let view = ctx.view();
+    assert_eq!(view.view().all::<SecurityGroup>().count(), MAX_GROUPS);
+}
+
+#[tokio::test]
+async fn two_key_pairs_do_not_take_the_last_place() {
+    let (store, ctx, other, _) = two().await;
+    let create = |name: &str| format!("KeyName={name}&KeyType=ed25519");
+    call::<CreateKeyPair>(&ctx, &create("first")).await.unwrap();
+    let first = ctx.view().view().get::<KeyPair>("first").unwrap().clone();
+    let db = Db::open(store.inner.clone()).await.unwrap();
+    fill(&db, MAX_KEY_PAIRS - 2, |n| KeyPair {
+        id: KeyPairId::from_random(1000 + n as u128),
+        name: format!("full-{n}"),
+        ..first.clone()
+    })
+    .await;
+    let (last, late) = (create("last"), create("late"));
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        call::<CreateKeyPair>(&other, &last).await.unwrap();
+    }));
+    let refused = call::<CreateKeyPair>(&ctx, &late).await.err().unwrap();
+    assert_eq!(refused.code, "KeyPairLimitExceeded");
+    assert_eq!(ctx.view().view().all::<KeyPair>().count(), MAX_KEY_PAIRS);
 }

@@ -16,12 +16,12 @@ pub(super) use import_key_pair::ImportKeyPair;
 use std::collections::BTreeMap;
 
 use crate::{
-    api::{ApiError, Ctx, wire::quoted},
+    api::{ApiError, Ctx, shared::quota, wire::quoted},
     model::{KeyPair, KeyPairId},
 };
 
 /// EC2's quota of key pairs in a region.
-const MAX_KEY_PAIRS: usize = 5000;
+pub(super) const MAX_KEY_PAIRS: usize = 5000;
 
 /// Checks a new key pair's name: up to 255 printable ASCII characters.
 fn check_name(name: &str) -> Result<(), ApiError> {
@@ -53,12 +53,12 @@ async fn keep(
         if view.get::<KeyPair>(&pair.name).is_some() {
             return Err(duplicate(&pair.name));
         }
-        if view.all::<KeyPair>().count() >= MAX_KEY_PAIRS {
-            return Err(ApiError::new(
+        quota::one_more::<KeyPair>(view, change, MAX_KEY_PAIRS, || {
+            ApiError::new(
                 "KeyPairLimitExceeded",
                 format!("The maximum number of key pairs, {MAX_KEY_PAIRS}, has been reached."),
-            ));
-        }
+            )
+        })?;
         change.create(&pair);
         if !tags.is_empty() {
             change.put_tags(&pair, tags.clone());

@@ -9,13 +9,13 @@ use super::{default_vpc, plain_text};
 use crate::{
     api::{
         Action, ApiError, Ctx, Targets,
-        shared::{Tag, TagSpecification, found, tag},
+        shared::{Tag, TagSpecification, found, quota, tag},
     },
     model::{Direction, GroupId, GroupName, Peer, Protocol, Rule, RuleId, SecurityGroup, Vpc},
 };
 
 /// EC2's default quota in a region.
-const MAX_GROUPS: usize = 2500;
+pub(in crate::api::ec2) const MAX_GROUPS: usize = 2500;
 
 /// The action.
 pub(crate) struct CreateSecurityGroup;
@@ -87,12 +87,12 @@ impl Action for CreateSecurityGroup {
                 Some(id) => found::<Vpc>(view, id)?,
                 None => default_vpc(view)?,
             };
-            if view.all::<SecurityGroup>().count() >= MAX_GROUPS {
-                return Err(ApiError::new(
+            quota::one_more::<SecurityGroup>(view, change, MAX_GROUPS, || {
+                ApiError::new(
                     "SecurityGroupLimitExceeded",
                     "The maximum number of security groups has been reached.",
-                ));
-            }
+                )
+            })?;
             let key = SecurityGroup::named(&vpc.id, name);
             if view.by(SecurityGroup::BY_NAME, &key).next().is_some() {
                 return Err(ApiError::new(

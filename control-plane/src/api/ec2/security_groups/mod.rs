@@ -16,6 +16,8 @@ mod revoke;
 
 pub(super) use authorize::{AuthorizeSecurityGroupEgress, AuthorizeSecurityGroupIngress};
 pub(super) use create_security_group::CreateSecurityGroup;
+#[cfg(test)]
+pub(super) use create_security_group::MAX_GROUPS;
 pub(super) use delete_security_group::DeleteSecurityGroup;
 pub(super) use describe_security_group_rules::DescribeSecurityGroupRules;
 pub(super) use describe_security_groups::DescribeSecurityGroups;
