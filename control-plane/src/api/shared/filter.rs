@@ -25,6 +25,14 @@ pub struct Filter {
     pub values: Vec<String>,
 }
 
+impl Filter {
+    /// Its values, where each of them is one text and no pattern.
+    pub fn exact(&self) -> Option<&[String]> {
+        let pattern = |value: &String| value.contains(['*', '?', '\\']);
+        (!self.values.iter().any(pattern)).then_some(&self.values)
+    }
+}
+
 /// Takes the values that an item has under a filter's name.
 pub struct Values<'a> {
     budget: &'a Budget,
