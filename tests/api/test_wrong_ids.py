@@ -14,6 +14,7 @@ networks        AWS CLI: `The vpc ID 'vpc-…'`, `The subnet ID 'subnet-…'`
 """
 
 import pytest
+from botocore import xform_name
 
 from support import refused
 
@@ -37,6 +38,11 @@ GROUP = Kind("sg", "InvalidGroupId.Malformed", "InvalidGroup.NotFound", "The sec
 RULE = Kind("sgr", "InvalidSecurityGroupRuleId.Malformed", "InvalidSecurityGroupRuleId.NotFound",
             "The security group rule ID '{}' does not exist")
 VOLUME = Kind("vol", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound", "The volume '{}' does not exist")
+KEY_PAIR = Kind("key", "InvalidParameterValue", "InvalidKeyPair.NotFound", "The key pair ID '{}' does not exist")
+
+RULE_OF = {"IpPermissions": [{"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}]}
+# In place of the identifier of something that is there.
+THE_IMAGE, AN_INSTANCE = object(), object()
 
 # How each action is called with identifiers. A list: many may be given.
 CALLS = [
@@ -51,20 +57,71 @@ CALLS = [
     (INSTANCE, "modify_instance_attribute", lambda ids: {"InstanceId": ids[0], "SourceDestCheck": {"Value": True}}),
     (IMAGE, "describe_images", lambda ids: {"ImageIds": ids}),
     (IMAGE, "run_instances", lambda ids: {"ImageId": ids[0], "MinCount": 1, "MaxCount": 1}),
+    (GROUP, "modify_instance_attribute", lambda ids: {"InstanceId": AN_INSTANCE, "Groups": ids}),
+    (SUBNET, "run_instances", lambda ids: {
+        "ImageId": THE_IMAGE, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1, "SubnetId": ids[0]}),
+    (GROUP, "run_instances", lambda ids: {
+        "ImageId": THE_IMAGE, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1, "SecurityGroupIds": ids}),
+    (VPC, "create_security_group", lambda ids: {"GroupName": "g", "Description": "d", "VpcId": ids[0]}),
     (VPC, "describe_vpcs", lambda ids: {"VpcIds": ids}),
     (SUBNET, "describe_subnets", lambda ids: {"SubnetIds": ids}),
     (GROUP, "describe_security_groups", lambda ids: {"GroupIds": ids}),
     (GROUP, "delete_security_group", lambda ids: {"GroupId": ids[0]}),
     (GROUP, "authorize_security_group_ingress", lambda ids: {
         "GroupId": ids[0], "IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "CidrIp": "10.0.0.0/8"}),
+    (GROUP, "authorize_security_group_egress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
+    (GROUP, "revoke_security_group_ingress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
+    (GROUP, "revoke_security_group_egress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
+    (KEY_PAIR, "describe_key_pairs", lambda ids: {"KeyPairIds": ids}),
     (RULE, "describe_security_group_rules", lambda ids: {"SecurityGroupRuleIds": ids}),
     (VOLUME, "describe_volumes", lambda ids: {"VolumeIds": ids}),
     (VOLUME, "delete_volume", lambda ids: {"VolumeId": ids[0]}),
 ]
 # Those that take many.
 MANY = [(kind, call, asked) for kind, call, asked in CALLS
-        if any(isinstance(value, list) for value in asked(["", ""]).values())]
-each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[call for _, call, _ in CALLS])
+        if ["", ""] in asked(["", ""]).values()]
+each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[f"{call}-{kind.prefix}" for kind, call, _ in CALLS])
+
+# The parameters that name one by its identifier.
+NAMED_BY = {"InstanceId": INSTANCE, "ImageId": IMAGE, "VpcId": VPC, "SubnetId": SUBNET, "GroupId": GROUP,
+            "SecurityGroupId": GROUP, "SecurityGroupRuleId": RULE, "VolumeId": VOLUME, "KeyPairId": KEY_PAIR}
+# What has tests of its own: what isn't there is no error of theirs, or rules are named among a group's.
+ELSEWHERE = {("delete_key_pair", KEY_PAIR), ("revoke_security_group_ingress", RULE),
+             ("revoke_security_group_egress", RULE)}
+# Parameters of this form that name nothing of an account's.
+NOBODYS = {"ZoneId", "SourceSecurityGroupOwnerId", "ResourceId"}
+
+
+@pytest.fixture(scope="module")
+def instance(ec2, image):
+    (made,) = ec2.run_instances(ImageId=image, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"]
+    yield made["InstanceId"]
+    ec2.terminate_instances(InstanceIds=[made["InstanceId"]])
+
+
+@pytest.fixture
+def there(request):
+    """Parameters with what is there in its places."""
+    names = {THE_IMAGE: "image", AN_INSTANCE: "instance"}
+
+    def filled(parameters):
+        for name, value in parameters.items():
+            if value is THE_IMAGE or value is AN_INSTANCE:
+                parameters[name] = request.getfixturevalue(names[value])
+        return parameters
+    return filled
+
+
+def test_each_action_is_called_with_each_kind_that_it_names(shapes):
+    called = {(call, kind) for kind, call, _ in CALLS} | ELSEWHERE
+    uncalled = []
+    for action in (action for service in shapes for action in service["actions"]):
+        for name in (member["name"] for member in action["request"]["members"]):
+            if name.endswith("Id") and name not in NOBODYS:
+                assert name in NAMED_BY, f"{action['name']}: what does {name} name? Say so in NAMED_BY or NOBODYS"
+                if (xform_name(action["name"]), NAMED_BY[name]) not in called:
+                    uncalled.append((action["name"], name))
+    assert not uncalled, f"add calls of {uncalled} to CALLS"
 
 
 @each_call
@@ -72,22 +129,22 @@ each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[call for _,
     ("{}-1", ""), ("{}-xyz", ""), ("{}-00000000000000001x", ""),
     ("{}", ' (expecting "{}-...")'), ("x-00000000000000001", ' (expecting "{}-...")'), (" ", ' (expecting "{}-...")'),
 ])
-def test_malformed(ec2, kind, call, asked, wrong, more):
+def test_malformed(ec2, there, kind, call, asked, wrong, more):
     wrong = wrong.format(kind.prefix)
     with refused(kind.malformed, f'Invalid id: "{wrong}"' + more.format(kind.prefix)):
-        getattr(ec2, call)(**asked([wrong]))
+        getattr(ec2, call)(**there(asked([wrong])))
 
 
 @each_call
-def test_unknown(ec2, kind, call, asked):
+def test_unknown(ec2, there, kind, call, asked):
     with refused(kind.not_found, kind.one.format(kind.id(0xbad))):
-        getattr(ec2, call)(**asked([kind.id(0xbad)]))
+        getattr(ec2, call)(**there(asked([kind.id(0xbad)])))
 
 
-@pytest.mark.parametrize("kind, call, asked", MANY, ids=[call for _, call, _ in MANY])
-def test_of_several_a_malformed_one_is_told_first(ec2, kind, call, asked):
+@pytest.mark.parametrize("kind, call, asked", MANY, ids=[f"{call}-{kind.prefix}" for kind, call, _ in MANY])
+def test_of_several_a_malformed_one_is_told_first(ec2, there, kind, call, asked):
     with refused(kind.malformed, "-x"):
-        getattr(ec2, call)(**asked([kind.id(0xbad), f"{kind.prefix}-x"]))
+        getattr(ec2, call)(**there(asked([kind.id(0xbad), f"{kind.prefix}-x"])))
 
 
 @pytest.mark.parametrize("call, asked", [(call, asked) for kind, call, asked in MANY if kind.many],

@@ -1,7 +1,7 @@
 //! The security groups that a request wants an interface to be in.
 
 use crate::{
-    api::{ApiError, shared::found},
+    api::{ApiError, shared::all_found},
     model::{GroupId, SecurityGroup, VpcId},
     store::Scoped,
 };
@@ -15,21 +15,15 @@ pub(super) fn by_id(
     vpc: &VpcId,
     ids: &[String],
 ) -> Result<Vec<GroupId>, ApiError> {
-    ids.iter()
-        .map(|text| {
-            let group = found::<SecurityGroup>(view, text)?;
-            if group.vpc != *vpc {
-                return Err(ApiError::new(
-                    "InvalidGroup.NotFound",
-                    format!(
-                        "The security group '{}' does not exist in VPC '{vpc}'",
-                        group.id
-                    ),
-                ));
-            }
-            Ok(group.id.clone())
-        })
-        .collect()
+    let groups = all_found::<SecurityGroup>(view, ids)?;
+    if let Some(other) = groups.iter().find(|group| group.vpc != *vpc) {
+        let message = format!(
+            "The security group '{}' does not exist in VPC '{vpc}'",
+            other.id
+        );
+        return Err(ApiError::new("InvalidGroup.NotFound", message));
+    }
+    Ok(groups.into_iter().map(|group| group.id.clone()).collect())
 }
 
 /// Each once, and not too many.
