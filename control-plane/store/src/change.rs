@@ -211,10 +211,9 @@ impl<'v> Change<'v> {
         tags: BTreeMap<String, String>,
     ) {
         let arn = P::arn_at(scope, part.as_ref());
-        if self.view.by(P::INDEX, part.as_ref()).next().is_none() {
-            if self.parts.insert(arn.clone()) {
-                self.undo.push(Undo::Part(arn.clone()));
-            }
+        let new = self.view.by(P::INDEX, part.as_ref()).next().is_none();
+        if new && self.parts.insert(arn.clone()) {
+            self.undo.push(Undo::Part(arn.clone()));
         }
         self.tag(scope, tags_of(part), arn, tags);
     }

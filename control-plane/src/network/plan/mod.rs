@@ -390,8 +390,8 @@ mod tests {
         db.store().commit(txn).await.unwrap();
         let mut changed = db.changed();
         let there = changed.wait_for(|view| view.is_unreadable(record)).await;
-        let view = View::clone(&there.unwrap());
-        view
+        let there = there.unwrap();
+        View::clone(&there)
     }
 
     #[tokio::test]
