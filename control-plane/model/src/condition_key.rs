@@ -68,6 +68,7 @@ condition_keys! {
         ASSOCIATE_PUBLIC_IP_ADDRESS = "AssociatePublicIpAddress",
         ATTRIBUTE = "Attribute",
         AVAILABILITY_ZONE = "AvailabilityZone",
+        AVAILABILITY_ZONE_ID = "AvailabilityZoneId",
         CREATE_ACTION = "CreateAction",
         EBS_OPTIMIZED = "EbsOptimized",
         ENCRYPTED = "Encrypted",

@@ -67,10 +67,6 @@ impl Eni {
     fn conditions(&self) -> Vec<(ConditionKey, String)> {
         let subnet = Subnet::arn_at(&self.scope, self.subnet.as_str());
         vec![
-            (
-                ec2::ASSOCIATE_PUBLIC_IP_ADDRESS,
-                self.auto_public_ip.to_string(),
-            ),
             (ec2::NETWORK_INTERFACE_ID, self.id.to_string()),
             (ec2::SUBNET, subnet.to_string()),
             (ec2::VPC, vpc_arn(&self.scope, &self.vpc)),

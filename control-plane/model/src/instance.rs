@@ -324,6 +324,7 @@ impl Instance {
     fn conditions(&self) -> Vec<(ConditionKey, String)> {
         let own = [
             (ec2::AVAILABILITY_ZONE, self.zone.clone()),
+            (ec2::AVAILABILITY_ZONE_ID, crate::zone_id(&self.zone)),
             (ec2::INSTANCE_ID, self.id.to_string()),
             (ec2::INSTANCE_TYPE, self.instance_type.clone()),
         ];

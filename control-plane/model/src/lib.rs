@@ -29,6 +29,7 @@ mod tags;
 mod tests;
 mod volume;
 mod vpc;
+mod zone;
 
 pub use address::*;
 pub use arn::{Arn, MalformedArn};
@@ -54,3 +55,4 @@ pub use resource::{
 pub use tags::*;
 pub use volume::*;
 pub use vpc::*;
+pub use zone::zone_id;

@@ -70,6 +70,7 @@ impl Volume {
     fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
             (ec2::AVAILABILITY_ZONE, self.zone.clone()),
+            (ec2::AVAILABILITY_ZONE_ID, crate::zone_id(&self.zone)),
             (ec2::ENCRYPTED, "false".to_owned()),
             (ec2::VOLUME_ID, self.id.to_string()),
             (ec2::VOLUME_SIZE, self.size_gib.to_string()),

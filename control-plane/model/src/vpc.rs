@@ -102,6 +102,7 @@ impl Subnet {
     fn conditions(&self) -> Vec<(ConditionKey, String)> {
         vec![
             (ec2::AVAILABILITY_ZONE, self.zone.clone()),
+            (ec2::AVAILABILITY_ZONE_ID, crate::zone_id(&self.zone)),
             (ec2::SUBNET_ID, self.id.to_string()),
             (ec2::VPC, vpc_arn(&self.scope, &self.vpc)),
         ]

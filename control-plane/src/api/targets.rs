@@ -172,6 +172,17 @@ impl<'v> Targets<'v> {
         self.along.push(resource.arn());
     }
 
+    /// Of what was named so far, policies are told its tags alone: AWS's table has no
+    /// other keys for some actions.
+    pub fn by_tags_alone(&mut self) {
+        let tags = [Some(aws::RESOURCE_TAG), self.iam.resource_tag_key];
+        let prefixes = tags.map(|key| key.map(|key| key.of("")));
+        let is_tag = |name: &str| prefixes.iter().flatten().any(|p| name.starts_with(p));
+        for target in &mut self.asked {
+            target.keys.retain(|name, _| is_tag(name));
+        }
+    }
+
     /// What a resource's tags say to conditions; what isn't there has none.
     fn tags(&self, tags: &BTreeMap<String, String>) -> Keys {
         let names = || {

@@ -2,6 +2,7 @@
 //! an account in one region with what it has in another: it sees nothing of that and changes nothing. An action is in here by being in the
 //! registry: its requests are made of its shape.
 
+mod reference;
 mod two;
 
 use std::collections::BTreeMap;

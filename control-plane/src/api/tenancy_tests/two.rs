@@ -8,7 +8,7 @@ use super::super::{
     wire::Form,
 };
 use crate::{
-    auth::{Caller, RootOnly},
+    auth::{Caller, Policies, RootOnly},
     bootstrap::{Machine, bootstrap, ensure_default_vpc},
     config::{Config, Region},
     model::{Arn, Host, Image, Scope, Subnet, Volume, VolumeId, Vpc, samples},
@@ -39,6 +39,8 @@ pub(super) struct Two {
     /// What each of them has, by the name of the parameter that names it.
     pub(super) owners: BTreeMap<&'static str, String>,
     strangers: BTreeMap<&'static str, String>,
+    /// Who may do what.
+    pub(super) policies: Arc<dyn Policies>,
 }
 
 pub(super) type Parameters = BTreeMap<String, String>;
@@ -105,6 +107,7 @@ impl Two {
             stranger: stranger.clone(),
             owners: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            policies: Arc::new(RootOnly),
         };
         two.strangers = two.has(&stranger, "strangers").await;
         two.owners = two.has(&owner, "owners").await;
@@ -219,7 +222,7 @@ impl Two {
             db: self.db.clone(),
             config: Arc::new(config()),
             console: Arc::new(console::NoConsole),
-            policies: Arc::new(RootOnly),
+            policies: self.policies.clone(),
         };
         let caller = Caller {
             account: scope.account.clone(),

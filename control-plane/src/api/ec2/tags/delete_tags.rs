@@ -30,6 +30,7 @@ impl Action for DeleteTags {
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
         request.resources.iter().for_each(|id| target(to, id));
+        to.by_tags_alone();
         to.request_tags(&request.tags);
     }
 

@@ -10,7 +10,7 @@ use crate::{
     api::Targets,
     model::{
         ConditionKey, Described as _, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume,
-        Vpc, condition_key::ec2,
+        Vpc, condition_key::ec2, zone_id,
     },
 };
 
@@ -55,9 +55,13 @@ pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
     let zone = zone.or(subnet.map(|subnet| subnet.zone.as_str()));
     let zone = zone.map(|zone| (ec2::AVAILABILITY_ZONE, zone.to_owned()));
     let zone = || zone.clone().into_iter();
+    let zone_id = || zone().map(|(_, name)| (ec2::AVAILABILITY_ZONE_ID, zone_id(&name)));
     let tags = &request.tag_specifications;
-    to.made::<Instance>(zone().chain(instance_keys(request)), tags);
-    to.made::<Volume>(zone().chain(volume_keys(request, image)), tags);
+    to.made::<Instance>(zone().chain(zone_id()).chain(instance_keys(request)), tags);
+    to.made::<Volume>(
+        zone().chain(zone_id()).chain(volume_keys(request, image)),
+        tags,
+    );
     let eni = subnet.map(|subnet| eni_keys(interface, subnet));
     to.made::<Eni>(zone().chain(eni.into_iter().flatten()), tags);
 }
