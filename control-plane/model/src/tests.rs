@@ -410,3 +410,29 @@ fn a_form_that_is_not_known_is_no_record() {
     let error = Instance::upgrade(2, serde_json::Value::Null).unwrap_err();
     assert_eq!(error, "version 2 of instances is not known here");
 }
+
+#[test]
+fn a_pool_ends_before_its_end() {
+    let [first, end] = [1, 4].map(|n| Ipv4Addr::new(203, 0, 113, n));
+    let pool = PublicPool::new(first, end);
+    assert_eq!((pool.count(), pool.at(0)), (3, first));
+    assert_eq!(pool.at(2), Ipv4Addr::new(203, 0, 113, 3));
+    assert_eq!(PublicPool::new(end, first).count(), 0);
+}
+
+#[test]
+fn a_condition_keys_name_is_its_text_and_a_part_follows_a_slash() {
+    let key = ConditionKey::sample("ec2:ResourceTag");
+    assert_eq!(String::from(key), "ec2:ResourceTag");
+    assert_eq!(key.of("team"), "ec2:ResourceTag/team");
+}
+
+#[test]
+fn a_launch_says_that_it_was_refused_and_nothing_else() {
+    let group = group();
+    let mut launch = samples::launch(1, &samples::subnet(), &group.id);
+    let form = |launch: &Launch| serde_json::to_value(launch).unwrap();
+    assert_eq!(form(&launch).get("refused"), None);
+    launch.refused = true;
+    assert_eq!(form(&launch)["refused"], true);
+}
