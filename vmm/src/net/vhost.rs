@@ -199,6 +199,8 @@ mod tests {
 
     use super::*;
 
+    // What needs the kernel's module is seen by the guests' tests: the order of the
+    // ioctls, and that the first owner stays.
     #[test]
     fn what_is_no_vhost_net_is_refused() {
         let ranges = [(GuestAddress(0), 1 << 20)];

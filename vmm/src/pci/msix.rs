@@ -308,6 +308,37 @@ mod tests {
     }
 
     #[test]
+    fn the_table_reads_as_it_was_written_but_for_what_is_reserved() {
+        let msix = Msix::new(2, &FakeInterrupts::default()).unwrap();
+        assert_eq!((msix.len(), msix.is_empty()), (2, false));
+        let read = |offset, length: usize| {
+            let mut data = vec![0xee; length];
+            msix.table_read(offset, &mut data);
+            data
+        };
+        assert_eq!(read(28, 4), [1, 0, 0, 0], "masked at first");
+        write_entry(&msix, 1, 0x0123_4567_89ab_cdef, 0x1122_3344, u32::MAX);
+        assert_eq!(read(16, 8), 0x0123_4567_89ab_cdefu64.to_le_bytes());
+        assert_eq!(read(24, 4), 0x1122_3344u32.to_le_bytes());
+        assert_eq!(read(28, 4), [1, 0, 0, 0]);
+        assert_eq!(read(32, 4), [0; 4], "past the end");
+    }
+
+    #[test]
+    fn the_capability_names_the_bar_and_what_can_be_written() {
+        let msix = Msix::new(3, &FakeInterrupts::default()).unwrap();
+        let (body, writable) = msix.capability(2, 0x1000, 0x2000);
+        let expected = [2, 0, 0x02, 0x10, 0, 0, 0x02, 0x20, 0, 0];
+        assert_eq!(body, expected);
+        assert_eq!(writable, [0, 0xc0]);
+        assert!(!msix.is_enabled());
+        msix.set_control(0x8000);
+        assert!(msix.is_enabled());
+        msix.reset();
+        assert!(!msix.is_enabled());
+    }
+
+    #[test]
     fn a_masked_vector_pends_until_unmasked() {
         let fake = FakeInterrupts::default();
         let msix = Msix::new(3, &fake).unwrap();

@@ -96,6 +96,25 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_cut_when_it_would_be_too_long_and_no_sooner() {
+        let file = tempfile::tempfile().expect("file");
+        let view = file.try_clone().expect("clone");
+        let length = || view.metadata().expect("length").len();
+        view.set_len(LIMIT - 1).expect("longer");
+        let mut log = BoundedLog::new(file).expect("log");
+        log.append(b"a").expect("append");
+        assert_eq!(length(), LIMIT);
+        log.append(b"b").expect("append");
+        assert_eq!(length(), KEEP as u64 + 1);
+        assert_eq!(log.tail(2).expect("tail"), b"ab");
+        assert_eq!(log.tail(0).expect("tail"), b"");
+        // As is one that was too long from the start.
+        view.set_len(LIMIT + 1).expect("longer");
+        BoundedLog::new(view.try_clone().expect("clone")).expect("log");
+        assert_eq!(length(), KEEP as u64);
+    }
+
+    #[test]
     fn goes_on_behind_what_is_there() {
         let file = tempfile::tempfile().expect("file");
         file.write_all_at(b"old ", 0).expect("write");

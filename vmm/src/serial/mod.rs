@@ -316,6 +316,52 @@ mod tests {
     }
 
     #[test]
+    fn input_interrupts_a_guest_that_asked_for_it() {
+        let log = Output::log(tempfile::tempfile().expect("file")).expect("log");
+        let serial = Serial::new(log).expect("serial");
+        serial.input(b"a");
+        assert!(serial.interrupt().read().is_err(), "nobody asked");
+        serial.write(INTERRUPT_ENABLE, &[RECEIVED]);
+        serial.input(b"b");
+        assert!(serial.interrupt().read().is_ok());
+        assert!(serial.input_read().read().is_err(), "not all was read");
+    }
+
+    #[test]
+    fn the_main_loop_comes_as_long_as_there_is_output() {
+        let log = Output::log(tempfile::tempfile().expect("file")).expect("log");
+        let serial = Serial::new(log).expect("serial");
+        assert!(!serial.progress());
+        serial.write(0, b"x");
+        assert!(serial.output_waits().read().is_ok());
+        assert!(serial.progress());
+        serial.write(0, b"y");
+        assert!(serial.output_waits().read().is_err(), "it comes by itself");
+        assert!(serial.progress());
+        assert!(!serial.progress());
+    }
+
+    #[test]
+    fn what_is_remembered_begins_with_the_log_and_is_bounded() {
+        let file = tempfile::tempfile().expect("file");
+        (&file).write_all(b"before ").expect("write");
+        let serial = Serial::new(Output::log(file).expect("log")).expect("serial");
+        serial.write(0, b"a");
+        serial.keep_recent().expect("kept");
+        serial.write(0, b"b");
+        let mut text = Vec::new();
+        let read = serial.recent(0, 100, &mut text);
+        assert_eq!((read.lost, read.next, &text[..]), (0, 9, &b"before ab"[..]));
+        assert_eq!(serial.recent_start(), 0);
+        for _ in 0..64 << 10 {
+            serial.write(0, b"c");
+        }
+        assert_eq!(serial.recent_start(), 9);
+        let read = serial.recent(2, 1, &mut text);
+        assert_eq!((read.lost, read.next), (7, 10));
+    }
+
+    #[test]
     fn reset_forgets_the_input() {
         let serial = Serial::new(Output::log(tempfile::tempfile().expect("file")).expect("log"))
             .expect("serial");

@@ -97,6 +97,64 @@ fn ports_reach_the_same_registers() {
     assert_eq!(data, [0xff; 2], "not enabled");
 }
 
+/// PCI 3.0, section 3.2.2.3.2: the address register is one of four bytes, and selects
+/// what is on this bus alone.
+#[test]
+fn the_address_register_is_whole_and_selects_one_function() {
+    let (root, log) = root();
+    root.add(Some(3), Probe::boxed(&log)).unwrap();
+    let read = |port, length: usize| {
+        let mut data = [0; 4];
+        root.port_read(port, &mut data[..length]);
+        data[..length].to_vec()
+    };
+    let select = |address: u32| root.port_write(CONFIG_ADDRESS, &address.to_le_bytes());
+    select(0x8000_1800);
+    assert_eq!(read(CONFIG_ADDRESS, 4), [0, 0x18, 0, 0x80]);
+    root.port_write(CONFIG_ADDRESS, &[0, 0]);
+    assert_eq!(
+        read(CONFIG_ADDRESS, 4),
+        [0, 0x18, 0, 0x80],
+        "a half is no write"
+    );
+    assert_eq!(read(CONFIG_ADDRESS, 2), [0xff; 2], "and reads nothing");
+    assert_eq!(read(CONFIG_ADDRESS + 1, 4), [0xff; 4]);
+    assert_eq!(read(CONFIG_DATA, 4), [0x34, 0x12, 0x78, 0x56]);
+    assert_eq!(read(CONFIG_DATA + 3, 1), [0x56]);
+    assert_eq!(read(CONFIG_DATA + 4, 4), [0xff; 4], "past the data");
+    assert_eq!(read(CONFIG_DATA + 1, 2), [0xff; 2], "not aligned");
+    assert_eq!(read(CONFIG_DATA, 3), [0xff; 3], "no length that there is");
+    for (what, address) in [
+        ("another bus", 0x8001_1800u32),
+        ("another function", 0x8000_1900),
+        ("another slot", 0x8000_1000),
+    ] {
+        select(address);
+        assert_eq!(read(CONFIG_DATA, 4), [0xff; 4], "{what}");
+    }
+    root.reset();
+    assert_eq!(read(CONFIG_ADDRESS, 4), [0; 4]);
+}
+
+#[test]
+fn slots_are_given_from_the_first_and_never_the_bridges() {
+    let (root, log) = root();
+    assert_eq!(
+        root.add(Some(0), Probe::boxed(&log)),
+        Err(Error::SlotTaken(0))
+    );
+    assert_eq!(
+        root.add(Some(32), Probe::boxed(&log)),
+        Err(Error::SlotTaken(32))
+    );
+    assert_eq!(root.add(None, Probe::boxed(&log)), Ok(1));
+    assert_eq!(
+        root.add(Some(1), Probe::boxed(&log)),
+        Err(Error::SlotTaken(1))
+    );
+    assert_eq!(root.add(None, Probe::boxed(&log)), Ok(2));
+}
+
 #[test]
 fn bars_are_placed_and_follow_the_guest() {
     let (root, log) = root();
