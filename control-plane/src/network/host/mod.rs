@@ -10,6 +10,7 @@
 
 mod arp;
 mod conntrack;
+mod lifecycle;
 mod link;
 mod netns;
 mod nft;
@@ -32,12 +33,11 @@ use ipnet::Ipv4Net;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use self::netns::Namespace;
-use self::services::{Services, Shared};
+use self::lifecycle::{Slot, remove_namespace};
+use self::services::Shared;
 use super::names::{self, HostNames};
 use super::plan::connections::{Hold, Owners, Past, holds};
-use super::plan::nft::{Table, difference, replace};
-use super::plan::{HostPort, HostSide, Limits, host_rules, rules};
+use super::plan::{HostPort, HostSide, Limits, host_rules};
 use super::{Answering, Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
 use crate::metadata::token::TokenKey;
 use crate::model::{Eni, VpcId};
@@ -74,42 +74,6 @@ impl Wire {
 /// The host's own address in the pool: its first.
 fn host_address(pool: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(pool.network()).saturating_add(1))
-}
-
-/// A VPC as this process has brought it up or taken it over.
-struct Applied {
-    namespace: Namespace,
-    vpc: VpcNet,
-    table: Table,
-    generation: Option<nft::Generation>,
-}
-
-/// What this process knows of a VPC. It is there before anything of the VPC is.
-#[derive(Default)]
-struct Slot {
-    /// Held while the VPC is worked on.
-    work: tokio::sync::Mutex<Work>,
-    /// What it was last brought to: what others read while it is worked on.
-    applied: Mutex<Option<Arc<Applied>>>,
-    /// Whom its rules may lead to: while it is worked on, or when that failed,
-    /// those of before and those of after.
-    held: Mutex<BTreeSet<Hold>>,
-}
-
-/// What only the one who works on a VPC needs.
-#[derive(Default)]
-struct Work {
-    services: Option<Services>,
-    /// Whether the last try failed: what there is, is not known then.
-    unsure: bool,
-    /// Whether what was tracked before this process has been gone through.
-    gone_through: bool,
-}
-
-impl Slot {
-    fn applied(&self) -> Option<Arc<Applied>> {
-        lock(&self.applied).clone()
-    }
 }
 
 /// What this process knows of the host's own part.
@@ -249,116 +213,6 @@ impl LinuxNetwork {
         Ok(side)
     }
 
-    async fn shape(
-        &self,
-        slot: &Slot,
-        work: &mut Work,
-        vpc: &VpcNet,
-        host: &HostSide,
-    ) -> Result<Failed> {
-        let name = self.names.namespace(&vpc.id);
-        let wire = Wire::new(&vpc.id, self.pool);
-        // What fails is done anew the next time, the rules included.
-        let known = slot.applied().filter(|_| !work.unsure);
-        work.unsure = true;
-        let found = {
-            let name = name.clone();
-            blocking(move || Namespace::open(&name)).await
-        };
-        let found = step(|| format!("opening namespace {name}"), found)?;
-        let (namespace, known) = match found {
-            Some(namespace) => (namespace, known),
-            // Somebody took it away: begin anew.
-            None => {
-                work.services = None;
-                let made = {
-                    let name = name.clone();
-                    blocking(move || Namespace::create(&name)).await
-                };
-                let made = step(|| format!("making namespace {name}"), made)?;
-                lock(&slot.held).retain(|hold| !hold.has_ended(vpc));
-                work.gone_through = true;
-                (made, None)
-            }
-        };
-        let table = rules::vpc_table(vpc, host, &self.limits);
-        let increment =
-            (known.as_ref()).map(|known| difference(names::TABLE, &known.table, &table));
-        let generation = known.as_ref().and_then(|known| known.generation);
-        let whole = replace(names::TABLE, &table) + &rules::arp_table();
-        // The rules come before the links: nothing passes unfiltered.
-        let brought = namespace
-            .run_async(move || async move { nft::bring(generation, increment.as_deref(), &whole) })
-            .await;
-        let brought = step(|| format!("applying the rules of {}", vpc.id), brought)?;
-        step(
-            || format!("wiring {} to the host", vpc.id),
-            uplink::wire(&self.names.igw(&vpc.id), vpc, &namespace, &wire).await,
-        )?;
-        // An address that comes has no past here: whose it was before, if
-        // anybody's, has been forgotten when it left.
-        let left = !work.gone_through || lock(&slot.held).iter().any(|h| h.has_ended(vpc));
-        let shaped = {
-            let (vpc, wire) = (vpc.clone(), wire.clone());
-            // Who has been at the rules may have been at the rest too.
-            let before = (known.as_ref().filter(|_| !brought.replaced)).map(|k| k.vpc.clone());
-            namespace
-                .run_async(
-                    move || async move { vpc::shape(&vpc, &wire, before.as_ref(), left).await },
-                )
-                .await
-        };
-        let mut shaped = step(|| format!("shaping the namespace of {}", vpc.id), shaped)?;
-        if !work.gone_through {
-            // Whom it has led to until now, nobody here knows.
-            self.host.lock().await.past.unknown();
-            work.gone_through = true;
-        }
-        *lock(&slot.held) = holds(vpc).collect();
-        if work.services.is_none() {
-            let started = Services::start(&namespace, vpc, &self.shared).await;
-            let started = step(|| format!("starting the services of {}", vpc.id), started)?;
-            work.services = Some(started);
-        }
-        if let Some(services) = &mut work.services {
-            let served = services.update(&namespace, vpc, &shaped.taps, &self.shared);
-            shaped.failed.extend(served.await);
-        }
-        let mut vpc = vpc.clone();
-        vpc.interfaces
-            .retain(|id, _| !shaped.failed.contains_key(id));
-        *lock(&slot.applied) = Some(Arc::new(Applied {
-            namespace,
-            vpc,
-            table,
-            generation: brought.generation,
-        }));
-        work.unsure = false;
-        let failed = shaped.failed.into_iter().map(|(id, error)| {
-            let what = format!("connecting {id}");
-            (id, Error::host(what, error))
-        });
-        Ok(failed.collect())
-    }
-
-    /// Removes a VPC from the host.
-    async fn remove(&self, id: &VpcId) -> Result<()> {
-        let slot = lock(&self.vpcs).entry(id.clone()).or_default().clone();
-        let mut work = slot.work.lock().await;
-        work.services = None;
-        *lock(&slot.applied) = None;
-        let cut = uplink::cut(&self.names.igw(id)).await;
-        step(|| format!("removing the gateway of {id}"), cut)?;
-        let name = self.names.namespace(id);
-        let removed = remove_namespace(&name).await;
-        step(|| format!("removing namespace {name}"), removed)?;
-        lock(&slot.held).clear();
-        drop(work);
-        // Whoever waits for this one's slot comes after it, and keeps it.
-        lock(&self.vpcs).retain(|known, slot| known != id || Arc::strong_count(slot) > 2);
-        Ok(())
-    }
-
     /// Removes what is of no VPC that is wanted or known to this process, and
     /// the host's part when there is none at all.
     async fn sweep(&self, host: &mut HostState, wanted: &BTreeSet<VpcId>) -> Result<()> {
@@ -454,30 +308,6 @@ fn token_key(path: &Path) -> io::Result<TokenKey> {
         .open(path)?;
     file.write_all(&key)?;
     Ok(TokenKey::new(key))
-}
-
-/// Removes a namespace with its taps: a VMM that still has one open would keep
-/// it, and with it the namespace, alive unseen.
-async fn remove_namespace(name: &str) -> io::Result<()> {
-    let opened = {
-        let name = name.to_owned();
-        blocking(move || Namespace::open(&name)).await?
-    };
-    if let Some(namespace) = opened {
-        namespace
-            .run_async(|| async {
-                let netlink = link::Netlink::connect()?;
-                for (name, link) in netlink.links().await? {
-                    if name.starts_with(names::TAP_PREFIX) {
-                        netlink.delete(link.index).await?;
-                    }
-                }
-                Ok(())
-            })
-            .await?;
-    }
-    let name = name.to_owned();
-    blocking(move || netns::delete(&name)).await
 }
 
 #[async_trait]
