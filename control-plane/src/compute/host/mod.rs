@@ -17,6 +17,8 @@ mod cgroup;
 mod client;
 mod clone;
 mod folder;
+mod launch;
+mod observe;
 mod oom;
 mod process;
 mod spawn;
@@ -24,31 +26,24 @@ mod spawn;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use hearth_vmm_api::SandboxLayer;
 use tokio::sync::broadcast;
 
-use super::argv::{self, Owner};
-use hearth_vmm_api::{Exit, SandboxLayer};
-
-use super::{
-    ComputeError, ComputeHost, LaunchSpec, MAX_INITRD, MAX_KERNEL, Observed, Pausable, trace,
-};
-use crate::model::{BootMethod, InstanceId};
+use super::{ComputeError, ComputeHost, LaunchSpec, Observed, Pausable, trace};
+use crate::model::InstanceId;
 use crate::network::names::HostNames;
 pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};
 
-use bootcache::{BootCache, BootFiles};
+use bootcache::BootCache;
 use cgroup::Cgroups;
-use folder::{Folder, Launch};
-use process::Identity;
-use spawn::Wanted;
+use folder::Folder;
+use observe::known;
 
 /// The users that VMMs run as, one for each instance: a range that neither
 /// distributions, containers nor systemd give out.
@@ -162,81 +157,6 @@ impl HostCompute {
         known(&self.instances, &self.cgroups)
     }
 
-    async fn state(&self, id: &InstanceId) -> io::Result<Observed> {
-        let folder = self.folder(id);
-        let there = folder.clone();
-        let mut there = blocking(move || There::read(&there)).await?;
-        if there.identity.is_none()
-            && there.launch.is_some()
-            // While it is being launched, the launch will note the process.
-            && let Ok(_held) = self.lock(id).try_lock()
-            && let Some(identity) = self.stray(id, &folder).await?
-        {
-            tracing::info!(instance = %id, pid = identity.pid, "found a VMM that was never noted");
-            let (folder, noted) = (folder.clone(), identity.clone());
-            blocking(move || folder.set_identity(&noted)).await?;
-            there.identity = Some((true, identity));
-        }
-        if let Some((alive @ true, identity)) = &mut there.identity
-            && !self.watch_exit(id, identity)?
-        {
-            *alive = false;
-            there.exit = blocking(move || Ok(folder.exit())).await?;
-        }
-        Ok(there.judge())
-    }
-
-    /// A VMM of this instance that runs although no record says so.
-    async fn stray(&self, id: &InstanceId, folder: &Folder) -> io::Result<Option<Identity>> {
-        let members = self.cgroups.members(id)?;
-        let Some(pid) = folder.claimed_pid().filter(|pid| members.contains(pid)) else {
-            return Ok(None);
-        };
-        match client::machine(&folder.socket()).await {
-            Ok(machine) if machine.id == id.as_str() && machine.pid == pid => Identity::of(pid),
-            _ => Ok(None),
-        }
-    }
-
-    /// Has the end of the process counted. False when it has ended already.
-    fn watch_exit(&self, id: &InstanceId, identity: &Identity) -> io::Result<bool> {
-        let pid = identity.pid;
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if watched.contains(&pid) {
-            return Ok(true);
-        }
-        let Some(fd) = identity.open()? else {
-            return Ok(false);
-        };
-        // SAFETY: an OwnedFd returns the same open descriptor for as long as it lives.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        watched.insert(pid);
-        let (watched, exits, id) = (self.watched.clone(), self.exits.clone(), id.clone());
-        tokio::spawn(async move {
-            // Readable is all there is to know; an error is a reason to look, too.
-            let _ = fd.readable().await;
-            watched
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&pid);
-            // Nobody may be listening.
-            let _ = exits.send(id);
-        });
-        Ok(true)
-    }
-
-    /// A user that no other instance has, written down before it is used.
-    async fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
-        let uid = self.choose_uid(&spec.instance)?;
-        let launch = Launch {
-            spec: spec.clone(),
-            uid,
-            host_boot: Some(process::host_boot()?),
-        };
-        let folder = folder.clone();
-        blocking(move || folder.begin(&launch).map(|()| launch)).await
-    }
-
     /// The user that the instance has, or one that nobody has. Nothing is written
     /// while the lock is held, so that launches don't wait for each other.
     fn choose_uid(&self, id: &InstanceId) -> io::Result<u32> {
@@ -272,128 +192,6 @@ impl HostCompute {
         }
     }
 
-    /// Where the kernel and initrd of this launch are: of a fresh clone, in the
-    /// cache; else read from the disk, into the instance's folder.
-    async fn boot_files(
-        &self,
-        launch: &Launch,
-        folder: &Folder,
-    ) -> Result<BootFiles, ComputeError> {
-        let method = &launch.spec.boot_method;
-        if let Some(clone) = &launch.spec.clone_of
-            && clone.path.exists()
-        {
-            let owner = Owner {
-                uid: NOBODY,
-                gid: NOBODY,
-            };
-            let read = async |files: &BootFiles| {
-                read_boot_files(&self.reader, &clone.path, method, owner, files).await
-            };
-            let cached = self.boot_cache.get(clone, method, read).await;
-            return doing("reading the boot files of its image", cached)?
-                .map_err(ComputeError::Unbootable);
-        }
-        let Some(root) = launch.spec.disks.first() else {
-            return Err(ComputeError::Unbootable("there is none".to_owned()));
-        };
-        let files = BootFiles {
-            kernel: folder.kernel(),
-            initrd: folder.initrd(),
-        };
-        let read = read_boot_files(&self.reader, &root.path, method, launch.owner(), &files);
-        doing("reading the boot files from the root disk", read.await)?
-            .map_err(ComputeError::Unbootable)?;
-        Ok(files)
-    }
-
-    /// The steps of a launch behind its first record.
-    async fn bring_up(
-        &self,
-        launch: &Launch,
-        folder: &Folder,
-        taps: &[OwnedFd],
-    ) -> Result<Identity, ComputeError> {
-        let id = &launch.spec.instance;
-        let trace = &launch.spec.trace;
-        let step = trace.begin("control group");
-        doing(
-            "making the control group",
-            self.cgroups.create(&launch.spec),
-        )?;
-        drop(step);
-        let step = trace.begin("boot files");
-        let BootFiles { kernel, initrd } = self.boot_files(launch, folder).await?;
-        drop(step);
-        let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
-        let places = argv::Places {
-            kernel: &kernel,
-            initrd: wanted.as_ref().map(|_| initrd.as_path()),
-            socket: &folder.socket(),
-            serial_log: &folder.console(),
-            exit_file: &folder.exit_file(),
-            pid_file: &folder.pid_file(),
-        };
-        let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
-        // VMMs run as users of their own where this process may choose users.
-        let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
-        let argv = argv::render(&launch.spec, &places, &fds, owner, &self.optional_layers)
-            .map_err(|e| ComputeError::Refused(e.to_string()))?;
-        let step = trace.begin("VMM's processes, until it says that its vCPUs run");
-        let group = doing("opening the control group", self.cgroups.open(id))?;
-        let started = spawn::start_vmm(&self.vmm, &argv, group, taps, &folder.log()).await;
-        let status = doing(format!("starting {}", self.vmm.display()), started)?;
-        if !status.success() {
-            let words = folder.last_words();
-            return Err(ComputeError::Refused(
-                words.unwrap_or_else(|| format!("it ended with {status}")),
-            ));
-        }
-        drop(step);
-        let _step = trace.begin("VMM asked for its sandbox, and noted");
-        let members = doing("looking for the VMM", self.cgroups.members(id))?;
-        let identity = match folder.claimed_pid().filter(|pid| members.contains(pid)) {
-            Some(pid) => doing("looking at the VMM", Identity::of(pid))?,
-            None => None,
-        };
-        let identity = identity.ok_or_else(|| {
-            let words = folder.last_words();
-            ComputeError::Refused(words.unwrap_or_else(|| "it ended at once".to_owned()))
-        })?;
-        let machine = doing(
-            "asking the VMM for its sandbox",
-            client::machine(&folder.socket()).await,
-        )?;
-        trace.vmm(machine.start);
-        self.check_sandbox(&machine.jail)?;
-        doing("noting the VMM", folder.set_identity(&identity))?;
-        // It has them open; their names, here, are of no more use.
-        for file in [folder.kernel(), folder.initrd()] {
-            doing(
-                "removing boot files",
-                folder::absent_is_fine(fs::remove_file(file)),
-            )?;
-        }
-        Ok(identity)
-    }
-
-    /// The VMM ends by itself where a layer can't be had; one that runs without it all
-    /// the same is not the VMM that this control plane was made for.
-    fn check_sandbox(&self, standing: &[SandboxLayer]) -> Result<(), ComputeError> {
-        let missing: Vec<_> = SandboxLayer::ALL
-            .into_iter()
-            .filter(|layer| !standing.contains(layer) && !self.optional_layers.contains(layer))
-            .map(SandboxLayer::name)
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        Err(ComputeError::Refused(format!(
-            "it runs without the sandbox layers {}; --jail-layers-optional allows that",
-            missing.join(", ")
-        )))
-    }
-
     /// The socket of a VMM that runs.
     async fn live_socket(&self, id: &InstanceId) -> Result<PathBuf, ComputeError> {
         if self.cgroups.is_frozen(id) {
@@ -416,34 +214,6 @@ impl HostCompute {
     }
 }
 
-/// Copies the kernel and the initrd, if there is one, from a disk. `Ok(Err(line))`
-/// says what is wrong with it.
-async fn read_boot_files(
-    reader: &Path,
-    disk: &Path,
-    method: &BootMethod,
-    owner: Owner,
-    to: &BootFiles,
-) -> io::Result<Result<(), String>> {
-    let BootMethod::Linux {
-        partition,
-        kernel,
-        initrd,
-        ..
-    } = method;
-    let first = Wanted {
-        path: kernel,
-        limit: MAX_KERNEL,
-        to: &to.kernel,
-    };
-    let second = initrd.as_ref().map(|initrd| Wanted {
-        path: initrd,
-        limit: MAX_INITRD,
-        to: &to.initrd,
-    });
-    spawn::read_boot_files(reader, disk, *partition, &first, second.as_ref(), owner).await
-}
-
 /// How long the steps of an instance's last launch took; none when there was none
 /// on this host.
 ///
@@ -451,54 +221,6 @@ async fn read_boot_files(
 /// When its folder can't be read.
 pub fn trace_of(data: &Path, id: &InstanceId) -> io::Result<Option<trace::Record>> {
     Folder::new(data.join("instances").join(id.as_str())).trace()
-}
-
-/// What the records of an instance and its process say.
-struct There {
-    launch: Option<Launch>,
-    /// Its process, and whether that lives.
-    identity: Option<(bool, Identity)>,
-    exit: Option<Exit>,
-    host_boot: String,
-}
-
-impl There {
-    fn read(folder: &Folder) -> io::Result<Self> {
-        let launch = folder.launch()?;
-        folder.trim_log()?;
-        let identity = match folder.identity()? {
-            Some(identity) => Some((identity.is_alive()?, identity)),
-            None => None,
-        };
-        Ok(Self {
-            launch,
-            identity,
-            // After the process: what it said last is there by then.
-            exit: folder.exit(),
-            host_boot: process::host_boot()?,
-        })
-    }
-
-    fn judge(self) -> Observed {
-        let launched = self.identity.as_ref().map(|(_, i)| i.host_boot.as_str());
-        let noted = self.launch.as_ref().and_then(|l| l.host_boot.as_deref());
-        let lost = (launched.or(noted)).is_some_and(|boot| boot != self.host_boot);
-        let process = self.identity.map(|(alive, identity)| folder::Process {
-            pid: identity.pid,
-            alive,
-        });
-        folder::judge(self.launch.as_ref(), process, self.exit, lost)
-    }
-}
-
-/// Every instance of which there is a trace.
-fn known(instances: &Path, cgroups: &Cgroups) -> io::Result<BTreeSet<InstanceId>> {
-    let mut found = cgroups.list()?;
-    for entry in fs::read_dir(instances)? {
-        let name = entry?.file_name();
-        found.extend(name.to_str().and_then(|n| n.parse::<InstanceId>().ok()));
-    }
-    Ok(found)
 }
 
 /// Runs what blocks where it may.

@@ -2,7 +2,7 @@
 //! machine, in a real control group where there is one.
 
 use std::io::{Read as _, Seek as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use hearth_vmm_api::Exit;
 
 use super::*;
 use crate::compute::DiskSpec;
-use crate::model::VolumeId;
+use crate::model::{BootMethod, VolumeId};
 
 /// A daemon that keeps the VMM's contract: it returns when it serves, has its
 /// pid file, answers on its socket, and says why it ended. The kernel's text

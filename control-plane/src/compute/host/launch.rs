@@ -1,0 +1,181 @@
+//! The steps of a launch, from its first record to its last.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use hearth_vmm_api::SandboxLayer;
+
+use super::bootcache::BootFiles;
+use super::folder::{self, Folder, Launch};
+use super::process::{self, Identity};
+use super::spawn::{self, Wanted};
+use super::{HostCompute, NOBODY, blocking, client, doing};
+use crate::compute::argv::{self, Owner};
+use crate::compute::{ComputeError, LaunchSpec, MAX_INITRD, MAX_KERNEL};
+use crate::model::BootMethod;
+
+impl HostCompute {
+    /// A user that no other instance has, written down before it is used.
+    pub(super) async fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
+        let uid = self.choose_uid(&spec.instance)?;
+        let launch = Launch {
+            spec: spec.clone(),
+            uid,
+            host_boot: Some(process::host_boot()?),
+        };
+        let folder = folder.clone();
+        blocking(move || folder.begin(&launch).map(|()| launch)).await
+    }
+
+    /// Where the kernel and initrd of this launch are: of a fresh clone, in the
+    /// cache; else read from the disk, into the instance's folder.
+    async fn boot_files(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+    ) -> Result<BootFiles, ComputeError> {
+        let method = &launch.spec.boot_method;
+        if let Some(clone) = &launch.spec.clone_of
+            && clone.path.exists()
+        {
+            let owner = Owner {
+                uid: NOBODY,
+                gid: NOBODY,
+            };
+            let read = async |files: &BootFiles| {
+                read_boot_files(&self.reader, &clone.path, method, owner, files).await
+            };
+            let cached = self.boot_cache.get(clone, method, read).await;
+            return doing("reading the boot files of its image", cached)?
+                .map_err(ComputeError::Unbootable);
+        }
+        let Some(root) = launch.spec.disks.first() else {
+            return Err(ComputeError::Unbootable("there is none".to_owned()));
+        };
+        let files = BootFiles {
+            kernel: folder.kernel(),
+            initrd: folder.initrd(),
+        };
+        let read = read_boot_files(&self.reader, &root.path, method, launch.owner(), &files);
+        doing("reading the boot files from the root disk", read.await)?
+            .map_err(ComputeError::Unbootable)?;
+        Ok(files)
+    }
+
+    /// The steps of a launch behind its first record.
+    pub(super) async fn bring_up(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+        taps: &[OwnedFd],
+    ) -> Result<Identity, ComputeError> {
+        let id = &launch.spec.instance;
+        let trace = &launch.spec.trace;
+        let step = trace.begin("control group");
+        doing(
+            "making the control group",
+            self.cgroups.create(&launch.spec),
+        )?;
+        drop(step);
+        let step = trace.begin("boot files");
+        let BootFiles { kernel, initrd } = self.boot_files(launch, folder).await?;
+        drop(step);
+        let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
+        let places = argv::Places {
+            kernel: &kernel,
+            initrd: wanted.as_ref().map(|_| initrd.as_path()),
+            socket: &folder.socket(),
+            serial_log: &folder.console(),
+            exit_file: &folder.exit_file(),
+            pid_file: &folder.pid_file(),
+        };
+        let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+        // VMMs run as users of their own where this process may choose users.
+        let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
+        let argv = argv::render(&launch.spec, &places, &fds, owner, &self.optional_layers)
+            .map_err(|e| ComputeError::Refused(e.to_string()))?;
+        let step = trace.begin("VMM's processes, until it says that its vCPUs run");
+        let group = doing("opening the control group", self.cgroups.open(id))?;
+        let started = spawn::start_vmm(&self.vmm, &argv, group, taps, &folder.log()).await;
+        let status = doing(format!("starting {}", self.vmm.display()), started)?;
+        if !status.success() {
+            let words = folder.last_words();
+            return Err(ComputeError::Refused(
+                words.unwrap_or_else(|| format!("it ended with {status}")),
+            ));
+        }
+        drop(step);
+        let _step = trace.begin("VMM asked for its sandbox, and noted");
+        let members = doing("looking for the VMM", self.cgroups.members(id))?;
+        let identity = match folder.claimed_pid().filter(|pid| members.contains(pid)) {
+            Some(pid) => doing("looking at the VMM", Identity::of(pid))?,
+            None => None,
+        };
+        let identity = identity.ok_or_else(|| {
+            let words = folder.last_words();
+            ComputeError::Refused(words.unwrap_or_else(|| "it ended at once".to_owned()))
+        })?;
+        let machine = doing(
+            "asking the VMM for its sandbox",
+            client::machine(&folder.socket()).await,
+        )?;
+        trace.vmm(machine.start);
+        self.check_sandbox(&machine.jail)?;
+        doing("noting the VMM", folder.set_identity(&identity))?;
+        // It has them open; their names, here, are of no more use.
+        for file in [folder.kernel(), folder.initrd()] {
+            doing(
+                "removing boot files",
+                folder::absent_is_fine(fs::remove_file(file)),
+            )?;
+        }
+        Ok(identity)
+    }
+
+    /// The VMM ends by itself where a layer can't be had; one that runs without it all
+    /// the same is not the VMM that this control plane was made for.
+    fn check_sandbox(&self, standing: &[SandboxLayer]) -> Result<(), ComputeError> {
+        let missing: Vec<_> = SandboxLayer::ALL
+            .into_iter()
+            .filter(|layer| !standing.contains(layer) && !self.optional_layers.contains(layer))
+            .map(SandboxLayer::name)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(ComputeError::Refused(format!(
+            "it runs without the sandbox layers {}; --jail-layers-optional allows that",
+            missing.join(", ")
+        )))
+    }
+}
+
+/// Copies the kernel and the initrd, if there is one, from a disk. `Ok(Err(line))`
+/// says what is wrong with it.
+async fn read_boot_files(
+    reader: &Path,
+    disk: &Path,
+    method: &BootMethod,
+    owner: Owner,
+    to: &BootFiles,
+) -> io::Result<Result<(), String>> {
+    let BootMethod::Linux {
+        partition,
+        kernel,
+        initrd,
+        ..
+    } = method;
+    let first = Wanted {
+        path: kernel,
+        limit: MAX_KERNEL,
+        to: &to.kernel,
+    };
+    let second = initrd.as_ref().map(|initrd| Wanted {
+        path: initrd,
+        limit: MAX_INITRD,
+        to: &to.initrd,
+    });
+    spawn::read_boot_files(reader, disk, *partition, &first, second.as_ref(), owner).await
+}
