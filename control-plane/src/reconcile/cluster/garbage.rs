@@ -342,15 +342,15 @@ mod tests {
         let current = |view: &View| view.all::<Reservation>().next().cloned();
         for _ in 0..2 {
             db.transact_infallible(|view, change| {
-                let made = current(view).unwrap();
-                expand(view.at(&made.scope), change, &made, pool)
+                let made = view.all::<Reservation>().next().unwrap();
+                expand(view.at(&made.scope), change, made, pool)
             })
             .await
             .unwrap();
         }
         db.transact_infallible(|view, change| {
-            let made = current(view).unwrap();
-            assert!(refuse(view.at(&made.scope), change, &made));
+            let made = view.all::<Reservation>().next().unwrap();
+            assert!(refuse(view.at(&made.scope), change, made));
         })
         .await
         .unwrap();
