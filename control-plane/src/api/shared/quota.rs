@@ -20,6 +20,10 @@ pub fn one_more<T: Regional>(
     if view.all::<T>().take(most).count() == most {
         return Err(full());
     }
-    change.overwrite(&QuotaGuard::of::<T>(view.scope()));
+    let guard = QuotaGuard::of::<T>(view.scope());
+    match view.get::<QuotaGuard>(&guard.bounds) {
+        Some(there) => change.update(there, &guard),
+        None => change.create(&guard),
+    }
     Ok(())
 }
