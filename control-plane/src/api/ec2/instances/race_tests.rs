@@ -25,7 +25,7 @@ use crate::{
         },
     },
     model::{
-        Eni, GroupId, Instance, KeyPair, KeyPairId, Reservation, ReservationId, Resource,
+        Eni, GroupId, Image, Instance, KeyPair, KeyPairId, Reservation, ReservationId, Resource,
         SecurityGroup, Subnet, samples,
     },
     records::launch::{expand, refuse},
@@ -244,4 +244,30 @@ async fn two_key_pairs_do_not_take_the_last_place() {
     let refused = call::<CreateKeyPair>(&ctx, &late).await.err().unwrap();
     assert_eq!(refused.code, "KeyPairLimitExceeded");
     assert_eq!(ctx.view().view().all::<KeyPair>().count(), MAX_KEY_PAIRS);
+}
+
+/// What a launch is answered when records of a kind go just before it commits.
+async fn launched_while_gone<T: Resource>(more: &str) -> String {
+    let (store, ctx, _, _) = two().await;
+    call::<CreateKeyPair>(&ctx, "KeyName=k").await.unwrap();
+    let db = Db::open(store.inner.clone()).await.unwrap();
+    *store.before.lock().unwrap() = Some(Box::pin(async move {
+        let gone = db.transact_infallible(|view, change| {
+            view.all::<T>().for_each(|gone| change.delete(gone));
+        });
+        gone.await.unwrap();
+    }));
+    let refused = call::<RunInstances>(&ctx, &format!("{RUN}{more}")).await;
+    assert_eq!(ctx.view().view().all::<Eni>().count(), 0);
+    refused.err().unwrap().code.into_owned()
+}
+
+#[tokio::test]
+async fn what_a_launch_takes_goes_while_it_is_launched() {
+    let key = launched_while_gone::<KeyPair>("&KeyName=k");
+    assert_eq!(key.await, "InvalidKeyPair.NotFound");
+    let image = launched_while_gone::<Image>("");
+    assert_eq!(image.await, "InvalidAMIID.NotFound");
+    let subnet = launched_while_gone::<Subnet>("");
+    assert_eq!(subnet.await, "MissingInput");
 }

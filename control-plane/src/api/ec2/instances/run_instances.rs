@@ -269,7 +269,11 @@ impl Action for RunInstances {
                 let count = places(view, &request, &resolved)?;
                 addresses(view, &resolved, count, pool)?;
                 // What the instances refer to must still be there when they are made.
+                change.expect_unchanged(resolved.image);
                 change.expect_unchanged(resolved.subnet);
+                if let Some(key) = resolved.key {
+                    change.expect_unchanged(key);
+                }
                 for group in &resolved.groups {
                     refer_to(view, change, group)?;
                 }
@@ -394,8 +398,8 @@ fn reservation(
         image: resolved.image.id.clone(),
         root_device_name: resolved.image.manifest.root_device_name.clone(),
         instance_type: resolved.kind.name.to_owned(),
-        key_name: resolved.key.as_ref().map(|key| key.name.clone()),
-        public_key: resolved.key.map(|key| key.public_key),
+        key_name: resolved.key.map(|key| key.name.clone()),
+        public_key: resolved.key.map(|key| key.public_key.clone()),
         vpc: resolved.subnet.vpc.clone(),
         subnet: resolved.subnet.id.clone(),
         zone: resolved.subnet.zone.clone(),

@@ -26,13 +26,13 @@ const MAX_VOLUME: u32 = 16 * 1024;
 
 /// What a request means.
 pub(super) struct Resolved<'v> {
-    pub image: Image,
+    pub image: &'v Image,
     pub kind: &'static InstanceType,
     pub subnet: &'v Subnet,
     pub groups: Vec<GroupId>,
     pub public: bool,
     pub description: String,
-    pub key: Option<KeyPair>,
+    pub key: Option<&'v KeyPair>,
     pub user_data: Option<String>,
     pub client_token: Option<String>,
     pub volume_gib: u32,
@@ -56,14 +56,14 @@ pub(super) fn launch<'v>(
     let groups = groups(view, request, interface, subnet)?;
     let key = match &request.key_name {
         None => None,
-        Some(name) => Some(view.get::<KeyPair>(name).cloned().ok_or_else(|| {
+        Some(name) => Some(view.get::<KeyPair>(name).ok_or_else(|| {
             ApiError::new(
                 "InvalidKeyPair.NotFound",
                 format!("The key pair '{}' does not exist", quoted(name)),
             )
         })?),
     };
-    let (volume_gib, volume_type, delete_on_termination) = root_volume(request, &image)?;
+    let (volume_gib, volume_type, delete_on_termination) = root_volume(request, image)?;
     Ok(Resolved {
         kind,
         groups,
@@ -142,12 +142,12 @@ fn count(request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn image(view: Scoped<'_>, request: &Request) -> Result<Image, ApiError> {
+fn image<'v>(view: Scoped<'v>, request: &Request) -> Result<&'v Image, ApiError> {
     let id = request
         .image_id
         .as_ref()
         .ok_or_else(|| ApiError::missing("ImageId"))?;
-    found_visible::<Image>(view, id).cloned()
+    found_visible::<Image>(view, id)
 }
 
 fn instance_type(request: &Request) -> Result<&'static InstanceType, ApiError> {
