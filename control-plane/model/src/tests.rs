@@ -67,6 +67,7 @@ fn policies_may_ask_what_ec2_documents_of_each_resource() {
     assert_eq!(
         conditions(&instance),
         "ec2:AvailabilityZone=us-east-1a\n\
+         ec2:AvailabilityZoneId=use1-az1\n\
          ec2:InstanceID=i-00000000000000002\n\
          ec2:InstanceType=t2.micro\n\
          ec2:EbsOptimized=false\n\
@@ -81,8 +82,7 @@ fn policies_may_ask_what_ec2_documents_of_each_resource() {
     assert_eq!(
         conditions(&samples::eni(2)),
         format!(
-            "ec2:AssociatePublicIpAddress=true\n\
-             ec2:NetworkInterfaceID=eni-00000000000000002\n\
+            "ec2:NetworkInterfaceID=eni-00000000000000002\n\
              ec2:Subnet=arn:aws:ec2:us-east-1:000000000000:subnet/subnet-00000000000000001\n\
              ec2:Vpc={VPC_ARN}\n"
         )
@@ -90,6 +90,7 @@ fn policies_may_ask_what_ec2_documents_of_each_resource() {
     assert_eq!(
         conditions(&samples::volume(2)),
         "ec2:AvailabilityZone=us-east-1a\n\
+         ec2:AvailabilityZoneId=use1-az1\n\
          ec2:Encrypted=false\n\
          ec2:VolumeID=vol-00000000000000002\n\
          ec2:VolumeSize=8\n\
@@ -111,6 +112,7 @@ fn policies_may_ask_what_ec2_documents_of_each_resource() {
         conditions(&samples::subnet()),
         format!(
             "ec2:AvailabilityZone=us-east-1a\n\
+             ec2:AvailabilityZoneId=use1-az1\n\
              ec2:SubnetID=subnet-00000000000000001\n\
              ec2:Vpc={VPC_ARN}\n"
         )
