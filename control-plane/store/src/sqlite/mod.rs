@@ -751,7 +751,7 @@ mod tests {
             refused,
             Err(StoreError::Schema {
                 found: 99,
-                known: 2
+                known: 3
             })
         ));
     }

@@ -56,13 +56,25 @@ pub(super) struct Known {
 
 /// What this program knows.
 pub(super) const KNOWN: Known = Known {
-    migrations: &[reserve_table],
-    min_reader: 2,
+    migrations: &[reserve_table, forms],
+    min_reader: 3,
 };
+
+/// What records have had a new form that older programs can't read, and which it is. Each
+/// came with a schema of its own, so that such a program says so in one line, and doesn't
+/// set aside what it can't read and go on beside it.
+#[cfg(test)]
+const FORMS: &[(&str, u32)] = &[("public-addresses", 2)];
 
 /// 2: [`super::reserve`] needs a table to come by its pages.
 fn reserve_table(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction.execute_batch("CREATE TABLE reserve (filler BLOB NOT NULL) STRICT;")
+}
+
+/// 3, and any other that [`FORMS`] is the reason for: records are brought up as they are
+/// read.
+fn forms(_: &Transaction<'_>) -> rusqlite::Result<()> {
+    Ok(())
 }
 
 impl Known {
@@ -227,8 +239,8 @@ mod tests {
         drop(old);
 
         let new = open(&path, KNOWN).unwrap();
-        assert_eq!((schema(&new), count(&new)), (Some(2), 1));
-        assert_eq!(read_meta(&new, "min_reader").unwrap(), Some(2));
+        assert_eq!((schema(&new), count(&new)), (Some(3), 1));
+        assert_eq!(read_meta(&new, "min_reader").unwrap(), Some(3));
         put(&new, "/b");
         // What the migration is for.
         new.execute("INSERT INTO reserve VALUES (zeroblob(10))", [])
@@ -241,7 +253,7 @@ mod tests {
         let refused = open(&path, OLD).unwrap_err();
         let line = refused.to_string();
         assert!(
-            line.contains("schema 2") && line.contains("knows 1") && !line.contains('\n'),
+            line.contains("schema 3") && line.contains("knows 1") && !line.contains('\n'),
             "{line}"
         );
 
@@ -305,20 +317,55 @@ mod tests {
     }
 
     #[test]
+    fn the_program_before_the_last_form_refuses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        drop(open(&path, KNOWN).unwrap());
+        let before = Known {
+            migrations: &[reserve_table],
+            min_reader: 2,
+        };
+        let refused = open(&path, before);
+        assert!(matches!(
+            refused,
+            Err(StoreError::Schema { found: 3, known: 2 })
+        ));
+    }
+
+    macro_rules! versions {
+        (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
+            [$(version::<hearth_model::$resource>(),)* $(version::<hearth_model::$other>(),)*]
+        };
+    }
+
+    fn version<T: hearth_model::Resource>() -> (&'static str, u32) {
+        (T::KIND, T::VERSION)
+    }
+
+    #[test]
+    fn each_new_form_of_a_record_has_a_schema() {
+        let versions = hearth_model::each_kind!(versions);
+        let newer: Vec<_> = versions.into_iter().filter(|(_, v)| *v > 1).collect();
+        let why = "a new form wants a migration here (`forms`), a `min_reader`, and its line";
+        assert_eq!(newer, FORMS, "{why}");
+        assert_eq!(KNOWN.min_reader, KNOWN.schema());
+    }
+
+    #[test]
     fn a_newer_file_that_says_so_can_be_used() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hearth.db");
         let newer = Known {
-            migrations: &[reserve_table, |_| Ok(())],
-            min_reader: 2,
+            migrations: &[reserve_table, forms, |_| Ok(())],
+            min_reader: 3,
         };
         put(&open(&path, newer).unwrap(), "/a");
         let this = open(&path, KNOWN).unwrap();
-        assert_eq!((schema(&this), count(&this)), (Some(3), 1));
+        assert_eq!((schema(&this), count(&this)), (Some(4), 1));
         drop(this);
         assert!(matches!(
             open(&path, OLD),
-            Err(StoreError::Schema { found: 3, known: 1 })
+            Err(StoreError::Schema { found: 4, known: 1 })
         ));
     }
 }
