@@ -178,6 +178,24 @@ fn a_key_can_be_ended_where_the_disk_is_full() {
     unknown(&hearth, &second);
     known(&hearth, &third, OTHER);
 
+    // Who makes accounts as long as that goes leaves space to replace a key.
+    let made = (0..1000).map(|_| account(&hearth, &["create"]));
+    let made = made.take_while(|made| made.status.success()).count();
+    assert!(made < 1000);
+    unknown(&hearth, &first);
+    let fourth = key(&account(&hearth, &["rotate", OTHER]));
+    unknown(&hearth, &third);
+    let list = account(&hearth, &["list"]);
+    let list = said(&list).to_owned();
+    let others = list
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next());
+    for id in others.filter(|id| *id != OTHER && *id != "000000000000") {
+        said(&account(&hearth, &["delete", id]));
+    }
+    let third = fourth;
+
     // What needs more than is kept says so, and takes nothing of that.
     let refused = account(&hearth, &["create", "--name", &"n".repeat(1 << 14)]);
     let error = String::from_utf8_lossy(&refused.stderr);

@@ -228,8 +228,12 @@ fn fresh_id() -> String {
 }
 
 /// By how much the spare file is bigger than the one in use, in bytes: some twenty
-/// accounts.
-const SPARE: u64 = 4096;
+/// accounts, and what [`GROWTH`] leaves.
+const SPARE: u64 = 4096 + GROWTH;
+/// So much a change that makes the file longer must leave free of its space, in bytes: with
+/// what the file before it took, that is a spare one for a change that doesn't. Who makes
+/// accounts on a full disk can't hinder those who end and replace keys.
+const GROWTH: u64 = 8192;
 
 /// Applies a change under a lock, so that none is lost, and replaces the file as
 /// a whole, so that a crash leaves the old one or the new one.
@@ -252,15 +256,20 @@ fn update(
     let mut text = serde_json::to_vec_pretty(&Accounts { accounts })?;
     text.push(b'\n');
     if changed {
-        fill(&spare, &text).map_err(|error| unwritten(path, error))?;
+        let length = fs::metadata(path).map_or(0, |file| file.len());
+        let grows = text.len() as u64 > length;
+        let beside = if grows { GROWTH } else { 0 };
+        fill(&spare, &text, beside).map_err(|error| unwritten(path, error))?;
         fs::rename(&spare, path)?;
         // The rename lasts when the folder does.
         if let Some(folder) = path.parent() {
             File::open(folder)?.sync_all()?;
         }
     }
-    // The file that was replaced has left space for it.
-    if let Err(error) = keep(&spare, text.len() as u64 + SPARE) {
+    // The file that was replaced has left space for it; if not for all, for a change that
+    // doesn't make it longer.
+    let length = text.len() as u64;
+    if let Err(error) = keep(&spare, length + SPARE).or_else(|_| keep(&spare, length)) {
         tracing::warn!(path = %spare.display(), %error, "there is no space for the next change");
     }
     Ok(())
@@ -276,9 +285,9 @@ fn unwritten(path: &Path, error: io::Error) -> io::Error {
 }
 
 /// Makes this what is in the spare file, and all of it durable. Where there is too
-/// little space, the spare file stays what it was.
-fn fill(spare: &Path, text: &[u8]) -> io::Result<()> {
-    keep(spare, text.len() as u64)?;
+/// little space for it and so much beside, the spare file stays what it was.
+fn fill(spare: &Path, text: &[u8], beside: u64) -> io::Result<()> {
+    keep(spare, text.len() as u64 + beside)?;
     let mut file = private(spare)?;
     let written = file
         .write_all(text)
@@ -294,14 +303,17 @@ fn fill(spare: &Path, text: &[u8]) -> io::Result<()> {
 /// it or none. It holds zeroes, or what a crash has left there.
 fn keep(spare: &Path, length: u64) -> io::Result<()> {
     let file = private(spare)?;
-    if file.metadata()?.len() >= length {
+    let before = file.metadata()?.len();
+    if before >= length {
         return Ok(());
     }
     match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length) {
         // A file system that can't promise space.
         Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
         Err(error) => {
-            if file.metadata()?.len() == 0 {
+            // Some file systems keep what they came by.
+            file.set_len(before)?;
+            if before == 0 {
                 fs::remove_file(spare)?;
             }
             Err(error.into())
