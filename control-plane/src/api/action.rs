@@ -46,7 +46,7 @@ pub trait Action: Send + Sync + 'static {
     type Request: DeserializeOwned + Send;
     /// Its answer, of the same kinds. (It is never read back here;
     /// `Deserialize` is how a test learns its shape.)
-    type Response: Serialize + DeserializeOwned + Send;
+    type Response: Serialize + DeserializeOwned + Send + 'static;
 
     /// Resolves what the request is about, for the authorization: the resources and
     /// condition keys that AWS's table has for the action. Its handler can write those

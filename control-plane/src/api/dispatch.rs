@@ -177,6 +177,9 @@ impl Dispatch {
         // An account that has just been made has its default VPC, too.
         let scope = Scope::new(caller.account.clone(), caller.region.clone());
         bootstrap::ensure_default_vpc(&self.cloud.db, &self.cloud.config, &scope).await?;
+        // A list may be asked for again, and so may what has a token.
+        let given = form.find_any(&["ClientToken"]).is_some();
+        let again = is_list(action.name) || action.idempotent && given;
         let call = Call {
             cloud: self.cloud.clone(),
             caller,
@@ -187,7 +190,6 @@ impl Dispatch {
         };
         let account = call.caller.account.clone();
         let answer = action.call(service, call).await?;
-        let again = is_list(action.name);
         let connection = received.connection;
         connection.make_room(&account, answer.len(), again)?;
         Ok(answer)

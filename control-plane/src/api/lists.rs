@@ -16,8 +16,9 @@ use tokio::{runtime::Handle, sync::Semaphore, task};
 use super::{ApiError, wire::Form};
 use crate::store::Scoped;
 
-/// Of so many records a list is made where its request is: a few milliseconds at most.
-const FEW: usize = 100;
+/// Of so many records a list is made where its request is: a few milliseconds at most,
+/// with as many tags as they may have.
+const FEW: usize = 20;
 /// The longest there is, in bytes: twice what ten thousand instances take that have few
 /// tags.
 pub(super) const LONGEST: usize = 64 << 20;
@@ -90,8 +91,16 @@ pub(super) fn is_list(action: &str) -> bool {
     action.starts_with("Describe")
 }
 
-/// Whether a list is little work: it names few by their ids, or the account has few of
-/// anything; and no filter has wildcards, which may compare much of each.
+/// Whether the answer is long of an action that makes what it answers with: it says how
+/// many, whether it makes them now or did at an earlier call with the same token.
+pub(super) fn makes_many(form: &Form) -> bool {
+    let fields = form.fields();
+    let mut counts = fields.iter().filter(|(name, _)| name == "MaxCount");
+    counts.any(|(_, count)| count.parse::<usize>().map_or(true, |count| count > FEW))
+}
+
+/// Whether a list is little work: it names few, by whatever of theirs, or the account has
+/// few of anything; and no filter has wildcards, which may compare much of each.
 pub(super) fn is_short(view: Scoped<'_>, form: &Form) -> bool {
     let mut named = 0;
     for (name, value) in form.fields() {
@@ -99,7 +108,8 @@ pub(super) fn is_short(view: Scoped<'_>, form: &Form) -> bool {
         if name == "Filter" && value.contains(['*', '?']) {
             return false;
         }
-        if name.ends_with("Id") && rest.parse::<usize>().is_ok() {
+        // `InstanceId.1`, `GroupName.1`: each adds to the answer.
+        if name != "Filter" && rest.parse::<usize>().is_ok() {
             named += 1;
         }
     }
@@ -213,11 +223,27 @@ mod tests {
     }
 
     #[test]
+    fn who_makes_many_says_so() {
+        for (form, is) in [
+            ("MinCount=1&MaxCount=20", false),
+            ("MinCount=1&MaxCount=21", true),
+            ("MaxCount=9999999999999999999999", true),
+            ("GroupName=MaxCount", false),
+        ] {
+            assert_eq!(
+                makes_many(&Form::parse(form.as_bytes()).unwrap()),
+                is,
+                "{form}"
+            );
+        }
+    }
+
+    #[test]
     fn what_names_few_is_short_and_so_is_what_has_few() {
         let scope = samples::scope();
         let with =
             |count: u8| (0..count).fold(View::default(), |v, n| v.with(samples::instance(n)));
-        let (few, many) = (with(100), with(101));
+        let (few, many) = (with(20), with(21));
         let short = |view: &View, form: &str| {
             is_short(view.at(&scope), &Form::parse(form.as_bytes()).unwrap())
         };
@@ -237,11 +263,15 @@ mod tests {
             ),
             ("Filter.1.Name=vpc-id&Filter.1.Value.1=vpc-1", false),
             ("MaxResults=5&NextToken=Id", false),
+            ("InstanceId.1=i-1&GroupName.1=web", true),
         ] {
             assert_eq!(short(&many, form), is, "{form}");
         }
-        let ids = (1..=101).map(|n| format!("VolumeId.{n}=vol-{n}"));
-        assert!(!short(&many, &ids.collect::<Vec<_>>().join("&")));
+        for many_of in ["VolumeId", "GroupName"] {
+            let named = (1..=20).map(|n| format!("{many_of}.{n}=x{n}"));
+            let named = named.chain(["GroupId.1=sg-1".into()]);
+            assert!(!short(&many, &named.collect::<Vec<_>>().join("&")));
+        }
         assert!(!short(&few, "Filter.1.Name=tag:a&Filter.1.Value.1=?"));
     }
 }

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Action, ApiError, Cloud, Ctx, Idempotency, Targets, Token,
     error::Vocabulary,
-    lists::{LONGEST, Lists, is_list, is_short},
+    lists::{LONGEST, Lists, is_list, is_short, makes_many},
     wire::{Form, Protocol, Shape, shape_of, xml::XmlError},
 };
 use crate::{
@@ -200,6 +200,7 @@ async fn run<A: Action>(
 
     let scope = Scope::new(call.caller.account.clone(), call.caller.region.clone());
     let long = is_list(A::NAME) && !is_short(call.cloud.db.view().at(&scope), &call.form);
+    let long_answer = !is_list(A::NAME) && makes_many(&call.form);
     let request_id = call.request_id.clone();
     let ctx = Ctx::new(
         call.cloud,
@@ -210,17 +211,13 @@ async fn run<A: Action>(
         call.now,
         authorized,
     );
-    let answer = async move {
-        let response = A::handle(&ctx, request).await?;
-        if dry_run {
-            return Err(ApiError::dry_run());
-        }
-        // What has been done is answered; a list may be asked for in pages.
-        let most = if is_list(A::NAME) {
-            LONGEST
-        } else {
-            usize::MAX
-        };
+    // What has been done is answered; a list may be asked for in pages.
+    let most = if is_list(A::NAME) {
+        LONGEST
+    } else {
+        usize::MAX
+    };
+    let encode = move |response: A::Response| {
         let encoded = protocol.encode(namespace, A::NAME, &request_id, &response, most);
         encoded.map_err(|error| match error {
             XmlError::TooLong => ApiError::new(
@@ -230,10 +227,23 @@ async fn run<A: Action>(
             XmlError::Unfit(_) => ApiError::internal(error),
         })
     };
+    let handle = async move {
+        let response = A::handle(&ctx, request).await?;
+        if dry_run {
+            return Err(ApiError::dry_run());
+        }
+        Ok(response)
+    };
+    let (lists, account) = (&call.lists, &scope.account);
     if long {
-        return call.lists.make(&scope.account, answer).await?;
+        let answer = async move { encode(handle.await?) };
+        return lists.make(account, answer).await?;
     }
-    answer.await
+    let response = handle.await?;
+    if long_answer {
+        return lists.make(account, async move { encode(response) }).await?;
+    }
+    encode(response)
 }
 
 /// Asks the policies about all that the request is about.
