@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::{
     RunInstances,
-    tests::{RUN, call, cloud_on},
+    tests::{RUN, call, with_machine},
 };
 use crate::{
     api::{
@@ -26,7 +26,7 @@ use crate::{
     },
     model::{
         Eni, GroupId, Image, Instance, KeyPair, KeyPairId, Reservation, ReservationId, Resource,
-        SecurityGroup, Subnet, samples,
+        SecurityGroup, StateReason, Subnet, samples,
     },
     records::launch::{expand, refuse},
     store::{
@@ -74,11 +74,16 @@ impl Store for Meddler {
 
 /// A cloud, a group `web` in it, and another handle on the same cloud.
 async fn two() -> (Meddler, Ctx, Ctx, String) {
+    two_on(2).await
+}
+
+/// The same, on a machine of so many CPUs.
+async fn two_on(cpus: u32) -> (Meddler, Ctx, Ctx, String) {
     let store = Meddler {
         inner: Arc::new(MemoryStore::new()),
         before: Arc::default(),
     };
-    let ctx = cloud_on(Db::open(Arc::new(store.clone())).await.unwrap()).await;
+    let ctx = with_machine(Db::open(Arc::new(store.clone())).await.unwrap(), cpus).await;
     let text = "GroupName=web&GroupDescription=d";
     call::<CreateSecurityGroup>(&ctx, text).await.unwrap();
     let view = ctx.view();
@@ -183,6 +188,42 @@ async fn a_launch_is_refused_while_its_instances_are_made() {
     });
     assert!(expanded.await.unwrap());
     assert_eq!(ctx.view().view().all::<Instance>().count(), 0);
+}
+
+#[tokio::test]
+async fn a_launch_that_was_taken_back_is_no_success_for_another_call() {
+    let (store, ctx, other, _) = two_on(20).await;
+    // What another call with its token and the garbage controller leave.
+    let end = async move {
+        let ended = other.transact(|view, change| {
+            for instance in view.all::<Instance>() {
+                let over = Instance {
+                    state_reason: Some(StateReason::launch_refused()),
+                    ..instance.clone()
+                };
+                change.update(instance, &over);
+            }
+            let made = view.all::<Reservation>().next().unwrap();
+            let whole = Reservation {
+                pending: None,
+                ..made.clone()
+            };
+            change.update(made, &whole);
+            Ok(())
+        });
+        ended.await.unwrap();
+    };
+    // Before the second of the transactions that make its instances.
+    let mut next: Meanwhile = Box::pin(end);
+    for _ in 0..2 {
+        let (before, then) = (store.before.clone(), next);
+        next = Box::pin(async move { *before.lock().unwrap() = Some(then) });
+    }
+    *store.before.lock().unwrap() = Some(next);
+    let run = RUN.replace("Count=1", "Count=40");
+    let refused = call::<RunInstances>(&ctx, &run).await.err().unwrap();
+    assert_eq!(refused.code, "Unavailable");
+    assert!(ctx.view().view().all::<Instance>().count() < 40);
 }
 
 /// Puts so many more there.

@@ -4,29 +4,24 @@ use std::time::Duration;
 
 use crate::{
     api::{ApiError, Ctx, Once},
-    model::{PublicPool, Reservation},
+    model::{Instance, PublicPool, Reservation, StateReason},
     records::launch::{expand, refuse},
+    store::Scoped,
 };
 
 /// The pause after a failure to take a launch back.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often that is tried: for as long as callers wait for an answer.
-const TRIES: u32 = 60;
 
 /// Makes the next of what a launch makes; whether it is whole then. After an error
 /// nothing of it will be: it is taken back.
 pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Result<bool, ApiError> {
     let made = ctx.transact(|view, change| {
         match view.get::<Reservation>(&once.made) {
-            Some(made) if !is_refused(made) => Ok(expand(view, change, made, pool)),
+            Some(made) if !is_refused(view, made) => Ok(expand(view, change, made, pool)),
             // Its instances have ended, and had their time.
             None if once.repeated => Ok(true),
             // By a call with the same token, at the same time.
-            _ => Err(ApiError::new(
-                "Unavailable",
-                "The launch could not be carried out, and was taken back. Try again.",
-            )
-            .with_status(503)),
+            _ => Err(taken_back()),
         }
     });
     let error = match made.await {
@@ -35,7 +30,7 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
     };
     // The answer waits: a caller that was told of an error may launch anew, and must
     // not get both. Whoever doesn't wait for it has none.
-    for _ in 0..TRIES {
+    loop {
         let refused = ctx.transact(|view, change| {
             let Some(made) = view.get::<Reservation>(&once.made) else {
                 return Ok(true);
@@ -44,7 +39,7 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
             if refused {
                 ctx.forget(view, change, &once.made);
             }
-            Ok(refused)
+            Ok(refused || is_refused(view, made))
         });
         match refused.await {
             Ok(true) => return Err(error),
@@ -57,10 +52,22 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
             }
         }
     }
-    Err(error)
 }
 
-fn is_refused(reservation: &Reservation) -> bool {
-    let pending = reservation.pending.as_ref();
-    pending.is_some_and(|launch| launch.refused)
+/// What a call is told whose launch another with the same token has given up.
+fn taken_back() -> ApiError {
+    let why = "The launch could not be carried out, and was taken back. Try again.";
+    ApiError::new("Unavailable", why).with_status(503)
+}
+
+/// Whether a launch is taken back, or has been: what was begun of it says so for as long
+/// as it is seen.
+fn is_refused(view: Scoped<'_>, reservation: &Reservation) -> bool {
+    if let Some(launch) = &reservation.pending {
+        return launch.refused;
+    }
+    let made = view.by(Instance::BY_RESERVATION, reservation.id.as_str());
+    let refused = Some(StateReason::launch_refused());
+    made.into_iter()
+        .any(|instance| instance.state_reason == refused)
 }
