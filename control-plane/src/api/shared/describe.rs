@@ -174,7 +174,7 @@ impl<'v> Listing<'v> {
 /// `MaxResults` and `NextToken`), its answer (a set of items and `nextToken`), and
 /// `page`, which makes the items of a [`Listing`] and of `more`.
 ///
-/// ```ignore
+/// ```text
 /// describe! {
 ///     DescribeVolumes {
 ///         ids: "VolumeId",                  // on the wire; left out where there are none
