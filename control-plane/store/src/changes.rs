@@ -200,6 +200,9 @@ mod tests {
         let mut changes = subscribers.subscribe();
         let id = |n: usize| ("hosts", Arc::<str>::from(n.to_string()));
         let keys: Vec<_> = (0..=MANY).map(id).collect();
+        subscribers.post(&keys[..MANY]);
+        let changed = changes.next().await.unwrap();
+        assert!(!changed.all && changed.count() == MANY);
         subscribers.post(&keys);
         let changed = changes.next().await.unwrap();
         assert!(changed.all && changed.keys.is_empty());

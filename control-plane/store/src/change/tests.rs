@@ -21,6 +21,30 @@ async fn what_etcd_would_not_take_is_found() {
     assert_eq!(db.view().count::<Host>(), 128);
 }
 
+#[test]
+fn a_key_is_carried_by_the_comparison_and_by_the_operation() {
+    let view = View::default();
+    let fits = |length: usize| {
+        let mut change = Change::new(&view, None);
+        for n in 0..MOST {
+            change.delete(&host(&format!("{n:0length$}"), 1));
+        }
+        change.into_txn().is_ok()
+    };
+    // Each may take 12 KiB, of which these are the framing.
+    let most = (MOST_BYTES / MOST - FRAMING) / 2 - "/hosts/".len();
+    assert!(fits(most) && !fits(most + 1));
+}
+
+#[test]
+fn what_is_to_come_is_told_to_the_store() {
+    let view = View::default();
+    let mut change = Change::new(&view, None);
+    change.create(&host("a", 1));
+    change.leads_to(4096);
+    assert_eq!(change.into_txn().unwrap().to_come, 4096);
+}
+
 #[tokio::test]
 async fn a_change_knows_what_it_writes() {
     let db = Db::in_memory().await;

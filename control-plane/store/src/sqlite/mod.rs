@@ -709,6 +709,35 @@ mod tests {
         assert!(!core.engine().touched);
     }
 
+    #[test]
+    fn a_commit_that_the_disk_has_no_room_for_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let mut core = Sqlite::open(&path).and_then(Core::new).unwrap();
+        // The file may not grow, whatever the file system says that it has.
+        core.engine().available = |_| u64::MAX;
+        let connection = &core.engine().connection;
+        let pages: i64 = connection
+            .pragma_query_value(None, "page_count", |row| row.get(0))
+            .unwrap();
+        connection
+            .pragma_update_and_check(None, "max_page_count", pages, |row| row.get::<_, i64>(0))
+            .unwrap();
+        let put = |key: &str, size| Txn {
+            ops: vec![Op::Put {
+                key: key.into(),
+                value: vec![b'v'; size],
+                lease: None,
+            }],
+            ..Txn::default()
+        };
+        let full = core.commit(&put("/large", 32 << 20));
+        assert!(matches!(full, Err(StoreError::Full)), "{full:?}");
+        assert!(core.get("/large").unwrap().is_none());
+        let after = core.commit(&put("/small", 1)).unwrap();
+        assert_eq!(after, Outcome::Committed(Revision(1)));
+    }
+
     #[tokio::test]
     async fn what_cant_be_read_is_listed_while_the_store_is_open() {
         let folder = tempfile::tempdir().unwrap();
