@@ -124,6 +124,11 @@ async fn a_watch_has_every_commit_once_in_order(store: Arc<dyn Store>) {
         assert!(batch.events.contains(&Event::Delete { key: "/a".into() }));
     }
     assert!(late.try_recv().is_err() && new.try_recv().is_err());
+    // From the beginning, all of it.
+    let mut all = store.watch(Revision(0)).await.unwrap();
+    for revision in [first, second, third] {
+        assert_eq!(all.recv().await.unwrap().revision, revision);
+    }
 }
 
 async fn a_watcher_that_falls_behind_is_told(store: Arc<dyn Store>) {

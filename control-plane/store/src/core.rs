@@ -327,7 +327,6 @@ impl<E: Engine> Core<E> {
             .map(|key| Op::Delete { key })
             .collect();
         self.commit(&Txn {
-            compares: Vec::new(),
             ops,
             ..Txn::default()
         })?;
@@ -355,6 +354,67 @@ impl<E: Engine> Core<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An engine that keeps nothing, and counts the groups.
+    #[derive(Default)]
+    struct Counting {
+        revision: Revision,
+        groups: u32,
+    }
+
+    impl Engine for Counting {
+        fn revision(&self) -> Revision {
+            self.revision
+        }
+        fn get(&self, _: &str) -> Result<Option<Entry>, StoreError> {
+            Ok(None)
+        }
+        fn range(&self, _: &str) -> Result<Vec<Entry>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn write(&mut self, revision: Revision, _: &[Write<'_>]) -> Result<(), StoreError> {
+            self.revision = revision;
+            Ok(())
+        }
+        fn begin_group(&mut self) -> Result<(), StoreError> {
+            self.groups += 1;
+            Ok(())
+        }
+        fn end_group(&mut self) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn leased(&self, _: LeaseId) -> Result<Vec<String>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn new_lease(&mut self, _: Duration) -> Result<LeaseId, StoreError> {
+            Ok(LeaseId(1))
+        }
+        fn end_lease(&mut self, _: LeaseId) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn two_that_wait_are_a_group_and_one_is_none() {
+        let put = Txn {
+            ops: vec![Op::Put {
+                key: "/k".into(),
+                value: Vec::new(),
+                lease: None,
+            }],
+            ..Txn::default()
+        };
+        let mut core = Core::new(Counting::default()).unwrap();
+        for (commits, groups) in [(0, 0), (1, 0), (2, 1), (3, 2)] {
+            let outcomes = core.commit_all(&vec![put.clone(); commits]);
+            assert_eq!(outcomes.len(), commits);
+            assert_eq!(core.engine().groups, groups, "{commits}");
+        }
+        assert_eq!(core.engine().revision, Revision(6));
+    }
 
     #[test]
     fn what_takes_space_is_what_adds_more_than_it_takes_away() {

@@ -93,6 +93,7 @@ impl Engine for Memory {
     }
 
     fn leases(&self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
+        // None outlives its process.
         Ok(Vec::new())
     }
 }
@@ -166,5 +167,55 @@ impl Store for MemoryStore {
     }
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.core().revoke(lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Op;
+
+    async fn put(store: &MemoryStore, key: &str, lease: Option<LeaseId>) -> bool {
+        let ops = vec![Op::Put {
+            key: key.into(),
+            value: b"v".to_vec(),
+            lease,
+        }];
+        let txn = Txn {
+            ops,
+            ..Txn::default()
+        };
+        match store.commit(txn).await {
+            Ok(_) => true,
+            Err(StoreError::Full) => false,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_full_when_it_is_said_to_be() {
+        let store = MemoryStore::new();
+        assert!(put(&store, "/a", None).await);
+        store.set_room(Some(1));
+        assert!(put(&store, "/b", None).await && !put(&store, "/c", None).await);
+        // What is written anew takes no space.
+        assert!(put(&store, "/a", None).await);
+        store.set_room(None);
+        assert!(put(&store, "/c", None).await && put(&store, "/d", None).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_kept_alive_ends_later() {
+        let store = MemoryStore::new();
+        let lease = store.grant(Duration::from_secs(10)).await.unwrap();
+        assert!(put(&store, "/a", Some(lease)).await);
+        let there_after = async |seconds| {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            store.get("/a").await.unwrap().is_some()
+        };
+        assert!(there_after(6).await);
+        store.keep_alive(lease).await.unwrap();
+        assert!(there_after(9).await);
+        assert!(!there_after(2).await);
     }
 }

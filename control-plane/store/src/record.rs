@@ -8,6 +8,8 @@
 //! of a newer version, or that can't be read at all, is set aside by the view:
 //! it is never an end of the control plane, and never overwritten.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -42,21 +44,22 @@ pub(super) fn encode<T: Resource>(resource: &T) -> Vec<u8> {
 /// # Errors
 /// Why it can't be read, for the operator.
 pub(super) fn decode<T: Resource>(bytes: &[u8]) -> Result<T, String> {
-    let read: Read<'_> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    if read.version == T::VERSION {
-        return serde_json::from_str(read.record.get()).map_err(|e| e.to_string());
-    }
-    if read.version > T::VERSION {
-        return Err(format!(
+    let said = |error: serde_json::Error| error.to_string();
+    let read: Read<'_> = serde_json::from_slice(bytes).map_err(said)?;
+    match read.version.cmp(&T::VERSION) {
+        Ordering::Equal => serde_json::from_str(read.record.get()).map_err(said),
+        Ordering::Greater => Err(format!(
             "it has version {}, and this program knows {} up to version {}",
             read.version,
             T::KIND,
             T::VERSION
-        ));
+        )),
+        Ordering::Less => {
+            let old = serde_json::from_str(read.record.get()).map_err(said)?;
+            let new = T::upgrade(read.version, old)?;
+            serde_json::from_value(new).map_err(said)
+        }
     }
-    let old = serde_json::from_str(read.record.get()).map_err(|e| e.to_string())?;
-    let new = T::upgrade(read.version, old)?;
-    serde_json::from_value(new).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -36,6 +36,10 @@ use super::{
 /// when a checkpoint meets a writer: <https://sqlite.org/wal.html#walresetbug>.
 const SOUND: i32 = 3_051_003;
 
+fn is_sound(version: i32) -> bool {
+    version >= SOUND
+}
+
 /// After how many commits the store's own space is looked at.
 const REFILL: u64 = 256;
 
@@ -56,7 +60,7 @@ struct Sqlite {
 
 impl Sqlite {
     fn open(path: &Path) -> Result<Self, StoreError> {
-        if rusqlite::version_number() < SOUND {
+        if !is_sound(rusqlite::version_number()) {
             return Err(StoreError::OldSqlite(rusqlite::version().to_owned()));
         }
         // User data may hold secrets. SQLite gives its other files the same mode.
@@ -310,8 +314,8 @@ impl Commit {
 
 /// As many commits wait for the disk together.
 const GROUP: usize = 64;
-/// As many are with the thread, of 1.5 MiB each at most.
-const WAITING: usize = 4 * GROUP;
+/// As many are with the thread, of 1.5 MiB each at most: some groups of them.
+const WAITING: usize = 256;
 /// How long the disk may take until a commit's caller hears that it stalls. Clients of
 /// the API wait a minute for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -320,29 +324,39 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn work(core: &mut Core<Sqlite>, queue: &mpsc::Receiver<Job>) {
     let mut next = queue.recv().ok();
     while let Some(job) = next.take() {
-        let mut group = Vec::new();
         match job {
             Job::Other(job) => job(core),
-            Job::Commit(commit) => group.push(commit),
-        }
-        while !group.is_empty() && group.len() < GROUP {
-            match queue.try_recv() {
-                Ok(Job::Commit(commit)) => group.push(commit),
-                Ok(other) => {
-                    next = Some(other);
-                    break;
-                }
-                Err(_) => break,
+            Job::Commit(first) => {
+                let group;
+                (group, next) = gather(first, queue);
+                commit_group(core, group);
             }
         }
-        group.retain(|commit| !commit.is_void());
-        let txns: Vec<&Txn> = group.iter().map(|commit| &commit.txn).collect();
-        let outcomes = core.commit_all(&txns);
-        for (commit, outcome) in group.into_iter().zip(outcomes) {
-            // Whoever asked may have gone; what was done is done.
-            let _ = commit.caller.send(outcome);
-        }
         next = next.or_else(|| queue.recv().ok());
+    }
+}
+
+/// The commits that wait with this one, as many as go together; the job that comes
+/// after them, if one was taken to see that it is none.
+fn gather(first: Commit, queue: &mpsc::Receiver<Job>) -> (Vec<Commit>, Option<Job>) {
+    let mut group = vec![first];
+    while group.len() < GROUP {
+        match queue.try_recv() {
+            Ok(Job::Commit(commit)) => group.push(commit),
+            Ok(other) => return (group, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (group, None)
+}
+
+fn commit_group(core: &mut Core<Sqlite>, mut group: Vec<Commit>) {
+    group.retain(|commit| !commit.is_void());
+    let txns: Vec<&Txn> = group.iter().map(|commit| &commit.txn).collect();
+    let outcomes = core.commit_all(&txns);
+    for (commit, outcome) in group.into_iter().zip(outcomes) {
+        // Whoever asked may have gone; what was done is done.
+        let _ = commit.caller.send(outcome);
     }
 }
 
@@ -474,6 +488,9 @@ impl Store for SqliteStore {
         self.call(move |core| core.revoke(lease)).await
     }
 }
+
+#[cfg(test)]
+mod engine_tests;
 
 #[cfg(test)]
 mod tests {

@@ -106,8 +106,8 @@ mod tests {
         let size = fs::metadata(&path).unwrap().len();
         let all = pages(&connection).unwrap();
         assert!(all >= RESERVE / 4096 && log_length(&path) >= RESERVE);
-        // Twice is once.
-        refill(&connection, &path, u64::MAX).unwrap();
+        // Twice is once, and asks nothing of the file system.
+        assert!(refill(&connection, &path, 0).unwrap());
         assert_eq!(pages(&connection).unwrap(), all);
         drop(connection);
         assert!(
@@ -125,7 +125,23 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().len(), size);
         let left = pages(&connection).unwrap();
         assert!(left < all / 2, "{left}");
-        refill(&connection, &path, u64::MAX).unwrap();
+        // Not from a file system that has little itself.
+        assert!(!refill(&connection, &path, 4 * RESERVE).unwrap());
+        assert_eq!(pages(&connection).unwrap(), left);
+        assert!(refill(&connection, &path, 4 * RESERVE + 1).unwrap());
         assert!(pages(&connection).unwrap() >= RESERVE / 4096);
+    }
+
+    #[test]
+    fn half_of_it_is_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hearth.db");
+        let connection = open(&path);
+        assert_eq!(room(&connection, RESERVE / 2 - 4096 * 3).unwrap(), None);
+        refill(&connection, &path, u64::MAX).unwrap();
+        let whole = pages(&connection).unwrap() * 4096;
+        assert_eq!(room(&connection, 0).unwrap(), Some(whole - RESERVE / 2));
+        let more = room(&connection, 5).unwrap();
+        assert_eq!(more, Some(whole - RESERVE / 2 + 5));
     }
 }

@@ -10,6 +10,7 @@
 //! `<file>-shm`, and move the copy to the file's place.
 
 use std::{
+    cmp::Ordering,
     fs::{self, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
@@ -99,17 +100,18 @@ pub(super) fn prepare(
         true => 0,
         false => read_meta(connection, "schema")?.unwrap_or(0),
     };
-    if found > known.schema() {
-        return match read_meta(connection, "min_reader")? {
-            Some(oldest) if oldest <= known.schema() => Ok(()),
-            _ => Err(StoreError::Schema {
-                found,
-                known: known.schema(),
-            }),
-        };
-    }
-    if found == known.schema() {
-        return Ok(());
+    match found.cmp(&known.schema()) {
+        Ordering::Equal => return Ok(()),
+        Ordering::Greater => {
+            return match read_meta(connection, "min_reader")? {
+                Some(oldest) if oldest <= known.schema() => Ok(()),
+                _ => Err(StoreError::Schema {
+                    found,
+                    known: known.schema(),
+                }),
+            };
+        }
+        Ordering::Less => {}
     }
     let backup = match is_new {
         true => None,
@@ -160,10 +162,8 @@ fn back_up(connection: &Connection, path: &Path, schema: u64) -> Result<PathBuf,
     let to = backup_path(path, schema);
     let made = to.with_extension("new");
     let copied = (|| {
-        match fs::remove_file(&made) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        // One that a crash left. Where it can't be removed, none can be made either.
+        let _ = fs::remove_file(&made);
         // It holds what the database holds. SQLite copies into an empty file.
         let file = OpenOptions::new()
             .write(true)

@@ -1,4 +1,5 @@
 //! What transactions and views promise, beyond what stands beside each.
 
 mod change;
+mod db;
 mod view;

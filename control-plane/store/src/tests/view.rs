@@ -45,6 +45,31 @@ fn a_page_goes_on_after_the_last_id_of_the_one_before() {
 }
 
 #[test]
+fn how_many_there_are_at_most_is_of_one_scope_and_each_kind() {
+    let (mine, theirs) = (samples::scope(), theirs());
+    let view = View::default()
+        .with(samples::volume(1))
+        .with(samples::volume(2))
+        .with(samples::eni(1))
+        .with(Volume {
+            scope: theirs.clone(),
+            ..samples::volume(3)
+        });
+    let has_at_most = |scope: &Scope, most| view.at(scope).has_at_most(most);
+    assert!(has_at_most(&mine, 2) && !has_at_most(&mine, 1));
+    assert!(has_at_most(&theirs, 1) && !has_at_most(&theirs, 0));
+    assert!(has_at_most(&Scope::new("111122223333", "eu-west-1"), 0));
+}
+
+#[test]
+fn what_is_referred_to_is_so_from_its_scope() {
+    let (scope, subnet) = (samples::scope(), samples::subnet());
+    let view = View::default().with(samples::vpc()).with(subnet.clone());
+    let here = view.at(&scope);
+    assert!(here.is_referred_to(&samples::vpc()) && !here.is_referred_to(&subnet));
+}
+
+#[test]
 fn what_is_found_by_id_and_by_index_is_the_scopes_own() {
     let mine = samples::scope();
     let other = Volume {

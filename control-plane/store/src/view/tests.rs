@@ -199,6 +199,7 @@ fn a_record_that_cant_be_read_is_set_aside() {
         revision: Revision(1),
         entries,
     });
+    assert_eq!(view.revision(), Revision(1));
     assert!(view.shared::<Host>("a").is_none());
     assert!(view.has_unreadable::<Host>() && !view.has_unreadable::<Eni>());
     let (key, why) = view.unreadable().next().unwrap();
