@@ -408,7 +408,7 @@ fn a_private_address_is_one_record_in_its_subnet() {
 }
 
 #[test]
-fn a_form_that_is_not_known_is_no_record() {
+fn an_unknown_version_of_a_record_is_an_error() {
     let error = Instance::upgrade(2, serde_json::Value::Null).unwrap_err();
     assert_eq!(error, "version 2 of instances is not known here");
 }

@@ -18,10 +18,10 @@ use crate::store::Scoped;
 
 /// Of so many records a list is made where its request is: a few milliseconds at most,
 /// with as many tags as they may have.
-const FEW: usize = 20;
+const INLINE_LIMIT: usize = 20;
 /// The longest there is, in bytes: twice what ten thousand instances take that have few
 /// tags.
-pub(super) const LONGEST: usize = 64 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// How many are made at once where there are more processors: each may have a hundred
 /// MiB in memory.
 const MOST_AT_ONCE: usize = 8;
@@ -96,7 +96,11 @@ pub(super) fn is_list(action: &str) -> bool {
 pub(super) fn makes_many(form: &Form) -> bool {
     let fields = form.fields();
     let mut counts = fields.iter().filter(|(name, _)| name == "MaxCount");
-    counts.any(|(_, count)| count.parse::<usize>().map_or(true, |count| count > FEW))
+    counts.any(|(_, count)| {
+        count
+            .parse::<usize>()
+            .map_or(true, |count| count > INLINE_LIMIT)
+    })
 }
 
 /// Whether a list is little work: it names few, by whatever of theirs, or the account has
@@ -113,7 +117,7 @@ pub(super) fn is_short(view: Scoped<'_>, form: &Form) -> bool {
             named += 1;
         }
     }
-    (1..=FEW).contains(&named) || view.has_at_most(FEW)
+    (1..=INLINE_LIMIT).contains(&named) || view.has_at_most(INLINE_LIMIT)
 }
 
 #[cfg(test)]
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_goes_leaves_its_turn() {
+    async fn a_cancelled_or_panicking_list_frees_its_turn() {
         let lists = Arc::new(Lists::new(2));
         let turn = lists.account("a").acquire_owned().await.unwrap();
         let waiting = lists.make("a", pending::<()>());

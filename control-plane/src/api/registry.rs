@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Action, ApiError, Cloud, Ctx, Idempotency, Targets, Token,
     error::Vocabulary,
-    lists::{LONGEST, Lists, is_list, is_short, makes_many},
+    lists::{Lists, MAX_ANSWER_BYTES, is_list, is_short, makes_many},
     wire::{Form, Protocol, Shape, shape_of, xml::XmlError},
 };
 use crate::{
@@ -213,7 +213,7 @@ async fn run<A: Action>(
     );
     // What has been done is answered; a list may be asked for in pages.
     let most = if is_list(A::NAME) {
-        LONGEST
+        MAX_ANSWER_BYTES
     } else {
         usize::MAX
     };

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_ends_where_it_ends() {
+    fn reads_past_the_configuration_give_zeroes() {
         let read = |offset, length: usize| {
             let mut data = vec![0xff; length];
             read_config(&[1, 2, 3, 4], offset, &mut data);

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_been_done_is_answered() {
+    async fn a_write_is_answered_beyond_every_share() {
         let answers = Answers::new(LIMITS);
         let connections: Vec<_> = (0..3).map(|_| Connection::new()).collect();
         let _first = answers.take("a", 60, &connections[0].0, true).unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_behind() {
+    fn a_dropped_permit_returns_its_bytes() {
         let answers = Answers::new(LIMITS);
         let connection = Connection::new();
         drop(answers.take("a", 60, &connection.0, true).unwrap());

@@ -13,7 +13,7 @@ use crate::api::ApiError;
 /// or what it can make in time, and says that who has many should ask for pages.
 ///
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-pagination.html>
-const UNASKED: usize = 10_000;
+const DEFAULT_PAGE_SIZE: usize = 10_000;
 
 /// What one call asks of a list, checked.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Page {
                 ));
             }
             Some(max) => usize::try_from(max).unwrap_or(usize::MAX),
-            None => UNASKED,
+            None => DEFAULT_PAGE_SIZE,
         };
         let after = next_token.map(read_token).transpose()?;
         Ok(Self { limit, after })

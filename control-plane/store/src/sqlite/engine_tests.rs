@@ -99,7 +99,7 @@ fn its_own_space_is_looked_at_once_in_so_many_commits() {
 #[tokio::test]
 async fn commits_that_wait_go_together_up_to_so_many() {
     let (jobs, queue) = mpsc::channel();
-    let places = Arc::new(Semaphore::new(WAITING));
+    let places = Arc::new(Semaphore::new(MAX_QUEUED));
     let commit = |key: &str| Commit {
         txn: put(key),
         caller: oneshot::channel().0,

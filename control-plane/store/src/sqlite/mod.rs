@@ -4,8 +4,8 @@
 //! store as it was, and the next one is tried as if it had not been.
 //!
 //! A disk that stalls holds up the thread and nobody else: who commits hears of it
-//! after `PATIENCE`. What has not begun by then is never carried out, and what has
-//! may be. So many commits as `WAITING` are with the thread at once; more wait at its
+//! after `COMMIT_TIMEOUT`. What has not begun by then is never carried out, and what has
+//! may be. So many commits as `MAX_QUEUED` are with the thread at once; more wait at its
 //! door, where they leave nothing behind when their callers give up.
 
 mod reserve;
@@ -315,10 +315,10 @@ impl Commit {
 /// As many commits wait for the disk together.
 const GROUP: usize = 64;
 /// As many are with the thread, of 1.5 MiB each at most: some groups of them.
-const WAITING: usize = 256;
+const MAX_QUEUED: usize = 256;
 /// How long the disk may take until a commit's caller hears that it stalls. Clients of
 /// the API wait a minute for an answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Does what it is asked, until nobody can ask any more.
 fn work(core: &mut Core<Sqlite>, queue: &mpsc::Receiver<Job>) {
@@ -397,7 +397,7 @@ impl SqliteStore {
         result.await.map_err(|_| StoreError::Closed)??;
         let store = Self {
             jobs: Arc::new(jobs),
-            places: Arc::new(Semaphore::new(WAITING)),
+            places: Arc::new(Semaphore::new(MAX_QUEUED)),
         };
         store.watch_leases();
         Ok(store)
@@ -470,8 +470,10 @@ impl Store for SqliteStore {
             sent.map_err(|_| StoreError::Closed)?;
             outcome.await.map_err(|_| StoreError::Closed)?
         };
-        let stalled = |_| Err(StoreError::Stalled(PATIENCE));
-        timeout(PATIENCE, committed).await.unwrap_or_else(stalled)
+        let stalled = |_| Err(StoreError::Stalled(COMMIT_TIMEOUT));
+        timeout(COMMIT_TIMEOUT, committed)
+            .await
+            .unwrap_or_else(stalled)
     }
     async fn watch(&self, after: Revision) -> Result<Watch, StoreError> {
         self.call(move |core| core.watch(after)).await
@@ -566,7 +568,7 @@ mod tests {
         tokio::time::pause();
         let asked = tokio::time::Instant::now();
         let mut many = JoinSet::new();
-        for n in 0..3 * WAITING {
+        for n in 0..3 * MAX_QUEUED {
             many.spawn(put(&format!("meanwhile-{n}")));
         }
         for outcome in many.join_all().await {
@@ -576,7 +578,7 @@ mod tests {
                 "{error:?}"
             );
         }
-        assert_eq!(asked.elapsed().as_secs(), PATIENCE.as_secs());
+        assert_eq!(asked.elapsed().as_secs(), COMMIT_TIMEOUT.as_secs());
         // Who reads is no matter of the disk.
         assert_eq!(hosts(), 1);
         assert_eq!(store.places.available_permits(), 0);
@@ -586,7 +588,7 @@ mod tests {
         put("after").await.unwrap();
         // What nobody waits for any more is not carried out behind their backs.
         assert_eq!(hosts(), 2);
-        assert_eq!(store.places.available_permits(), WAITING);
+        assert_eq!(store.places.available_permits(), MAX_QUEUED);
     }
 
     #[test]
