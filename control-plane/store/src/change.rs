@@ -141,6 +141,18 @@ impl<'v> Change<'v> {
         }
     }
 
+    /// Says that a record which this transaction writes begins to refer to this one, the
+    /// view's own: it is written as it is, so that of this transaction and one that deletes
+    /// it since nothing refers to it only one commits. Not for what every launch refers
+    /// to: that would be written by all of them, and is marked before it is deleted.
+    pub fn refer_to<T: Resource>(&mut self, to: &T) {
+        self.known(to);
+        let planned = self.records.get(&to.key());
+        if planned.is_none_or(|planned| planned.write.is_none()) {
+            self.plan(to, Some(Write::Touch(record::encode(to))));
+        }
+    }
+
     /// Makes the transaction depend on a record of the view that it only read.
     pub fn expect_unchanged<T: Resource>(&mut self, read: &T) {
         self.known(read);

@@ -118,8 +118,8 @@ pub fn in_use<T: Described>(id: &T::Id) -> ApiError {
 
 /// What each deletion asks first: whether something refers to the resource, as the
 /// records that do declare with `refers:`. In a transaction that deletes it, this is
-/// enough only where what begins to refer to it writes it too; else it is marked before,
-/// as a security group is.
+/// enough only where what begins to refer to it says so with [`Change::refer_to`](crate::store::Change::refer_to); else it
+/// is marked before, as a security group is.
 ///
 /// # Errors
 /// [`in_use`].

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::Db;
-use hearth_model::{Host, RuleId, samples, samples::host};
+use crate::{Db, Outcome};
+use hearth_model::{Host, RuleId, Subnet, samples, samples::host};
 
 #[tokio::test]
 async fn what_etcd_would_not_take_is_found() {
@@ -209,4 +209,29 @@ async fn what_does_not_fit_is_taken_back_whole() {
     let huge = |change: &mut Change<'_>| change.put_tags(&volume(1), tags(2 << 20));
     assert!(change.attempt(huge).is_some());
     change.into_txn().unwrap_err();
+}
+
+#[tokio::test]
+async fn of_what_begins_to_refer_and_a_deletion_one_commits() {
+    let db = Db::in_memory().await;
+    let (subnet, scope) = (samples::subnet(), samples::scope());
+    db.transact_infallible(|_, change| change.create(&subnet))
+        .await
+        .unwrap();
+    // Both decided on the same view, in which nothing refers to it.
+    let view = db.view();
+    let there = view.at(&scope).get::<Subnet>(&subnet.id).unwrap();
+    let mut referring = Change::new(&view, None);
+    referring.refer_to(there);
+    referring.create(&samples::eni(1));
+    let mut deleting = Change::new(&view, None);
+    deleting.delete(there);
+    // Who refers need not be allowed to write it.
+    let asked: Vec<_> = referring.authorities.iter().map(|(key, _)| key).collect();
+    assert_eq!(asked, [&samples::eni(1).key()]);
+    let [first, second] = [referring, deleting].map(|change| change.into_txn().unwrap());
+    let outcome = db.store().commit(first).await.unwrap();
+    assert!(matches!(outcome, Outcome::Committed(_)));
+    let outcome = db.store().commit(second).await.unwrap();
+    assert!(!matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
 }

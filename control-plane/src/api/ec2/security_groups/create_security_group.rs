@@ -103,7 +103,7 @@ impl Action for CreateSecurityGroup {
                     ),
                 ));
             }
-            change.expect_unchanged(vpc);
+            change.refer_to(vpc);
             let group = SecurityGroup {
                 id: id.clone(),
                 scope: ctx.scope().clone(),
