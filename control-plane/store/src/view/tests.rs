@@ -1,8 +1,8 @@
 use super::{kinds::slot_of, *};
 use crate::{Batch, Entry, Event, Range, record};
 use hearth_model::{
-    Eni, GroupId, Host, HostId, Instance, InstanceId, Reservation, ReservationId, each_kind,
-    samples,
+    Eni, GroupId, Host, HostId, Instance, InstanceId, Reservation, ReservationId, Subnet, SubnetId,
+    each_kind, samples,
 };
 
 #[test]
@@ -20,6 +20,12 @@ fn what_refers_to_a_resource_is_found_by_its_declaration() {
     let there = there.with(other);
     assert!(!there.is_referred_to(&subnet), "another account's");
     assert!(there.clone().with(samples::eni(2)).is_referred_to(&subnet));
+    // That one of its kind is referred to says nothing of another.
+    let unused = Subnet {
+        id: SubnetId::from_random(0),
+        ..subnet.clone()
+    };
+    assert!(!there.clone().with(samples::eni(2)).is_referred_to(&unused));
     // A launch that is under way has no interfaces yet.
     let pending = Reservation {
         id: ReservationId::from_random(1),
