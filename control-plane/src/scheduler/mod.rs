@@ -274,7 +274,12 @@ mod tests {
     fn the_vmm_of_an_instance_takes_memory_too() {
         let kind = InstanceType::find("t3.micro").unwrap();
         let demand = Demand::of(kind, "z", 8);
-        assert_eq!(demand.quota.memory_mib, 1024 + 16 + 8);
+        let Quota {
+            vcpus,
+            memory_mib,
+            disk_gib,
+        } = demand.quota;
+        assert_eq!((vcpus, memory_mib, disk_gib), (2, 1024 + 16 + 8, 8));
         // A host with the guest's memory to the last byte is too small.
         for (memory, fits) in [(1024, false), (1047, false), (1048, true)] {
             let hosts = [host("a", "z", 2, memory)];

@@ -275,7 +275,7 @@ fn update(
     Ok(())
 }
 
-fn unwritten(path: &Path, error: io::Error) -> io::Error {
+pub(super) fn unwritten(path: &Path, error: io::Error) -> io::Error {
     if error.kind() != io::ErrorKind::StorageFull {
         return error;
     }
@@ -301,7 +301,7 @@ fn fill(spare: &Path, text: &[u8], beside: u64) -> io::Result<()> {
 
 /// Takes space for a spare file of this length, in bytes, as far as it has less; all of
 /// it or none. It holds zeroes, or what a crash has left there.
-fn keep(spare: &Path, length: u64) -> io::Result<()> {
+pub(super) fn keep(spare: &Path, length: u64) -> io::Result<()> {
     let file = private(spare)?;
     let before = file.metadata()?.len();
     if before >= length {

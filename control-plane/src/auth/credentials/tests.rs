@@ -223,7 +223,9 @@ fn space_for_the_next_change_is_kept_and_no_secret_in_it() {
         assert!(file.iter().all(|byte| *byte == 0));
         let mode = fs::metadata(&spare).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        file.len() > fs::read(folder.path()).unwrap().len()
+        // Enough for some accounts more, and little.
+        let used = fs::read(folder.path()).unwrap().len();
+        (used + 1024..used + 16384).contains(&file.len())
     };
     assert!(kept());
     folder.change(&create(OTHER)).unwrap();
@@ -238,6 +240,31 @@ fn space_for_the_next_change_is_kept_and_no_secret_in_it() {
         .unwrap();
     assert!(folder.keys(OTHER).is_empty());
     assert!(kept());
+}
+
+#[test]
+fn a_spare_file_that_there_is_no_space_for_is_as_it_was() {
+    let folder = Folder::new();
+    let spare = folder.path().with_extension("new");
+    // More than any file system has.
+    let refused = || file::keep(&spare, i64::MAX.cast_unsigned()).unwrap_err();
+    refused();
+    assert!(!spare.exists());
+    file::keep(&spare, 10).unwrap();
+    refused();
+    assert_eq!(fs::read(&spare).unwrap(), [0; 10]);
+}
+
+#[test]
+fn who_changes_a_key_on_a_full_disk_is_told_so() {
+    let folder = Folder::new();
+    let said = |kind: io::ErrorKind| file::unwritten(&folder.path(), kind.into());
+    let full = said(io::ErrorKind::StorageFull);
+    assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+    assert!(full.to_string().contains("stays as it is"), "{full}");
+    let denied = said(io::ErrorKind::PermissionDenied);
+    assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+    assert!(!denied.to_string().contains("full"), "{denied}");
 }
 
 #[test]
