@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 
-use super::*;
+use super::{
+    engine::{REFILL, SOUND, is_sound},
+    *,
+};
 use crate::Op;
 
 fn put(key: &str) -> Txn {

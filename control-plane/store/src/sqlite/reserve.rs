@@ -92,7 +92,7 @@ mod tests {
 
     fn open(path: &Path) -> Connection {
         let mut connection = Connection::open(path).unwrap();
-        super::super::set_up(&connection).unwrap();
+        super::super::engine::set_up(&connection).unwrap();
         prepare(&mut connection, path, KNOWN).unwrap();
         connection
     }
