@@ -1,85 +1,38 @@
 //! The configuration of one `hearth`: flags, environment and the configuration
 //! file into one validated description.
 
+mod args;
 mod file;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
-use clap::Args;
 use hearth_vmm_api::SandboxLayer;
 use ipnet::Ipv4Net;
 
 use crate::{
-    auth::credentials::{Account, is_account_id},
+    auth::credentials::Account,
     conditions::Conditions,
     model::{HostId, PublicPool, Scope},
     network::{HostPort, names::HostNames},
     tls,
 };
 
+pub use args::{AccountsArgs, HostsArg, ServeArgs};
 pub use file::{ConfigFile, Region};
 
 /// The account that there is where none is named.
 const DEFAULT_ACCOUNT: &str = "000000000000";
 /// The region that there is where none is named.
 const DEFAULT_REGION: &str = "us-east-1";
-
-/// Where the accounts are kept and named: what every command needs that deals
-/// with them.
-#[derive(Debug, Clone, Args)]
-pub struct AccountsArgs {
-    /// Where everything is kept that outlives a reboot of this machine
-    #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
-    pub data_dir: PathBuf,
-    /// A file in TOML that names accounts and regions
-    #[arg(long, env = "HEARTH_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// The default account's number, 12 digits; it owns the images [default: the
-    /// configuration file's first, or 000000000000]
-    #[arg(long, env = "HEARTH_ACCOUNT_ID")]
-    pub account_id: Option<String>,
-}
-
-impl AccountsArgs {
-    /// Reads the configuration file, if one is named.
-    ///
-    /// # Errors
-    /// One line that names the file and what is wrong with it.
-    pub fn read_file(&self) -> Result<ConfigFile, ConfigError> {
-        let Some(path) = &self.config else {
-            return Ok(ConfigFile::default());
-        };
-        let place = |why: String| ConfigError(format!("--config {}: {why}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| place(e.to_string()))?;
-        ConfigFile::parse(&text).map_err(place)
-    }
-
-    /// The default account, checked.
-    ///
-    /// # Errors
-    /// When it isn't 12 digits.
-    pub fn default_account(&self, file: &ConfigFile) -> Result<String, ConfigError> {
-        let first = file.accounts.first().map(|account| account.id.as_str());
-        let id = self.account_id.as_deref().or(first);
-        let id = id.unwrap_or(DEFAULT_ACCOUNT);
-        if !is_account_id(id) {
-            return Err(ConfigError(format!(
-                "--account-id {id:?}: must be 12 digits"
-            )));
-        }
-        Ok(id.to_owned())
-    }
-
-    /// Where the access keys are kept.
-    pub fn credentials(&self) -> PathBuf {
-        credentials_in(&self.data_dir)
-    }
-}
+/// What a simulation's data folder says that it belongs to. No host is called so.
+pub const SIMULATED_HOST: &str = "simulated:";
+/// The longest delay of a simulated change, in milliseconds: what takes half a minute
+/// counts as failed.
+const LONGEST_DELAY_MS: u64 = 20_000;
 
 /// The folder of the certificate authority.
 pub fn authority_in(data_dir: &Path) -> PathBuf {
@@ -88,151 +41,6 @@ pub fn authority_in(data_dir: &Path) -> PathBuf {
 
 fn credentials_in(data_dir: &Path) -> PathBuf {
     data_dir.join("credentials.json")
-}
-
-/// What `hearth serve` may be told.
-#[derive(Debug, Clone, Args)]
-pub struct ServeArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub accounts: AccountsArgs,
-    /// Which of this machine's hearths this is; what it makes on the host is
-    /// named after it (hearth-NAME), so that several live side by side, each with
-    /// a data folder, a pool and a port of its own [default: none, and just hearth]
-    #[arg(long, env = "HEARTH_NAME")]
-    pub name: Option<String>,
-    /// Where sockets and process ids are kept [default: /run/hearth, or
-    /// /run/hearth-NAME]
-    #[arg(long, env = "HEARTH_RUN_DIR")]
-    pub run_dir: Option<PathBuf>,
-    /// Where the API listens
-    #[arg(long, env = "HEARTH_LISTEN", default_value = "127.0.0.1:8773")]
-    pub listen: SocketAddr,
-    /// Serve TLS with a certificate of Hearth's own authority, which `hearth ca` prints
-    #[arg(long, env = "HEARTH_TLS", conflicts_with = "tls_cert")]
-    pub tls: bool,
-    /// Serve TLS with this certificate: a file in PEM, with those between it and its root
-    #[arg(long, env = "HEARTH_TLS_CERT", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// That certificate's private key: a file in PEM
-    #[arg(long, env = "HEARTH_TLS_KEY", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-    /// A further host name or address that --tls's certificate is for; may be repeated
-    #[arg(long = "tls-name", requires = "tls")]
-    pub tls_names: Vec<String>,
-    /// Listen beyond this machine without TLS, where anybody on the way reads along
-    #[arg(long, env = "HEARTH_INSECURE_LISTEN")]
-    pub insecure_listen: bool,
-    /// This host's region [default: the configuration file's first, or us-east-1]
-    #[arg(long, env = "HEARTH_REGION")]
-    pub region: Option<String>,
-    /// This host's availability zone: the region's name and a letter [default: the
-    /// region's first]
-    #[arg(long, env = "HEARTH_ZONE")]
-    pub zone: Option<String>,
-    /// The pool of public addresses, /16 to /29; its first is this host's
-    #[arg(long, env = "HEARTH_PUBLIC_POOL", default_value = "203.0.113.0/24")]
-    pub public_pool: Ipv4Net,
-    /// Ports of this host that instances may reach, as tcp/3128,udp/123 [default: none]
-    #[arg(long, env = "HEARTH_GUEST_HOST_PORTS", value_delimiter = ',')]
-    pub guest_host_ports: Vec<HostPort>,
-    /// How many vCPUs are handed out for each CPU of this host
-    #[arg(long, env = "HEARTH_CPU_OVERCOMMIT", default_value_t = 4.0)]
-    pub cpu_overcommit: f64,
-    /// How much memory is handed out for each byte of this host's
-    #[arg(long, env = "HEARTH_MEMORY_OVERCOMMIT", default_value_t = 1.0)]
-    pub memory_overcommit: f64,
-    /// How much memory is kept for this host itself, in MiB [default: a sixteenth, 256 to 2048]
-    #[arg(long, env = "HEARTH_MEMORY_RESERVE_MIB")]
-    pub memory_reserve_mib: Option<u64>,
-    /// How much disk is promised to volumes for each byte that is free; volumes take
-    /// space only as they are written
-    #[arg(long, env = "HEARTH_DISK_OVERCOMMIT", default_value_t = 4.0)]
-    pub disk_overcommit: f64,
-    /// How much of the data folder's file system guests must leave free, in MiB;
-    /// those that write are paused at it [default: a twentieth, 256 to 2048]
-    #[arg(long, env = "HEARTH_DISK_RESERVE_MIB")]
-    pub disk_reserve_mib: Option<u64>,
-    /// This host's name [default: its host name]
-    #[arg(long, env = "HEARTH_HOST_ID")]
-    pub host_id: Option<String>,
-    /// The VMM's program [default: hearth-vmm beside this program]
-    #[arg(long, env = "HEARTH_VMM")]
-    pub vmm_binary: Option<PathBuf>,
-    /// Sandbox layers that instances may run without where this host lacks them:
-    /// `hearth doctor` lists them [default: none]
-    #[arg(
-        long,
-        env = "HEARTH_JAIL_LAYERS_OPTIONAL",
-        value_name = "LAYER",
-        value_delimiter = ','
-    )]
-    pub jail_layers_optional: Vec<SandboxLayer>,
-    /// Where the images lie [default: images in the data folder]
-    #[arg(long, env = "HEARTH_IMAGES_DIR")]
-    pub images_dir: Option<PathBuf>,
-    /// The hosts: this machine, or so many in memory, on which nothing is real and
-    /// everything else is: a simulation, for scale, tests and teaching
-    #[arg(
-        long,
-        env = "HEARTH_HOSTS",
-        default_value = "this",
-        value_name = "this|simulated:N"
-    )]
-    pub hosts: HostsArg,
-    /// How long a change on a simulated host takes, in milliseconds
-    #[arg(long, env = "HEARTH_SIMULATED_DELAY_MS", default_value_t = 0)]
-    pub simulated_delay_ms: u64,
-    /// What part of the changes on simulated hosts fails, 0 to 1
-    #[arg(long, env = "HEARTH_SIMULATED_FAILURES", default_value_t = 0.0)]
-    pub simulated_failures: f64,
-    /// How many seconds a guest has to power down when it is stopped
-    #[arg(long, env = "HEARTH_STOP_GRACE", default_value_t = 120)]
-    pub stop_grace: u64,
-    /// How many seconds a guest has to power down when it is terminated
-    #[arg(long, env = "HEARTH_TERMINATE_GRACE", default_value_t = 30)]
-    pub terminate_grace: u64,
-    /// Whether instances that ran when this host went down are started again with it
-    #[arg(
-        long,
-        env = "HEARTH_RESTART_LOST",
-        default_value_t = true,
-        action = clap::ArgAction::Set,
-        value_name = "true|false"
-    )]
-    pub restart_lost: bool,
-}
-
-/// Which hosts there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostsArg {
-    /// This machine.
-    This,
-    /// So many in memory.
-    Simulated(u32),
-}
-
-/// What a simulation's data folder says that it belongs to. No host is called so.
-pub const SIMULATED_HOST: &str = "simulated:";
-/// The longest delay of a simulated change, in milliseconds: what takes half a minute
-/// counts as failed.
-const LONGEST_DELAY_MS: u64 = 20_000;
-/// As many hosts may be simulated.
-const MOST_SIMULATED: u32 = 10_000;
-
-impl FromStr for HostsArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let count = text.strip_prefix("simulated:").map(str::parse);
-        match count {
-            None if text == "this" => Ok(Self::This),
-            Some(Ok(count @ 1..=MOST_SIMULATED)) => Ok(Self::Simulated(count)),
-            _ => Err(format!(
-                "must be `this`, or `simulated:` and a number from 1 to {MOST_SIMULATED}"
-            )),
-        }
-    }
 }
 
 /// What is simulated, and how.
@@ -565,175 +373,4 @@ fn place(
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        serve: ServeArgs,
-    }
-
-    fn config(flags: &[&str]) -> Result<Config, String> {
-        let args = Cli::try_parse_from([&["hearth"], flags].concat()).map_err(|e| e.to_string())?;
-        with_file(args.serve, "")
-    }
-
-    fn with_file(args: ServeArgs, text: &str) -> Result<Config, String> {
-        let file = ConfigFile::parse(text)?;
-        Config::new(args, file, "box", Some("/opt/bin/hearth".into())).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_file_names_accounts_and_regions() {
-        let text = "
-            [[region]]
-            name = 'eu-test-1'
-            zones = ['eu-test-1b', 'eu-test-1c']
-            [[region]]
-            name = 'us-test-1'
-            zones = ['us-test-1a']
-            [[account]]
-            id = '111122223333'
-            [[account.key]]
-            access_key_id = 'AKIAONE'
-            secret_access_key = 'one'
-        ";
-        let args = |flags: &[&str]| Cli::parse_from([&["hearth"], flags].concat()).serve;
-        let c = with_file(args(&[]), text).unwrap();
-        assert_eq!(
-            (c.region.as_str(), c.zone.as_str()),
-            ("eu-test-1", "eu-test-1b")
-        );
-        assert_eq!(c.region_names(), ["eu-test-1", "us-test-1"]);
-        assert_eq!(c.account_id, "111122223333");
-        assert_eq!(c.accounts[0].keys[0].access_key_id, "AKIAONE");
-        let c = with_file(
-            args(&["--region", "us-test-1", "--account-id", "444455556666"]),
-            text,
-        );
-        let c = c.unwrap();
-        assert_eq!(
-            (c.zone.as_str(), c.account_id.as_str()),
-            ("us-test-1a", "444455556666")
-        );
-        for (flags, name) in [
-            (["--region", "mars-1"], "--region"),
-            (["--zone", "eu-test-1a"], "--zone"),
-            (["--zone", "us-test-1a"], "--zone"),
-        ] {
-            let refused = with_file(args(&flags), text).unwrap_err();
-            assert!(refused.contains(name), "{refused}");
-        }
-    }
-
-    #[test]
-    fn defaults_come_from_the_machine() {
-        let c = config(&[]).unwrap();
-        assert_eq!(c.zone, "us-east-1a");
-        assert_eq!(c.host_id.0, "box");
-        assert_eq!(c.vmm_binary, PathBuf::from("/opt/bin/hearth-vmm"));
-        assert_eq!(c.images_dir, PathBuf::from("/var/lib/hearth/images"));
-        assert_eq!(c.run_dir, PathBuf::from("/run/hearth"));
-        let named = config(&["--name", "test"]).unwrap();
-        assert_eq!(named.run_dir, PathBuf::from("/run/hearth-test"));
-        assert!(c.restart_lost);
-        assert!(!config(&["--restart-lost", "false"]).unwrap().restart_lost);
-        assert_eq!(c.host_address(), Ipv4Addr::new(203, 0, 113, 1));
-        let all = c.public_addresses();
-        assert_eq!(all.count(), 253);
-        assert_eq!(all.at(0), Ipv4Addr::new(203, 0, 113, 2));
-        assert_eq!(all.at(252), Ipv4Addr::new(203, 0, 113, 254));
-    }
-
-    #[test]
-    fn a_simulation_is_no_machine() {
-        let c = config(&["--hosts", "simulated:3"]).unwrap();
-        assert_eq!(c.host_id.0, SIMULATED_HOST);
-        assert_eq!(c.names, HostNames::new(Some("simulated")));
-        assert_eq!(c.simulated.unwrap().hosts, 3);
-        for flags in [
-            &["--host-id", SIMULATED_HOST][..],
-            &["--host-id", "box", "--hosts", "simulated:3"],
-            &["--hosts", "simulated:0"],
-            &["--hosts", "simulated:100000"],
-            &["--hosts", "that"],
-            &["--simulated-delay-ms", "5"],
-            &["--hosts", "simulated:3", "--simulated-delay-ms", "30000"],
-            &["--hosts", "simulated:3", "--simulated-failures", "2"],
-        ] {
-            config(flags).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn beyond_this_machine_tls_is_asked_for() {
-        assert_eq!(config(&["--listen", "[::1]:1"]).unwrap().tls, None);
-        for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
-            let refused = config(&["--listen", address]).unwrap_err();
-            assert!(refused.contains("--insecure-listen"), "{refused}");
-            let plain = config(&["--listen", address, "--insecure-listen"]).unwrap();
-            assert_eq!(plain.tls, None);
-        }
-        let own = config(&[
-            "--listen",
-            "192.0.2.1:1",
-            "--tls",
-            "--tls-name",
-            "x.example",
-        ]);
-        let Some(tls::Source::Own { folder, names }) = own.unwrap().tls else {
-            panic!("no authority of its own");
-        };
-        assert_eq!(folder, PathBuf::from("/var/lib/hearth/tls"));
-        let wanted = [
-            "127.0.0.1",
-            "192.0.2.1",
-            "::1",
-            "box",
-            "localhost",
-            "x.example",
-        ];
-        assert_eq!(names, wanted);
-        let given = config(&[
-            "--tls-cert",
-            "/c",
-            "--tls-key",
-            "/k",
-            "--listen",
-            "0.0.0.0:1",
-        ]);
-        assert!(matches!(
-            given.unwrap().tls,
-            Some(tls::Source::Given { .. })
-        ));
-        assert!(config(&["--tls-cert", "/c"]).is_err());
-        assert!(config(&["--tls", "--tls-cert", "/c", "--tls-key", "/k"]).is_err());
-    }
-
-    #[test]
-    fn nonsense_is_refused_by_the_flags_name() {
-        for (flags, name) in [
-            (["--zone", "eu-west-1a"], "--zone"),
-            (["--zone", "us-east-1"], "--zone"),
-            (["--region", "US"], "--region"),
-            (["--account-id", "12"], "--account-id"),
-            (["--public-pool", "10.0.0.1/24"], "--public-pool"),
-            (["--public-pool", "10.0.0.0/30"], "--public-pool"),
-            (["--cpu-overcommit", "0"], "--cpu-overcommit"),
-            (["--memory-overcommit", "NaN"], "--memory-overcommit"),
-            (["--disk-overcommit", "0"], "--disk-overcommit"),
-            (["--data-dir", "here"], "--data-dir"),
-            (["--host-id", "a/b"], "--host-id"),
-            (["--name", ""], "--name"),
-            (["--name", "../x"], "--name"),
-            (["--name", "Test"], "--name"),
-            (["--listen", "nowhere"], "--listen"),
-        ] {
-            let refused = config(&flags).unwrap_err();
-            assert!(refused.contains(name), "{refused}");
-        }
-    }
-}
+mod tests;
