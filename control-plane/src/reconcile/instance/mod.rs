@@ -4,8 +4,10 @@
 //!   of it on the host; pure
 //! - [`record`]: what becomes of the records when a step of its life is done; pure
 //! - [`execute`]: carries the steps out
+//! - [`launch`]: the longest of them
 
 pub mod execute;
+pub mod launch;
 pub mod plan;
 pub mod record;
 
