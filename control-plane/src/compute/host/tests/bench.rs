@@ -1,0 +1,179 @@
+//! The stand-ins, and a host that runs them.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::{
+    compute::DiskSpec,
+    model::{BootMethod, VolumeId},
+};
+
+/// A daemon that keeps the VMM's contract: it returns when it serves, has its
+/// pid file, answers on its socket, and says why it ended. The kernel's text
+/// decides how it behaves.
+const STAND_IN: &str = r#"#!/usr/bin/python3
+import json, os, signal, socket, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+words = open(flags["--kernel"]).read().strip()
+if words == "refuse":
+    print("hearth-vmm: --kernel: not a bzImage", file=sys.stderr)
+    sys.exit(2)
+r, w = os.pipe()
+if os.fork():
+    os.close(w)
+    sys.exit(0 if os.read(r, 1) == b"\n" else 2)
+os.setsid()
+with open(flags["--serial-log"], "w") as f: f.write("hello\n")
+server = socket.socket(socket.AF_UNIX)
+server.bind(flags["--socket"])
+server.listen()
+resets = 0
+with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
+os.write(w, b"\n")
+def end(reason):
+    with open(flags["--exit-file"] + ".new", "w") as f: json.dump({"reason": reason}, f)
+    os.rename(flags["--exit-file"] + ".new", flags["--exit-file"])
+    os._exit(0)
+while True:
+    c, _ = server.accept()
+    request = c.recv(65536).decode()
+    line = request.split("\r\n")[0]
+    machine = {"id": flags["--id"], "pid": os.getpid(), "state": "running", "vcpus": 1,
+               "memory_bytes": 1, "resets": resets, "disks": [], "nics": [],
+               "jail": ["cgroup", "namespaces", "chroot", "user", "capabilities", "landlock",
+                        "seccomp", "io-uring"][:6 if words == "open" else 8]}
+    body, status = "", "204 No Content"
+    if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
+    if line.startswith("PUT /v1/reset"): body, status = '{"error": "not now"}', "409 Conflict"
+    if line.startswith("PUT /v1/reboot"):
+        while "}" not in request: request += c.recv(65536).decode()
+        if '{"resets":%d}' % resets in request: resets += 1
+        else: body, status = '{"error": "reset since"}', "409 Conflict"
+    head = "HTTP/1.1 %s\r\n" % status
+    if body: head += "content-length: %d\r\n" % len(body)
+    c.sendall((head + "\r\n" + body).encode())
+    c.close()
+    if line.startswith("PUT /v1/power-button"): end("guest-power-off")
+"#;
+
+/// Reads the "disk": its text is the kernel.
+pub(super) const READER: &str = "#!/bin/sh\nread -r words\ncase $words in broken*) echo 'no readable ext4' >&2; exit 1;; esac\necho \"$words\"\n";
+
+/// A folder with the stand-ins in it.
+pub(super) struct Bench {
+    pub(super) dir: tempfile::TempDir,
+}
+
+/// Where a v2 hierarchy is mounted and may be written. Where there is none the
+/// tests can't run: said aloud, and a failure in CI and in the lab.
+pub(super) fn hierarchy() -> Option<PathBuf> {
+    let found = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|p| {
+            let probe = p.join(format!("hearth-probe-{}", std::process::id()));
+            Cgroups::without_limits(p).check().is_ok()
+                && fs::create_dir(&probe).is_ok()
+                && fs::remove_dir(&probe).is_ok()
+        });
+    if found.is_none() {
+        let must = [("CI", "true"), ("HEARTH_IN_LAB", "1")]
+            .into_iter()
+            .find(|(name, value)| std::env::var(name).as_deref() == Ok(value));
+        let message = "no cgroup v2 hierarchy can be written here";
+        assert!(
+            must.is_none(),
+            "{message}, and {must:?} wants all tests run"
+        );
+        eprintln!("SKIPPED: {message}");
+    }
+    found
+}
+
+impl Bench {
+    pub(super) fn new() -> Option<(Self, PathBuf)> {
+        // A root of its own for each test, so that they don't see each other.
+        let root = hierarchy()?;
+        let bench = Self {
+            dir: tempfile::tempdir_in("/tmp").unwrap(),
+        };
+        let name = bench.dir.path().file_name()?.to_string_lossy().into_owned();
+        let root = root.join(format!("hearth-test{name}"));
+        fs::create_dir(&root).unwrap();
+        fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for (name, text) in [("vmm", STAND_IN), ("reader", READER)] {
+            let path = bench.dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Some((bench, root))
+    }
+
+    /// As `hearth` opens it when it starts.
+    pub(super) fn open(&self, root: &Path) -> HostCompute {
+        HostCompute::with(
+            &self.dir.path().join("data"),
+            &self.dir.path().join("vmm"),
+            &self.dir.path().join("reader"),
+            Cgroups::without_limits(root),
+        )
+        .unwrap()
+    }
+
+    pub(super) fn spec(&self, disk: &str) -> LaunchSpec {
+        let path = self.dir.path().join("disk.raw");
+        fs::write(&path, format!("{disk}\n")).unwrap();
+        LaunchSpec {
+            instance: InstanceId::from_random(1),
+            boot: 1,
+            instance_type: "t2.nano".into(),
+            vcpus: 1,
+            memory_mib: 512,
+            boot_method: BootMethod::Linux {
+                partition: 1,
+                kernel: "/vmlinuz".into(),
+                initrd: None,
+                cmdline: "console=ttyS0".into(),
+            },
+            disks: vec![DiskSpec {
+                volume: VolumeId::from_random(1),
+                path,
+                read_only: false,
+            }],
+            nics: vec![],
+            clone_of: None,
+            trace: Default::default(),
+        }
+    }
+}
+
+/// Launches. A child that another test forks holds the lock as well, and the stand-in
+/// open for writing, for as long as it has not become another program: that is
+/// waited for.
+pub(super) async fn launch(host: &HostCompute, spec: &LaunchSpec) -> Result<(), ComputeError> {
+    loop {
+        match host.launch(spec, vec![]).await {
+            Err(ComputeError::Host { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ExecutableFileBusy
+                ) =>
+            {
+                tokio::task::yield_now().await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+pub(super) async fn observed(host: &HostCompute, spec: &LaunchSpec) -> Option<Observed> {
+    host.observe().await.unwrap().remove(&spec.instance)
+}
+
+/// Waits for a VMM's end to be noticed.
+pub(super) async fn an_end(exits: &mut broadcast::Receiver<InstanceId>) {
+    tokio::time::timeout(Duration::from_secs(20), exits.recv())
+        .await
+        .expect("an end is noticed")
+        .unwrap();
+}
