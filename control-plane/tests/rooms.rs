@@ -75,18 +75,14 @@ fn sources(room: &str) -> Vec<(PathBuf, String)> {
     let file = root.with_extension("rs");
     let mut left: Vec<_> = [root, file].into_iter().filter(|p| p.exists()).collect();
     while let Some(path) = left.pop() {
+        let name = path.file_name().expect("a name").to_string_lossy();
+        if name.contains("test") || name == "samples.rs" {
+            continue;
+        }
         if path.is_dir() {
             let entries = fs::read_dir(&path).expect("a folder of sources");
             left.extend(entries.map(|entry| entry.expect("an entry").path()));
         } else if path.extension().is_some_and(|e| e == "rs") {
-            let name = path
-                .file_name()
-                .expect("a file")
-                .to_string_lossy()
-                .into_owned();
-            if name.contains("test") || name == "samples.rs" {
-                continue;
-            }
             let text = fs::read_to_string(&path).expect("a source");
             let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
             found.push((path, text[..end].to_owned()));
