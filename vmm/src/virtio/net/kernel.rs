@@ -1,5 +1,5 @@
 //! A pair of queues whose packets the kernel moves, and the eye on whether its driver
-//! keeps the rules.
+//! keeps the rules. What needs the kernel's module is seen by the guests' tests.
 
 use std::io;
 use std::sync::Arc;

@@ -254,13 +254,7 @@ impl Net {
         activation: &Activation,
         live: &[ReceiveTransmit<'_>],
     ) -> io::Result<Vec<Pump>> {
-        let offload = offload(activation.features);
-        let needed = if offload.intersects(Offload::TSO4 | Offload::TSO6) {
-            LARGEST
-        } else {
-            // Ethernet header, VLAN tag, and a tap whose MTU is larger than the flag says.
-            HEADER_SIZE + 18 + usize::from(self.options.mtu).max(1500)
-        };
+        let needed = largest(offload(activation.features), self.options.mtu);
         live.iter()
             .zip(self.pairs.links())
             .map(|(queues, link)| {
@@ -338,6 +332,16 @@ fn offload(features: u64) -> Offload {
         offload.set(Offload::TSO6, features & F_GUEST_TSO6 != 0);
     }
     offload
+}
+
+/// The room for any packet that the link has for such a driver, in bytes with header.
+fn largest(offload: Offload, mtu: u16) -> usize {
+    if offload.intersects(Offload::TSO4 | Offload::TSO6) {
+        LARGEST
+    } else {
+        // Ethernet header, VLAN tag, and a tap whose MTU is larger than the flag says.
+        HEADER_SIZE + 18 + usize::from(mtu).max(1500)
+    }
 }
 
 impl VirtioDevice for Net {

@@ -1,5 +1,7 @@
 //! A driver against the whole device, with a pair of datagram sockets as the link.
 
+mod packets;
+
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
@@ -152,6 +154,8 @@ fn many_packets_each_way() {
         assert_eq!(got[12..700], [byte; 688]);
     }
     bench.net.reset();
+    // Nobody touches it any more.
+    assert_eq!(Arc::strong_count(&bench.guest.memory), 1);
     bench.net.reset();
     let counted = bench.net.counters().list();
     assert!(counted[0].1 > 0, "{counted:?}");
@@ -359,6 +363,7 @@ fn the_driver_says_how_many_pairs_it_uses() {
 fn a_driver_of_one_pair_gets_one() {
     // Without the feature the control queue is the third; here it isn't there.
     let bench = TwoPairs::new(0, 2);
+    assert_eq!(bench.net.workers.len(), 1, "its pump");
     assert_eq!(bench.enabled(), [true, false]);
     bench.guest.offer(TRANSMIT, &[(DATA, 60, READ)]);
     assert_eq!(bench.wires[0].recv(&mut [0; 100]).unwrap(), 60);
