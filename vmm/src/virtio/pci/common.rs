@@ -50,8 +50,6 @@ enum Register {
     QueueDesc(Half),
     QueueDriver(Half),
     QueueDevice(Half),
-    QueueNotifyData,
-    QueueReset,
 }
 
 /// Which half of a 64-bit field: drivers access them as two of 32 bits.
@@ -86,8 +84,7 @@ impl Register {
             (0x2c, 4) => Self::QueueDriver(High),
             (0x30, 4) => Self::QueueDevice(Low),
             (0x34, 4) => Self::QueueDevice(High),
-            (0x38, 2) => Self::QueueNotifyData,
-            (0x3a, 2) => Self::QueueReset,
+            // Not offered: VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_RING_RESET.
             _ => return None,
         })
     }
@@ -209,9 +206,7 @@ impl Common {
             Register::DeviceFeature
             | Register::NumQueues
             | Register::ConfigGeneration
-            | Register::QueueNotifyOff
-            | Register::QueueNotifyData
-            | Register::QueueReset => {}
+            | Register::QueueNotifyOff => {}
         }
         Effect::None
     }
@@ -243,8 +238,6 @@ impl Common {
             Register::QueueDesc(half) => of(|queue| queue.desc, half),
             Register::QueueDriver(half) => of(|queue| queue.driver, half),
             Register::QueueDevice(half) => of(|queue| queue.device, half),
-            // Not offered: VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_RING_RESET.
-            Register::QueueNotifyData | Register::QueueReset => 0,
         }
     }
 

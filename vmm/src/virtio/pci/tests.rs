@@ -1,8 +1,11 @@
 //! A driver against the registers, as a guest reaches them.
 
+mod registers;
+
 use std::sync::Mutex;
 
 use proptest::prelude::*;
+use virtio_queue::QueueT;
 
 use super::*;
 use crate::jail::Profile;
@@ -232,6 +235,8 @@ fn a_driver_brings_the_device_up() {
     bench.put(0x00, 4, 2);
     assert_eq!(bench.get(0x04, 4), 0);
     assert_eq!(bench.get(0x12, 2), 2);
+    assert_eq!(bench.get(0x15, 1), 0, "generation");
+    assert_eq!(bench.get(0x10, 2), 0xffff, "no vector yet");
     bench.negotiate(1 << 29 | 1, 1);
     assert_eq!(bench.status(), 0xb);
     bench.interrupts();
@@ -245,11 +250,13 @@ fn a_driver_brings_the_device_up() {
     assert_eq!(given.features, F_VERSION_1 | F_EVENT_IDX | 1);
     let indices: Vec<_> = given.queues.iter().map(|queue| queue.index).collect();
     assert_eq!(indices, [0, 1]);
+    assert!(given.queues.iter().all(|one| one.queue.event_idx_enabled()));
     given.interrupt.queue(1);
     assert_eq!(bench.interrupts.signals(2), 1);
     given.interrupt.config_changed();
     assert_eq!(bench.interrupts.signals(0), 1);
     assert_eq!(bench.get(0x15, 1), 1, "generation");
+    assert_eq!(bench.get(0x1001, 1), 0, "nothing is behind it");
     assert_eq!(bench.get(0x1000, 1), 2, "ISR");
     assert_eq!(bench.get(0x1000, 1), 0, "reading clears");
     given.interrupt.needs_reset();
@@ -398,7 +405,11 @@ fn configuration_space_reaches_the_bar() {
     bench.function.config_read(access + 16, &mut data);
     assert_eq!(data, [0; 4]);
     // No BAR, and another width, are nothing.
+    write(&mut bench, access + 8, 0x2000);
     bench.function.config_write(access + 4, &[1]);
+    write(&mut bench, access + 16, 7);
+    bench.function.config_write(access + 4, &[0]);
+    write(&mut bench, access + 12, 2);
     write(&mut bench, access + 16, 7);
     assert!(bench.probe.log().is_empty());
 }
