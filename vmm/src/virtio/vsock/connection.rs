@@ -268,6 +268,7 @@ impl Connection {
     fn flush(&mut self) {
         while !self.backlog.is_empty() {
             match self.stream.write(self.backlog.as_slices().0) {
+                // It is never 0, nor interrupted, as it doesn't wait.
                 Ok(count) if count > 0 => {
                     self.backlog.drain(..count);
                     self.forward(count);
