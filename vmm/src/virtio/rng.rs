@@ -146,10 +146,12 @@ fn fill(buffers: &Buffers) -> Result<u32, Broken> {
     let mut bytes = vec![0; wanted];
     let mut done = 0;
     while done < wanted {
-        // SAFETY: the pointer and length are those of the rest of `bytes`.
-        let got = unsafe { libc::getrandom(bytes[done..].as_mut_ptr().cast(), wanted - done, 0) };
+        let rest = &mut bytes[done..];
+        // SAFETY: the pointer and length are those of `rest`.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
         match usize::try_from(got) {
             Ok(got) => done += got,
+            // By a signal, which no test can time.
             Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             // Can't be with a kernel that has the call; what is there is random.
             Err(_) => break,
@@ -181,9 +183,13 @@ mod tests {
         let counted = rng.counters().list();
         assert_eq!(counted[1..], [("requests", 1), ("bytes", 65536)]);
         assert!(guest.read(0x10_0000, 4096).iter().any(|byte| *byte != 0));
+        let mut config = [0xff; 4];
+        rng.config_read(0, &mut config);
+        assert_eq!(config, [0; 4], "there is none");
         let beyond = guest.read(0x20_0000 + 65536 - 4096, 1000);
         assert!(beyond.iter().all(|byte| *byte == 0));
         rng.reset();
+        assert_eq!(Arc::strong_count(&guest.memory), 1);
         rng.reset();
     }
 
