@@ -335,7 +335,8 @@ pub(crate) fn execute(fd: RawFd, op: &Op) -> i32 {
             Op::Zero { offset, length } => zero(fd, *offset, *length),
         };
         let error = io::Error::last_os_error();
-        // Files of local file systems are not interrupted, but fallocate(2) on tmpfs is.
+        // Files of local file systems are not interrupted, but fallocate(2) on tmpfs is:
+        // by a signal at the right moment, which no test can send.
         match i32::try_from(result) {
             Ok(result) if result >= 0 => return result,
             _ if error.kind() == io::ErrorKind::Interrupted => {}

@@ -425,7 +425,7 @@ impl Drop for Uring {
 const POLL_IN: u32 = 1;
 
 /// A file system that can't zero a range in one step says so; then it is done here
-/// in two.
+/// in two. (Any other failure would only be had a second time.)
 fn fall_back(backend: &Backend, result: i32, op: &Op) -> i32 {
     match op {
         Op::Zero { .. } if result == -libc::EOPNOTSUPP => execute(backend.as_raw_fd(), op),

@@ -2,7 +2,8 @@
 //!
 //! Nothing of a packet comes through this process: the driver's doorbell wakes a
 //! thread of the kernel, which reads the rings in guest memory and signals the
-//! interrupt's event. Linux: `include/uapi/linux/vhost.h`.
+//! interrupt's event. Linux: `include/uapi/linux/vhost.h`. What of it needs the
+//! kernel's module is seen by the guests' tests alone.
 
 #![allow(unsafe_code, reason = "vhost-net is handed addresses of guest memory")]
 

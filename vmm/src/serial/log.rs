@@ -53,6 +53,7 @@ impl BoundedLog {
         let start = self.length.saturating_sub(count as u64);
         let mut bytes = vec![0; usize::try_from(self.length - start).unwrap_or(count)];
         let mut filled = 0;
+        // Mostly one read has all, and the next would find the end.
         while filled < bytes.len() {
             match self
                 .file

@@ -221,7 +221,7 @@ impl Serial {
 }
 
 /// Puts a terminal into raw mode until dropped, so that every key reaches the
-/// guest.
+/// guest. (The tests have no terminal.)
 #[derive(Debug)]
 pub struct RawTerminal {
     saved: libc::termios,
