@@ -234,6 +234,10 @@ fn wrong_first_lines_end_the_stream() {
         let mut stream = bench.dial(line);
         ends(&mut stream, line);
     }
+    // Nor does one come any more.
+    let mut stream = bench.dial("");
+    stream.shutdown(Shutdown::Write).unwrap();
+    ends(&mut stream, "nothing");
 }
 
 #[test]

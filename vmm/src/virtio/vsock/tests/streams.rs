@@ -39,6 +39,9 @@ fn a_stream_that_was_quiet_is_heard() {
     }
     stream.write_all(b"at last").unwrap();
     assert_eq!(bench.packet().1, b"at last");
+    // And an answer, with nothing else to wake for.
+    bench.send(header(Op::Request, 5001, 81), &[]);
+    bench.expect(Op::Reset);
 }
 
 #[test]
