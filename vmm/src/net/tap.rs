@@ -242,6 +242,11 @@ mod tests {
         let mut single = taps("hearth-e", 1);
         single.extend(taps("hearth-f", 1));
         assert!(Tap::from_fds(fds(single)).is_err());
+        // One queue twice is not two.
+        let one = Tap::open("hearth-k").unwrap();
+        let twice = vec![one.try_clone().unwrap(), one];
+        let refused = Tap::from_fds(fds(twice)).unwrap_err().to_string();
+        assert!(refused.contains("IFF_MULTI_QUEUE"), "{refused}");
     }
 
     /// What fcntl(2) says of a descriptor.
@@ -348,8 +353,12 @@ mod tests {
         let epoll = Epoll::new().unwrap();
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         epoll.watch(&taps[1], 1, edge).unwrap();
-        taps[1].set_enabled(false).unwrap();
         let read = |tap: &Tap| (&tap.0).read(&mut [0; 2000]);
+        let is_left_out =
+            |tap: &Tap| Identity::of(&tap.0).unwrap().flags & libc::IFF_DETACH_QUEUE != 0;
+        assert!(!is_left_out(&taps[1]));
+        taps[1].set_enabled(false).unwrap();
+        assert!(is_left_out(&taps[1]));
         assert!(read(&taps[1]).is_err());
         taps[1].set_enabled(true).unwrap();
         taps[0].set_enabled(false).unwrap();
