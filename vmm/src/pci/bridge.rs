@@ -36,3 +36,21 @@ impl PciDevice for HostBridge {
         self.0.reset();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::config::register;
+
+    #[test]
+    fn a_bridge_has_no_bars_and_forgets_what_was_written() {
+        let mut bridge = HostBridge::new();
+        let mut data = [0xff; 4];
+        bridge.bar_read(0, 0, &mut data);
+        assert_eq!(data, [0; 4]);
+        bridge.config_mut().write(register::COMMAND, &[7, 0]);
+        assert_ne!(bridge.config().read_u16(register::COMMAND), 0);
+        bridge.reset();
+        assert_eq!(bridge.config().read_u16(register::COMMAND), 0);
+    }
+}

@@ -444,6 +444,32 @@ mod tests {
     }
 
     #[test]
+    fn bars_beside_each_other_are_possible_and_on_each_other_not() {
+        let bar = |kind| Bar { kind, size: 0x1000 };
+        let mut space = space();
+        space.add_bar(2, bar(BarKind::Memory64)).unwrap();
+        space.add_bar(0, bar(BarKind::Memory64)).unwrap();
+        space.add_bar(5, bar(BarKind::Memory32)).unwrap();
+        space.add_bar(4, bar(BarKind::Memory32)).unwrap();
+        for taken in 0..6 {
+            assert!(space.add_bar(taken, bar(BarKind::Memory32)).is_err());
+        }
+    }
+
+    #[test]
+    fn capabilities_fill_the_space_to_its_last_byte() {
+        let mut space = space();
+        let at = space.add_capability(0x09, &[1; 14], &[]).unwrap();
+        let rest = CONFIG_SPACE_SIZE - usize::from(at) - 16 - 2;
+        assert!(space.add_capability(0x09, &vec![2; rest + 1], &[]).is_err());
+        space.add_capability(0x09, &vec![2; rest], &[]).unwrap();
+        assert!(space.add_capability(0x09, &[], &[]).is_err());
+        let mut last = [0];
+        space.read(0xff, &mut last);
+        assert_eq!(last, [2]);
+    }
+
+    #[test]
     fn capabilities_are_linked_in_order() {
         let mut space = space();
         let first = space.add_capability(0x09, &[1, 2, 3], &[]).unwrap();
