@@ -213,6 +213,7 @@ pub fn build(identity: &Identity, vcpus: u8, memory_bytes: u64) -> Result<Vec<u8
 
     let mut bytes = entry_point(&table.bytes);
     bytes.extend_from_slice(&table.bytes);
+    // Text can be that long. Which byte is the first too many, no test looks for.
     if bytes.len() as u64 > SMBIOS_SIZE {
         return Err(TablesTooLarge { size: bytes.len() });
     }

@@ -249,7 +249,7 @@ impl Aml for PowerButton {
 
 /// Where the generation id lies. Microsoft's "Virtual Machine Generation ID" (2012)
 /// leaves `_HID` to the hypervisor and has drivers look for `_CID`; `ADDR` is the
-/// address in two halves, and `Notify` 0x80 says that the id is another one.
+/// address in two halves, of which ours has a zero for the upper, and `Notify` 0x80 says that the id is another one.
 struct GenerationCounter;
 
 impl Aml for GenerationCounter {
