@@ -84,7 +84,8 @@ fn sources(room: &str) -> Vec<(PathBuf, String)> {
             left.extend(entries.map(|entry| entry.expect("an entry").path()));
         } else if path.extension().is_some_and(|e| e == "rs") {
             let text = fs::read_to_string(&path).expect("a source");
-            let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+            // Tests that stand in the file itself, at its end; not those in one of their own.
+            let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
             found.push((path, text[..end].to_owned()));
         }
     }
