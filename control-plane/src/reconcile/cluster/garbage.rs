@@ -136,7 +136,8 @@ fn end(
     let mut none = true;
     for instance in begun {
         none = false;
-        if [InstanceState::ShuttingDown, InstanceState::Terminated].contains(&instance.state) {
+        // Calls with the same token know by the reason what came of the launch.
+        if instance.state_reason == Some(StateReason::launch_refused()) {
             continue;
         }
         let ended = change.attempt(|change| end_member(view, change, instance, now));
@@ -161,7 +162,18 @@ fn end(
 /// Ends an instance that nobody knows of, and its volumes with it whatever the call
 /// asked for.
 fn end_member(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
-    record::shutting_down(change, instance, &StateReason::launch_refused(), now);
+    let refused = StateReason::launch_refused();
+    match instance.state {
+        // It ended by itself before.
+        InstanceState::ShuttingDown | InstanceState::Terminated => change.update(
+            instance,
+            &Instance {
+                state_reason: Some(refused),
+                ..instance.clone()
+            },
+        ),
+        _ => record::shutting_down(change, instance, &refused, now),
+    }
     for volume in record::volumes(view, instance).filter(|v| !goes_with(v)) {
         let attachment = volume.attachment.clone();
         let going = Volume {
@@ -370,6 +382,18 @@ mod tests {
         let changed = changes.next().await.unwrap();
         let wakes = controller.concerned(&db.view(), &changed);
         assert_eq!(wakes, [Wake::Changed(Singleton)]);
+        // One of them had ended by itself: it says what came of the launch, too.
+        db.transact_infallible(|view, change| {
+            let one = view.all::<Instance>().next().unwrap();
+            let over = Instance {
+                state: InstanceState::ShuttingDown,
+                state_reason: Some(StateReason::no_public_address()),
+                ..one.clone()
+            };
+            change.update(one, &over);
+        })
+        .await
+        .unwrap();
         steps(&controller).await;
         let view = db.view();
         assert_eq!(view.all::<Instance>().count(), begun);
