@@ -128,6 +128,8 @@ pub struct Ctx {
     token: Token,
     /// Whether [`Ctx::once`] has seen to it.
     token_kept: AtomicBool,
+    /// Whether the token's call was made before.
+    repeated: AtomicBool,
     /// Whether the call only asks what would come of it.
     dry_run: bool,
     now: Timestamp,
@@ -163,6 +165,7 @@ impl Ctx {
             request_id,
             token,
             token_kept: AtomicBool::new(false),
+            repeated: AtomicBool::new(false),
             now,
             authorized,
         }
@@ -358,7 +361,13 @@ impl Ctx {
         });
         let once = once.await?;
         self.token_kept.store(true, Ordering::Relaxed);
+        self.repeated.store(once.repeated, Ordering::Relaxed);
         Ok(once)
+    }
+
+    /// Whether this call did nothing, since it repeats an earlier one.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.repeated.load(Ordering::Relaxed)
     }
 
     /// Makes the call's token as if it had never been used, when what it made is taken

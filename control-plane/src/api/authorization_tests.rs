@@ -85,7 +85,8 @@ async fn ask(
         form: Form::parse(parameters.as_bytes())?,
         lists: Arc::default(),
     };
-    service.find(action)?.call(service, call).await
+    let answered = service.find(action)?.call(service, call).await?;
+    Ok(answered.body)
 }
 
 /// The code that a call is refused with, which changes nothing.

@@ -24,8 +24,8 @@ use jiff::Timestamp;
 
 use super::{
     ApiError, Cloud,
-    lists::{Lists, is_list},
-    registry::{Call, Service, services, signed_for},
+    lists::Lists,
+    registry::{Answered, Call, Service, services, signed_for},
     wire::{Foreign, Form, Protocol},
 };
 use crate::{
@@ -177,9 +177,6 @@ impl Dispatch {
         // An account that has just been made has its default VPC, too.
         let scope = Scope::new(caller.account.clone(), caller.region.clone());
         bootstrap::ensure_default_vpc(&self.cloud.db, &self.cloud.config, &scope).await?;
-        // A list may be asked for again, and so may what has a token.
-        let given = form.find_any(&["ClientToken"]).is_some();
-        let again = is_list(action.name) || action.idempotent && given;
         let call = Call {
             cloud: self.cloud.clone(),
             caller,
@@ -189,10 +186,10 @@ impl Dispatch {
             lists: Arc::clone(&self.lists),
         };
         let account = call.caller.account.clone();
-        let answer = action.call(service, call).await?;
+        let Answered { body, again } = action.call(service, call).await?;
         let connection = received.connection;
-        connection.make_room(&account, answer.len(), again)?;
-        Ok(answer)
+        connection.make_room(&account, body.len(), again)?;
+        Ok(body)
     }
 }
 

@@ -112,8 +112,9 @@ pub(super) fn is_short(view: Scoped<'_>, form: &Form) -> bool {
         if name == "Filter" && value.contains(['*', '?']) {
             return false;
         }
-        // `InstanceId.1`, `GroupName.1`: each adds to the answer.
-        if name != "Filter" && rest.parse::<usize>().is_ok() {
+        // `InstanceId.1`, `GroupName.1`: each adds to the answer. An owner is a filter.
+        let selects = ["Filter", "Owner", "ExecutableBy"].contains(&name);
+        if !selects && rest.parse::<usize>().is_ok() {
             named += 1;
         }
     }
@@ -198,7 +199,8 @@ mod tests {
                 form: Form::parse(form.as_bytes()).unwrap(),
                 lists: Arc::clone(&lists),
             };
-            ec2.find(action).unwrap().call(&ec2, call)
+            let answer = ec2.find(action).unwrap().call(&ec2, call);
+            Box::pin(async { answer.await.map(|answered| answered.body) })
         };
         let turn = lists.account(&scope.account).acquire_owned().await;
         let mut long = ask("DescribeInstances", "");
@@ -268,6 +270,7 @@ mod tests {
             ("Filter.1.Name=vpc-id&Filter.1.Value.1=vpc-1", false),
             ("MaxResults=5&NextToken=Id", false),
             ("InstanceId.1=i-1&GroupName.1=web", true),
+            ("Owner.1=self", false),
         ] {
             assert_eq!(short(&many, form), is, "{form}");
         }

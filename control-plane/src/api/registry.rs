@@ -129,7 +129,15 @@ pub struct Call {
     pub(super) lists: Arc<Lists>,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<String, ApiError>> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Answered, ApiError>> + Send>>;
+
+/// What a call comes to.
+pub(super) struct Answered {
+    /// The answer, as the protocol writes it.
+    pub(super) body: String,
+    /// Whether it can be had again, since nothing was done for it.
+    pub(super) again: bool,
+}
 
 /// An action as the dispatch sees it.
 pub struct Registered {
@@ -182,7 +190,7 @@ async fn run<A: Action>(
     iam: Iam,
     idempotent: bool,
     mut call: Call,
-) -> Result<String, ApiError> {
+) -> Result<Answered, ApiError> {
     let dry_run = A::DRY_RUN && dry_run(&mut call.form)?;
     call.form.drop_no_ops(A::NO_OPS);
     if let Some(name) = call.form.find_any(A::UNSUPPORTED) {
@@ -232,18 +240,25 @@ async fn run<A: Action>(
         if dry_run {
             return Err(ApiError::dry_run());
         }
-        Ok(response)
+        Ok((response, ctx.is_repeated()))
     };
     let (lists, account) = (&call.lists, &scope.account);
     if long {
-        let answer = async move { encode(handle.await?) };
-        return lists.make(account, answer).await?;
+        let answer = async move { encode(handle.await?.0) };
+        let body = lists.make(account, answer).await??;
+        return Ok(Answered { body, again: true });
     }
-    let response = handle.await?;
-    if long_answer {
-        return lists.make(account, async move { encode(response) }).await?;
-    }
-    encode(response)
+    let (response, repeated) = handle.await?;
+    let again = is_list(A::NAME) || repeated;
+    let body = match long_answer {
+        true => {
+            lists
+                .make(account, async move { encode(response) })
+                .await??
+        }
+        false => encode(response)?,
+    };
+    Ok(Answered { body, again })
 }
 
 /// Asks the policies about all that the request is about.

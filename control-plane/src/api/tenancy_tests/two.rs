@@ -239,7 +239,8 @@ impl Two {
             form,
             lists: Arc::default(),
         };
-        action.call(service, call).await
+        let answered = action.call(service, call).await?;
+        Ok(answered.body)
     }
 
     /// Calls with what it takes beside these parameters, as far as the action says what
