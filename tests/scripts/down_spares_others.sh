@@ -31,6 +31,9 @@ cloud() {
     ip netns add "$1-vpc-0123456789abcdef0"
     nft add table inet "$1"
 }
+# No `… | grep -q` here: it leaves at the first match, and under pipefail the writer
+# that still had a line to write then fails the pipe.
+has_namespace() { ip netns exec "$1-vpc-0123456789abcdef0" true &>/dev/null; }
 label_a=hearth-${mine[1]} label_b=hearth-${his[1]}
 cloud hearth
 cloud "$label_a"
@@ -44,15 +47,15 @@ sleeper=$!
 scripts/down "${mine[@]}" --purge
 
 [[ ! -e /var/lib/$label_a && ! -e /run/$label_a ]] || fail "files of the purged cloud are left"
-! ip netns list | grep -q "^$label_a-" || fail "a namespace of the purged cloud is left"
-! nft list tables | grep -qx "table inet $label_a" || fail "a table of the purged cloud is left"
+! has_namespace "$label_a" || fail "a namespace of the purged cloud is left"
+! nft list table inet "$label_a" &>/dev/null || fail "a table of the purged cloud is left"
 for label in hearth "$label_b"; do
     for file in lock hearth.db credentials.json; do
         [[ -e /var/lib/$label/$file ]] || fail "$label lost its $file"
     done
     [[ -d /run/$label ]] || fail "$label lost its folder in /run"
-    ip netns list | grep -q "^$label-vpc-0123456789abcdef0" || fail "$label lost its namespace"
-    nft list tables | grep -qx "table inet $label" || fail "$label lost its nft table"
+    has_namespace "$label" || fail "$label lost its namespace"
+    nft list table inet "$label" >/dev/null || fail "$label lost its nft table"
 done
 ip link show igw-0123456789a >/dev/null || fail "another cloud lost its link"
 kill -0 "$sleeper" || fail "another cloud's process was ended"
