@@ -9,7 +9,7 @@
 #[allow(clippy::disallowed_methods, reason = "a test may start programs")]
 mod tests;
 
-use crate::arch::x86_64::layout::{MIB, SMBIOS, SMBIOS_SIZE};
+use crate::arch::layout::{MIB, SMBIOS, SMBIOS_SIZE};
 
 /// What the tables say about the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::registers::Event;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::arch::x86_64::layout::{
+use crate::arch::layout::{
     ECAM, ECAM_SIZE, GENERATION, GSI_EVENTS, GSI_SERIAL, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_EVENTS,
     PORT_HOTPLUG_UP, PORT_PCI_ADDRESS, PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
     PORT_SLEEP_CONTROL,

@@ -6,7 +6,7 @@ use acpi_tables::madt::{
 };
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::arch::x86_64::layout::{IOAPIC, LAPIC};
+use crate::arch::layout::{IOAPIC, LAPIC};
 
 #[expect(clippy::cast_possible_truncation, reason = "both lie below 4 GiB")]
 pub(super) fn build(vcpus: u8) -> MADT {

@@ -18,7 +18,7 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 
-use crate::arch::x86_64::layout::{ACPI, ACPI_SIZE, ECAM};
+use crate::arch::layout::{ACPI, ACPI_SIZE, ECAM};
 
 pub(crate) const OEM_ID: [u8; 6] = *b"HEARTH";
 pub(crate) const OEM_TABLE_ID: [u8; 8] = *b"HEARTHVM";
@@ -86,7 +86,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 #[allow(clippy::disallowed_methods, reason = "a test may start programs")]
 mod tests {
     use super::*;
-    use crate::arch::x86_64::layout::GENERATION;
+    use crate::arch::layout::GENERATION;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
@@ -260,9 +260,9 @@ mod tests {
         let flags = u32::from_le_bytes(fadt[112..116].try_into().expect("4 bytes"));
         assert_eq!(flags, 1 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 20);
         for (at, port) in [
-            (116, crate::arch::x86_64::layout::PORT_RESET),
-            (244, crate::arch::x86_64::layout::PORT_SLEEP_CONTROL),
-            (256, crate::arch::x86_64::layout::PORT_SLEEP_STATUS),
+            (116, crate::arch::layout::PORT_RESET),
+            (244, crate::arch::layout::PORT_SLEEP_CONTROL),
+            (256, crate::arch::layout::PORT_SLEEP_STATUS),
         ] {
             assert_eq!(fadt[at..at + 4], [1, 8, 0, 1], "{at}");
             assert_eq!(u64_at(fadt, at + 4), u64::from(port), "{at}");

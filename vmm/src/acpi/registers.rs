@@ -2,7 +2,7 @@
 
 use bitflags::bitflags;
 
-use crate::arch::x86_64::layout::{
+use crate::arch::layout::{
     PORT_EVENTS, PORT_HOTPLUG_DOWN, PORT_HOTPLUG_EJECT, PORT_HOTPLUG_UP, PORT_RESET,
     PORT_SLEEP_CONTROL, RESET_VALUE,
 };
@@ -123,7 +123,7 @@ fn bit(slot: u8) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::x86_64::layout::PORT_SLEEP_STATUS;
+    use crate::arch::layout::PORT_SLEEP_STATUS;
 
     #[test]
     fn s5_is_the_only_sleep() {

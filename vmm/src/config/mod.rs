@@ -17,7 +17,7 @@ use clap::Parser;
 
 use self::flags::{Flags, one_line};
 use self::options::Options;
-use crate::arch::x86_64::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
+use crate::arch::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
 use crate::jail::Policy;
 use crate::smbios::{Identity, MAX_STRING};
 

@@ -18,7 +18,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Interrupts, MsiMessage, MsiVector};
-use crate::arch::x86_64::layout::GSI_MSI_FIRST;
+use crate::arch::layout::GSI_MSI_FIRST;
 
 /// As many vectors as we give out. KVM routes 4096 GSIs; 32 slots with 33 vectors
 /// each stay well below.

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use super::syscalls::no_x32;
+use crate::arch::SECCOMP_TARGET;
 
 /// Other programs, other processes, other namespaces, the kernel itself.
 const FORBIDDEN: [libc::c_long; 38] = [
@@ -63,7 +64,7 @@ pub(super) fn forbid() -> Result<(), seccompiler::Error> {
         rules,
         SeccompAction::Allow,
         SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-        TargetArch::x86_64,
+        SECCOMP_TARGET,
     )?;
     let program: BpfProgram = filter.try_into()?;
     seccompiler::apply_filter_all_threads(&program)?;

@@ -20,10 +20,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, sock_filter,
+    SeccompRule, sock_filter,
 };
 
 use super::profile::{Allow, Argument, Profile, ThreadRole};
+use crate::arch::SECCOMP_TARGET;
 
 /// Memory, threads, time, events: what the language's runtime needs everywhere.
 const COMMON: [libc::c_long; 40] = [
@@ -196,7 +197,7 @@ fn compile(
     default: SeccompAction,
     listed: SeccompAction,
 ) -> Result<BpfProgram, Error> {
-    let filter = SeccompFilter::new(rules, default, listed, TargetArch::x86_64)?;
+    let filter = SeccompFilter::new(rules, default, listed, SECCOMP_TARGET)?;
     Ok(filter.try_into()?)
 }
 

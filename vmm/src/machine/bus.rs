@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi::registers::Registers;
 pub use crate::acpi::registers::Request;
-use crate::arch::x86_64::layout::{
+use crate::arch::layout::{
     ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_PCI_WINDOW,
     PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
 };
@@ -146,7 +146,7 @@ fn register(port: u16) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::x86_64::layout::{PORT_RESET, RESET_VALUE};
+    use crate::arch::layout::{PORT_RESET, RESET_VALUE};
     use crate::serial::Output;
 
     fn bus() -> Bus {

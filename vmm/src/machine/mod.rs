@@ -32,8 +32,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi;
 use crate::acpi::registers::Registers;
-use crate::arch::x86_64::boot::{BootError, Payload};
-use crate::arch::x86_64::memory;
+use crate::arch::boot::{BootError, Payload};
+use crate::arch::memory;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
 use crate::serial::Serial;

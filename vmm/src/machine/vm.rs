@@ -13,12 +13,12 @@ use vm_memory::{
 use super::bus::Bus;
 use super::{Error, host_error, kvm_error};
 use crate::acpi;
-use crate::arch::x86_64::boot::{self, BootError, Entry, Payload};
-use crate::arch::x86_64::cpuid::{self, LocalApic, Topology};
-use crate::arch::x86_64::layout::{
+use crate::arch::boot::{self, BootError, Entry, Payload};
+use crate::arch::cpuid::{self, LocalApic, Topology};
+use crate::arch::layout::{
     ACPI, GENERATION, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, RESET_VECTOR, SMBIOS,
 };
-use crate::arch::x86_64::{msrs, regs};
+use crate::arch::{msrs, regs};
 use crate::smbios;
 
 /// What a machine can't do without, by name.

@@ -23,7 +23,7 @@ use self::commands::perform;
 use self::files::{Made, open_file, resolved, write_exit};
 use self::terminal::Terminal;
 use crate::acpi::registers::Request;
-use crate::arch::x86_64::boot::Payload;
+use crate::arch::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
 use crate::error::chain;

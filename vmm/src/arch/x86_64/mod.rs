@@ -7,3 +7,6 @@ pub mod layout;
 pub mod memory;
 pub mod msrs;
 pub mod regs;
+
+/// Whose system call numbers the jail's filters are for.
+pub const SECCOMP_TARGET: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
