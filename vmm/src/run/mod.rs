@@ -2,36 +2,33 @@
 //! not needed any more, then one loop over signals, vCPU reports, the control
 //! socket and the console, until there is a reason to end.
 
-#![allow(unsafe_code, reason = "inherited descriptors, poll(2), signalfd(2)")]
+#![allow(unsafe_code, reason = "inherited descriptors, poll(2)")]
 
 mod commands;
 mod files;
+mod prepare;
 mod terminal;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hearth_vmm_api::Exit;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use vmm_sys_util::signal::{block_signal, create_sigset};
 
 use self::commands::perform;
-use self::files::{Made, open_file, resolved, write_exit};
+use self::files::write_exit;
 use self::terminal::Terminal;
 use crate::acpi::registers::Request;
-use crate::arch::boot::Payload;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
 use crate::error::chain;
 use crate::jail;
-use crate::machine::{Machine, Parts, Taps};
-use crate::serial::{Console, Output, Serial, TICK};
+use crate::machine::{Machine, Taps};
+use crate::serial::{Console, TICK};
 use crate::vcpu::{Report, unix_ns};
-use crate::virtio::profiles;
 
 /// Exit status for a machine that crashed.
 const STATUS_CRASHED: u8 = 1;
@@ -148,132 +145,6 @@ struct Process {
 }
 
 impl Process {
-    /// Opens and builds everything.
-    fn prepare(description: &Description, taps: Taps, began_ns: u64) -> Result<Self, String> {
-        let mut made = Made::default();
-        let exit_file = resolved("--exit-file", description.exit_file.as_deref())?;
-        let pid_file = resolved("--pid-file", description.pid_file.as_deref())?;
-        let socket = resolved("--socket", description.socket.as_deref())?;
-        let mut devices = description.devices.clone();
-        for (flag, socket) in devices.iter_mut().filter_map(config::Device::socket) {
-            if let Some(path) = resolved(flag, Some(socket))? {
-                *socket = path;
-            }
-        }
-        let console_socket = resolved("--console-socket", description.console_socket.as_deref())?;
-        let sockets = devices.iter_mut().filter_map(config::Device::socket);
-        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket, &console_socket]
-            .into_iter()
-            .flatten()
-            .chain(sockets.map(|(_, path)| &*path))
-            .filter_map(|file| file.parent().map(Path::to_owned))
-            .collect();
-        for folder in &description.allow {
-            let fail = |error| format!("--allow {}: {error}", folder.display());
-            folders.push(folder.canonicalize().map_err(fail)?);
-        }
-        // Those that lie in another one come after it.
-        folders.sort();
-        folders.dedup();
-
-        let payload = Payload {
-            kernel: open_file("--kernel", &description.kernel)?,
-            initrd: match &description.initrd {
-                Some(path) => Some(open_file("--initrd", path)?),
-                None => None,
-            },
-            cmdline: description.cmdline.clone(),
-        };
-        let mut log_options = OpenOptions::new();
-        log_options.read(true).write(true).create(true).mode(0o600);
-        let output = match &description.serial_log {
-            None => Output::Stdout,
-            Some(path) => made
-                .open(path, &log_options)
-                .and_then(Output::log)
-                .map_err(|error| format!("--serial-log {}: {error}", path.display()))?,
-        };
-        let server = match &socket {
-            Some(path) => Some(Server::bind(path)?),
-            None => None,
-        };
-        // Before the first thread is made, since threads inherit the mask.
-        let signals = signals().map_err(|error| format!("signals: {error}"))?;
-        let serial = Serial::new(output).map_err(|error| format!("serial port: {error}"))?;
-        let console = match &console_socket {
-            Some(path) => Some(Console::bind(path, &serial)?),
-            None => None,
-        };
-        let mut machine = Machine::build(Parts {
-            id: description.id.clone(),
-            vcpus: description.vcpus,
-            memory_bytes: description.memory_bytes,
-            payload,
-            identity: description.identity.clone(),
-            serial,
-            devices,
-            taps,
-            began_ns,
-        })
-        .map_err(|error| chain(&error))?;
-
-        if let Some(path) = &pid_file {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o644);
-            made.open(path, &options)
-                .and_then(|mut file| {
-                    io::Write::write_all(&mut file, format!("{}\n", std::process::id()).as_bytes())
-                })
-                .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
-        }
-        if description.uid.is_some() || description.gid.is_some() {
-            let listeners = [
-                ("--socket", server.as_ref().map(Server::listener)),
-                ("--console-socket", console.as_ref().map(Console::listener)),
-            ];
-            for (flag, listener) in listeners {
-                listener
-                    .map_or(Ok(()), |one| one.chown(description.uid, description.gid))
-                    .map_err(|error| format!("{flag}: {error}"))?;
-            }
-        }
-        if description.daemonize {
-            // A daemon must not keep a file system from being unmounted.
-            std::env::set_current_dir("/").map_err(|error| error.to_string())?;
-        }
-        let mut layers = Vec::new();
-        if let Some(policy) = &description.jail {
-            layers = jail::enter(&folders, description.uid, description.gid, policy)?;
-        } else {
-            jail::drop_privileges(description.uid, description.gid)
-                .map_err(|error| format!("--uid, --gid: {error}"))?;
-        }
-        machine.start().map_err(|error| chain(&error))?;
-        if description.jail.is_some() {
-            layers.extend(jail::confine_process(profiles())?);
-        } else {
-            jail::forbid_system_calls()?;
-        }
-        machine.set_jail(layers);
-        if let Some(path) = &exit_file {
-            jail::may_write_beside(path)
-                .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;
-        }
-        made.keep();
-        let terminal =
-            (description.serial_log.is_none() && !description.daemonize).then(Terminal::new);
-        Ok(Self {
-            machine,
-            server,
-            signals,
-            terminal,
-            console,
-            exit_file,
-            pid_file,
-            ending: None,
-        })
-    }
-
     /// Serves until there is a reason to end.
     fn serve(&mut self) -> Exit {
         let mut more_output = false;
@@ -408,22 +279,6 @@ impl Process {
         }
         code
     }
-}
-
-/// A descriptor that becomes readable on SIGTERM and SIGINT.
-fn signals() -> io::Result<File> {
-    let wanted = [libc::SIGTERM, libc::SIGINT];
-    for signal in wanted {
-        block_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
-    }
-    let set = create_sigset(&wanted).map_err(|error| io::Error::other(error.to_string()))?;
-    // SAFETY: the pointer is to a live signal set.
-    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: signalfd has just made the descriptor, and nobody else owns it.
-    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 fn signalled(signals: &mut File) -> bool {

@@ -1,0 +1,198 @@
+//! All that is done before the guest runs: everything is opened, the machine built, and
+//! given up what is not needed any more.
+
+#![allow(unsafe_code, reason = "signalfd(2)")]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use vmm_sys_util::signal::{block_signal, create_sigset};
+
+use super::Process;
+use super::files::{Made, open_file, resolved};
+use super::terminal::Terminal;
+use crate::arch::boot::Payload;
+use crate::config::{self, Description};
+use crate::control::Server;
+use crate::error::chain;
+use crate::jail;
+use crate::machine::{Machine, Parts, Taps};
+use crate::serial::{Console, Output, Serial};
+use crate::virtio::profiles;
+
+impl Process {
+    /// Opens and builds everything.
+    pub(super) fn prepare(
+        description: &Description,
+        taps: Taps,
+        began_ns: u64,
+    ) -> Result<Self, String> {
+        let mut made = Made::default();
+        let places = Places::of(description)?;
+        let payload = Payload {
+            kernel: open_file("--kernel", &description.kernel)?,
+            initrd: match &description.initrd {
+                Some(path) => Some(open_file("--initrd", path)?),
+                None => None,
+            },
+            cmdline: description.cmdline.clone(),
+        };
+        let mut log_options = OpenOptions::new();
+        log_options.read(true).write(true).create(true).mode(0o600);
+        let output = match &description.serial_log {
+            None => Output::Stdout,
+            Some(path) => made
+                .open(path, &log_options)
+                .and_then(Output::log)
+                .map_err(|error| format!("--serial-log {}: {error}", path.display()))?,
+        };
+        let server = match &places.socket {
+            Some(path) => Some(Server::bind(path)?),
+            None => None,
+        };
+        // Before the first thread is made, since threads inherit the mask.
+        let signals = signals().map_err(|error| format!("signals: {error}"))?;
+        let serial = Serial::new(output).map_err(|error| format!("serial port: {error}"))?;
+        let console = match &places.console_socket {
+            Some(path) => Some(Console::bind(path, &serial)?),
+            None => None,
+        };
+        let mut machine = Machine::build(Parts {
+            id: description.id.clone(),
+            vcpus: description.vcpus,
+            memory_bytes: description.memory_bytes,
+            payload,
+            identity: description.identity.clone(),
+            serial,
+            devices: places.devices,
+            taps,
+            began_ns,
+        })
+        .map_err(|error| chain(&error))?;
+
+        if let Some(path) = &places.pid_file {
+            write_pid(path, &mut made)
+                .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
+        }
+        if description.uid.is_some() || description.gid.is_some() {
+            let listeners = [
+                ("--socket", server.as_ref().map(Server::listener)),
+                ("--console-socket", console.as_ref().map(Console::listener)),
+            ];
+            for (flag, listener) in listeners {
+                listener
+                    .map_or(Ok(()), |one| one.chown(description.uid, description.gid))
+                    .map_err(|error| format!("{flag}: {error}"))?;
+            }
+        }
+        if description.daemonize {
+            // A daemon must not keep a file system from being unmounted.
+            std::env::set_current_dir("/").map_err(|error| error.to_string())?;
+        }
+        let mut layers = Vec::new();
+        if let Some(policy) = &description.jail {
+            layers = jail::enter(&places.folders, description.uid, description.gid, policy)?;
+        } else {
+            jail::drop_privileges(description.uid, description.gid)
+                .map_err(|error| format!("--uid, --gid: {error}"))?;
+        }
+        machine.start().map_err(|error| chain(&error))?;
+        if description.jail.is_some() {
+            layers.extend(jail::confine_process(profiles())?);
+        } else {
+            jail::forbid_system_calls()?;
+        }
+        machine.set_jail(layers);
+        if let Some(path) = &places.exit_file {
+            jail::may_write_beside(path)
+                .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;
+        }
+        made.keep();
+        let terminal =
+            (description.serial_log.is_none() && !description.daemonize).then(Terminal::new);
+        Ok(Self {
+            machine,
+            server,
+            signals,
+            terminal,
+            console,
+            exit_file: places.exit_file,
+            pid_file: places.pid_file,
+            ending: None,
+        })
+    }
+}
+
+/// Every path that is made or written, as the jail will know it.
+struct Places {
+    exit_file: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    console_socket: Option<PathBuf>,
+    devices: Vec<config::Device>,
+    /// The folders that stay in reach; those that lie in another one come after it.
+    folders: Vec<PathBuf>,
+}
+
+impl Places {
+    fn of(description: &Description) -> Result<Self, String> {
+        let exit_file = resolved("--exit-file", description.exit_file.as_deref())?;
+        let pid_file = resolved("--pid-file", description.pid_file.as_deref())?;
+        let socket = resolved("--socket", description.socket.as_deref())?;
+        let mut devices = description.devices.clone();
+        for (flag, socket) in devices.iter_mut().filter_map(config::Device::socket) {
+            if let Some(path) = resolved(flag, Some(socket))? {
+                *socket = path;
+            }
+        }
+        let console_socket = resolved("--console-socket", description.console_socket.as_deref())?;
+        let sockets = devices.iter_mut().filter_map(config::Device::socket);
+        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket, &console_socket]
+            .into_iter()
+            .flatten()
+            .chain(sockets.map(|(_, path)| &*path))
+            .filter_map(|file| file.parent().map(Path::to_owned))
+            .collect();
+        for folder in &description.allow {
+            let fail = |error| format!("--allow {}: {error}", folder.display());
+            folders.push(folder.canonicalize().map_err(fail)?);
+        }
+        folders.sort();
+        folders.dedup();
+        Ok(Self {
+            exit_file,
+            pid_file,
+            socket,
+            console_socket,
+            devices,
+            folders,
+        })
+    }
+}
+
+/// Writes this process's id into a file, for everybody to read.
+fn write_pid(path: &Path, made: &mut Made) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o644);
+    let mut file = made.open(path, &options)?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+}
+
+/// A descriptor that becomes readable on SIGTERM and SIGINT.
+fn signals() -> io::Result<File> {
+    let wanted = [libc::SIGTERM, libc::SIGINT];
+    for signal in wanted {
+        block_signal(signal).map_err(|error| io::Error::other(error.to_string()))?;
+    }
+    let set = create_sigset(&wanted).map_err(|error| io::Error::other(error.to_string()))?;
+    // SAFETY: the pointer is to a live signal set.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: signalfd has just made the descriptor, and nobody else owns it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
