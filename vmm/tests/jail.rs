@@ -218,8 +218,9 @@ fn inside(folder: &Path) -> Vec<String> {
     let is_root = unsafe { libc::geteuid() } == 0;
     let user = is_root.then_some(USER);
     let policy = Policy::best_effort();
-    let mut layers = jail::enter(&[folder.to_owned()], user, user, &policy).expect("the jail");
-    layers.extend(jail::confine_process(profiles()).expect("seccomp"));
+    let entered = jail::enter(&[folder.to_owned()], user, user, &policy, profiles());
+    let confinement = entered.expect("the jail");
+    let layers = confinement.layers();
     let mut wrong = Vec::new();
     if is_root {
         for layer in [
@@ -271,8 +272,8 @@ fn inside(folder: &Path) -> Vec<String> {
 
 /// In a process of its own, without the jail.
 fn without_jail() -> Vec<String> {
-    jail::drop_privileges(None, None).expect("no new privileges");
-    jail::forbid_system_calls().expect("seccomp");
+    let confinement = jail::confine_outside(None, None).expect("seccomp");
+    assert!(confinement.layers().is_empty());
     let mut wrong = Vec::new();
     for (what, number) in [
         ("execve", libc::SYS_execve),

@@ -80,8 +80,25 @@ impl Layers<'_> {
     }
 }
 
-/// Puts up the sandbox layers, but for those of [`confine_process`]. Before any thread
-/// is made. `folders` are what it still reaches: absolute, without symbolic links.
+/// Proof that the process is confined, as far as it was to be: nothing but [`enter`] and
+/// [`confine_outside`] make one. Whoever parses what a stranger wrote asks for it.
+#[derive(Debug)]
+pub struct Confinement {
+    layers: Vec<SandboxLayer>,
+}
+
+impl Confinement {
+    /// The sandbox layers that stand, in the order in which they were put up; without
+    /// the jail, none.
+    #[must_use]
+    pub fn layers(&self) -> &[SandboxLayer] {
+        &self.layers
+    }
+}
+
+/// Puts up the sandbox layers. Before any thread is made. `folders` are what the process
+/// still reaches: absolute, without symbolic links; `devices` is what its devices'
+/// threads may ask of the kernel.
 ///
 /// # Errors
 /// One line: a layer that must stand can't be had, or the kernel refused what must not
@@ -91,7 +108,8 @@ pub fn enter(
     uid: Option<u32>,
     gid: Option<u32>,
     policy: &Policy,
-) -> Result<Vec<SandboxLayer>, String> {
+    devices: Vec<&'static Profile>,
+) -> Result<Confinement, String> {
     let mut layers = Layers {
         policy,
         standing: Vec::new(),
@@ -133,7 +151,25 @@ pub fn enter(
             "this kernel lacks it, or leaves it out of its list (lsm=)",
         )?,
     }
-    Ok(layers.standing)
+    // Last: what the others are put up with is refused from here on.
+    syscalls::confine_process(devices).map_err(|error| format!("jail: seccomp: {error}"))?;
+    layers.stands(SandboxLayer::Seccomp);
+    // Who can make a ring is part of that.
+    layers.stands(SandboxLayer::IoUring);
+    Ok(Confinement {
+        layers: layers.standing,
+    })
+}
+
+/// What holds without the jail: another user, and a few system calls less, for all
+/// threads.
+///
+/// # Errors
+/// One line: the kernel refused; the caller must not go on.
+pub fn confine_outside(uid: Option<u32>, gid: Option<u32>) -> Result<Confinement, String> {
+    drop_privileges(uid, gid).map_err(|error| format!("--uid, --gid: {error}"))?;
+    forbidden::forbid().map_err(|error| format!("seccomp: {error}"))?;
+    Ok(Confinement { layers: Vec::new() })
 }
 
 fn is_root() -> bool {
@@ -148,30 +184,12 @@ fn namespaces() -> io::Result<()> {
     }
 }
 
-/// What holds without the jail: a few system calls less, for all threads.
-///
-/// # Errors
-/// One line: the kernel refused; the caller must not go on.
-pub fn forbid_system_calls() -> Result<(), String> {
-    forbidden::forbid().map_err(|error| format!("seccomp: {error}"))
-}
-
-/// The last layers: the system calls of this and all other threads, whose devices will
-/// have these profiles, and with them who can make a ring.
-///
-/// # Errors
-/// One line: the kernel refused; the caller must not go on.
-pub fn confine_process(devices: Vec<&'static Profile>) -> Result<[SandboxLayer; 2], String> {
-    syscalls::confine_process(devices).map_err(|error| format!("jail: seccomp: {error}"))?;
-    Ok([SandboxLayer::Seccomp, SandboxLayer::IoUring])
-}
-
 /// Becomes another user and group, for good, and gives up ever gaining a privilege
 /// by executing a file. The order matters: groups first, while we still may.
 ///
 /// # Errors
 /// When the kernel refuses; the caller must not go on.
-pub fn drop_privileges(uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+fn drop_privileges(uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -36,6 +36,7 @@ use crate::arch::boot::{BootError, Payload};
 use crate::arch::memory;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
+use crate::jail::Confinement;
 use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Entry, Report, Surroundings, Vcpus};
@@ -212,20 +213,17 @@ impl Machine {
         })
     }
 
-    /// Loads the kernel and makes the vCPUs, paused.
+    /// Loads the kernel and makes the vCPUs, paused: in a confined process, since
+    /// whoever made the kernel's image may be after its parser.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn start(&mut self) -> Result<(), Error> {
+    pub fn start(&mut self, confinement: &Confinement) -> Result<(), Error> {
+        self.jail = confinement.layers().to_vec();
         match self.fresh.take() {
             Some(vm) => self.power_on(vm),
             None => Ok(()),
         }
-    }
-
-    /// Records which sandbox layers confine the process.
-    pub fn set_jail(&mut self, layers: Vec<api::SandboxLayer>) {
-        self.jail = layers;
     }
 
     /// Loads the kernel, writes the tables, makes the vCPUs.

@@ -1,6 +1,21 @@
 //! The life of the process: open everything, build the machine, give up what is
 //! not needed any more, then one loop over signals, vCPU reports, the control
 //! socket and the console, until there is a reason to end.
+//!
+//! Security is in the order, so the order is in the types: [`Machine::start`] takes the
+//! [`Confinement`](crate::jail::Confinement) that only the jail gives out, and gives out last.
+//!
+//! ```text
+//!  command line      read, inherited taps taken over           ┐ everything that we were
+//!  Process::prepare  files, sockets, taps, disks opened,       │ given, and not a byte that
+//!                    rings and KVM's VM made, memory mapped    ┘ a stranger wrote
+//!  ══ jail::enter: cgroup ─ namespaces ─ chroot ─ user ─ capabilities ─ Landlock ─ seccomp
+//!  Machine::start    kernel parsed, initrd read, tables made,  ┐
+//!                    vCPU threads made: confined further       │ whoever takes over any of
+//!  Machine::resume   the guest runs; its drivers start the     │ it finds all layers up
+//!                    devices' threads: confined further still  │
+//!  Machine::reset    kernel parsed again                       ┘
+//! ```
 
 #![allow(unsafe_code, reason = "inherited descriptors, poll(2)")]
 

@@ -1,5 +1,6 @@
-//! All that is done before the guest runs: everything is opened, the machine built, and
-//! given up what is not needed any more.
+//! All that is done before the first byte is read that a guest, or whoever made its
+//! image, wrote: everything is opened and the machine built, and then the process
+//! confines itself. Only then is the kernel looked at. The order is drawn in `run`.
 
 #![allow(unsafe_code, reason = "signalfd(2)")]
 
@@ -92,20 +93,12 @@ impl Process {
             // A daemon must not keep a file system from being unmounted.
             std::env::set_current_dir("/").map_err(|error| error.to_string())?;
         }
-        let mut layers = Vec::new();
-        if let Some(policy) = &description.jail {
-            layers = jail::enter(&places.folders, description.uid, description.gid, policy)?;
-        } else {
-            jail::drop_privileges(description.uid, description.gid)
-                .map_err(|error| format!("--uid, --gid: {error}"))?;
-        }
-        machine.start().map_err(|error| chain(&error))?;
-        if description.jail.is_some() {
-            layers.extend(jail::confine_process(profiles())?);
-        } else {
-            jail::forbid_system_calls()?;
-        }
-        machine.set_jail(layers);
+        let (uid, gid) = (description.uid, description.gid);
+        let confinement = match &description.jail {
+            Some(policy) => jail::enter(&places.folders, uid, gid, policy, profiles())?,
+            None => jail::confine_outside(uid, gid)?,
+        };
+        machine.start(&confinement).map_err(|error| chain(&error))?;
         if let Some(path) = &places.exit_file {
             jail::may_write_beside(path)
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;
