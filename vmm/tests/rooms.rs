@@ -46,11 +46,11 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ),
 ];
 
-/// The machine's processors, a file of their own: they run on its bus.
+/// The machine's processors, a folder of their own: they run on its bus.
 const IN_MACHINE: &str = "vcpu";
 
 /// Who may know KVM.
-const KNOW_KVM: [&str; 4] = ["arch/", "irq/kvm.rs", "machine/", "vcpu.rs"];
+const KNOW_KVM: [&str; 4] = ["arch/", "irq/kvm.rs", "machine/", "vcpu/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")

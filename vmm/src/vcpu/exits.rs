@@ -1,0 +1,115 @@
+//! One `KVM_RUN` and what its exit asks for.
+
+#![allow(unsafe_code, reason = "the kvm_run page")]
+
+use std::sync::atomic::Ordering;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::{Report, Surroundings};
+use crate::machine::bus::Request;
+
+/// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
+const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
+const SYSTEM_EVENT_RESET: u32 = 2;
+
+pub(super) enum Step {
+    Continue,
+    Report(Report),
+    End(Report),
+}
+
+pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -> Step {
+    let bus = &surroundings.bus;
+    let exit = fd.run();
+    surroundings.exits.fetch_add(1, Ordering::Relaxed);
+    let failure = match exit {
+        Ok(VcpuExit::IoIn(port, data)) => {
+            bus.port_read(port, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::IoOut(port, data)) => {
+            return match bus.port_write(port, data) {
+                None => Step::Continue,
+                Some(request @ Request::Eject(_)) => Step::Report(Report::Guest(request)),
+                Some(request) => Step::End(Report::Guest(request)),
+            };
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            bus.memory_read(address, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            bus.memory_write(address, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Continue,
+        Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
+            return Step::End(Report::Guest(Request::PowerOff));
+        }
+        Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => {
+            return Step::End(Report::Guest(Request::Reset));
+        }
+        Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
+        Ok(VcpuExit::InternalError) => internal_error(fd),
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            format!("KVM could not enter the guest (reason {reason:#x}, host CPU {cpu})")
+        }
+        Ok(other) => format!("unexpected exit {other:?}"),
+        Err(error) => match error.errno() {
+            libc::EINTR => {
+                fd.set_kvm_immediate_exit(0);
+                return Step::Continue;
+            }
+            libc::EAGAIN => return Step::Continue,
+            _ => format!("KVM_RUN failed: {error}"),
+        },
+    };
+    Step::End(Report::Crashed(format!(
+        "vCPU {index}: {failure}; {}",
+        registers(fd)
+    )))
+}
+
+/// Says what KVM gave up on: Documentation/virt/kvm/api.rst,
+/// KVM_EXIT_INTERNAL_ERROR.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM fills this
+    // member of the union; it is plain data.
+    let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+    let what = match internal.suberror {
+        1 => "emulation failure",
+        2 => "simultaneous exceptions",
+        3 => "exit while delivering an event",
+        4 => "unexpected exit reason",
+        _ => "unknown",
+    };
+    format!("KVM internal error {}: {what}", internal.suberror)
+}
+
+/// The registers in one line, as far as KVM still gives them.
+fn registers(fd: &VcpuFd) -> String {
+    let (Ok(r), Ok(s)) = (fd.get_regs(), fd.get_sregs()) else {
+        return "registers unknown".to_owned();
+    };
+    format!(
+        "rip={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} rdi={:#x} \
+         rsp={:#x} rbp={:#x} cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x} cs={:#x}",
+        r.rip,
+        r.rflags,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rsp,
+        r.rbp,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer,
+        s.cs.selector
+    )
+}

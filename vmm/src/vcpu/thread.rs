@@ -1,0 +1,72 @@
+//! What a vCPU's thread does from its start to its end.
+
+use std::ptr;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use kvm_ioctls::VcpuFd;
+
+use super::exits::{Step, step};
+use super::kick::IMMEDIATE_EXIT;
+use super::{Gate, Report, Surroundings};
+use crate::jail::{ThreadRole, confine_thread};
+
+/// Tells the machine when a vCPU thread unwinds, instead of leaving it with fewer
+/// processors than it has.
+struct PanicReport<'a> {
+    index: usize,
+    surroundings: &'a Surroundings,
+}
+
+impl Drop for PanicReport<'_> {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+        if thread::panicking() {
+            report(
+                self.surroundings,
+                Report::Crashed(format!("vCPU {}: internal error in the VMM", self.index)),
+            );
+        }
+    }
+}
+
+fn report(surroundings: &Surroundings, report: Report) {
+    // Both fail only when the machine is already on its way out.
+    let _ = surroundings.reports.send(report);
+    let _ = surroundings.bell.write(1);
+}
+
+pub(super) fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
+    IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
+    // Declared after `fd`, hence dropped before it.
+    let _guard = PanicReport {
+        index,
+        surroundings,
+    };
+    if gate.raised.load(Ordering::SeqCst) && !gate.pass() {
+        return;
+    }
+    // The process may become confined between the making of this thread and its
+    // first step, not later.
+    if let Err(error) = confine_thread(ThreadRole::Vcpu) {
+        let detail = format!("vCPU {index}: the thread can't be confined: {error}");
+        report(surroundings, Report::Crashed(detail));
+        return;
+    }
+    if index == 0 {
+        surroundings.entry.note();
+    }
+    loop {
+        if gate.raised.load(Ordering::SeqCst) && !gate.pass() {
+            return;
+        }
+        match step(index, &mut fd, surroundings) {
+            Step::Continue => {}
+            Step::Report(message) => report(surroundings, message),
+            Step::End(message) => {
+                report(surroundings, message);
+                return;
+            }
+        }
+    }
+}
