@@ -41,7 +41,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     (
         "run",
         &[
-            "acpi", "arch", "config", "control", "error", "jail", "machine", "serial", "virtio",
+            "arch", "config", "control", "error", "jail", "machine", "serial", "virtio",
         ],
     ),
 ];

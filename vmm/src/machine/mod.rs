@@ -9,7 +9,7 @@
 //! ```
 //!
 //! One thread owns the [`Machine`] and calls it; vCPU threads only send it
-//! [`Report`]s. A reset makes a new KVM VM rather than trust that every hidden
+//! [`Reports`]. A reset makes a new KVM VM rather than trust that every hidden
 //! state of the old one can be put back; devices with their open files, the memory
 //! mapping and the process stay.
 
@@ -23,12 +23,10 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 
 use hearth_vmm_api as api;
 use kvm_ioctls::Kvm;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi;
 use crate::acpi::registers::Registers;
@@ -39,7 +37,7 @@ use crate::irq::kvm::KvmInterrupts;
 use crate::jail::Confinement;
 use crate::serial::Serial;
 use crate::smbios;
-use crate::vcpu::{Entry, Report, Surroundings, Vcpus};
+use crate::vcpu::{Bell, Entry, Reports, Surroundings, Taken, Vcpus};
 use crate::virtio::Declaration;
 use bus::Bus;
 
@@ -154,9 +152,7 @@ pub struct Machine {
     exits: Arc<AtomicU64>,
     began_ns: u64,
     entry: Arc<Entry>,
-    sender: Sender<Report>,
-    reports: Receiver<Report>,
-    bell: Arc<EventFd>,
+    reports: Arc<Reports>,
 }
 
 impl Machine {
@@ -182,9 +178,7 @@ impl Machine {
             vcpus: parts.vcpus,
         };
         let devices = devices::Devices::plug(&context, &parts.devices, parts.taps)?;
-        let (sender, reports) = channel();
-        let bell =
-            Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?);
+        let bell = Bell::new().map_err(host_error("eventfd"))?;
         Ok(Self {
             fresh: Some(vm),
             jail: Vec::new(),
@@ -207,9 +201,7 @@ impl Machine {
             exits: Arc::new(AtomicU64::new(0)),
             began_ns: parts.began_ns,
             entry: Arc::default(),
-            sender,
-            reports,
-            bell,
+            reports: Arc::new(Reports::new(bell)),
         })
     }
 
@@ -240,8 +232,7 @@ impl Machine {
         let fds = vm::create_vcpus(&self.kvm, &vm, &self.memory, self.vcpu_count, entry)?;
         let surroundings = Surroundings {
             bus: Arc::clone(&self.bus),
-            reports: self.sender.clone(),
-            bell: Arc::clone(&self.bell),
+            reports: Arc::clone(&self.reports),
             exits: Arc::clone(&self.exits),
             entry: Arc::clone(&self.entry),
         };
@@ -282,7 +273,7 @@ impl Machine {
         self.vcpus = None;
         self.rebooting = false;
         self.bus.reset();
-        while self.reports.try_recv().is_ok() {}
+        self.reports.clear();
         // A guest that starts anew holds on to nothing whose unplug was requested.
         let slots = self.devices.unplug_requested();
         self.devices.eject(&self.bus.pci, slots);
@@ -430,14 +421,14 @@ impl Machine {
 
     /// Readable when there are reports.
     #[must_use]
-    pub fn bell(&self) -> &EventFd {
-        &self.bell
+    pub fn bell(&self) -> &Bell {
+        self.reports.bell()
     }
 
-    /// The next report of a vCPU.
+    /// What vCPUs have to report, and the bell is silent.
     #[must_use]
-    pub fn report(&self) -> Option<Report> {
-        self.reports.try_recv().ok()
+    pub fn take_reports(&self) -> Taken {
+        self.reports.take()
     }
 
     /// COM1, for the console.

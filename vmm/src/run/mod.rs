@@ -1,6 +1,6 @@
 //! The life of the process: open everything, build the machine, give up what is
-//! not needed any more, then one loop over signals, vCPU reports, the control
-//! socket and the console, until there is a reason to end.
+//! not needed any more, then one loop over signals, the control socket, the
+//! console and vCPU reports, until there is a reason to end.
 //!
 //! Security is in the order, so the order is in the types: [`Machine::start`] takes the
 //! [`Confinement`](crate::jail::Confinement) that only the jail gives out, and gives out last.
@@ -36,14 +36,13 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use self::commands::perform;
 use self::files::write_exit;
 use self::terminal::Terminal;
-use crate::acpi::registers::Request;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
 use crate::error::chain;
 use crate::jail;
 use crate::machine::{Machine, Taps};
 use crate::serial::{Console, TICK};
-use crate::vcpu::{Report, unix_ns};
+use crate::vcpu::{Ending, unix_ns};
 
 /// Exit status for a machine that crashed.
 const STATUS_CRASHED: u8 = 1;
@@ -171,13 +170,16 @@ impl Process {
             if signalled(&mut self.signals) {
                 self.ending = Some(Exit::Stopped);
             }
-            self.take_reports();
-            more_output = self.serve_console();
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
                 server.progress(|command, descriptors| {
                     perform(machine, ending, command, descriptors)
                 });
+            }
+            more_output = self.serve_console();
+            // After those who may ask the machine to end: no guest keeps it from that.
+            if self.ending.is_none() {
+                self.take_reports();
             }
         }
     }
@@ -244,26 +246,23 @@ impl Process {
     }
 
     fn take_reports(&mut self) {
-        // Nonblocking: an error says that the bell has not rung.
-        let _ = self.machine.bell().read();
-        while let Some(report) = self.machine.report() {
-            match report {
-                Report::Guest(Request::PowerOff) if !self.machine.is_rebooting() => {
-                    self.ending = Some(Exit::GuestPowerOff);
-                }
-                Report::Guest(Request::PowerOff | Request::Reset) => {
-                    if let Err(error) = self.machine.reset() {
-                        self.ending = Some(Exit::Crashed {
-                            detail: format!("the machine can't be reset: {}", chain(&error)),
-                        });
-                    }
-                }
-                Report::Guest(Request::Eject(slots)) => self.machine.eject(slots),
-                Report::Crashed(detail) => self.ending = Some(Exit::Crashed { detail }),
+        let reports = self.machine.take_reports();
+        if reports.ejected != 0 {
+            self.machine.eject(reports.ejected);
+        }
+        match reports.ending {
+            None => {}
+            Some(Ending::PowerOff) if !self.machine.is_rebooting() => {
+                self.ending = Some(Exit::GuestPowerOff);
             }
-            if self.ending.is_some() {
-                return;
+            Some(Ending::PowerOff | Ending::Reset) => {
+                if let Err(error) = self.machine.reset() {
+                    self.ending = Some(Exit::Crashed {
+                        detail: format!("the machine can't be reset: {}", chain(&error)),
+                    });
+                }
             }
+            Some(Ending::Crashed(detail)) => self.ending = Some(Exit::Crashed { detail }),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{Report, Surroundings};
+use super::{Ending, Surroundings};
 use crate::machine::bus::Request;
 
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
@@ -15,8 +15,7 @@ const SYSTEM_EVENT_RESET: u32 = 2;
 
 pub(super) enum Step {
     Continue,
-    Report(Report),
-    End(Report),
+    End(Ending),
 }
 
 pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -> Step {
@@ -29,11 +28,13 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
             return Step::Continue;
         }
         Ok(VcpuExit::IoOut(port, data)) => {
-            return match bus.port_write(port, data) {
-                None => Step::Continue,
-                Some(request @ Request::Eject(_)) => Step::Report(Report::Guest(request)),
-                Some(request) => Step::End(Report::Guest(request)),
-            };
+            match bus.port_write(port, data) {
+                None => {}
+                Some(Request::Eject(slots)) => surroundings.reports.eject(slots),
+                Some(Request::PowerOff) => return Step::End(Ending::PowerOff),
+                Some(Request::Reset) => return Step::End(Ending::Reset),
+            }
+            return Step::Continue;
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
             bus.memory_read(address, data);
@@ -45,10 +46,10 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
         }
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Continue,
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
-            return Step::End(Report::Guest(Request::PowerOff));
+            return Step::End(Ending::PowerOff);
         }
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => {
-            return Step::End(Report::Guest(Request::Reset));
+            return Step::End(Ending::Reset);
         }
         Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
         Ok(VcpuExit::InternalError) => internal_error(fd),
@@ -65,7 +66,7 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
             _ => format!("KVM_RUN failed: {error}"),
         },
     };
-    Step::End(Report::Crashed(format!(
+    Step::End(Ending::Crashed(format!(
         "vCPU {index}: {failure}; {}",
         registers(fd)
     )))

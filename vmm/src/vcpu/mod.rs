@@ -13,34 +13,27 @@
 //! `kvm_run`, so a kick that comes just before `KVM_RUN` is not lost: the call
 //! returns at once (Documentation/virt/kvm/api.rst, "immediate_exit").
 
+mod bell;
 mod entry;
 mod exits;
 mod kick;
+mod reports;
 mod thread;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
+pub use self::bell::Bell;
 pub use self::entry::{Entry, unix_ns};
 pub use self::kick::install as install_kick_handler;
-use crate::machine::bus::{Bus, Request};
-
-/// What a vCPU reports to the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
-    /// The guest asks for something.
-    Guest(Request),
-    /// The machine can't go on.
-    Crashed(String),
-}
+pub use self::reports::{Ending, Reports, Taken};
+use crate::machine::bus::Bus;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -102,9 +95,7 @@ pub struct Surroundings {
     /// Where exits go.
     pub bus: Arc<Bus>,
     /// Where reports go.
-    pub reports: Sender<Report>,
-    /// Signalled after each report.
-    pub bell: Arc<EventFd>,
+    pub reports: Arc<Reports>,
     /// Counts exits.
     pub exits: Arc<AtomicU64>,
     /// When the guest was first entered.

@@ -8,7 +8,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::exits::{Step, step};
 use super::kick::IMMEDIATE_EXIT;
-use super::{Gate, Report, Surroundings};
+use super::{Ending, Gate, Surroundings};
 use crate::jail::{ThreadRole, confine_thread};
 
 /// Tells the machine when a vCPU thread unwinds, instead of leaving it with fewer
@@ -22,18 +22,10 @@ impl Drop for PanicReport<'_> {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null_mut());
         if thread::panicking() {
-            report(
-                self.surroundings,
-                Report::Crashed(format!("vCPU {}: internal error in the VMM", self.index)),
-            );
+            let detail = format!("vCPU {}: internal error in the VMM", self.index);
+            self.surroundings.reports.end(Ending::Crashed(detail));
         }
     }
-}
-
-fn report(surroundings: &Surroundings, report: Report) {
-    // Both fail only when the machine is already on its way out.
-    let _ = surroundings.reports.send(report);
-    let _ = surroundings.bell.write(1);
 }
 
 pub(super) fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surroundings) {
@@ -50,7 +42,7 @@ pub(super) fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surr
     // first step, not later.
     if let Err(error) = confine_thread(ThreadRole::Vcpu) {
         let detail = format!("vCPU {index}: the thread can't be confined: {error}");
-        report(surroundings, Report::Crashed(detail));
+        surroundings.reports.end(Ending::Crashed(detail));
         return;
     }
     if index == 0 {
@@ -62,9 +54,8 @@ pub(super) fn run(index: usize, mut fd: VcpuFd, gate: &Gate, surroundings: &Surr
         }
         match step(index, &mut fd, surroundings) {
             Step::Continue => {}
-            Step::Report(message) => report(surroundings, message),
-            Step::End(message) => {
-                report(surroundings, message);
+            Step::End(ending) => {
+                surroundings.reports.end(ending);
                 return;
             }
         }
