@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 use hearth_vmm_api::SandboxLayer;
 
 pub use daemon::{Parent, daemonize};
-pub use profile::{Allow, Argument, Profile, ThreadRole};
+pub use profile::{Allow, Argument, Profile, Profiles, ThreadRole};
 pub use syscalls::confine_thread;
 
 /// Which layers must stand.
@@ -97,8 +97,7 @@ impl Confinement {
 }
 
 /// Puts up the sandbox layers. Before any thread is made. `folders` are what the process
-/// still reaches: absolute, without symbolic links; `devices` is what its devices'
-/// threads may ask of the kernel.
+/// still reaches: absolute, without symbolic links.
 ///
 /// # Errors
 /// One line: a layer that must stand can't be had, or the kernel refused what must not
@@ -108,7 +107,7 @@ pub fn enter(
     uid: Option<u32>,
     gid: Option<u32>,
     policy: &Policy,
-    devices: Vec<&'static Profile>,
+    profiles: Profiles,
 ) -> Result<Confinement, String> {
     let mut layers = Layers {
         policy,
@@ -152,7 +151,7 @@ pub fn enter(
         )?,
     }
     // Last: what the others are put up with is refused from here on.
-    syscalls::confine_process(devices).map_err(|error| format!("jail: seccomp: {error}"))?;
+    syscalls::confine_process(profiles).map_err(|error| format!("jail: seccomp: {error}"))?;
     layers.stands(SandboxLayer::Seccomp);
     // Who can make a ring is part of that.
     layers.stands(SandboxLayer::IoUring);

@@ -80,6 +80,18 @@ impl Profile {
     };
 }
 
+/// What the whole process asks of the kernel, beyond what every process of this program
+/// does.
+#[derive(Debug)]
+pub struct Profiles {
+    /// What running a vCPU costs the thread that does.
+    pub vcpu: &'static [Allow],
+    /// What making the machine, and making it anew, costs the main thread besides.
+    pub main: &'static [Allow],
+    /// What each kind of device costs.
+    pub devices: Vec<&'static Profile>,
+}
+
 /// What a thread is there for. It decides the thread's filter.
 #[derive(Debug, Clone, Copy)]
 pub enum ThreadRole {

@@ -9,7 +9,8 @@
 //! them. Device threads are made by vCPU threads, when the guest starts a driver;
 //! so a vCPU thread may do what devices do, and no device thread what another
 //! device does. The main thread alone opens files and answers the control socket.
-//! What a device costs any of them is in its [`Profile`], beside its code, and not here.
+//! What KVM or a device costs any of them is in its [`Profile`], beside its code, and not
+//! here.
 //!
 //! A ring of io_uring carries out requests past every filter. So only the main
 //! thread may make one, at plug time, and each is restricted to the requests of a
@@ -23,7 +24,7 @@ use seccompiler::{
     SeccompRule, sock_filter,
 };
 
-use super::profile::{Allow, Argument, Profile, ThreadRole};
+use super::profile::{Allow, Argument, Profiles, ThreadRole};
 use crate::arch::SECCOMP_TARGET;
 
 /// Memory, threads, time, events: what the language's runtime needs everywhere.
@@ -94,17 +95,12 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
-/// The type of KVM's ioctls, `KVMIO` of `linux/kvm.h`.
-const KVM: u8 = 0xae;
-
-/// What a vCPU thread does besides what devices cost: it runs the guest and writes the
-/// serial port's log.
-const VCPU: [Allow; 4] = [
+/// What a vCPU thread does besides what KVM and devices cost: it writes the serial
+/// port's log.
+const VCPU: [Allow; 3] = [
     Allow::any(libc::SYS_pread64),
     Allow::any(libc::SYS_pwrite64),
     Allow::any(libc::SYS_ftruncate),
-    // KVM_RUN is by far the most frequent of all: first.
-    Allow::when(libc::SYS_ioctl, &[Argument::ioctl_of(KVM)]),
 ];
 
 /// What the main thread does besides: it opens what is plugged, and answers.
@@ -162,7 +158,7 @@ fn allow(rules: &mut Rules, allowed: &Allow) -> Result<(), Error> {
     Ok(())
 }
 
-fn rules(role: ThreadRole, devices: &[&'static Profile], process: u32) -> Result<Rules, Error> {
+fn rules(role: ThreadRole, profiles: &Profiles, process: u32) -> Result<Rules, Error> {
     let mut rules: Rules = COMMON.into_iter().map(|call| (call, Vec::new())).collect();
     for allowed in &COMMON_IF {
         allow(&mut rules, allowed)?;
@@ -171,10 +167,13 @@ fn rules(role: ThreadRole, devices: &[&'static Profile], process: u32) -> Result
         libc::SYS_tgkill,
         vec![rule(Argument::is(0, process.into()))?],
     );
+    let devices = &profiles.devices;
     let mut lists: Vec<&[Allow]> = Vec::new();
     if let ThreadRole::Device(profile) = role {
         lists.push(profile.thread);
     } else {
+        // First, since KVM_RUN is by far the most frequent of all ioctls.
+        lists.push(profiles.vcpu);
         lists.push(&VCPU);
         lists.extend(
             devices
@@ -184,6 +183,7 @@ fn rules(role: ThreadRole, devices: &[&'static Profile], process: u32) -> Result
     }
     if let ThreadRole::Main = role {
         lists.push(&MAIN);
+        lists.push(profiles.main);
         lists.extend(devices.iter().map(|device| device.plug));
     }
     for allowed in lists.into_iter().flatten() {
@@ -201,9 +201,9 @@ fn compile(
     Ok(filter.try_into()?)
 }
 
-fn allow_only(role: ThreadRole, devices: &[&'static Profile]) -> Result<BpfProgram, Error> {
+fn allow_only(role: ThreadRole, profiles: &Profiles) -> Result<BpfProgram, Error> {
     compile(
-        rules(role, devices, std::process::id())?,
+        rules(role, profiles, std::process::id())?,
         SeccompAction::Errno(libc::EPERM.unsigned_abs()),
         SeccompAction::Allow,
     )
@@ -231,7 +231,7 @@ pub(super) fn no_x32() -> BpfProgram {
 
 /// What threads confine themselves by, once the process is confined.
 struct Confined {
-    devices: Vec<&'static Profile>,
+    profiles: Profiles,
     /// Compiled once for each role.
     programs: Mutex<Vec<(ThreadRole, Arc<BpfProgram>)>>,
 }
@@ -242,7 +242,7 @@ impl Confined {
         if let Some((_, program)) = programs.iter().find(|(known, _)| *known == role) {
             return Ok(Arc::clone(program));
         }
-        let program = Arc::new(allow_only(role, &self.devices)?);
+        let program = Arc::new(allow_only(role, &self.profiles)?);
         programs.push((role, Arc::clone(&program)));
         Ok(program)
     }
@@ -250,12 +250,11 @@ impl Confined {
 
 static CONFINED: OnceLock<Confined> = OnceLock::new();
 
-/// Confines the whole process, whose device threads will have these profiles. Needs
-/// `no_new_privs`.
+/// Confines the whole process to these profiles. Needs `no_new_privs`.
 ///
 /// # Errors
 /// When the kernel refuses; the caller must not go on.
-pub(super) fn confine_process(devices: Vec<&'static Profile>) -> Result<(), Error> {
+pub(super) fn confine_process(profiles: Profiles) -> Result<(), Error> {
     // clone3 has its flags in memory, where a filter can't see whether they make a
     // thread or a process. Without it, the C library uses clone.
     let no_clone3 = compile(
@@ -264,9 +263,9 @@ pub(super) fn confine_process(devices: Vec<&'static Profile>) -> Result<(), Erro
         SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
     )?;
     seccompiler::apply_filter_all_threads(&no_clone3)?;
-    seccompiler::apply_filter_all_threads(&allow_only(ThreadRole::Main, &devices)?)?;
+    seccompiler::apply_filter_all_threads(&allow_only(ThreadRole::Main, &profiles)?)?;
     let confined = Confined {
-        devices,
+        profiles,
         programs: Mutex::default(),
     };
     let _ = CONFINED.set(confined);
@@ -287,7 +286,19 @@ pub fn confine_thread(role: ThreadRole) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::profile::Profile;
     use super::*;
+
+    const RUN: &[Allow] = &[Allow::when(libc::SYS_ioctl, &[Argument::is(1, 1)])];
+    const MAKE: &[Allow] = &[Allow::when(libc::SYS_ioctl, &[Argument::is(1, 2)])];
+
+    fn with(devices: &[&'static Profile]) -> Profiles {
+        Profiles {
+            vcpu: RUN,
+            main: MAKE,
+            devices: devices.to_vec(),
+        }
+    }
 
     static DEVICE: Profile = Profile {
         thread: &[
@@ -308,7 +319,7 @@ mod tests {
             ThreadRole::Vcpu,
             ThreadRole::Device(&DEVICE),
         ] {
-            let rules = rules(role, &[&DEVICE], 1).expect("rules");
+            let rules = rules(role, &with(&[&DEVICE]), 1).expect("rules");
             for call in [libc::SYS_execve, libc::SYS_ptrace, libc::SYS_mount] {
                 assert!(!rules.contains_key(&call), "{role:?}");
             }
@@ -316,7 +327,7 @@ mod tests {
             for call in [libc::SYS_openat, libc::SYS_io_uring_setup] {
                 assert_eq!(rules.contains_key(&call), is_main, "{role:?}");
             }
-            allow_only(role, &[&DEVICE]).expect("compiles");
+            allow_only(role, &with(&[&DEVICE])).expect("compiles");
         }
     }
 
@@ -327,7 +338,7 @@ mod tests {
             ..Profile::NONE
         };
         let confined = Confined {
-            devices: vec![&DEVICE, &OTHER],
+            profiles: with(&[&DEVICE, &OTHER]),
             programs: Mutex::default(),
         };
         let of = |role| confined.program(role).expect("compiles");
@@ -348,17 +359,18 @@ mod tests {
 
     #[test]
     fn profiles_add_up() {
-        let of = |role| rules(role, &[&DEVICE], 1).expect("rules");
+        let of = |role| rules(role, &with(&[&DEVICE]), 1).expect("rules");
         let device = of(ThreadRole::Device(&DEVICE));
         assert_eq!(device[&libc::SYS_ioctl].len(), 1);
         assert!(device[&libc::SYS_readv].is_empty());
-        // KVM's, the device's thread's, its vCPU's.
+        // Its own, the device's thread's, its vCPU's.
         let vcpu = of(ThreadRole::Vcpu);
         assert_eq!(vcpu[&libc::SYS_ioctl].len(), 3);
         assert!(vcpu.contains_key(&libc::SYS_readv));
-        // Those, four of its own, and what plugging the device takes.
+        // Those, four that it has always, one of its own, and what plugging the device
+        // takes.
         let main = of(ThreadRole::Main);
-        assert_eq!(main[&libc::SYS_ioctl].len(), 8);
+        assert_eq!(main[&libc::SYS_ioctl].len(), 9);
         assert!(main.contains_key(&libc::SYS_readv));
 
         // What is allowed for good stays so, whatever comes after it.

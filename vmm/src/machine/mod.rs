@@ -16,6 +16,7 @@
 pub mod bus;
 mod context;
 mod devices;
+mod ioctls;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -34,11 +35,11 @@ use crate::arch::boot::{BootError, Payload};
 use crate::arch::memory;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
-use crate::jail::Confinement;
+use crate::jail::{Confinement, Profiles};
 use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Bell, Entry, Reports, Surroundings, Taken, Vcpus};
-use crate::virtio::Declaration;
+use crate::virtio::{self, Declaration};
 use bus::Bus;
 
 /// What a machine is made of, with every file open.
@@ -61,6 +62,16 @@ pub struct Parts {
     pub taps: Taps,
     /// When the program began ([`crate::vcpu::unix_ns`]).
     pub began_ns: u64,
+}
+
+/// What the machine asks of the kernel, by the threads that do.
+#[must_use]
+pub fn profiles() -> Profiles {
+    Profiles {
+        vcpu: ioctls::VCPU_THREAD,
+        main: ioctls::MAIN_THREAD,
+        devices: virtio::profiles(),
+    }
 }
 
 /// Taps that were handed down open, by their number.

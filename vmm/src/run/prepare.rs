@@ -20,9 +20,8 @@ use crate::config::{self, Description};
 use crate::control::Server;
 use crate::error::chain;
 use crate::jail;
-use crate::machine::{Machine, Parts, Taps};
+use crate::machine::{Machine, Parts, Taps, profiles};
 use crate::serial::{Console, Output, Serial};
-use crate::virtio::profiles;
 
 impl Process {
     /// Opens and builds everything.
