@@ -72,7 +72,7 @@ pub(crate) fn attempts(
     };
     // linux/kvm.h, linux/vhost.h.
     let ioctls = [
-        ("open a tap", Past::Main, libc::TUNSETIFF),
+        ("attach to a tap", Past::Nobody, libc::TUNSETIFF),
         ("ask a tap", Past::Main, libc::TUNGETIFF),
         ("headers of a tap", Past::Main, libc::TUNSETVNETHDRSZ),
         ("terminal", Past::Main, libc::TCGETS),
