@@ -13,6 +13,9 @@
 //! | seccomp | system calls by thread | yes | yes |
 //! | io-uring | rings take the requests of a disk, on its own files | yes | yes |
 //!
+//! Nothing else can be missing, and so has no name: no core dump, no locked memory (the
+//! table in `limits`).
+//!
 //! With `--jail` (or `--jail=require`) each must stand, or the process ends with a line
 //! that names the one that doesn't; `--jail-optional LAYER,…` lets some be missing, and
 //! `--jail=best-effort` all. `GET /v1/machine` lists which stand. Without `--jail`, the
@@ -25,6 +28,7 @@ mod cgroup;
 mod daemon;
 mod forbidden;
 mod landlock;
+mod limits;
 mod profile;
 mod root;
 mod syscalls;
@@ -150,6 +154,7 @@ pub fn enter(
             "this kernel lacks it, or leaves it out of its list (lsm=)",
         )?,
     }
+    limits::set().map_err(|error| format!("jail: limits: {error}"))?;
     // Last: what the others are put up with is refused from here on.
     syscalls::confine_process(profiles).map_err(|error| format!("jail: seccomp: {error}"))?;
     layers.stands(SandboxLayer::Seccomp);

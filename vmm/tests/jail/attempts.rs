@@ -62,6 +62,7 @@ pub(crate) fn attempts(
     let here = i64::from(libc::AT_FDCWD);
     let (inet, unix) = (i64::from(libc::AF_INET), i64::from(libc::AF_UNIX));
     let stream = i64::from(libc::SOCK_STREAM | libc::SOCK_CLOEXEC);
+    let dumpable = [i64::from(libc::PR_SET_DUMPABLE), 1, 0, 0];
     let child = i64::from(libc::SIGCHLD);
     // REGISTER_FILES, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS.
     let register = libc::SYS_io_uring_register;
@@ -108,6 +109,9 @@ pub(crate) fn attempts(
         ("mount", Past::Nobody, libc::SYS_mount, [0; 4]),
         ("bpf", Past::Nobody, libc::SYS_bpf, [0; 4]),
         ("kill", Past::Nobody, libc::SYS_kill, [0; 4]),
+        ("raise a limit", Past::Nobody, libc::SYS_prlimit64, [0; 4]),
+        ("be dumpable", Past::Nobody, libc::SYS_prctl, dumpable),
+        ("lock memory", Past::Nobody, libc::SYS_mlock, [0; 4]),
         (
             "symlinkat",
             Past::Nobody,

@@ -7,7 +7,7 @@ mod attempts;
 mod kvm;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use hearth_vmm::jail::{self, Policy, ThreadRole};
 use hearth_vmm::machine::profiles;
 use hearth_vmm::virtio::DECLARATIONS;
 use hearth_vmm_api::SandboxLayer;
+use rustix::fs::AtFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use attempts::{X32, attempts, call};
@@ -82,12 +83,48 @@ fn serve(backend: Arc<Backend>, prepared: Prepared) -> io::Result<()> {
     }
 }
 
+/// What the host knows of this process, opened while that could be: files in proc are
+/// made up when they are read.
+struct OwnProcess {
+    folder: File,
+    limits: File,
+}
+
+impl OwnProcess {
+    fn open() -> Self {
+        Self {
+            folder: File::open("/proc/self").expect("proc"),
+            limits: File::open("/proc/self/limits").expect("proc"),
+        }
+    }
+
+    fn wrong_limits(mut self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut limits = String::new();
+        self.limits.read_to_string(&mut limits).expect("limits");
+        for name in ["Max core file size", "Max locked memory"] {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name));
+            let values: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
+            if !matches!(values[..], ["0", "0", "bytes"]) {
+                wrong.push(format!("{name}: {values:?}"));
+            }
+        }
+        // Of a process that is not dumpable, they are root's (proc(5)).
+        let limits = rustix::fs::statat(&self.folder, "limits", AtFlags::empty());
+        if limits.expect("their owner").st_uid != 0 {
+            wrong.push("it is dumpable".to_owned());
+        }
+        wrong
+    }
+}
+
 /// In the process of its own, which becomes `user` if that is said.
 fn inside(folder: &Path, user: Option<u32>) -> Vec<String> {
     let before = disk(folder.join("first"));
     let mut machine = kvm::Machine::open();
     // SAFETY: takes nothing.
     let is_other = user.is_some() || unsafe { libc::geteuid() } != 0;
+    let own = OwnProcess::open();
     let policy = Policy::best_effort();
     let entered = jail::enter(&[folder.to_owned()], user, user, &policy, profiles());
     let confinement = entered.expect("the jail");
@@ -103,6 +140,7 @@ fn inside(folder: &Path, user: Option<u32>) -> Vec<String> {
             wrong.push(format!("{layer} layer: {}", !stands));
         }
     }
+    wrong.extend(own.wrong_limits());
     wrong.extend(try_all("main"));
     match &mut machine {
         Some(machine) => wrong.extend(machine.is_made_anew()),
