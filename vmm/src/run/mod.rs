@@ -41,7 +41,7 @@ use crate::control::Server;
 use crate::error::chain;
 use crate::jail;
 use crate::machine::{Machine, Taps};
-use crate::serial::{Console, TICK};
+use crate::serial::{Console, StandardOutput, TICK};
 use crate::vcpu::{Ending, unix_ns};
 
 /// Exit status for a machine that crashed.
@@ -225,6 +225,10 @@ impl Process {
         {
             fds.push(interest(io::stdin().as_raw_fd(), libc::POLLIN));
         }
+        let output = self.terminal.as_ref().map(|terminal| &terminal.output);
+        if let Some(fd) = output.and_then(StandardOutput::awaited) {
+            fds.push(interest(fd, libc::POLLOUT));
+        }
         if let Some(console) = &self.console {
             let interests = console.interests(room);
             fds.extend(interests.map(|(fd, events)| interest(fd, events)));
@@ -270,6 +274,9 @@ impl Process {
     fn end(mut self, exit: &Exit) -> ExitCode {
         // The guest's last words.
         self.serve_console();
+        if let Some(terminal) = &mut self.terminal {
+            terminal.output.finish(self.machine.serial());
+        }
         drop(self.terminal);
         drop(self.console);
         drop(self.machine);

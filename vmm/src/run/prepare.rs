@@ -21,7 +21,7 @@ use crate::control::Server;
 use crate::error::chain;
 use crate::jail;
 use crate::machine::{Machine, Parts, Taps, profiles};
-use crate::serial::{Console, Output, Serial};
+use crate::serial::{Console, Output, Serial, StandardOutput};
 
 impl Process {
     /// Opens and builds everything.
@@ -49,6 +49,9 @@ impl Process {
                 .and_then(Output::log)
                 .map_err(|error| format!("--serial-log {}: {error}", path.display()))?,
         };
+        // Before the jail, which has no way to it.
+        let stdout =
+            (description.serial_log.is_none() && !description.daemonize).then(StandardOutput::open);
         let server = match &places.socket {
             Some(path) => Some(Server::bind(path)?),
             None => None,
@@ -103,8 +106,7 @@ impl Process {
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;
         }
         made.keep();
-        let terminal =
-            (description.serial_log.is_none() && !description.daemonize).then(Terminal::new);
+        let terminal = stdout.map(Terminal::new);
         Ok(Self {
             machine,
             server,

@@ -5,13 +5,15 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::serial::{RawTerminal, Serial};
+use crate::serial::{RawTerminal, Serial, StandardOutput};
 
 /// The terminal, as the serial port's other end. Ctrl-A x ends the machine,
 /// Ctrl-A Ctrl-A is one Ctrl-A.
 pub(super) struct Terminal {
     /// Whether more input may come.
     pub(super) open: bool,
+    /// Where the output goes.
+    pub(super) output: StandardOutput,
     escaped: bool,
     _terminal: Option<RawTerminal>,
 }
@@ -19,10 +21,11 @@ pub(super) struct Terminal {
 const CTRL_A: u8 = 1;
 
 impl Terminal {
-    /// On standard input, raw if it is a terminal.
-    pub(super) fn new() -> Self {
+    /// On standard input, raw if it is a terminal, and standard output.
+    pub(super) fn new(output: StandardOutput) -> Self {
         Self {
             open: true,
+            output,
             escaped: false,
             _terminal: RawTerminal::enter(),
         }
@@ -32,8 +35,9 @@ impl Terminal {
         self.open && serial.input_capacity() > 0
     }
 
-    /// Moves input to the guest. True: the user wants to end.
+    /// Moves output from the guest and input to it. True: the user wants to end.
     pub(super) fn progress(&mut self, serial: &Serial) -> bool {
+        self.output.progress(serial);
         if !self.wants_input(serial) || !readable(io::stdin().as_raw_fd()) {
             return false;
         }
@@ -85,6 +89,7 @@ mod tests {
     fn ctrl_a_x_ends() {
         let mut terminal = Terminal {
             open: true,
+            output: StandardOutput::open(),
             escaped: false,
             _terminal: None,
         };

@@ -3,16 +3,19 @@
 //! or who is attached to the console socket.
 //!
 //! ```text
-//!  vCPU ─► UART ─► Outlet ──► log, standard output
+//!  vCPU ─► UART ─► Outlet ──► log
 //!   ▲       ▲        └─ the newest 64 KiB ─► Console ─► clients
+//!   │       │                     └────────► StandardOutput
 //!   └─ irq ─┴─────────── input ◄────────────────┘
 //! ```
 
 #![allow(unsafe_code, reason = "termios(3)")]
 
 mod console;
+mod feed;
 mod log;
 mod outlet;
+mod stdout;
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -27,6 +30,7 @@ use self::outlet::Outlet;
 pub use self::console::Console;
 pub use self::log::BoundedLog;
 pub use self::outlet::{Output, TICK};
+pub use self::stdout::StandardOutput;
 
 #[derive(Clone)]
 struct Sink(Arc<Mutex<Outlet>>);

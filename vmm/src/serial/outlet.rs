@@ -1,4 +1,5 @@
-//! Where the guest's output goes: line by line to the log or to standard output.
+//! Where the guest's output goes: line by line to the log, and into memory for those
+//! who read along.
 //!
 //! A byte that a vCPU writes is put into memory, and the end of a line (or a full
 //! chunk) writes out what is there. What is no whole line, as a prompt, the main loop
@@ -6,7 +7,7 @@
 //! long as more comes. So output costs the guest one system call for a line, not for a
 //! byte, and a reader sees it no later than a blink.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ const RECENT: usize = 64 << 10;
 pub enum Output {
     /// A log file that keeps the newest.
     Log(BoundedLog),
-    /// Standard output.
+    /// Standard output: [`StandardOutput`](super::StandardOutput) reads it from what is
+    /// remembered. No thread of the guest's writes there, since a write may wait.
     Stdout,
 }
 
@@ -37,17 +39,6 @@ impl Output {
     /// When the file can't be measured or cut.
     pub fn log(file: std::fs::File) -> io::Result<Self> {
         BoundedLog::new(file).map(Self::Log)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Log(log) => log.append(bytes),
-            Self::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(bytes)?;
-                stdout.flush()
-            }
-        }
     }
 }
 
@@ -117,21 +108,26 @@ pub(super) struct Outlet {
 impl Outlet {
     /// `bell` calls the main loop.
     pub(super) fn new(output: Output, bell: Arc<EventFd>) -> Self {
+        let recent = matches!(output, Output::Stdout).then(Recent::new);
         Self {
             output,
             waiting: Vec::with_capacity(CHUNK),
-            recent: None,
+            recent,
             active: false,
             attended: false,
             bell,
         }
     }
 
-    /// Remembers the newest output from now on, beginning with that of the log.
+    /// Remembers the newest output from now on, beginning with that of the log, unless
+    /// it does already.
     ///
     /// # Errors
     /// When the log can't be read.
     pub(super) fn keep_recent(&mut self) -> io::Result<()> {
+        if self.recent.is_some() {
+            return Ok(());
+        }
         let mut recent = Recent::new();
         if let Output::Log(log) = &self.output {
             recent.push(&log.tail(RECENT)?);
@@ -172,11 +168,13 @@ impl Outlet {
     }
 
     fn flush(&mut self) {
-        if !self.waiting.is_empty() {
+        if let Output::Log(log) = &mut self.output
+            && !self.waiting.is_empty()
+        {
             // A log that can't be written must not stop the guest; the bytes are lost.
-            let _ = self.output.write(&self.waiting);
-            self.waiting.clear();
+            let _ = log.append(&self.waiting);
         }
+        self.waiting.clear();
     }
 
     /// The number of the oldest byte that is remembered.
@@ -280,6 +278,18 @@ mod tests {
         let mut bytes = Vec::new();
         assert_eq!(outlet.read(0, 100, &mut bytes), Read { lost: 0, next: 7 });
         assert_eq!(bytes, b"old new");
+    }
+
+    #[test]
+    fn standard_output_is_remembered_once() {
+        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"));
+        let mut outlet = Outlet::new(Output::Stdout, bell);
+        outlet.push(b"a line\n");
+        outlet.keep_recent().expect("kept");
+        outlet.push(b"more");
+        let mut bytes = Vec::new();
+        assert_eq!(outlet.read(0, 100, &mut bytes), Read { lost: 0, next: 11 });
+        assert_eq!(bytes, b"a line\nmore");
     }
 
     proptest! {

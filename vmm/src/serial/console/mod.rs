@@ -11,20 +11,17 @@
 
 #![allow(unsafe_code, reason = "poll(2)")]
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::Serial;
+use super::feed::{Feed, will_pass};
 use crate::listener::Listener;
 
 /// As many clients at once.
 const MAX_CLIENTS: usize = 8;
-/// The most bytes that a client is handed at once.
-const CHUNK: usize = 4096;
-/// The most chunks for one client before the next has its turn.
-const BATCH: usize = 16;
 /// The most bytes that are taken from a client at once: the UART's own buffer.
 const TYPED: usize = 64;
 
@@ -38,13 +35,7 @@ pub struct Console {
 
 struct Client {
     stream: UnixStream,
-    /// What it is being handed, and how much of it is out.
-    chunk: Vec<u8>,
-    sent: usize,
-    /// The number of the next byte that it gets.
-    next: u64,
-    /// It has more to get, and its socket no room.
-    lags: bool,
+    feed: Feed,
     /// It may still type.
     types: bool,
 }
@@ -80,7 +71,7 @@ impl Console {
             if room && client.types {
                 events |= libc::POLLIN;
             }
-            if client.lags {
+            if client.feed.lags() {
                 events |= libc::POLLOUT;
             }
             // That it has gone is reported in any case.
@@ -100,10 +91,7 @@ impl Console {
             }
             clients.push(Client {
                 stream,
-                chunk: Vec::new(),
-                sent: 0,
-                next: serial.recent_start(),
-                lags: false,
+                feed: Feed::new(serial.recent_start()),
                 types: true,
             });
         }
@@ -141,42 +129,9 @@ impl Client {
 
     /// Hands it output. False: it has gone.
     fn send(&mut self, serial: &Serial) -> bool {
-        self.lags = false;
-        for _ in 0..BATCH {
-            if self.sent == self.chunk.len() && !self.refill(serial) {
-                return true;
-            }
-            match self.stream.write(&self.chunk[self.sent..]) {
-                Ok(0) => return false,
-                Ok(count) => self.sent += count,
-                Err(error) if will_pass(&error) => break,
-                Err(_) => return false,
-            }
-        }
-        self.lags = true;
-        true
+        let stream = &mut self.stream;
+        self.feed.send(serial, |bytes| stream.write(bytes))
     }
-
-    /// The next chunk. Returns whether there is one.
-    fn refill(&mut self, serial: &Serial) -> bool {
-        self.sent = 0;
-        self.chunk.clear();
-        let read = serial.recent(self.next, CHUNK, &mut self.chunk);
-        self.next = read.next;
-        if read.lost > 0 {
-            let notice = format!("\r\n[hearth-vmm: {} bytes were missed here]\r\n", read.lost);
-            self.chunk.splice(..0, notice.into_bytes());
-        }
-        !self.chunk.is_empty()
-    }
-}
-
-/// Whether it is worth trying again later.
-fn will_pass(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use std::io;
 use std::net::Shutdown;
 use std::path::PathBuf;
 
