@@ -1,0 +1,183 @@
+//! The whole program with guests of a few bytes, on whatever `/dev/kvm` is here:
+//! what a power-off, a reset, a triple fault and a stop look like from outside.
+
+#![allow(clippy::disallowed_methods, reason = "a test may start programs")]
+
+mod console;
+mod devices;
+mod jail;
+mod power;
+mod process;
+
+use std::io::{Read, Write};
+use std::ops::{Deref, DerefMut};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+
+use hearth_vmm_api::{Exit, Machine, Metrics, SandboxLayer};
+use serde::de::DeserializeOwned;
+
+/// `mov dx, port; mov al, value; out dx, al`, in long mode.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+/// S5: sleep type 5, sleep enable.
+fn power_off() -> Vec<u8> {
+    out(0x600, 5 << 2 | 1 << 5)
+}
+
+/// Asks for events until the power button was pressed: `mov dx, 0x610; in al, dx;
+/// test al, 1; jz` to the beginning.
+const AWAIT_BUTTON: [u8; 9] = [0x66, 0xba, 0x10, 0x06, 0xec, 0xa8, 0x01, 0x74, 0xf7];
+/// `hlt; jmp` to it.
+const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
+/// An instruction that is none; without an IDT, a triple fault.
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
+/// A bzImage whose 64-bit entry is `code`: the setup header of the Linux boot
+/// protocol, and the code 0x200 bytes into the kernel.
+fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 1024 + 512];
+    image.extend_from_slice(code);
+    image.extend_from_slice(&HALT);
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes()); // version
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x214, &0x10_0000u32.to_le_bytes()); // code32_start
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x258, &0x10_0000u64.to_le_bytes()); // pref_address
+    put(0x260, &0x1_0000u32.to_le_bytes()); // init_size
+    image
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Nothing where there is no KVM, said aloud.
+    fn new(code: &[u8]) -> Option<Self> {
+        if !Path::new("/dev/kvm").exists() {
+            eprintln!("SKIPPED: there is no /dev/kvm");
+            return None;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::write(folder.path().join("kernel"), bzimage(code)).expect("kernel");
+        Some(Self { folder })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hearth-vmm"));
+        command
+            .args(["--memory", "64", "--kernel"])
+            .arg(self.path("kernel"))
+            .arg("--socket")
+            .arg(self.path("socket"))
+            .arg("--serial-log")
+            .arg(self.path("serial"))
+            .arg("--exit-file")
+            .arg(self.path("exit"));
+        command
+    }
+
+    fn run(&self) -> Output {
+        self.command().output().expect("hearth-vmm runs")
+    }
+
+    fn exit(&self) -> Exit {
+        serde_json::from_slice(&std::fs::read(self.path("exit")).expect("exit file")).expect("JSON")
+    }
+
+    /// Waits until one of its sockets takes connections: there is a moment when its
+    /// file is there and they are still refused.
+    fn listens(&self, name: &str) {
+        until("listens", || UnixStream::connect(self.path(name)).is_ok());
+    }
+
+    /// Asks the control socket.
+    fn ask(&self, request: &str) -> String {
+        self.send(request, "")
+    }
+
+    /// Asks the control socket, with a body.
+    fn send(&self, request: &str, body: &str) -> String {
+        let mut stream = UnixStream::connect(self.path("socket")).expect("connects");
+        let length = body.len();
+        let head = format!("{request} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {length}");
+        write!(stream, "{head}\r\n\r\n{body}").expect("sends");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answers");
+        answer
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        let answer = self.ask(&format!("GET {path}"));
+        let body = answer.split("\r\n\r\n").nth(1).expect("body");
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    fn machine(&self) -> Machine {
+        self.get("/v1/machine")
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.get("/v1/metrics")
+    }
+}
+
+/// A machine that a test started, and that ends with it, however that ends: one left
+/// behind would hold the tests' own output open.
+struct Vmm(Child);
+
+impl Deref for Vmm {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Vmm {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // It has ended by itself wherever nothing failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+trait Start {
+    fn start(&mut self) -> Vmm;
+}
+
+impl Start for Command {
+    fn start(&mut self) -> Vmm {
+        Vmm(self.spawn().expect("hearth-vmm runs"))
+    }
+}
+
+/// Waits for something to become true.
+fn until(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !check() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
