@@ -65,7 +65,31 @@ impl Bus {
         self.events.write(1)
     }
 
-    /// An `in` instruction.
+    /// The accesses of an `in`, or of as many rounds of a repeated `ins` as KVM hands
+    /// over at once (Documentation/virt/kvm/api.rst, KVM_EXIT_IO): each reads `width`
+    /// bytes at the same port.
+    pub fn ports_read(&self, port: u16, width: usize, data: &mut [u8]) {
+        for access in data.chunks_mut(width.max(1)) {
+            self.port_read(port, access);
+        }
+    }
+
+    /// The same for `out` and `outs`, and what the guest asks for by them.
+    #[must_use]
+    pub fn ports_write(&self, port: u16, width: usize, data: &[u8]) -> Option<Request> {
+        let mut ejected = 0;
+        for access in data.chunks(width.max(1)) {
+            match self.port_write(port, access) {
+                None => {}
+                Some(Request::Eject(slots)) => ejected |= slots,
+                // What would come after it, comes after the machine's end.
+                end => return end,
+            }
+        }
+        (ejected != 0).then_some(Request::Eject(ejected))
+    }
+
+    /// One access of an `in` instruction.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         match port {
             PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.read(register(port), data),
@@ -81,7 +105,7 @@ impl Bus {
         }
     }
 
-    /// An `out` instruction, and what the guest asks for by it.
+    /// One access of an `out` instruction, and what the guest asks for by it.
     #[must_use]
     pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
         match port {
@@ -146,7 +170,7 @@ fn register(port: u16) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::layout::{PORT_RESET, RESET_VALUE};
+    use crate::arch::layout::{PORT_HOTPLUG_EJECT, PORT_RESET, RESET_VALUE};
     use crate::serial::Output;
 
     fn bus() -> Bus {
@@ -190,6 +214,46 @@ mod tests {
             bus.port_write(PORT_RESET, &[RESET_VALUE]),
             Some(Request::Reset)
         );
+    }
+
+    #[test]
+    fn each_access_of_a_string_is_one() {
+        let bus = bus();
+        // Into the UART by its loopback (PC16550D, section 8.7), and out of it again.
+        assert_eq!(bus.ports_write(PORT_SERIAL + 4, 1, &[1 << 4]), None);
+        assert_eq!(bus.ports_write(PORT_SERIAL, 1, b"abc"), None);
+        let mut read = [0; 3];
+        bus.ports_read(PORT_SERIAL, 1, &mut read);
+        assert_eq!(&read, b"abc");
+        // The width is that of the access: two addresses, of which the last stays.
+        let addresses = [0x8000_0800u32, 0x8000_1000].map(u32::to_le_bytes).concat();
+        assert_eq!(bus.ports_write(PORT_PCI_ADDRESS, 4, &addresses), None);
+        let mut read = [0; 8];
+        bus.ports_read(PORT_PCI_ADDRESS, 4, &mut read);
+        assert_eq!(
+            read,
+            [addresses[4..].to_vec(), addresses[4..].to_vec()].concat()[..]
+        );
+    }
+
+    #[test]
+    fn all_that_a_string_asks_for_is_done() {
+        let bus = bus();
+        let eject = |slots: &[u32]| {
+            let data: Vec<u8> = slots.iter().flat_map(|slot| slot.to_le_bytes()).collect();
+            bus.ports_write(PORT_HOTPLUG_EJECT, 4, &data)
+        };
+        for slot in [1, 3] {
+            bus.notify(|registers| registers.request_unplug(slot))
+                .expect("raised");
+        }
+        assert_eq!(
+            eject(&[1 << 1, 1 << 2, 1 << 3]),
+            Some(Request::Eject(0b1010))
+        );
+        assert_eq!(eject(&[1 << 1]), None);
+        let reset = bus.ports_write(PORT_RESET, 1, &[0, RESET_VALUE, 0]);
+        assert_eq!(reset, Some(Request::Reset));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "the kvm_run page")]
 
+use std::ptr;
 use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -24,11 +25,18 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
     surroundings.exits.fetch_add(1, Ordering::Relaxed);
     let failure = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
-            bus.port_read(port, data);
+            let data = ptr::from_mut(data);
+            let width = io_width(fd);
+            // SAFETY: the bytes are in the kvm_run page, which stays as it is until the
+            // next KVM_RUN of this thread, and nothing else refers to them.
+            bus.ports_read(port, width, unsafe { &mut *data });
             return Step::Continue;
         }
         Ok(VcpuExit::IoOut(port, data)) => {
-            match bus.port_write(port, data) {
+            let data = ptr::from_ref(data);
+            let width = io_width(fd);
+            // SAFETY: as above.
+            match bus.ports_write(port, width, unsafe { &*data }) {
                 None => {}
                 Some(Request::Eject(slots)) => surroundings.reports.eject(slots),
                 Some(Request::PowerOff) => return Step::End(Ending::PowerOff),
@@ -70,6 +78,13 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
         "vCPU {index}: {failure}; {}",
         registers(fd)
     )))
+}
+
+/// Bytes of each access of a KVM_EXIT_IO, of which there may be several.
+fn io_width(fd: &mut VcpuFd) -> usize {
+    // SAFETY: the exit reason is KVM_EXIT_IO, for which KVM fills this member of the
+    // union; it is plain data.
+    unsafe { fd.get_kvm_run().__bindgen_anon_1.io }.size.into()
 }
 
 /// Says what KVM gave up on: Documentation/virt/kvm/api.rst,

@@ -6,6 +6,7 @@
 mod console;
 mod devices;
 mod jail;
+mod ports;
 mod power;
 mod process;
 
