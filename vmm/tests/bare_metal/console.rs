@@ -1,5 +1,8 @@
 //! The serial port's other end: clients of the console socket, standard output.
 
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
+
 use super::*;
 
 /// Writes what comes from the serial port back to it, up to a 'q': `mov dx, 0x3fd; in
@@ -44,4 +47,51 @@ fn clients_sit_at_the_console_also_of_a_jailed_machine() {
         b">hibye, q"
     );
     assert!(!bench.path("console").exists());
+}
+
+/// Writes 100,000 bytes: `mov ecx, 100000; mov dx, 0x3f8; mov al, '.'; out dx, al; loop`
+/// to the `out`.
+const FLOOD: [u8; 14] = [
+    0xb9, 0xa0, 0x86, 0x01, 0x00, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xe2, 0xfd,
+];
+
+#[test]
+fn a_pipe_that_nobody_reads_holds_up_nothing() {
+    let code = [FLOOD.to_vec(), AWAIT_BUTTON.to_vec(), out(0x3f8, b'!')];
+    let Some(bench) = Bench::new(&[code.concat(), power_off()].concat()) else {
+        return;
+    };
+    let mut command = bench.unlogged();
+    command.arg("--jail=best-effort");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).start();
+    let mut pipe = child.stdout.take().expect("a pipe");
+    // As small as can be.
+    // SAFETY: no memory is involved.
+    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    bench.listens("socket");
+    until("all is written", || bench.metrics().vcpu_exits > 100_000);
+    bench.ask("PUT /v1/power-button");
+    let mut text = String::new();
+    pipe.read_to_string(&mut text).expect("reads");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    let (before, rest) = text.split_once("\r\n[hearth-vmm: ").expect("a notice");
+    let (lost, after) = rest
+        .split_once(" bytes were missed here]\r\n")
+        .expect("all of it");
+    let lost: usize = lost.parse().expect("a number");
+    assert_eq!(before.len() + lost + after.len(), 100_001);
+    assert!(after.ends_with(".!"), "the last words");
+}
+
+#[test]
+fn a_pipe_that_stays_full_does_not_keep_the_process() {
+    let Some(bench) = Bench::new(&[FLOOD.to_vec(), power_off()].concat()) else {
+        return;
+    };
+    let mut command = bench.unlogged();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).start();
+    let pipe = child.stdout.take();
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert_eq!(bench.exit(), Exit::GuestPowerOff);
+    drop(pipe);
 }

@@ -80,14 +80,19 @@ impl Bench {
     }
 
     fn command(&self) -> Command {
+        let mut command = self.unlogged();
+        command.arg("--serial-log").arg(self.path("serial"));
+        command
+    }
+
+    /// The serial port's output goes to standard output.
+    fn unlogged(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hearth-vmm"));
         command
             .args(["--memory", "64", "--kernel"])
             .arg(self.path("kernel"))
             .arg("--socket")
             .arg(self.path("socket"))
-            .arg("--serial-log")
-            .arg(self.path("serial"))
             .arg("--exit-file")
             .arg(self.path("exit"));
         command
