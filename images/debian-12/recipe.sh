@@ -8,7 +8,8 @@ export IMAGE_DEFAULT_USER=admin
 # Names of NICs as EC2's Linux images had them; cloud-init matches by MAC.
 # The kernel's warnings only: each character costs the guest an exit, and the
 # log of its first seconds has them all (dmesg).
-export IMAGE_CMDLINE='ro console=ttyS0,115200 net.ifnames=0 biosdevname=0 loglevel=5'
+# No self-tests and no bounce buffers: README.md says why, and how to have them.
+export IMAGE_CMDLINE='ro console=ttyS0,115200 net.ifnames=0 biosdevname=0 loglevel=5 cryptomgr.notests swiotlb=noforce'
 DISK_SPARE_MB=160
 DISK_JOURNAL_MB=32
 

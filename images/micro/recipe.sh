@@ -5,7 +5,8 @@
 
 export IMAGE_DESCRIPTION='Hearth micro: busybox, dropbear and curl on the Debian 12 cloud kernel'
 export IMAGE_DEFAULT_USER=ec2-user
-export IMAGE_CMDLINE='rw console=ttyS0,115200 panic=10 quiet loglevel=4'
+# No self-tests and no bounce buffers: README.md says why, and how to have them.
+export IMAGE_CMDLINE='rw console=ttyS0,115200 panic=10 quiet loglevel=4 cryptomgr.notests swiotlb=noforce'
 DISK_SPARE_MB=24
 DISK_JOURNAL_MB=4
 

@@ -43,6 +43,18 @@ fn debian_sees_the_machine_it_was_given() {
 }
 
 #[test]
+fn spends_nothing_on_self_tests_and_bounce_buffers() {
+    for image in ["micro", "debian-12"] {
+        // Past the 4 GiB line, where the kernel would reserve the buffers.
+        let mut vm = Vm::of(image).memory_mib(5 * 1024).boot();
+        let notests = vm.run("cat /sys/module/cryptomgr/parameters/notests");
+        assert_eq!(notests, "Y", "{image}");
+        let reserved = vm.run("dmesg | grep 'software IO TLB: mapped'; true");
+        assert_eq!(reserved, "", "{image}");
+    }
+}
+
+#[test]
 fn finds_its_devices_and_no_complaint() {
     let mut vm = Vm::of("micro").boot();
     assert_eq!(vm.run("cat /sys/block/vda/serial"), "vol0root");
