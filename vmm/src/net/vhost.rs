@@ -14,7 +14,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
 
 use vhost::vhost_kern::VhostKernBackend;
-use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
+use vhost::vhost_kern::vhost_binding::{
+    VHOST_NET_SET_BACKEND, VHOST_SET_VRING_CALL, vhost_vring_file,
+};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -141,6 +143,19 @@ impl Vhost {
             .collect()
     }
 
+    /// Replaces what interrupts the driver, for good or until the next [`Self::set_up`]:
+    /// `queue` is 0 for receive, 1 for transmit. None: nothing does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_call(&self, queue: u32, call: Option<&EventFd>) -> io::Result<()> {
+        // -1 is VHOST_FILE_UNBIND.
+        let fd = call.map_or(-1, AsRawFd::as_raw_fd);
+        let file = vhost_vring_file { index: queue, fd };
+        // SAFETY: VHOST_SET_VRING_CALL reads one `vhost_vring_file`, which outlives it.
+        check(unsafe { ioctl_with_ref(self, VHOST_SET_VRING_CALL(), &file) })
+    }
+
     /// Packets move from here on, through a tap whose queue is enabled.
     ///
     /// # Errors
@@ -164,12 +179,15 @@ impl Vhost {
     fn set_backend(&self, index: u32, fd: RawFd) -> io::Result<()> {
         let file = vhost_vring_file { index, fd };
         // SAFETY: VHOST_NET_SET_BACKEND reads one `vhost_vring_file`, which outlives it.
-        let result = unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &file) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        check(unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &file) })
     }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl AsRawFd for Vhost {
@@ -258,6 +276,10 @@ mod tests {
         };
         assert!(vhost.set_up(0, [vring(), vring()]).is_err());
         assert!(vhost.describe(0, [vring(), vring()]).is_err());
+        for call in [Some(&event), None] {
+            let error = vhost.set_call(1, call).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
+        }
         // There is nobody to tell.
         vhost.stop();
     }

@@ -94,9 +94,8 @@ pub trait Interrupt: Send + Sync {
     fn queue(&self, index: u16);
 
     /// The event that [`Self::queue`] signals, for a back end in the kernel: none while
-    /// the driver wants no interrupts of this queue. It stays the same as long as the
-    /// driver doesn't give the queue another vector, which drivers do only before they
-    /// are ready.
+    /// the driver wants no interrupts of this queue. It stays the same until the driver
+    /// gives the queue another vector: [`VirtioDevice::vector_changed`].
     fn event(&self, index: u16) -> Option<EventFd>;
 
     /// Notifies the driver that the device's configuration changed. Section 2.5.
@@ -178,6 +177,19 @@ pub trait VirtioDevice: Send {
     /// When a queue is missing or a thread can't be made; the transport then sets
     /// DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
+
+    /// The driver gave a queue another vector, or none, after DRIVER_OK. It must do so
+    /// before it enables the queue (section 4.1.4.3.2), but some come later, and then
+    /// whatever holds the queue's [`Interrupt::event`] has an old one. Called by a vCPU's
+    /// thread.
+    ///
+    /// # Errors
+    /// When the back end can't be given the new one; the transport then sets
+    /// DEVICE_NEEDS_RESET.
+    fn vector_changed(&mut self, queue: u16, interrupt: &dyn Interrupt) -> io::Result<()> {
+        let _ = (queue, interrupt);
+        Ok(())
+    }
 
     /// Stops and joins the device's threads, with all that is in flight completed
     /// or dropped: no guest memory is touched afterwards. Idempotent.

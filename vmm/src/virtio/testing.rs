@@ -55,6 +55,10 @@ impl FakeInterrupts {
             .signals
             .load(Ordering::SeqCst)
     }
+    pub(crate) fn event(&self, vector: usize) -> EventFd {
+        let vectors = self.vectors.lock().unwrap();
+        vectors[vector].event.try_clone().unwrap()
+    }
     pub(crate) fn doorbells(&self) -> Vec<Doorbell> {
         self.doorbells.lock().unwrap().clone()
     }

@@ -6,6 +6,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::CONTROL_BATCH;
 use super::kernel::KernelPair;
 use crate::net::Link;
@@ -97,6 +99,14 @@ impl Pairs {
         }
         state.in_kernel = pairs;
         Ok(())
+    }
+
+    /// Has the kernel interrupt the driver of a queue by another event, or not at all. A
+    /// pump asks each time.
+    pub(super) fn set_call(&self, queue: u16, call: Option<&EventFd>) -> io::Result<()> {
+        let state = self.lock();
+        let pair = state.in_kernel.get(usize::from(queue / 2));
+        pair.map_or(Ok(()), |pair| pair.set_call(queue % 2, call))
     }
 
     /// Takes the queues back from the kernel.

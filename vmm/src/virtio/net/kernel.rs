@@ -67,6 +67,12 @@ impl KernelPair {
         self.vhost.start(self.link.as_raw_fd())
     }
 
+    /// Replaces what interrupts the driver of one of the queues: 0 is the one that
+    /// receives.
+    pub(super) fn set_call(&self, queue: u16, call: Option<&EventFd>) -> io::Result<()> {
+        self.vhost.set_call(queue.into(), call)
+    }
+
     /// Nothing moves any more when this returns.
     pub(super) fn stop(&self) {
         self.vhost.stop();

@@ -30,8 +30,8 @@ use super::counters::{Counters, counters};
 use super::queue::Ring;
 use super::worker::{self, Worker};
 use super::{
-    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, VirtioDevice,
-    read_config,
+    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug,
+    VirtioDevice, read_config,
 };
 use crate::jail::{Allow, Argument, Profile};
 use crate::net::{Link, Offload, Vhost};
@@ -415,6 +415,10 @@ impl VirtioDevice for Net {
         }
         self.workers.extend(self.control(&activation, live.len())?);
         Ok(())
+    }
+
+    fn vector_changed(&mut self, queue: u16, interrupt: &dyn Interrupt) -> io::Result<()> {
+        self.pairs.set_call(queue, interrupt.event(queue).as_ref())
     }
 
     fn reset(&mut self) {

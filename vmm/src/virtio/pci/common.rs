@@ -99,6 +99,8 @@ pub(super) enum Effect {
     Reset,
     /// The driver set DRIVER_OK.
     Activate,
+    /// The driver gave this queue another vector after that.
+    Vector(u16),
 }
 
 /// One queue's registers, as written: they are judged at DRIVER_OK.
@@ -197,7 +199,7 @@ impl Common {
             Register::ConfigMsixVector => self.shared.set_config_vector(short),
             Register::DeviceStatus => return self.set_status(bytes[0]),
             Register::QueueSelect => self.queue_select = short,
-            Register::QueueMsixVector => self.shared.set_queue_vector(self.queue_select, short),
+            Register::QueueMsixVector => return self.set_vector(short),
             Register::QueueSize
             | Register::QueueEnable
             | Register::QueueDesc(_)
@@ -272,6 +274,18 @@ impl Common {
         self.shared.add_status(new);
         if new.contains(Status::DRIVER_OK) && !old.contains(Status::DRIVER_OK) {
             Effect::Activate
+        } else {
+            Effect::None
+        }
+    }
+
+    fn set_vector(&mut self, vector: u16) -> Effect {
+        let queue = self.queue_select;
+        let old = self.shared.queue_vector(queue);
+        self.shared.set_queue_vector(queue, vector);
+        let live = self.shared.status().contains(Status::DRIVER_OK);
+        if live && self.shared.queue_vector(queue) != old {
+            Effect::Vector(queue)
         } else {
             Effect::None
         }

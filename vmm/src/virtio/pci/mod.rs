@@ -246,6 +246,12 @@ impl PciDevice for VirtioPciDevice {
                 Effect::None => {}
                 Effect::Reset => self.reset_device(),
                 Effect::Activate => self.activate(),
+                Effect::Vector(queue) => {
+                    let interrupt = self.shared.as_ref();
+                    if self.device.vector_changed(queue, interrupt).is_err() {
+                        interrupt.needs_reset();
+                    }
+                }
             }
         } else if let Some(offset) = DEVICE.offset(at) {
             self.device.config_write(offset, data);

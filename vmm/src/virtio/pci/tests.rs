@@ -26,6 +26,8 @@ struct Probe {
     declaration: &'static Declaration,
     log: Arc<Mutex<Vec<String>>>,
     given: Arc<Mutex<Option<Activation>>>,
+    /// Whether it can't take another vector.
+    fails: bool,
 }
 
 impl Default for Probe {
@@ -34,6 +36,7 @@ impl Default for Probe {
             declaration: &blk::DECLARATION,
             log: Arc::default(),
             given: Arc::default(),
+            fails: false,
         }
     }
 }
@@ -71,6 +74,15 @@ impl VirtioDevice for Probe {
         *self.given.lock().unwrap() = Some(activation);
         Ok(())
     }
+    fn vector_changed(&mut self, queue: u16, interrupt: &dyn Interrupt) -> io::Result<()> {
+        let says = interrupt.event(queue).map(|event| event.write(1));
+        let told = format!("vector of {queue}: {}", says.is_some());
+        self.log.lock().unwrap().push(told);
+        match self.fails {
+            true => Err(io::ErrorKind::Other.into()),
+            false => Ok(()),
+        }
+    }
     fn reset(&mut self) {
         self.log.lock().unwrap().push("reset".into());
         *self.given.lock().unwrap() = None;
@@ -86,8 +98,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(Probe::default())
+    }
+
+    fn with(probe: Probe) -> Self {
         let guest = Guest::new(2);
-        let probe = Probe::default();
         let interrupts = FakeInterrupts::default();
         let function = VirtioPciDevice::new(
             Box::new(probe.clone()),
@@ -355,6 +370,46 @@ fn queues_are_fixed_once_enabled() {
     bench.put(0x16, 2, 0);
     bench.put(0x1a, 2, 3);
     assert_eq!(bench.get(0x1a, 2), 0xffff, "there is no vector 3");
+}
+
+#[test]
+fn a_vector_that_comes_late_is_handed_on() {
+    let mut bench = Bench::new();
+    bench.negotiate(1, 1);
+    bench.interrupts();
+    bench.set_up(0, 16);
+    bench.set_up(1, 16);
+    bench.put(0x14, 1, 0xf);
+    assert_eq!(bench.probe.log(), ["activate"], "those before are no news");
+    // Its own once more; another; one that doesn't exist; a queue that doesn't.
+    for vector in [2, 1, 9] {
+        bench.put(0x1a, 2, vector);
+    }
+    bench.put(0x16, 2, 2);
+    bench.put(0x1a, 2, 1);
+    assert_eq!(
+        bench.probe.log(),
+        ["vector of 1: true", "vector of 1: false"]
+    );
+    assert_eq!(
+        bench.interrupts.event(1).read().unwrap(),
+        1,
+        "the new one's"
+    );
+    assert!(bench.interrupts.event(2).read().is_err());
+    assert_eq!(bench.status(), 0xf);
+
+    let fails = Probe {
+        fails: true,
+        ..Probe::default()
+    };
+    let mut bench = Bench::with(fails);
+    bench.negotiate(1, 1);
+    bench.interrupts();
+    bench.set_up(1, 16);
+    bench.put(0x14, 1, 0xf);
+    bench.put(0x1a, 2, 0);
+    assert_eq!(bench.status(), 0x4f);
 }
 
 #[test]
