@@ -23,6 +23,11 @@ impl Epoll {
         self.0.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
     }
 
+    pub(crate) fn unwatch(&self, fd: &impl AsRawFd) -> io::Result<()> {
+        let event = EpollEvent::default();
+        self.0.ctl(ControlOperation::Delete, fd.as_raw_fd(), event)
+    }
+
     /// Waits for events, or only looks (`at_once`). Returns how many there are.
     pub(crate) fn wait(&self, events: &mut [EpollEvent], at_once: bool) -> io::Result<usize> {
         loop {

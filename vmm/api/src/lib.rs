@@ -5,10 +5,10 @@
 //! |--------------------------|--------------|-----------------|
 //! | `GET /v1/machine`        |              | [`Machine`]     |
 //! | `PUT /v1/power-button`   |              | 204             |
-//! | `PUT /v1/reset`          |              | 204             |
+//! | `PUT /v1/reset`          |              | 204; 202: it was begun |
 //! | `PUT /v1/reboot`         | [`Reboot`]   | 204: the guest was asked; 409 |
 //! | `PUT /v1/stop`           |              | 204, then the process ends |
-//! | `PUT /v1/pause`          |              | 204             |
+//! | `PUT /v1/pause`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/resume`         |              | 204             |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
 //! | `GET /v1/balloon`        |              | [`BalloonState`] |
@@ -21,6 +21,10 @@
 //!
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
+//!
+//! A pause or reset is done when no device touches guest memory any more. Where a disk
+//! takes long to answer, [`Machine`] is `pausing` or `resetting` meanwhile, and
+//! `waits_for` names the disk; all other requests are answered as ever.
 //!
 //! With a new disk or interface may come open files in the same message
 //! (SCM_RIGHTS, unix(7)): the disk, or a tap opened with `IFF_TAP`, `IFF_NO_PI` and
@@ -58,6 +62,9 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// How often the guest was reset since the process began.
     pub resets: u64,
+    /// The devices that a pause or a reset waits for: their requests are not done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<String>,
     /// The disks, in slot order.
     pub disks: Vec<Disk>,
     /// The network interfaces, in slot order.
@@ -156,8 +163,12 @@ impl std::str::FromStr for SandboxLayer {
 pub enum MachineState {
     /// The vCPUs run.
     Running,
-    /// The vCPUs are held.
+    /// The vCPUs are held, and devices finish what they have.
+    Pausing,
+    /// The vCPUs are held, and no device touches guest memory.
     Paused,
+    /// No vCPU is there, and devices finish what they have; then the machine runs anew.
+    Resetting,
 }
 
 /// Asks the guest to go down and come up again.
@@ -295,8 +306,8 @@ pub struct Metrics {
     pub devices: std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>,
 }
 
-/// Why the VMM's process ended: the last thing it writes, as JSON, to the file
-/// named by `--exit-file`. A process that is gone without it was killed.
+/// Why the VMM's process ended: the last thing it writes, as JSON ([`ExitRecord`]), to the
+/// file named by `--exit-file`. A process that is gone without it was killed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum Exit {
@@ -309,6 +320,19 @@ pub enum Exit {
         /// What happened, in one line.
         detail: String,
     },
+}
+
+/// What the file named by `--exit-file` holds: why the process ended, and what it left
+/// unfinished.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Why.
+    #[serde(flatten)]
+    pub exit: Exit,
+    /// Devices with requests that the host had not done when the process ended. They are
+    /// done or lost, as when the power fails.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<String>,
 }
 
 /// The body of an error answer.

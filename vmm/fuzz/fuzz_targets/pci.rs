@@ -3,15 +3,13 @@
 
 #![no_main]
 
-use std::sync::Arc;
-
 use arbitrary::{Result, Unstructured};
 use hearth_vmm::pci::{PciRoot, Windows};
 use hearth_vmm::virtio::VirtioDevice;
 use hearth_vmm::virtio::balloon::Balloon;
 use hearth_vmm::virtio::pci::VirtioPciDevice;
 use hearth_vmm::virtio::rng::Rng;
-use hearth_vmm_fuzz::{MEMORY, NoInterrupts, memory};
+use hearth_vmm_fuzz::{MEMORY, backplane};
 use libfuzzer_sys::fuzz_target;
 
 const LOW: u64 = 0xc000_0000;
@@ -25,8 +23,9 @@ fn drive(mut u: Unstructured) -> Result<()> {
         io: IO..IO + 0x1000,
     });
     let devices: [Box<dyn VirtioDevice>; 2] = [Box::new(Rng::new()), Box::new(Balloon::new())];
+    let backplane = backplane();
     for device in devices {
-        let function = VirtioPciDevice::new(device, memory(), Arc::new(NoInterrupts));
+        let function = VirtioPciDevice::new(device, &backplane);
         let function = Box::new(function.expect("a function"));
         root.add(None, function).expect("a free slot");
     }
@@ -66,6 +65,11 @@ fn drive(mut u: Unstructured) -> Result<()> {
                 }
             }
             2 if u.ratio(1, 16)? => root.reset(),
+            2 if u.ratio(1, 8)? => root.hold(),
+            2 if u.ratio(1, 4)? => root.resume(),
+            2 => {
+                root.settle();
+            }
             // The doorbells, which have four ports each.
             3 => {
                 let port = 0x1000 + u16::from(u.arbitrary::<u8>()? & 0xf);

@@ -2,16 +2,20 @@
 //! fuzzer says.
 //!
 //! A device is activated on memory that is already painted and then reset: its
-//! thread serves its queues once before it looks at the stop event, so that every
-//! input runs the same way and no time is spent on waiting.
+//! thread serves its queues once before it looks for more orders, so that every
+//! input runs the same way.
 
 use std::io;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
 use hearth_vmm::irq::{Interrupts, MsiMessage, MsiVector};
 use hearth_vmm::memory::Memory;
-use hearth_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use hearth_vmm::virtio::pci::Backplane;
+use hearth_vmm::virtio::quiet::{Quiet, Why};
+use hearth_vmm::virtio::thread::DeviceThread;
+use hearth_vmm::virtio::{Activation, ActiveQueue, Interrupt, SHARED, Site, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -181,15 +185,38 @@ pub fn run_painted(
     data.extend(u.take_rest());
     data.truncate(usize::try_from(MEMORY - DATA).expect("small"));
     memory.write_slice(&data, GuestAddress(DATA)).expect("fits");
-    let activated = device.activate(Activation {
+    let doorbells: Vec<_> = queues
+        .iter()
+        .map(|queue| Arc::clone(&queue.doorbell))
+        .collect();
+    let shared = DeviceThread::spawn("devices".to_owned(), &SHARED).expect("a thread");
+    let site = Site {
+        doorbells: &doorbells,
+        shared: &shared,
+    };
+    device.plugged(&site).expect("threads");
+    device.activate(Activation {
         memory,
         features,
         queues,
         interrupt: Arc::new(Silence),
+        resumed: false,
     });
-    activated.expect("the queues are possible");
-    device.reset();
+    let (said, heard) = channel();
+    device.quiesce(Why::Reset, Quiet::new(move |_| drop::<Sender<()>>(said)));
+    // Until the last clone is gone.
+    let _ = heard.recv();
     Ok(())
+}
+
+/// What a function is plugged into.
+pub fn backplane() -> Backplane {
+    Backplane {
+        memory: memory(),
+        interrupts: Arc::new(NoInterrupts),
+        shared: Arc::new(DeviceThread::spawn("devices".to_owned(), &SHARED).expect("a thread")),
+        bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("event")),
+    }
 }
 
 /// A vector that nobody hears.

@@ -84,7 +84,10 @@ pub struct Uring {
     _wakes: Wakes,
     /// Kept until all requests are done.
     memory: Option<Memory>,
-    /// What is in flight, by token: the kernel reads and writes its segments.
+    /// The most requests at once: tokens are below it.
+    depth: u16,
+    /// What is in flight, by token: the kernel reads and writes its segments. As long as
+    /// there were ever requests at once, for an idle queue shall cost nothing.
     ops: Vec<Option<Op>>,
     in_flight: usize,
     /// The first request since the last wait, until it is known whether it is alone.
@@ -174,7 +177,8 @@ impl Prepared {
             backend,
             _wakes: wakes,
             memory: None,
-            ops: (0..depth).map(|_| None).collect(),
+            depth,
+            ops: Vec::new(),
             in_flight: 0,
             alone: None,
             short_cut: ShortCut::default(),
@@ -240,6 +244,10 @@ impl Uring {
     /// Queues a request in the ring.
     fn start(&mut self, token: u16, op: Op) -> io::Result<()> {
         let entry = entry(&op).user_data(token.into());
+        let needed = usize::from(token) + 1;
+        if token < self.depth && self.ops.len() < needed {
+            self.ops.resize_with(needed, || None);
+        }
         match self.ops.get_mut(usize::from(token)) {
             Some(slot) if slot.is_none() => *slot = Some(op),
             _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),

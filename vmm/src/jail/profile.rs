@@ -4,7 +4,7 @@
 use libc::c_long;
 
 /// A system call that a profile allows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allow {
     pub(super) call: c_long,
     /// Allowed when any of these holds; empty: always.
@@ -27,7 +27,7 @@ impl Allow {
 
 /// A condition on one argument of a call, of which the lower 32 bits are compared:
 /// the kernel ignores the upper half of these arguments.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Argument {
     pub(super) index: u8,
     pub(super) mask: u64,
@@ -63,8 +63,6 @@ impl Argument {
 pub struct Profile {
     /// Those of its own threads.
     pub thread: &'static [Allow],
-    /// Those that a vCPU's thread makes besides, when the guest starts or resets it.
-    pub vcpu: &'static [Allow],
     /// Those that the main thread makes besides, when it makes and plugs one while the
     /// guest runs. What is only there from the start needs none: it is made before
     /// there are filters.
@@ -75,7 +73,6 @@ impl Profile {
     /// Nothing that not every thread may do.
     pub const NONE: Self = Self {
         thread: &[],
-        vcpu: &[],
         plug: &[],
     };
 }

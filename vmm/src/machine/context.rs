@@ -1,4 +1,5 @@
-//! Devices made from their descriptions and plugged into slots.
+//! Devices made from their descriptions, with their files open, and then plugged into
+//! slots: between the two, the process confines itself.
 
 #![allow(unsafe_code, reason = "fcntl(2) locks")]
 
@@ -11,89 +12,54 @@ use std::time::{Duration, Instant};
 use hearth_vmm_api as api;
 use vm_memory::GuestMemoryMmap;
 
-use super::bus::Bus;
 use super::devices::{Device, Handle};
 use super::{Error, Taps};
 use crate::block::Backend;
 use crate::config;
-use crate::irq::Interrupts;
-use crate::irq::kvm::KvmInterrupts;
 use crate::net::{Tap, Vhost};
+use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, Options};
 use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
-use crate::virtio::pci::VirtioPciDevice;
+use crate::virtio::pci::{Backplane, VirtioPciDevice};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
 
 /// What a device needs of the machine.
 pub(super) struct DeviceContext {
-    pub(super) bus: Arc<Bus>,
     pub(super) memory: Arc<GuestMemoryMmap>,
-    pub(super) interrupts: Arc<KvmInterrupts>,
     pub(super) vcpus: u8,
 }
 
-impl DeviceContext {
-    /// Makes and plugs a device, from its files where those are open already.
-    pub(super) fn plug(
-        &self,
-        device: &config::Device,
-        taps: &mut Taps,
-        mut open: Vec<OwnedFd>,
-    ) -> Result<Device, Error> {
-        match device {
-            config::Device::Disk(disk) => self.disk(disk, open.pop()),
-            config::Device::Nic(nic) => self.nic(nic, taps, open),
-            config::Device::Rng => self.fixed("entropy source", Box::new(Rng::new()), Handle::None),
-            config::Device::Balloon => {
-                let balloon = Balloon::new();
-                let handle = Handle::Balloon(balloon.handle());
-                self.fixed("--balloon", Box::new(balloon), handle)
-            }
-            config::Device::Vsock(options) => {
-                let what = format!("--vsock {}", options.path.display());
-                let device = Vsock::new(vsock::Options {
-                    cid: options.cid,
-                    path: options.path.clone(),
-                })
-                .map_err(|error| Error::Device(format!("{what}: {error}")))?;
-                self.fixed(&what, Box::new(device), Handle::None)
-            }
-        }
+/// A device with its files open, that no thread serves and no guest sees yet.
+pub(super) struct Made {
+    id: String,
+    /// How messages call it.
+    what: String,
+    device: Box<dyn VirtioDevice>,
+    handle: Box<dyn FnOnce(u8) -> Handle>,
+}
+
+impl Made {
+    /// Its name, unique in the machine.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
-    /// A device of which there is one at most.
-    fn fixed(
-        &self,
-        what: &str,
-        device: Box<dyn VirtioDevice>,
-        handle: Handle,
-    ) -> Result<Device, Error> {
-        let id = device.declaration().name.to_owned();
-        self.insert(what, id, device, |_| handle)
-    }
-
-    /// Puts a device into the next free slot, of which `handle` learns.
-    fn insert(
-        &self,
-        what: &str,
-        id: String,
-        device: Box<dyn VirtioDevice>,
-        handle: impl FnOnce(u8) -> Handle,
-    ) -> Result<Device, Error> {
-        let declaration = device.declaration();
-        let function = VirtioPciDevice::new(
+    /// Makes its threads and puts it into the next free slot.
+    pub(super) fn plug(self, pci: &PciRoot, backplane: &Backplane) -> Result<Device, Error> {
+        let Self {
+            id,
+            what,
             device,
-            Arc::clone(&self.memory),
-            Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
-        )
-        .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+            handle,
+        } = self;
+        let declaration = device.declaration();
+        let function = VirtioPciDevice::new(device, backplane)
+            .map_err(|error| Error::Device(format!("{what}: {error}")))?;
         let counters = function.counters();
-        let slot = self
-            .bus
-            .pci
+        let slot = pci
             .add(None, Box::new(function))
             .map_err(|error| Error::Device(format!("{what}: {error}")))?;
         Ok(Device {
@@ -105,9 +71,42 @@ impl DeviceContext {
             handle: handle(slot),
         })
     }
+}
+
+impl DeviceContext {
+    /// Makes a device, from its files where those are open already.
+    pub(super) fn make(
+        &self,
+        device: &config::Device,
+        taps: &mut Taps,
+        mut open: Vec<OwnedFd>,
+    ) -> Result<Made, Error> {
+        match device {
+            config::Device::Disk(disk) => self.disk(disk, open.pop()),
+            config::Device::Nic(nic) => self.nic(nic, taps, open),
+            config::Device::Rng => {
+                let rng = Box::new(Rng::new());
+                Ok(fixed("entropy source".to_owned(), rng, Handle::None))
+            }
+            config::Device::Balloon => {
+                let balloon = Balloon::new();
+                let handle = Handle::Balloon(balloon.handle());
+                Ok(fixed("--balloon".to_owned(), Box::new(balloon), handle))
+            }
+            config::Device::Vsock(options) => {
+                let what = format!("--vsock {}", options.path.display());
+                let device = Vsock::new(vsock::Options {
+                    cid: options.cid,
+                    path: options.path.clone(),
+                })
+                .map_err(|error| Error::Device(format!("{what}: {error}")))?;
+                Ok(fixed(what, Box::new(device), Handle::None))
+            }
+        }
+    }
 
     /// A disk, from its file where that is open already.
-    fn disk(&self, disk: &config::Disk, file: Option<OwnedFd>) -> Result<Device, Error> {
+    fn disk(&self, disk: &config::Disk, file: Option<OwnedFd>) -> Result<Made, Error> {
         let what = format!("--disk {}", disk.path.display());
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
         let backend = match file {
@@ -129,19 +128,29 @@ impl DeviceContext {
         };
         let device = Block::new(backend, &options).map_err(fail)?;
         let handle = device.handle();
-        let describe = |slot| {
-            let description = api::Disk {
-                id: disk.id.clone(),
-                slot,
-                path: disk.path.clone(),
-                size_bytes,
-                read_only: disk.read_only,
-                serial: disk.serial.clone(),
-                unplug_requested: false,
-            };
-            Handle::Disk(description, handle)
+        let description = api::Disk {
+            id: disk.id.clone(),
+            slot: 0,
+            path: disk.path.clone(),
+            size_bytes,
+            read_only: disk.read_only,
+            serial: disk.serial.clone(),
+            unplug_requested: false,
         };
-        self.insert(&what, disk.id.clone(), Box::new(device), describe)
+        Ok(Made {
+            id: disk.id.clone(),
+            what,
+            device: Box::new(device),
+            handle: Box::new(move |slot| {
+                Handle::Disk(
+                    api::Disk {
+                        slot,
+                        ..description
+                    },
+                    handle,
+                )
+            }),
+        })
     }
 
     /// A network interface, on its tap where that is open already, once
@@ -151,7 +160,7 @@ impl DeviceContext {
         nic: &config::Nic,
         taps: &mut Taps,
         mut open: Vec<OwnedFd>,
-    ) -> Result<Device, Error> {
+    ) -> Result<Made, Error> {
         let queues = usize::from(nic.queues);
         let vhosts = match open.len() == 2 * queues {
             true => open.split_off(queues),
@@ -185,19 +194,27 @@ impl DeviceContext {
         if vhost {
             device = device.in_kernel(vhosts).map_err(fail)?;
         }
-        let describe = |slot| {
-            Handle::Nic(api::Nic {
-                id: nic.id.clone(),
-                slot,
-                tap: name,
-                mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
-                mtu: nic.mtu,
-                queues: nic.queues,
-                vhost,
-                unplug_requested: false,
-            })
+        let description = api::Nic {
+            id: nic.id.clone(),
+            slot: 0,
+            tap: name,
+            mac: nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            mtu: nic.mtu,
+            queues: nic.queues,
+            vhost,
+            unplug_requested: false,
         };
-        self.insert(&what, nic.id.clone(), Box::new(device), describe)
+        Ok(Made {
+            id: nic.id.clone(),
+            what,
+            device: Box::new(device),
+            handle: Box::new(move |slot| {
+                Handle::Nic(api::Nic {
+                    slot,
+                    ..description
+                })
+            }),
+        })
     }
 
     /// The kernel's half of each pair of queues, from its file where that is open
@@ -225,6 +242,16 @@ impl DeviceContext {
                 .collect(),
         };
         vhosts.map_err(|error| io::Error::new(error.kind(), format!("vhost-net: {error}")))
+    }
+}
+
+/// A device of which there is one at most.
+fn fixed(what: String, device: Box<dyn VirtioDevice>, handle: Handle) -> Made {
+    Made {
+        id: device.declaration().name.to_owned(),
+        what,
+        device,
+        handle: Box::new(|_| handle),
     }
 }
 

@@ -2,14 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hearth_vmm_api as api;
 
-use super::context::DeviceContext;
-use super::{Error, Taps};
-use crate::config;
 use crate::pci::PciRoot;
 use crate::virtio::counters::Counters;
 use crate::virtio::{Declaration, Plug, balloon, blk};
@@ -47,35 +43,21 @@ pub(super) enum Handle {
 pub(super) struct Devices(Vec<Device>);
 
 impl Devices {
-    /// Makes and plugs all, each into the next slot.
-    pub(super) fn plug(
-        context: &DeviceContext,
-        described: &[config::Device],
-        mut taps: Taps,
-    ) -> Result<Self, Error> {
-        let mut devices = Self::default();
-        for device in described {
-            devices.add(context, device, &mut taps, Vec::new())?;
-        }
-        Ok(devices)
+    /// Whether there is one of this name.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.0.iter().any(|other| other.id == id)
     }
 
-    /// Makes and plugs one, from its files where those are open already.
-    pub(super) fn add(
-        &mut self,
-        context: &DeviceContext,
-        device: &config::Device,
-        taps: &mut Taps,
-        open: Vec<OwnedFd>,
-    ) -> Result<&Device, Error> {
-        let id = device.id();
-        if self.0.iter().any(|other| other.id == id) {
-            return Err(Error::Device(format!("there is a device {id:?} already")));
-        }
-        self.0.push(context.plug(device, taps, open)?);
-        self.0
-            .last()
-            .ok_or_else(|| Error::Device("it is gone".to_owned()))
+    /// Adds one that is in its slot.
+    pub(super) fn push(&mut self, device: Device) {
+        self.0.push(device);
+    }
+
+    /// The names of those in these slots, one bit for each.
+    pub(super) fn names(&self, slots: u32) -> Vec<String> {
+        let all = self.0.iter();
+        let those = all.filter(|device| slots >> device.slot & 1 == 1);
+        those.map(|device| device.id.clone()).collect()
     }
 
     /// What all devices count, by their names.
@@ -136,13 +118,21 @@ impl Devices {
         requested.fold(0, |slots, device| slots | 1 << device.slot)
     }
 
-    /// Takes out what the guest has ejected, of what it was asked for.
+    /// Takes out what the guest has ejected, of what it was asked for. The devices are
+    /// listed until they are gone.
     pub(super) fn eject(&mut self, pci: &PciRoot, slots: u32) {
         let slots = slots & self.unplug_requested();
-        self.0.retain(|device| {
-            let is_ejected = slots >> device.slot & 1 == 1;
-            !(is_ejected && pci.remove(device.slot).is_ok())
-        });
+        for device in &self.0 {
+            if slots >> device.slot & 1 == 1 {
+                // It is empty for one that is on its way already.
+                let _ = pci.remove(device.slot);
+            }
+        }
+    }
+
+    /// Forgets those that are gone.
+    pub(super) fn forget(&mut self, slots: u32) {
+        self.0.retain(|device| slots >> device.slot & 1 == 0);
     }
 }
 

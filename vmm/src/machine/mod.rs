@@ -1,12 +1,16 @@
 //! The machine: built from its description, run, held, reset and taken down.
 //!
 //! ```text
-//!   build ──► paused ◄──pause/resume──► running ──► (report) ──► end
-//!                                          │  ▲
-//!                                          └──┘ reset: vCPUs ended, devices reset,
-//!                                               memory cleared, KVM VM made anew,
-//!                                               kernel loaded again
+//!   build ──► paused ◄─resume─ ─pause─► pausing
+//!               │  ▲                      │   ▲
+//!               │  └──── all is quiet ────┘   │ pause
+//!               └─ resume ─► running ─────────┘ ──► (report) ──► end
+//!                               │  ▲
+//!                         reset ▼  │ all is quiet: memory cleared, KVM VM made anew,
+//!                            resetting                           kernel loaded again
 //! ```
+//! "Quiet" is when no vCPU runs and no device touches guest memory: a disk that doesn't
+//! answer keeps the machine pausing or resetting, and nobody waiting (`life`).
 //!
 //! One thread owns the [`Machine`] and calls it; vCPU threads only send it
 //! [`Reports`]. A reset makes a new KVM VM rather than trust that every hidden
@@ -17,6 +21,7 @@ pub mod bus;
 mod context;
 mod devices;
 mod ioctls;
+mod life;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -28,18 +33,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hearth_vmm_api as api;
 use kvm_ioctls::Kvm;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi;
 use crate::acpi::registers::Registers;
 use crate::arch::boot::{BootError, Payload};
 use crate::arch::memory;
 use crate::config;
+use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
 use crate::jail::{Confinement, Profiles};
 use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Bell, Entry, Reports, Surroundings, Taken, Vcpus};
-use crate::virtio::{self, Declaration};
+use crate::virtio::pci::Backplane;
+use crate::virtio::thread::DeviceThread;
+use crate::virtio::{self, Declaration, SHARED};
 use bus::Bus;
 
 /// What a machine is made of, with every file open.
@@ -137,6 +146,10 @@ pub(crate) fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> Error 
     move |source| Error::Host { what, source }
 }
 
+fn taken(device: &config::Device) -> Error {
+    Error::Device(format!("there is a device {:?} already", device.id()))
+}
+
 /// The machine.
 pub struct Machine {
     /// First, so that they are ended before what they use goes.
@@ -154,6 +167,14 @@ pub struct Machine {
     bus: Arc<Bus>,
     devices: devices::Devices,
     context: context::DeviceContext,
+    /// From the start on: it has a thread.
+    backplane: Option<Backplane>,
+    /// Rung by devices that have become quiet.
+    quieted: Arc<EventFd>,
+    /// Devices that are made and not plugged yet: until the start.
+    made: Vec<context::Made>,
+    /// The slots that a pause or a reset waits for, one bit for each.
+    busy: u32,
     interrupts: Arc<KvmInterrupts>,
     memory: Arc<GuestMemoryMmap>,
     state: api::MachineState,
@@ -167,7 +188,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine, still without vCPUs and threads: every file is open.
+    /// Builds the machine, still without any thread: every file is open.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left behind.
@@ -183,12 +204,18 @@ impl Machine {
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
         let context = context::DeviceContext {
-            bus: Arc::clone(&bus),
             memory: Arc::clone(&memory),
-            interrupts: Arc::clone(&interrupts),
             vcpus: parts.vcpus,
         };
-        let devices = devices::Devices::plug(&context, &parts.devices, parts.taps)?;
+        let mut made: Vec<context::Made> = Vec::new();
+        let mut taps = parts.taps;
+        for device in &parts.devices {
+            if made.iter().any(|other| other.id() == device.id()) {
+                return Err(taken(device));
+            }
+            made.push(context.make(device, &mut taps, Vec::new())?);
+        }
+        let quieted = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?;
         let bell = Bell::new().map_err(host_error("eventfd"))?;
         Ok(Self {
             fresh: Some(vm),
@@ -201,8 +228,12 @@ impl Machine {
             generation: acpi::Generation::fresh().map_err(host_error("generation id"))?,
             kvm,
             bus,
-            devices,
+            devices: devices::Devices::default(),
             context,
+            backplane: None,
+            quieted: Arc::new(quieted),
+            made,
+            busy: 0,
             interrupts,
             memory,
             vcpus: None,
@@ -216,17 +247,29 @@ impl Machine {
         })
     }
 
-    /// Loads the kernel and makes the vCPUs, paused: in a confined process, since
-    /// whoever made the kernel's image may be after its parser.
+    /// Makes the devices' threads, loads the kernel and makes the vCPUs, paused: in a
+    /// confined process, since threads inherit what confines it, and whoever made the
+    /// kernel's image may be after its parser.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn start(&mut self, confinement: &Confinement) -> Result<(), Error> {
         self.jail = confinement.layers().to_vec();
-        match self.fresh.take() {
-            Some(vm) => self.power_on(vm),
-            None => Ok(()),
+        let Some(vm) = self.fresh.take() else {
+            return Ok(());
+        };
+        let shared = DeviceThread::spawn("devices".to_owned(), &SHARED);
+        let backplane = Backplane {
+            memory: Arc::clone(&self.memory),
+            interrupts: Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
+            shared: Arc::new(shared.map_err(host_error("the devices' thread"))?),
+            bell: Arc::clone(&self.quieted),
+        };
+        for made in std::mem::take(&mut self.made) {
+            self.devices.push(made.plug(&self.bus.pci, &backplane)?);
         }
+        self.backplane = Some(backplane);
+        self.power_on(vm)
     }
 
     /// Loads the kernel, writes the tables, makes the vCPUs.
@@ -253,50 +296,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets the vCPUs run.
-    pub fn resume(&mut self) {
-        if let Some(vcpus) = &self.vcpus {
-            vcpus.resume();
-            self.state = api::MachineState::Running;
-        }
-    }
-
     /// Waits until the guest was entered for the first time, a moment after the first
     /// [`resume`](Self::resume).
     pub fn wait_for_entry(&self) {
         self.entry.wait();
-    }
-
-    /// Holds the vCPUs. Devices finish what they have.
-    pub fn pause(&mut self) {
-        if let Some(vcpus) = &self.vcpus {
-            vcpus.pause();
-            self.state = api::MachineState::Paused;
-        }
-    }
-
-    /// Power-cycles the machine and lets it run.
-    ///
-    /// # Errors
-    /// When it can't be made anew; it is then without vCPUs and good for nothing
-    /// but being dropped.
-    pub fn reset(&mut self) -> Result<(), Error> {
-        self.vcpus = None;
-        self.rebooting = false;
-        self.bus.reset();
-        self.reports.clear();
-        // A guest that starts anew holds on to nothing whose unplug was requested.
-        let slots = self.devices.unplug_requested();
-        self.devices.eject(&self.bus.pci, slots);
-        memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
-        let vm = vm::create(&self.kvm, &self.memory)?;
-        self.interrupts
-            .replace(Arc::clone(&vm))
-            .map_err(host_error("interrupt routes"))?;
-        self.power_on(vm)?;
-        self.resets += 1;
-        self.resume();
-        Ok(())
     }
 
     /// Presses the power button: the guest's next power-off is the end.
@@ -326,12 +329,6 @@ impl Machine {
     #[must_use]
     pub fn is_rebooting(&self) -> bool {
         self.rebooting
-    }
-
-    /// Takes out the devices in these slots, one bit for each: the guest let go of
-    /// them.
-    pub fn eject(&mut self, slots: u32) {
-        self.devices.eject(&self.bus.pci, slots);
     }
 
     /// Puts a disk in and notifies the guest.
@@ -365,9 +362,17 @@ impl Machine {
         open: Vec<OwnedFd>,
         describe: fn(&devices::Device) -> Option<T>,
     ) -> Result<Option<T>, Error> {
-        let mut taps = Taps::new();
-        let added = self.devices.add(&self.context, device, &mut taps, open)?;
-        let (slot, description) = (added.slot, describe(added));
+        if self.devices.has(device.id()) {
+            return Err(taken(device));
+        }
+        let backplane = match &self.backplane {
+            Some(backplane) if self.state != api::MachineState::Resetting => backplane,
+            _ => return Err(Error::Device("the machine is being reset".to_owned())),
+        };
+        let made = self.context.make(device, &mut Taps::new(), open)?;
+        let added = made.plug(&self.bus.pci, backplane)?;
+        let (slot, description) = (added.slot, describe(&added));
+        self.devices.push(added);
         self.notify_guest(|registers| registers.slot_filled(slot))?;
         Ok(description)
     }
@@ -460,6 +465,7 @@ impl Machine {
             resets: self.resets,
             disks: self.devices.disks(),
             nics: self.devices.nics(),
+            waits_for: self.waits_for(),
             jail: self.jail.clone(),
             start: api::Start {
                 began_ns: self.began_ns,

@@ -176,6 +176,14 @@ impl Vhost {
         }
     }
 
+    /// The next chain that the kernel would take from a queue, 0 for receive and 1 for
+    /// transmit. None before one was set up.
+    #[must_use]
+    pub fn next_available(&self, queue: usize) -> Option<u16> {
+        let base = self.get_vring_base(queue).ok()?;
+        u16::try_from(base).ok()
+    }
+
     fn set_backend(&self, index: u32, fd: RawFd) -> io::Result<()> {
         let file = vhost_vring_file { index, fd };
         // SAFETY: VHOST_NET_SET_BACKEND reads one `vhost_vring_file`, which outlives it.

@@ -1,7 +1,7 @@
 //! The host bridge in slot 0: nothing but its header.
 
-use super::PciDevice;
 use super::config::{ConfigSpace, Identity};
+use super::{PciDevice, Quiesce};
 
 /// The host bridge.
 pub(super) struct HostBridge(ConfigSpace);
@@ -32,9 +32,15 @@ impl PciDevice for HostBridge {
     }
     fn bar_write(&mut self, _: u8, _: u64, _: &[u8]) {}
     fn bar_moved(&mut self, _: u8, _: Option<u64>) {}
-    fn reset(&mut self) {
-        self.0.reset();
+    fn quiesce(&mut self, for_what: Quiesce) {
+        if for_what == Quiesce::PowerOn {
+            self.0.reset();
+        }
     }
+    fn is_quiet(&mut self) -> bool {
+        true
+    }
+    fn resume(&mut self) {}
 }
 
 #[cfg(test)]
@@ -50,7 +56,10 @@ mod tests {
         assert_eq!(data, [0; 4]);
         bridge.config_mut().write(register::COMMAND, &[7, 0]);
         assert_ne!(bridge.config().read_u16(register::COMMAND), 0);
-        bridge.reset();
+        bridge.quiesce(Quiesce::Hold);
+        assert_ne!(bridge.config().read_u16(register::COMMAND), 0);
+        bridge.quiesce(Quiesce::PowerOn);
+        assert!(bridge.is_quiet());
         assert_eq!(bridge.config().read_u16(register::COMMAND), 0);
     }
 }

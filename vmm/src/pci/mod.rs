@@ -19,7 +19,9 @@ pub mod msix;
 mod root;
 pub mod window;
 
-pub use root::{CONFIG_ADDRESS, CONFIG_DATA, ECAM_SIZE, Error, PciRoot, SLOT_COUNT, Windows};
+pub use root::{
+    CONFIG_ADDRESS, CONFIG_DATA, ECAM_SIZE, Error, PciRoot, SLOT_COUNT, Settled, Windows,
+};
 
 /// A function on the bus, as [`PciRoot`] sees it. One lock, that of the root,
 /// serializes all calls; no implementation may call back into the root.
@@ -50,8 +52,23 @@ pub trait PciDevice: Send {
     /// A BAR now decodes at `address`, or no longer decodes. Doorbells follow it.
     fn bar_moved(&mut self, bar: u8, address: Option<u64>);
 
-    /// Returns the function to its state after power-on: threads stopped and
-    /// joined, vectors masked, registers at their defaults. BAR addresses are the
-    /// root's to restore.
-    fn reset(&mut self);
+    /// Asks the function to let go of guest memory, and returns at once. It signals the
+    /// machine's bell when [`Self::is_quiet`] has become true. For [`Quiesce::PowerOn`]
+    /// it is then as after power-on; BAR addresses are the root's to restore.
+    fn quiesce(&mut self, for_what: Quiesce);
+
+    /// Whether nothing that belongs to it touches guest memory.
+    fn is_quiet(&mut self) -> bool;
+
+    /// Goes on after [`Quiesce::Hold`]; before it is quiet, that takes the hold back.
+    fn resume(&mut self);
+}
+
+/// What a function is to be quiet for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quiesce {
+    /// The machine is power-cycled, or the function goes for good.
+    PowerOn,
+    /// The machine is held: nothing that the guest can see changes.
+    Hold,
 }

@@ -31,20 +31,20 @@ pub(super) fn perform(
             Ok(false) => Answer::error(409, "the machine was reset since"),
             Err(error) => Answer::error(500, &chain(&error)),
         },
-        Command::Pause => {
-            machine.pause();
-            Answer::done()
-        }
+        Command::Pause => match machine.pause() {
+            Ok(true) => Answer::done(),
+            Ok(false) => Answer::asked(),
+            Err(why) => Answer::error(409, why),
+        },
         Command::Resume => {
             machine.resume();
             Answer::done()
         }
         Command::Reset => match machine.reset() {
-            Ok(()) => Answer::done(),
+            Ok(true) => Answer::done(),
+            Ok(false) => Answer::asked(),
             Err(error) => {
-                *ending = Some(Exit::Crashed {
-                    detail: format!("the machine can't be reset: {}", chain(&error)),
-                });
+                *ending = Some(cannot_reset(&error));
                 Answer::error(500, &chain(&error))
             }
         },
@@ -83,6 +83,13 @@ pub(super) fn perform(
             *ending = Some(Exit::Stopped);
             Answer::done()
         }
+    }
+}
+
+/// The end of a machine that can't be made anew.
+pub(super) fn cannot_reset(error: &machine::Error) -> Exit {
+    Exit::Crashed {
+        detail: format!("the machine can't be reset: {}", chain(error)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hearth_vmm_api::Exit;
+use hearth_vmm_api::{Exit, ExitRecord};
 
 /// Files made on the way, removed again unless kept.
 #[derive(Default)]
@@ -58,11 +58,15 @@ pub(super) fn open_file(flag: &str, path: &Path) -> Result<File, String> {
 }
 
 /// Writes the exit file in one step: a reader finds all of it or none.
-pub(super) fn write_exit(path: &Path, exit: &Exit) -> io::Result<()> {
+pub(super) fn write_exit(path: &Path, exit: &Exit, unfinished: Vec<String>) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let temporary = PathBuf::from(name);
-    fs::write(&temporary, serde_json::to_vec(exit)?)?;
+    let record = ExitRecord {
+        exit: exit.clone(),
+        unfinished,
+    };
+    fs::write(&temporary, serde_json::to_vec(&record)?)?;
     fs::rename(&temporary, path)
 }
 
@@ -77,7 +81,7 @@ mod tests {
         let exit = Exit::Crashed {
             detail: "triple fault".into(),
         };
-        write_exit(&path, &exit).expect("written");
+        write_exit(&path, &exit, Vec::new()).expect("written");
         let read: Exit = serde_json::from_slice(&fs::read(&path).expect("read")).expect("JSON");
         assert_eq!(read, exit);
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);

@@ -10,10 +10,10 @@
 //!  Process::prepare  files, sockets, taps, disks opened,       │ given, and not a byte that
 //!                    rings and KVM's VM made, memory mapped    ┘ a stranger wrote
 //!  ══ jail::enter: cgroup ─ namespaces ─ chroot ─ user ─ capabilities ─ Landlock ─ seccomp
-//!  Machine::start    kernel parsed, initrd read, tables made,  ┐
-//!                    vCPU threads made: confined further       │ whoever takes over any of
-//!  Machine::resume   the guest runs; its drivers start the     │ it finds all layers up
-//!                    devices' threads: confined further still  │
+//!  Machine::start    devices' threads made: confined further  ┐
+//!                    kernel parsed, initrd read, tables made,  │ whoever takes over any of
+//!                    vCPU threads made: confined further       │ it finds all layers up
+//!  Machine::resume   the guest runs                            │
 //!  Machine::reset    kernel parsed again                       ┘
 //! ```
 
@@ -33,12 +33,11 @@ use std::process::ExitCode;
 use hearth_vmm_api::Exit;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use self::commands::perform;
+use self::commands::{cannot_reset, perform};
 use self::files::write_exit;
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
-use crate::error::chain;
 use crate::jail;
 use crate::machine::{Machine, Taps};
 use crate::serial::{Console, StandardOutput, TICK};
@@ -181,6 +180,11 @@ impl Process {
             if self.ending.is_none() {
                 self.take_reports();
             }
+            if self.ending.is_none()
+                && let Err(error) = self.machine.progress()
+            {
+                self.ending = Some(cannot_reset(&error));
+            }
         }
     }
 
@@ -212,6 +216,7 @@ impl Process {
         let mut fds = vec![
             interest(self.signals.as_raw_fd(), libc::POLLIN),
             interest(self.machine.bell().as_raw_fd(), libc::POLLIN),
+            interest(self.machine.quieted().as_raw_fd(), libc::POLLIN),
         ];
         let serial = self.machine.serial();
         fds.push(interest(serial.output_waits().as_raw_fd(), libc::POLLIN));
@@ -261,9 +266,7 @@ impl Process {
             }
             Some(Ending::PowerOff | Ending::Reset) => {
                 if let Err(error) = self.machine.reset() {
-                    self.ending = Some(Exit::Crashed {
-                        detail: format!("the machine can't be reset: {}", chain(&error)),
-                    });
+                    self.ending = Some(cannot_reset(&error));
                 }
             }
             Some(Ending::Crashed(detail)) => self.ending = Some(Exit::Crashed { detail }),
@@ -279,7 +282,10 @@ impl Process {
         }
         drop(self.terminal);
         drop(self.console);
-        drop(self.machine);
+        let unfinished = self.machine.end();
+        for device in &unfinished {
+            eprintln!("hearth-vmm: {device}: the host has not done its last requests");
+        }
         drop(self.server);
         if let Some(path) = &self.pid_file {
             // Best effort: in a jail the folder may be out of reach.
@@ -293,7 +299,7 @@ impl Process {
             }
         };
         if let Some(path) = &self.exit_file
-            && let Err(error) = write_exit(path, exit)
+            && let Err(error) = write_exit(path, exit, unfinished)
         {
             eprintln!("hearth-vmm: --exit-file {}: {error}", path.display());
             code = ExitCode::from(STATUS_CRASHED);

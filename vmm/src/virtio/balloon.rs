@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::epoll::EventSet;
 
 use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
-use super::worker::{Worker, serve_all};
+use super::quiet::{Quiet, Why};
+use super::thread::{Port, Service};
 use super::{
-    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug,
-    VirtioDevice, read_config,
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug, Site, VirtioDevice,
+    read_config,
 };
 use crate::jail::Profile;
 use crate::memory::Memory;
@@ -98,7 +100,7 @@ impl Shared {
 #[derive(Default)]
 pub struct Balloon {
     shared: Arc<Shared>,
-    worker: Option<Worker>,
+    port: Option<Port>,
 }
 
 /// Reaches a balloon while the machine runs.
@@ -179,49 +181,90 @@ impl VirtioDevice for Balloon {
         }
     }
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker = None;
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = activation;
-        *self.shared.interrupt() = Some(Arc::clone(&interrupt));
-        let mut served = Vec::new();
-        let mut doorbells = Vec::new();
-        for active in queues {
-            let ActiveQueue {
-                index,
-                queue,
-                doorbell,
-            } = active;
-            let ring = Ring::new(&queue, Arc::clone(&memory)).map_err(io::Error::other)?;
-            served.push(ServedQueue { index, ring });
-            doorbells.push(doorbell);
-        }
-        let counters = Arc::clone(&self.shared.counters);
-        let signal = Arc::clone(&interrupt);
-        let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| {
-            let rung = &counters.notifications;
-            serve_all(&stop, &doorbells, rung, |place| {
-                match served.get_mut(place) {
-                    Some(queue) => queue
-                        .serve(&memory, signal.as_ref(), &counters)
-                        .map_err(io::Error::other),
-                    None => Ok(false),
-                }
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let port = site.shared.add(|events| {
+            events.watch_doorbells(site.doorbells)?;
+            Ok(Pump {
+                shared,
+                serving: None,
             })
         });
-        self.worker = Some(worker?);
+        self.port = Some(port?);
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
-        *self.shared.interrupt() = None;
-        // A driver that starts again has given nothing yet.
-        self.shared.actual.store(0, Ordering::SeqCst);
+    fn activate(&mut self, activation: Activation) {
+        *self.shared.interrupt() = Some(Arc::clone(&activation.interrupt));
+        if let Some(port) = &self.port {
+            port.start(activation);
+        }
+    }
+
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        if why == Why::Reset {
+            *self.shared.interrupt() = None;
+            // A driver that starts again has given nothing yet.
+            self.shared.actual.store(0, Ordering::SeqCst);
+        }
+        if let Some(port) = &self.port {
+            port.stop(why, quiet);
+        }
+    }
+}
+
+/// The device on its thread.
+struct Pump {
+    shared: Arc<Shared>,
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    memory: Memory,
+    queues: Vec<ServedQueue>,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl Service for Pump {
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        let memory = activation.memory;
+        let queues = activation.queues.into_iter().map(|active| {
+            let ring = Ring::new(&active.queue, Arc::clone(&memory)).map_err(io::Error::other)?;
+            Ok(ServedQueue {
+                index: active.index,
+                ring,
+            })
+        });
+        self.serving = Some(Serving {
+            queues: queues.collect::<io::Result<_>>()?,
+            memory,
+            interrupt: activation.interrupt,
+        });
+        Ok(())
+    }
+
+    fn on_event(&mut self, _: u64, _: EventSet) {
+        self.shared.counters.notifications.add(1);
+    }
+
+    /// All queues have their turn at each ring: two have next to nothing, ever.
+    fn work(&mut self) -> io::Result<bool> {
+        let Some(serving) = &mut self.serving else {
+            return Ok(false);
+        };
+        let mut more = false;
+        for queue in &mut serving.queues {
+            let (memory, interrupt) = (&serving.memory, serving.interrupt.as_ref());
+            let served = queue.serve(memory, interrupt, &self.shared.counters);
+            more |= served.map_err(io::Error::other)?;
+        }
+        Ok(more)
+    }
+
+    fn stop(&mut self, _: Why, quiet: &Quiet) {
+        for queue in self.serving.take().into_iter().flat_map(|it| it.queues) {
+            quiet.report(queue.ring.state(queue.index));
+        }
     }
 }
 
@@ -359,7 +402,7 @@ fn release(host: *mut u8, length: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE};
+    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE, reset};
     use proptest::prelude::*;
 
     const LIST: u64 = 0x20_0000;
@@ -368,8 +411,7 @@ mod tests {
     fn start(guest: &Guest) -> (Balloon, Arc<FakeInterrupt>) {
         let interrupt = Arc::new(FakeInterrupt::default());
         let mut balloon = Balloon::new();
-        let activation = guest.activation(F_REPORTING, &interrupt);
-        balloon.activate(activation).unwrap();
+        guest.start(&mut balloon, F_REPORTING, &interrupt);
         (balloon, interrupt)
     }
 
@@ -395,7 +437,7 @@ mod tests {
         }
         guest.offer(DEFLATE, &[(LIST, length, READ)]);
         interrupt.wait(|said| said.queues == [INFLATE, DEFLATE]);
-        balloon.reset();
+        reset(&mut balloon);
         let counted = balloon.counters().list();
         assert_eq!(
             counted[1..3],
@@ -434,7 +476,7 @@ mod tests {
         let (mut balloon, interrupt) = start(&guest);
         guest.offer(INFLATE, &[(LIST, length, READ)]);
         interrupt.wait(|said| said.queues == [INFLATE]);
-        balloon.reset();
+        reset(&mut balloon);
         let counted = balloon.counters().list();
         assert_eq!(counted[2], ("inflated_bytes", (MAX_PAGES as u64) << 12));
     }
@@ -484,7 +526,7 @@ mod tests {
         balloon.config_write(0, &0u32.to_le_bytes());
         balloon.config_write(4, &[1]);
         assert_eq!((handle.target(), handle.actual()), (64 << 20, 1 << 20));
-        balloon.reset();
+        reset(&mut balloon);
         assert_eq!(handle.actual(), 0);
     }
 

@@ -2,11 +2,15 @@
 //! driver is ready ([`Activation`]), and how it reports back ([`Interrupt`]).
 //!
 //! ```text
-//!  vCPU exit ─► pci::PciRoot ─► virtio::pci::VirtioPciDevice ─ activate ─► device
-//!                                  registers, MSI-X, doorbells               │ thread
-//!  guest ─ doorbell (ioeventfd) ───────────────────────────────────────► queue::Ring
+//!  vCPU exit ─► pci::PciRoot ─► virtio::pci::VirtioPciDevice ─ activate, quiesce ─► mailbox
+//!                                  registers, MSI-X, doorbells                         │
+//!  guest ─ doorbell (ioeventfd) ─────────────────────────► queue::Ring, a device's thread
 //!  guest ◄─ MSI-X (irqfd) ◄──────────── Interrupt ◄──────────────────────────┘
 //! ```
+//!
+//! A vCPU that starts or resets a device sends a message and goes on: the device's
+//! threads were made when it was plugged, and say when they have let go of guest memory
+//! ([`quiet`]). However long a disk takes, nobody but its own driver waits for it.
 //!
 //! Devices know queues, guest memory and a back end; never KVM, never PCI. What
 //! they read from guest memory is hostile: a chain is first collected into host
@@ -21,9 +25,10 @@ pub mod counters;
 pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod quiet;
 pub mod rng;
+pub mod thread;
 pub mod vsock;
-pub mod worker;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,6 +40,8 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::counters::Counters;
+use self::quiet::{Quiet, Why};
+use self::thread::DeviceThread;
 use crate::jail::Profile;
 use crate::memory::Memory;
 
@@ -57,7 +64,8 @@ pub struct Declaration {
     /// What it is to a PCI bus: base class, sub-class, programming interface. PCI Code
     /// and ID Assignment Specification, section 1.
     pub pci_class: [u8; 3],
-    /// What it asks of the kernel, by the threads that do.
+    /// What it asks of the kernel, by the threads that do. Devices that are
+    /// [`Plug::Fixed`] are served by one thread, whose profile is [`SHARED`].
     pub profile: Profile,
     /// How many a machine has, and whether they come and go.
     pub plug: Plug,
@@ -81,6 +89,13 @@ pub static DECLARATIONS: [&Declaration; 5] = [
     &vsock::DECLARATION,
 ];
 
+/// What the thread asks of the kernel that serves all devices that are [`Plug::Fixed`]:
+/// what the socket device does, as the others need nothing.
+pub static SHARED: Profile = Profile {
+    thread: vsock::THREAD,
+    ..Profile::NONE
+};
+
 /// What each kind of device asks of the kernel.
 pub fn profiles() -> Vec<&'static Profile> {
     let all = DECLARATIONS.iter();
@@ -95,7 +110,7 @@ pub trait Interrupt: Send + Sync {
 
     /// The event that [`Self::queue`] signals, for a back end in the kernel: none while
     /// the driver wants no interrupts of this queue. It stays the same until the driver
-    /// gives the queue another vector: [`VirtioDevice::vector_changed`].
+    /// gives the queue another vector: [`VirtioDevice::vectors_changed`].
     fn event(&self, index: u16) -> Option<EventFd>;
 
     /// Notifies the driver that the device's configuration changed. Section 2.5.
@@ -109,7 +124,7 @@ pub trait Interrupt: Send + Sync {
 pub struct ActiveQueue {
     /// Which of the device's queues.
     pub index: u16,
-    /// Its rings.
+    /// Its rings, and where they stand.
     pub queue: Queue,
     /// What the driver rings. Nobody reads it but the device.
     pub doorbell: Arc<EventFd>,
@@ -126,6 +141,9 @@ pub struct Activation {
     pub queues: Vec<ActiveQueue>,
     /// The way back.
     pub interrupt: Arc<dyn Interrupt>,
+    /// The machine was held ([`Why::Hold`]) and goes on: the driver knows of nothing, and
+    /// what it has set beside the queues still holds.
+    pub resumed: bool,
 }
 
 impl Activation {
@@ -136,24 +154,29 @@ impl Activation {
     }
 }
 
-/// A virtio device behind any transport.
+/// Where a device is plugged.
+pub struct Site<'a> {
+    /// One for each of its queues: these are what its activations will bring.
+    pub doorbells: &'a [Arc<EventFd>],
+    /// The thread of the devices that are [`Plug::Fixed`].
+    pub shared: &'a DeviceThread,
+}
+
+/// A virtio device behind any transport: its registers, and the way to its threads.
 ///
-/// The transport calls all of this under its own lock; a device's threads must
-/// not wait for the transport.
+/// The transport calls all of this under its own lock, mostly from a vCPU's thread, so
+/// none of it waits: it makes no system call but to ring a bell.
 pub trait VirtioDevice: Send {
     /// What it is.
     fn declaration(&self) -> &'static Declaration;
 
-    /// Makes what its threads, confined as they will be, can't make for themselves. Called
-    /// once, by the main thread, before the guest sees the device; `doorbells` has one
-    /// for each queue. What it asks of the kernel is in the profile's `plug`.
+    /// Makes its threads and what they need. Called once, by the main thread, confined,
+    /// before the guest sees the device. What it asks of the kernel is in the profile's
+    /// `plug`.
     ///
     /// # Errors
     /// When the host has no resources for it; the device is then not plugged.
-    fn plugged(&mut self, doorbells: &[Arc<EventFd>]) -> io::Result<()> {
-        let _ = doorbells;
-        Ok(())
-    }
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()>;
 
     /// The features it offers; the transport adds [`F_VERSION_1`].
     fn features(&self) -> u64;
@@ -170,30 +193,19 @@ pub trait VirtioDevice: Send {
     /// Writes device configuration; read-only fields keep their value.
     fn config_write(&mut self, offset: u64, data: &[u8]);
 
-    /// The driver set DRIVER_OK: starts the device's threads. Called by a vCPU's thread,
-    /// as [`Self::reset`] is: what they ask of the kernel is in the profile's `vcpu`.
-    ///
-    /// # Errors
-    /// When a queue is missing or a thread can't be made; the transport then sets
-    /// DEVICE_NEEDS_RESET.
-    fn activate(&mut self, activation: Activation) -> io::Result<()>;
+    /// The driver set DRIVER_OK, or the machine goes on: has the device's threads serve
+    /// its queues. One that can't sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation);
 
     /// The driver gave a queue another vector, or none, after DRIVER_OK. It must do so
     /// before it enables the queue (section 4.1.4.3.2), but some come later, and then
-    /// whatever holds the queue's [`Interrupt::event`] has an old one. Called by a vCPU's
-    /// thread.
-    ///
-    /// # Errors
-    /// When the back end can't be given the new one; the transport then sets
-    /// DEVICE_NEEDS_RESET.
-    fn vector_changed(&mut self, queue: u16, interrupt: &dyn Interrupt) -> io::Result<()> {
-        let _ = (queue, interrupt);
-        Ok(())
-    }
+    /// whatever holds a queue's [`Interrupt::event`] has an old one. A back end that
+    /// can't be given the new one sets DEVICE_NEEDS_RESET.
+    fn vectors_changed(&mut self) {}
 
-    /// Stops and joins the device's threads, with all that is in flight completed
-    /// or dropped: no guest memory is touched afterwards. Idempotent.
-    fn reset(&mut self);
+    /// Has the device's threads let go of guest memory, after an activation. Whoever
+    /// has a part in it keeps a clone of `quiet` for as long as it takes.
+    fn quiesce(&mut self, why: Why, quiet: Quiet);
 }
 
 /// Copies a part of a configuration structure; what is past its end reads 0.
@@ -265,6 +277,19 @@ mod tests {
             assert_eq!(sizes.len(), queues, "{name}");
             let good = |size: &u16| size.is_power_of_two() && (16..=1024).contains(size);
             assert!(sizes.iter().all(good), "{name}: {sizes:?}");
+        }
+    }
+
+    #[test]
+    fn the_shared_thread_may_what_its_devices_do() {
+        let fixed = DECLARATIONS.iter().filter(|kind| kind.plug == Plug::Fixed);
+        for kind in fixed {
+            let own = &mut kind.profile.thread.iter();
+            assert!(
+                own.all(|call| SHARED.thread.contains(call)),
+                "{}",
+                kind.name
+            );
         }
     }
 

@@ -7,11 +7,14 @@
 use std::io;
 use std::sync::Arc;
 
+use vmm_sys_util::epoll::EventSet;
+
 use super::counters::{Counters, counters};
 use super::queue::{Broken, Buffers, Ring};
-use super::worker::Worker;
+use super::quiet::{Quiet, Why};
+use super::thread::{Port, Service};
 use super::{
-    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug, VirtioDevice, worker,
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug, Site, VirtioDevice,
 };
 use crate::jail::Profile;
 
@@ -50,7 +53,7 @@ counters! {
 #[derive(Default)]
 pub struct Rng {
     counters: Arc<RngCounters>,
-    worker: Option<Worker>,
+    port: Option<Port>,
 }
 
 impl Rng {
@@ -84,57 +87,99 @@ impl VirtioDevice for Rng {
 
     fn config_write(&mut self, _: u64, _: &[u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
+        let counters = Arc::clone(&self.counters);
+        let port = site.shared.add(|events| {
+            events.watch_doorbells(site.doorbells)?;
+            Ok(Source {
+                counters,
+                serving: None,
+            })
+        });
+        self.port = Some(port?);
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        if let Some(port) = &self.port {
+            port.start(activation);
+        }
+    }
+
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        if let Some(port) = &self.port {
+            port.stop(why, quiet);
+        }
+    }
+}
+
+/// The device on its thread.
+struct Source {
+    counters: Arc<RngCounters>,
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    ring: Ring,
+    index: u16,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl Service for Source {
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
             memory,
             queues,
             interrupt,
             ..
         } = activation;
-        let active = queues
-            .into_iter()
-            .next()
-            .ok_or_else(|| io::Error::other("the entropy queue is not enabled"))?;
-        let mut ring = Ring::new(&active.queue, memory).map_err(io::Error::other)?;
-        let index = active.index;
-        let counters = Arc::clone(&self.counters);
-        let signal = Arc::clone(&interrupt);
-        let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| {
-            let rung = &counters.notifications;
-            worker::serve(&stop, &active.doorbell, rung, || {
-                serve(&mut ring, index, signal.as_ref(), &counters)
-            })
+        let active = queues.first();
+        let active = active.ok_or_else(|| io::Error::other("the entropy queue is not enabled"))?;
+        self.serving = Some(Serving {
+            ring: Ring::new(&active.queue, memory).map_err(io::Error::other)?,
+            index: active.index,
+            interrupt,
         });
-        self.worker = Some(worker?);
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn on_event(&mut self, _: u64, _: EventSet) {
+        self.counters.notifications.add(1);
+    }
+
+    fn work(&mut self) -> io::Result<bool> {
+        let Some(serving) = &mut self.serving else {
+            return Ok(false);
+        };
+        let more = serving.serve(&self.counters);
+        more.map_err(io::Error::other)
+    }
+
+    fn stop(&mut self, _: Why, quiet: &Quiet) {
+        if let Some(serving) = self.serving.take() {
+            quiet.report(serving.ring.state(serving.index));
+        }
     }
 }
 
-/// Serves up to [`BATCH`] requests. Returns whether there may be more.
-fn serve(
-    ring: &mut Ring,
-    index: u16,
-    interrupt: &dyn Interrupt,
-    counters: &RngCounters,
-) -> io::Result<bool> {
-    let mut buffers = Buffers::default();
-    for _ in 0..BATCH {
-        let Some(head) = ring.pop(&mut buffers).map_err(io::Error::other)? else {
-            return Ok(ring.listen());
-        };
-        let written = fill(&buffers).map_err(io::Error::other)?;
-        ring.push_used(head, written);
-        counters.requests.add(1);
-        counters.bytes.add(written.into());
-        if ring.wants_interrupt() {
-            interrupt.queue(index);
+impl Serving {
+    /// Serves up to [`BATCH`] requests. Returns whether there may be more.
+    fn serve(&mut self, counters: &RngCounters) -> Result<bool, Broken> {
+        let mut buffers = Buffers::default();
+        for _ in 0..BATCH {
+            let Some(head) = self.ring.pop(&mut buffers)? else {
+                return Ok(self.ring.listen());
+            };
+            let written = fill(&buffers)?;
+            self.ring.push_used(head, written);
+            counters.requests.add(1);
+            counters.bytes.add(written.into());
+            if self.ring.wants_interrupt() {
+                self.interrupt.queue(self.index);
+            }
         }
+        Ok(true)
     }
-    Ok(true)
 }
 
 /// Fills a request. A driver that offers nothing to write breaks the rules.
@@ -164,12 +209,12 @@ fn fill(buffers: &Buffers) -> Result<u32, Broken> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE};
+    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE, reset};
 
     fn start(guest: &Guest) -> (Rng, Arc<FakeInterrupt>) {
         let interrupt = Arc::new(FakeInterrupt::default());
         let mut rng = Rng::new();
-        rng.activate(guest.activation(0, &interrupt)).unwrap();
+        guest.start(&mut rng, 0, &interrupt);
         (rng, interrupt)
     }
 
@@ -188,9 +233,9 @@ mod tests {
         assert_eq!(config, [0; 4], "there is none");
         let beyond = guest.read(0x20_0000 + 65536 - 4096, 1000);
         assert!(beyond.iter().all(|byte| *byte == 0));
-        rng.reset();
+        reset(&mut rng);
         assert_eq!(Arc::strong_count(&guest.memory), 1);
-        rng.reset();
+        reset(&mut rng);
     }
 
     #[test]

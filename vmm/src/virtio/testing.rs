@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, Interrupt};
+use super::quiet::{QueueState, Quiet, Why};
+use super::thread::DeviceThread;
+use super::{Activation, ActiveQueue, Interrupt, SHARED, Site, VirtioDevice};
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
 use crate::memory::Memory;
 
@@ -112,7 +115,7 @@ impl FakeInterrupt {
         let said = self.said.lock().unwrap();
         let (said, timeout) = self
             .news
-            .wait_timeout_while(said, Duration::from_secs(30), |said| !what(said))
+            .wait_timeout_while(said, DEADLINE, |said| !what(said))
             .unwrap();
         assert!(!timeout.timed_out(), "the device only said {said:?}");
         said.clone()
@@ -138,6 +141,24 @@ impl Interrupt for FakeInterrupt {
     }
 }
 
+/// Has a device become quiet, and waits for that. Returns where its queues stand, in
+/// order.
+pub(crate) fn quiesce(device: &mut dyn VirtioDevice, why: Why) -> Vec<QueueState> {
+    let (said, heard) = channel();
+    device.quiesce(why, Quiet::new(move |queues| said.send(queues).unwrap()));
+    let mut queues = heard.recv_timeout(DEADLINE).expect("it becomes quiet");
+    queues.sort_unstable_by_key(|queue| queue.index);
+    queues
+}
+
+/// Resets a device, and waits for that.
+pub(crate) fn reset(device: &mut dyn VirtioDevice) {
+    quiesce(device, Why::Reset);
+}
+
+/// No working device comes near it.
+const DEADLINE: Duration = Duration::from_secs(30);
+
 /// Descriptor flag: another follows.
 pub(crate) const NEXT: u16 = 1;
 /// A descriptor that the device may read.
@@ -156,6 +177,7 @@ pub(crate) struct Guest {
     pub(crate) memory: Memory,
     doorbells: Vec<Arc<EventFd>>,
     next: Mutex<Vec<u16>>,
+    shared: DeviceThread,
 }
 
 impl Guest {
@@ -168,7 +190,28 @@ impl Guest {
                 .map(|_| Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap()))
                 .collect(),
             next: Mutex::new(vec![0; queues.into()]),
+            shared: DeviceThread::spawn("devices".into(), &SHARED).unwrap(),
         }
+    }
+
+    /// Plugs a device in, as the transport does.
+    pub(crate) fn plug(&self, device: &mut dyn VirtioDevice) {
+        let site = Site {
+            doorbells: &self.doorbells,
+            shared: &self.shared,
+        };
+        device.plugged(&site).unwrap();
+    }
+
+    /// Plugs a device in and has it serve all queues.
+    pub(crate) fn start(
+        &self,
+        device: &mut dyn VirtioDevice,
+        features: u64,
+        interrupt: &Arc<FakeInterrupt>,
+    ) {
+        self.plug(device);
+        device.activate(self.activation(features, interrupt));
     }
 
     /// Forgets all requests, as a driver does after a reset.
@@ -225,7 +268,26 @@ impl Guest {
                 })
                 .collect(),
             interrupt: Arc::clone(interrupt) as Arc<dyn Interrupt>,
+            resumed: false,
         }
+    }
+
+    /// All queues as they were held.
+    pub(crate) fn resumption(
+        &self,
+        features: u64,
+        interrupt: &Arc<FakeInterrupt>,
+        held: &[QueueState],
+    ) -> Activation {
+        let mut activation = self.activation(features, interrupt);
+        for active in &mut activation.queues {
+            let state = held.iter().find(|state| state.index == active.index);
+            let state = state.expect("all were reported");
+            active.queue.set_next_avail(state.next_available);
+            active.queue.set_next_used(state.next_used);
+        }
+        activation.resumed = true;
+        activation
     }
 
     /// Writes raw descriptors into the table, from `at` on.

@@ -8,13 +8,13 @@ use std::io;
 pub(crate) enum Past {
     Nobody,
     Main,
-    /// The threads that start devices.
+    /// The threads of vCPUs, and the main one, from which all inherit their filters.
     Vcpus,
-    /// The threads of disks, and those that they inherit their filters from.
+    /// The threads of disks, and the main one.
     Disks,
-    /// The threads of interfaces, and the same.
+    /// The threads of interfaces, and the main one.
     Nics,
-    /// The threads of the socket device, and the same.
+    /// The thread of the socket device, and the main one.
     Sockets,
 }
 
@@ -25,9 +25,9 @@ impl Past {
             Self::Nobody => false,
             Self::Main => name == "main",
             Self::Vcpus => ["main", "vcpu"].contains(&name),
-            Self::Nics => ["main", "vcpu", "net"].contains(&name),
-            Self::Disks => ["main", "vcpu", "blk"].contains(&name),
-            Self::Sockets => ["main", "vcpu", "vsock"].contains(&name),
+            Self::Nics => ["main", "net"].contains(&name),
+            Self::Disks => ["main", "blk"].contains(&name),
+            Self::Sockets => ["main", "vsock"].contains(&name),
         }
     }
 }
@@ -93,8 +93,8 @@ pub(crate) fn attempts(
         ("KVM_CREATE_GUEST_MEMFD", Past::Nobody, 0xc040_aed4),
         ("KVM_ASSIGN_PCI_DEVICE", Past::Nobody, 0x8040_ae69),
         ("KVM_MEMORY_ENCRYPT_OP", Past::Nobody, 0xc008_aeba),
-        ("offload of a tap", Past::Vcpus, libc::TUNSETOFFLOAD),
-        ("own a vhost", Past::Vcpus, 0xaf01),
+        ("offload of a tap", Past::Nics, libc::TUNSETOFFLOAD),
+        ("own a vhost", Past::Nics, 0xaf01),
         ("queues of a tap", Past::Nics, libc::TUNSETQUEUE),
         ("backend of a vhost", Past::Nics, 0x4008_af30),
         ("nonblocking socket", Past::Sockets, libc::FIONBIO),

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::{CONFIG_ADDRESS, CONFIG_DATA, Error, SLOT_COUNT, Windows};
-use crate::pci::PciDevice;
 use crate::pci::bridge::HostBridge;
 use crate::pci::config::{BAR_COUNT, BarKind, CONFIG_SPACE_SIZE, ConfigSpace, Space};
 use crate::pci::window::Window;
+use crate::pci::{PciDevice, Quiesce};
 
 /// Bit 31 of the address register: accesses of the data register are for the bus.
 const CONFIG_ENABLE: u32 = 1 << 31;
@@ -28,9 +28,15 @@ pub(super) struct Function {
     bars: Vec<Placed>,
 }
 
+/// A device that was taken out of its slot, and is quiet.
+pub(super) type Gone = (u8, Box<dyn PciDevice>);
+
 /// Everything behind the lock.
 pub(super) struct Bus {
     slots: [Option<Function>; SLOT_COUNT as usize],
+    /// What was taken out and still touches guest memory, by slot: the guest sees it no
+    /// more, and the slot is not free yet.
+    leaving: Vec<(u8, Function)>,
     low: Window,
     high: Option<Window>,
     io: Window,
@@ -51,13 +57,18 @@ impl Function {
         }
     }
 
-    fn reset(&mut self) {
+    /// Its BARs decode nowhere any more.
+    fn unmap(&mut self) {
         for bar in &mut self.bars {
             if bar.decoded.take().is_some() {
                 self.device.bar_moved(bar.index, None);
             }
         }
-        self.device.reset();
+    }
+
+    fn power_on(&mut self) {
+        self.unmap();
+        self.device.quiesce(Quiesce::PowerOn);
         for bar in &self.bars {
             self.device
                 .config_mut()
@@ -76,6 +87,7 @@ impl Bus {
         });
         Self {
             slots,
+            leaving: Vec::new(),
             low: Window::new(windows.low),
             high: windows.high.map(Window::new),
             io: Window::new(windows.io),
@@ -94,20 +106,60 @@ impl Bus {
         Ok(slot)
     }
 
-    pub(super) fn remove(&mut self, slot: u8) -> Result<Box<dyn PciDevice>, Error> {
+    pub(super) fn remove(&mut self, slot: u8) -> Result<(), Error> {
         let mut function = match slot {
             1..SLOT_COUNT => self.slots[usize::from(slot)].take(),
             _ => None,
         }
         .ok_or(Error::SlotEmpty(slot))?;
-        for bar in &function.bars {
-            if bar.decoded.is_some() {
-                function.device.bar_moved(bar.index, None);
+        function.unmap();
+        function.device.quiesce(Quiesce::PowerOn);
+        self.leaving.push((slot, function));
+        Ok(())
+    }
+
+    /// Which slots still touch guest memory, one bit for each, and what has left.
+    pub(super) fn settle(&mut self) -> (u32, Vec<Gone>) {
+        let mut busy = 0;
+        for (slot, function) in self.slots.iter_mut().enumerate() {
+            if let Some(function) = function
+                && !function.device.is_quiet()
+            {
+                busy |= 1 << slot;
             }
-            self.give_back(bar);
         }
-        function.device.reset();
-        Ok(function.device)
+        let is_quiet = |(_, function): &mut (u8, Function)| function.device.is_quiet();
+        let mut gone = Vec::new();
+        for (slot, function) in self.leaving.extract_if(.., is_quiet).collect::<Vec<_>>() {
+            for bar in &function.bars {
+                self.give_back(bar);
+            }
+            gone.push((slot, function.device));
+        }
+        let leaving = self.leaving.iter();
+        (leaving.fold(busy, |busy, (slot, _)| busy | 1 << slot), gone)
+    }
+
+    /// Takes out all that is not quiet.
+    pub(super) fn abandon(&mut self) -> Vec<Box<dyn PciDevice>> {
+        let slots = self.slots.iter_mut();
+        let busy = slots.filter_map(|slot| slot.take_if(|function| !function.device.is_quiet()));
+        let busy: Vec<_> = busy
+            .chain(self.leaving.drain(..).map(|(_, it)| it))
+            .collect();
+        busy.into_iter().map(|function| function.device).collect()
+    }
+
+    pub(super) fn hold(&mut self) {
+        for function in self.slots.iter_mut().flatten() {
+            function.device.quiesce(Quiesce::Hold);
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        for function in self.slots.iter_mut().flatten() {
+            function.device.resume();
+        }
     }
 
     /// Slots that hold a device, without the host bridge.
@@ -120,7 +172,7 @@ impl Bus {
     pub(super) fn reset(&mut self) {
         self.address = 0;
         for function in self.slots.iter_mut().flatten() {
-            function.reset();
+            function.power_on();
         }
     }
 
@@ -146,8 +198,11 @@ impl Bus {
     }
 
     fn free_slot(&self, wanted: Option<u8>) -> Result<u8, Error> {
-        let free =
-            |slot: &u8| matches!(self.slots.get(usize::from(*slot)), Some(None)) && *slot > 0;
+        let is_leaving = |slot| self.leaving.iter().any(|(leaving, _)| *leaving == slot);
+        let free = |slot: &u8| {
+            let is_empty = matches!(self.slots.get(usize::from(*slot)), Some(None));
+            is_empty && *slot > 0 && !is_leaving(*slot)
+        };
         match wanted {
             Some(slot) => Some(slot).filter(free).ok_or(Error::SlotTaken(slot)),
             None => (1..SLOT_COUNT).find(free).ok_or(Error::BusFull),

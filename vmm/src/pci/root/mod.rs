@@ -55,6 +55,15 @@ pub enum Error {
     WindowFull(u64),
 }
 
+/// How devices fare that shall be quiet, one bit for each slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settled {
+    /// Those that may still touch guest memory.
+    pub busy: u32,
+    /// Those that were removed and are gone since the last time.
+    pub gone: u32,
+}
+
 /// The root of the bus. All methods take `&self` and may be called from any vCPU.
 pub struct PciRoot {
     bus: Mutex<Bus>,
@@ -79,14 +88,41 @@ impl PciRoot {
         self.lock().add(slot, device)
     }
 
-    /// Takes a device out, after the guest has let go of it (or when it must). Its
-    /// threads have been joined, its doorbells unbound; its vectors go back when
-    /// it is dropped.
+    /// Takes a device out, after the guest has let go of it (or when it must). The guest
+    /// sees it no more; it is gone when [`Self::settle`] says so.
     ///
     /// # Errors
     /// When the slot is empty or holds the host bridge.
-    pub fn remove(&self, slot: u8) -> Result<Box<dyn PciDevice>, Error> {
+    pub fn remove(&self, slot: u8) -> Result<(), Error> {
         self.lock().remove(slot)
+    }
+
+    /// How the devices fare that were removed, reset or held. To be called when one of
+    /// them has rung.
+    pub fn settle(&self) -> Settled {
+        let (busy, gone) = self.lock().settle();
+        let slots = gone.iter().fold(0, |slots, (slot, _)| slots | 1 << slot);
+        // Without the lock: their threads are joined.
+        drop(gone);
+        Settled { busy, gone: slots }
+    }
+
+    /// Has every device let go of guest memory, and keep what the guest knows.
+    pub fn hold(&self) {
+        self.lock().hold();
+    }
+
+    /// Leaves devices that aren't quiet as they are, for good, so that whoever drops the
+    /// bus doesn't wait for them.
+    pub fn abandon(&self) {
+        for device in self.lock().abandon() {
+            std::mem::forget(device);
+        }
+    }
+
+    /// Has every device that was held go on.
+    pub fn resume(&self) {
+        self.lock().resume();
     }
 
     /// Slots that hold a device, without the host bridge.
@@ -96,7 +132,8 @@ impl PciRoot {
     }
 
     /// Returns every device and the bus to their state after power-on, for a reset
-    /// of the machine. BARs go back to where they were placed at first.
+    /// of the machine: devices, when they are quiet. BARs go back to where they were
+    /// placed at first.
     pub fn reset(&self) {
         self.lock().reset();
     }

@@ -1,13 +1,16 @@
 use super::*;
+use crate::pci::Quiesce;
 use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity, register};
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type Log = Arc<Mutex<Vec<String>>>;
 
 struct Probe {
     config: ConfigSpace,
     log: Log,
+    is_quiet: Arc<AtomicBool>,
 }
 
 impl Probe {
@@ -24,6 +27,7 @@ impl Probe {
         Box::new(Self {
             config,
             log: Arc::clone(log),
+            is_quiet: Arc::new(AtomicBool::new(true)),
         })
     }
     fn say(&self, what: String) {
@@ -48,9 +52,17 @@ impl PciDevice for Probe {
     fn bar_moved(&mut self, bar: u8, address: Option<u64>) {
         self.say(format!("moved {bar} {address:x?}"));
     }
-    fn reset(&mut self) {
-        self.config.reset();
-        self.say("reset".into());
+    fn quiesce(&mut self, for_what: Quiesce) {
+        if for_what == Quiesce::PowerOn {
+            self.config.reset();
+        }
+        self.say(format!("{for_what:?}"));
+    }
+    fn is_quiet(&mut self) -> bool {
+        self.is_quiet.load(Ordering::SeqCst)
+    }
+    fn resume(&mut self) {
+        self.say("resume".into());
     }
 }
 
@@ -175,7 +187,7 @@ fn bars_are_placed_and_follow_the_guest() {
     assert_eq!(read32(&root, ecam(1, register::BAR0 + 4)), 0x10);
     let log = log.lock().unwrap();
     assert!(log.contains(&"moved 0 Some(10d0000000)".into()), "{log:?}");
-    assert_eq!(log.last().map(String::as_str), Some("reset"));
+    assert_eq!(log.last().map(String::as_str), Some("PowerOn"));
 }
 
 #[test]
@@ -217,9 +229,10 @@ fn removal_unbinds_and_frees() {
         let slot = root.add(None, Probe::boxed(&log)).unwrap();
         assert_eq!(slot, 1);
         root.ecam_write(ecam(1, register::COMMAND), &[3, 0]);
-        drop(root.remove(slot).unwrap());
+        root.remove(slot).unwrap();
+        assert_eq!(root.settle().gone, 1 << slot);
         let said: Vec<_> = log.lock().unwrap().drain(..).collect();
-        let gone = ["moved 0 None", "moved 2 None", "moved 3 None", "reset"];
+        let gone = ["moved 0 None", "moved 2 None", "moved 3 None", "PowerOn"];
         assert_eq!(said[2], "moved 3 Some(1000)");
         assert_eq!(said[3..], gone);
         assert_eq!(read32(&root, ecam(1, 0)), u32::MAX);
@@ -237,6 +250,7 @@ fn a_full_window_refuses_and_leaks_nothing() {
     let full = root.add(None, Probe::boxed(&log));
     assert_eq!(full, Err(Error::WindowFull(0x1000)));
     root.remove(4).unwrap();
+    assert_eq!(root.settle().gone, 1 << 4);
     assert_eq!(root.add(None, Probe::boxed(&log)), Ok(4));
     assert_eq!(
         root.add(Some(4), Probe::boxed(&log)),

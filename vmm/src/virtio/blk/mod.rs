@@ -11,12 +11,13 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use self::queue_worker::{Job, QueueWorker};
 use self::request::ID_SIZE;
 use super::counters::{Counters, counters};
-use super::{Activation, Declaration, F_EVENT_IDX, Interrupt, Plug, VirtioDevice, read_config};
+use super::quiet::{Quiet, Why};
+use super::{
+    Activation, Declaration, F_EVENT_IDX, Interrupt, Plug, Site, VirtioDevice, read_config,
+};
 use crate::block::{Backend, EngineKind};
 use crate::jail::{Allow, Argument, Profile};
 
@@ -100,7 +101,6 @@ pub static DECLARATION: Declaration = Declaration {
                 ],
             ),
         ],
-        vcpu: &[],
         // The rings of its queues, which its threads can't make.
         plug: &[
             Allow::any(libc::SYS_io_uring_setup),
@@ -217,21 +217,6 @@ impl Block {
         })
     }
 
-    /// The worker of a queue. One whose doorbell is another than when it was plugged,
-    /// or that never was, is made anew, for which the thread must not be confined.
-    fn worker(&mut self, index: u16, doorbell: &Arc<EventFd>) -> io::Result<&mut QueueWorker> {
-        let index = usize::from(index);
-        if !matches!(self.workers.get(index), Some(worker) if worker.is_rung_by(doorbell)) {
-            let fresh = QueueWorker::new(&self.shared, self.engine, doorbell)?;
-            match self.workers.get_mut(index) {
-                Some(worker) => *worker = fresh,
-                None => self.workers.push(fresh),
-            }
-        }
-        let missing = || io::Error::other("a queue without a worker");
-        self.workers.get_mut(index).ok_or_else(missing)
-    }
-
     /// A way to reach it later.
     #[must_use]
     pub fn handle(&self) -> Handle {
@@ -291,45 +276,45 @@ impl VirtioDevice for Block {
         // All fields are read-only without VIRTIO_BLK_F_CONFIG_WCE.
     }
 
-    fn plugged(&mut self, doorbells: &[Arc<EventFd>]) -> io::Result<()> {
-        let worker = |doorbell| QueueWorker::new(&self.shared, self.engine, doorbell);
-        self.workers = doorbells.iter().map(worker).collect::<io::Result<_>>()?;
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
+        let all = (0..).zip(site.doorbells);
+        let worker =
+            |(index, doorbell)| QueueWorker::new(&self.shared, self.engine, index, doorbell);
+        self.workers = all.map(worker).collect::<io::Result<_>>()?;
         Ok(())
     }
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+    fn activate(&mut self, activation: Activation) {
         let Activation {
             memory,
             features,
             queues,
             interrupt,
+            ..
         } = activation;
-        self.reset();
         if queues.is_empty() {
-            return Err(io::Error::other("no request queue is enabled"));
+            return interrupt.needs_reset();
         }
         self.shared.set_interrupt(Some(Arc::clone(&interrupt)));
         for active in queues {
-            let worker = self.worker(active.index, &active.doorbell)?;
-            // On failure, the queues begun are stopped by the reset to come.
-            worker.start(Job {
-                memory: Arc::clone(&memory),
-                features,
-                interrupt: Arc::clone(&interrupt),
-                active,
-            })?;
+            match self.workers.get(usize::from(active.index)) {
+                Some(worker) => worker.start(Job {
+                    memory: Arc::clone(&memory),
+                    features,
+                    interrupt: Arc::clone(&interrupt),
+                    active,
+                }),
+                None => interrupt.needs_reset(),
+            }
         }
-        Ok(())
     }
 
-    fn reset(&mut self) {
-        self.shared.set_interrupt(None);
-        // All are asked before the first is waited for.
-        for worker in &self.workers {
-            worker.request_stop();
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        if why == Why::Reset {
+            self.shared.set_interrupt(None);
         }
-        for worker in &mut self.workers {
-            worker.wait_idle();
+        for worker in &self.workers {
+            worker.stop(why, quiet.clone());
         }
     }
 }

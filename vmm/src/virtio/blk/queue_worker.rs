@@ -7,32 +7,35 @@
 //! ```
 
 //!
-//! The thread is made at the queue's first start and stays until the device goes: its
-//! ring was made for it when the device was plugged, and is its own.
+//!
+//! The thread is made when the disk is plugged, and its ring for it: both stay until the
+//! device goes. It is no `virtio::thread`, as it waits on its ring and not on epoll.
 //!
 //! ```text
-//!   prepared ── start ──► serving ── stop requested, or a broken queue ──► idle
-//!                            ▲                                              │
-//!                            └────────────────── start ─────────────────────┘
+//!   idle ── start ──► serving ── stop ──► draining ── all is back ──► idle
+//!                        └── a broken queue ──────────► idle, until a stop
 //! ```
+//!
+//! A disk that never answers leaves it draining, with the [`Quiet`] in its hand.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvError, Sender, channel};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::request::{Action, Rules, Status, parse};
 use super::{DECLARATION, DEPTH, Shared};
-use crate::block::{Completion, Engine, EngineKind, Op, Prepared, Wakes};
+use crate::block::{Completion, Engine, EngineKind, Op, Wakes};
 use crate::memory::{HostByte, Memory};
 use crate::virtio::queue::{Broken, Buffers, Ring};
-use crate::virtio::worker::{PanicGuard, spawn};
+use crate::virtio::quiet::{Quiet, Why};
+use crate::virtio::thread::spawn;
 use crate::virtio::{ActiveQueue, Interrupt};
 
-/// A queue to serve, until the next reset.
+/// A queue to serve.
 pub(super) struct Job {
     pub(super) memory: Memory,
     pub(super) features: u64,
@@ -40,155 +43,157 @@ pub(super) struct Job {
     pub(super) active: ActiveQueue,
 }
 
-/// A queue's thread, or what it will be made from. Dropping it stops and joins.
-pub(super) struct QueueWorker {
-    shared: Arc<Shared>,
-    wakes: Wakes,
-    /// Until there is a thread.
-    prepared: Option<Prepared>,
-    thread: Option<Thread>,
-    /// Whether a job was sent whose end was not seen.
-    is_serving: bool,
+enum Order {
+    Start(Box<Job>),
+    Stop(Why, Quiet),
 }
 
-struct Thread {
-    jobs: Sender<Job>,
-    /// One message for each job that has ended.
-    ended: Receiver<()>,
-    handle: JoinHandle<()>,
+/// The way to a queue's thread. Dropping it ends and joins the thread, when the disk
+/// has done what it is at.
+pub(super) struct QueueWorker {
+    /// None: the thread shall end.
+    orders: Option<Sender<Order>>,
+    /// Written before an order to a thread that may be serving.
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl QueueWorker {
-    /// Prepares to serve the queue that rings `doorbell`.
+    /// Makes the thread of queue `index`, which rings `doorbell`.
     pub(super) fn new(
         shared: &Arc<Shared>,
-        engine: EngineKind,
+        kind: EngineKind,
+        index: u16,
         doorbell: &Arc<EventFd>,
     ) -> io::Result<Self> {
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let wakes = Wakes {
             doorbell: Arc::clone(doorbell),
-            stop: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+            stop: Arc::clone(&stop),
         };
+        let prepared = kind.prepare(&shared.backend, wakes)?;
+        let (sender, orders) = channel();
+        let (shared, bell) = (Arc::clone(shared), Arc::clone(&stop));
+        let name = format!("{}-q{index}", DECLARATION.name);
+        let thread = spawn(name, &DECLARATION.profile, move |confined| {
+            let engine = confined.and_then(|()| prepared.start(Arc::clone(&shared.backend), DEPTH));
+            serve_all(&shared, engine, &orders, &bell);
+        })?;
         Ok(Self {
-            shared: Arc::clone(shared),
-            prepared: Some(engine.prepare(&shared.backend, wakes.clone())?),
-            wakes,
-            thread: None,
-            is_serving: false,
+            orders: Some(sender),
+            stop,
+            thread: Some(thread),
         })
     }
 
-    /// Whether it serves the queue that rings `doorbell`.
-    pub(super) fn is_rung_by(&self, doorbell: &Arc<EventFd>) -> bool {
-        Arc::ptr_eq(&self.wakes.doorbell, doorbell)
-    }
-
-    /// Serves a queue until a stop is requested. A queue that breaks the rules, or a
-    /// host that fails, is reported to the driver.
-    ///
-    /// # Errors
-    /// When no thread can be had, or the one there was is gone.
-    pub(super) fn start(&mut self, job: Job) -> io::Result<()> {
-        self.wait_idle();
-        // Nothing is written: the nonblocking read says so.
-        let _ = self.wakes.stop.read();
-        if let Some(prepared) = self.prepared.take() {
-            let (jobs, to_do) = channel();
-            let (end, ended) = channel();
-            let shared = Arc::clone(&self.shared);
-            let suffix = format!("-q{}", job.active.index);
-            let handle = spawn(&DECLARATION, &suffix, move |confined| {
-                let engine =
-                    confined.and_then(|()| prepared.start(Arc::clone(&shared.backend), DEPTH));
-                serve_jobs(&shared, engine, &to_do, &end);
-            })?;
-            self.thread = Some(Thread {
-                jobs,
-                ended,
-                handle,
-            });
+    /// Has it serve a queue until it is stopped. A queue that breaks the rules, or a
+    /// host that fails, is reported to the driver. It must not be serving.
+    pub(super) fn start(&self, job: Job) {
+        let interrupt = Arc::clone(&job.interrupt);
+        if self.send(Order::Start(Box::new(job))).is_err() {
+            interrupt.needs_reset();
         }
-        let gone = || io::Error::other("the queue's thread is gone");
-        let thread = self.thread.as_ref().ok_or_else(gone)?;
-        thread.jobs.send(job).map_err(|_| gone())?;
-        self.is_serving = true;
-        Ok(())
     }
 
-    /// Requests the end of the job, without waiting for it.
-    pub(super) fn request_stop(&self) {
+    /// Has it let go of guest memory. One whose thread is gone has done so.
+    pub(super) fn stop(&self, why: Why, quiet: Quiet) {
         // Fails only when the counter is full, and then it is written already.
-        let _ = self.wakes.stop.write(1);
+        let _ = self.stop.write(1);
+        let _ = self.send(Order::Stop(why, quiet));
     }
 
-    /// Waits until the job has ended, after its stop was requested.
-    pub(super) fn wait_idle(&mut self) {
-        if let (true, Some(thread)) = (self.is_serving, &self.thread) {
-            // It fails when the thread has unwound, which ends a job too.
-            let _ = thread.ended.recv();
-        }
-        self.is_serving = false;
+    fn send(&self, order: Order) -> Result<(), ()> {
+        let orders = self.orders.as_ref().ok_or(())?;
+        orders.send(order).map_err(|_| ())
     }
 }
 
 impl Drop for QueueWorker {
     fn drop(&mut self) {
-        self.request_stop();
-        self.wait_idle();
-        if let Some(Thread {
-            jobs,
-            ended,
-            handle,
-        }) = self.thread.take()
-        {
-            drop((jobs, ended));
+        self.orders = None;
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
             // A panic of the thread was reported to the driver.
-            let _ = handle.join();
+            let _ = thread.join();
         }
     }
 }
 
-fn serve_jobs(
-    shared: &Arc<Shared>,
+/// Sets DEVICE_NEEDS_RESET when its thread unwinds: a driver must learn that nobody
+/// serves its queue any more.
+struct PanicGuard(Arc<dyn Interrupt>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.needs_reset();
+        }
+    }
+}
+
+/// The thread: an order at a time, until there is nobody to give one.
+fn serve_all(
+    shared: &Shared,
     mut engine: io::Result<Engine>,
-    jobs: &Receiver<Job>,
-    end: &Sender<()>,
+    orders: &Receiver<Order>,
+    bell: &EventFd,
 ) {
-    while let Ok(job) = jobs.recv() {
-        let guard = PanicGuard(Arc::clone(&job.interrupt));
-        let served = match &mut engine {
-            Ok(engine) => {
-                let served = serve(shared, engine, job);
-                engine.drain().and(served)
+    while let Ok(order) = orders.recv() {
+        match order {
+            Order::Start(job) => {
+                let guard = PanicGuard(Arc::clone(&job.interrupt));
+                let served = match &mut engine {
+                    Ok(engine) => serve(shared, engine, *job, orders, bell),
+                    Err(error) => Err(io::Error::from(error.kind())),
+                };
+                if served.is_err() {
+                    guard.0.needs_reset();
+                }
             }
-            Err(error) => Err(io::Error::from(error.kind())),
-        };
-        if served.is_err() {
-            guard.0.needs_reset();
+            // Nothing is served: the queue was broken.
+            Order::Stop(..) => {}
         }
-        if end.send(()).is_err() {
-            return;
-        }
+        // Nonblocking. It was written before the order was sent.
+        let _ = bell.read();
     }
 }
 
-fn serve(shared: &Arc<Shared>, engine: &mut Engine, job: Job) -> io::Result<()> {
+/// Serves a queue until a stop, after which guest memory is left alone.
+fn serve(
+    shared: &Shared,
+    engine: &mut Engine,
+    job: Job,
+    orders: &Receiver<Order>,
+    bell: &EventFd,
+) -> io::Result<()> {
     let ring = Ring::new(&job.active.queue, Arc::clone(&job.memory));
     let ring = ring.map_err(io::Error::other)?;
     engine.begin(job.memory);
-    let depth = ring.size().min(DEPTH);
-    Serving {
+    let mut serving = Serving {
         shared,
         features: job.features,
         interrupt: job.interrupt,
         index: job.active.index,
+        depth: ring.size().min(DEPTH),
         ring,
         engine,
-        requests: (0..depth).map(|_| None).collect(),
-        free: (0..depth).rev().collect(),
+        requests: Vec::new(),
+        free: Vec::new(),
         spare: Vec::new(),
+    };
+    let stopped = serving.serve(orders, bell);
+    let held = match &stopped {
+        Ok(Some((Why::Hold, _))) => serving.finish_all(),
+        _ => Ok(()),
+    };
+    let state = serving.ring.state(serving.index);
+    drop(serving);
+    engine.drain()?;
+    held?;
+    if let Some((_, quiet)) = stopped? {
+        quiet.report(state);
     }
-    .serve()
+    Ok(())
 }
 
 /// A request that the engine has.
@@ -210,24 +215,29 @@ struct Serving<'a> {
     index: u16,
     ring: Ring,
     engine: &'a mut Engine,
-    /// By token.
+    /// The most requests at once.
+    depth: u16,
+    /// By token, as many as there ever were at once: an idle queue has none.
     requests: Vec<Option<InFlight>>,
+    /// Tokens that are not in use.
     free: Vec<u16>,
     /// Buffers whose allocations wait to be used again.
     spare: Vec<Buffers>,
 }
 
 impl Serving<'_> {
-    fn serve(&mut self) -> io::Result<()> {
+    /// Returns why it was stopped; none: nobody is there any more.
+    fn serve(
+        &mut self,
+        orders: &Receiver<Order>,
+        bell: &EventFd,
+    ) -> io::Result<Option<(Why, Quiet)>> {
         let mut done = Vec::new();
         loop {
             self.ring.quiet();
             let more = self.take()?;
             self.signal_used();
             let wake = self.engine.wait(!more, &mut done)?;
-            if wake.stop {
-                return Ok(());
-            }
             if wake.rung {
                 self.shared.counters.notifications.add(1);
             }
@@ -235,7 +245,39 @@ impl Serving<'_> {
                 self.finish(completion)?;
             }
             self.signal_used();
+            if wake.stop {
+                let _ = bell.read();
+                // It was written a moment before the order is there.
+                match orders.recv() {
+                    Ok(Order::Stop(why, quiet)) => return Ok(Some((why, quiet))),
+                    // Only a queue that is served no more is started.
+                    Ok(Order::Start(_)) => return Err(io::Error::other("started twice")),
+                    Err(RecvError) => return Ok(None),
+                }
+            }
         }
+    }
+
+    /// Finishes and returns all that is in flight, and takes nothing more.
+    fn finish_all(&mut self) -> io::Result<()> {
+        let mut done = Vec::new();
+        while self.free.len() < self.requests.len() {
+            self.engine.wait(true, &mut done)?;
+            for completion in done.drain(..) {
+                self.finish(completion)?;
+            }
+        }
+        self.signal_used();
+        Ok(())
+    }
+
+    /// A token for one more request; none: with all out, a completion comes first.
+    fn token(&mut self) -> Option<u16> {
+        self.free.pop().or_else(|| {
+            let next = u16::try_from(self.requests.len()).ok()?;
+            (next < self.depth).then(|| self.requests.push(None))?;
+            Some(next)
+        })
     }
 
     /// Takes what is available, a queueful at most. Returns whether there is more
@@ -243,9 +285,11 @@ impl Serving<'_> {
     fn take(&mut self) -> io::Result<bool> {
         for _ in 0..self.ring.size() {
             // With all tokens out, a completion wakes us before the next can start.
-            if self.free.is_empty() {
+            let Some(token) = self.token() else {
                 return Ok(false);
-            }
+            };
+            // Not in use until a request starts.
+            self.free.push(token);
             let mut buffers = self.spare.pop().unwrap_or_default();
             let popped = self.ring.pop(&mut buffers).map_err(io::Error::other)?;
             match popped {

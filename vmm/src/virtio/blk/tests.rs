@@ -8,12 +8,14 @@ use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::block::Wakes;
 use crate::virtio::queue::{Broken, Buffers, Ring};
-use crate::virtio::testing::{FakeInterrupt, Guest, INDIRECT, NEXT, READ, SIZE, WRITE};
+use crate::virtio::testing::{
+    FakeInterrupt, Guest, INDIRECT, NEXT, READ, SIZE, WRITE, quiesce, reset,
+};
 
 const HEADER: u64 = 0x10_0000;
 const STATUS: u64 = 0x10_1000;
@@ -46,9 +48,7 @@ impl Bench {
         let mut block = Block::new(backend, &options).unwrap();
         let guest = Guest::new(1);
         let interrupt = Arc::new(FakeInterrupt::default());
-        block
-            .activate(guest.activation(features, &interrupt))
-            .unwrap();
+        guest.start(&mut block, features, &interrupt);
         Self {
             guest,
             interrupt,
@@ -126,7 +126,7 @@ fn what_is_written_is_read_back() {
         bench.file.seek(SeekFrom::Start(7 * 512)).unwrap();
         bench.file.read_exact(&mut on_disk).unwrap();
         assert_eq!(on_disk, data);
-        bench.block.reset();
+        reset(&mut bench.block);
         let counted = bench.block.counters().list();
         assert!(counted[0].1 > 0, "{counted:?}");
         let expected = [
@@ -171,7 +171,7 @@ fn out_of_range_and_odd_transfers_fail() {
             assert_eq!(bench.request(kind, last - 1, &[(DATA, 512, flags)]).0, 0);
         }
         assert_eq!(bench.request(99, 0, &[]).0, 2);
-        bench.block.reset();
+        reset(&mut bench.block);
         let counted = bench.block.counters().list();
         assert_eq!(counted.last(), Some(&("errors", 7)));
     });
@@ -376,8 +376,8 @@ fn the_same_head_twice_is_the_drivers_loss() {
         for _ in 0..100 {
             bench.guest.kick(0, head);
         }
-        bench.block.reset();
-        bench.block.reset();
+        reset(&mut bench.block);
+        reset(&mut bench.block);
     });
 }
 
@@ -433,7 +433,7 @@ fn a_transfer_that_falls_short_goes_on() {
         assert_eq!(bench.guest.read(last + 8, 4088), [0; 4088]);
         let at = target + u64::from(rest) - 4;
         assert_eq!(bench.guest.read(at, 4), marks[..4]);
-        bench.block.reset();
+        reset(&mut bench.block);
         let counted = bench.block.counters().list();
         assert_eq!(counted[1..3], [("reads", 1), ("read_bytes", moved.into())]);
     }
@@ -458,6 +458,6 @@ proptest! {
             bench.guest.kick(0, head);
         }
         // Joins: whatever it was doing, it ends.
-        bench.block.reset();
+        reset(&mut bench.block);
     }
 }

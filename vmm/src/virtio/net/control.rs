@@ -1,18 +1,30 @@
-//! The control queue: how many queue pairs the driver uses.
+//! The device at work: which pairs of queues take part, who serves them, and the control
+//! queue by which the driver says how many it uses.
 //!
-//! Virtio 1.2, section 5.1.6.5. Of its commands only those are offered that the
-//! number of queue pairs needs.
+//! ```text
+//!   start, stop ─► Control ─┬─ pumps of its own thread (pair 0; all, where the kernel
+//!                           │  has them to move and this driver doesn't take that)
+//!                           ├─ ports of pumps on threads of their own (pairs 1 …)
+//!                           └─ pairs in the kernel
+//! ```
+//!
+//! Virtio 1.2, section 5.1.6.5. Of the control queue's commands only those are offered
+//! that the number of queue pairs needs.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::CONTROL_BATCH;
 use super::kernel::KernelPair;
-use crate::net::Link;
-use crate::virtio::Interrupt;
+use super::pump::Pump;
+use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, NetCounters, RECEIVE, ReceiveTransmit, find, offload};
+use crate::net::{Link, Vhost};
 use crate::virtio::queue::{Broken, Buffers, Ring};
+use crate::virtio::quiet::{Quiet, Why};
+use crate::virtio::thread::{Events, Port, Service};
+use crate::virtio::{Activation, Interrupt};
 
 /// `VIRTIO_NET_CTRL_MQ`.
 const CLASS_MULTIQUEUE: u8 = 4;
@@ -25,14 +37,15 @@ const PAIRS_SET_SIZE: usize = 4;
 const OK: u8 = 0;
 const ERROR: u8 = 1;
 
+/// Token of the event by which the kernel says that a queue is broken. The doorbells'
+/// are before it, the links of its own pumps behind it.
+const BROKEN: u64 = 1 << 16;
+const FIRST_LINK: u64 = BROKEN + 1;
+
 /// The links of all pairs, of which the first few are in use: a packet must not go
 /// to one whose queue nobody serves.
-pub(super) struct Pairs {
+struct Pairs {
     links: Vec<Arc<dyn Link>>,
-    state: Mutex<State>,
-}
-
-struct State {
     /// How many links are enabled.
     enabled: usize,
     /// The pairs that the kernel serves: all of the driver's, or none. They run while
@@ -41,32 +54,14 @@ struct State {
 }
 
 impl Pairs {
-    /// Links that are all enabled, as they are when opened.
-    pub(super) fn new(links: Vec<Arc<dyn Link>>) -> Self {
-        let state = Mutex::new(State {
-            enabled: links.len(),
-            in_kernel: Vec::new(),
-        });
-        Self { links, state }
-    }
-
-    pub(super) fn links(&self) -> &[Arc<dyn Link>] {
-        &self.links
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Enables the first `wanted` links and no others.
-    pub(super) fn enable(&self, wanted: usize) -> io::Result<()> {
-        let mut state = self.lock();
-        while state.enabled < wanted {
-            let Some(link) = self.links.get(state.enabled) else {
+    fn enable(&mut self, wanted: usize) -> io::Result<()> {
+        while self.enabled < wanted {
+            let Some(link) = self.links.get(self.enabled) else {
                 return Err(io::ErrorKind::InvalidInput.into());
             };
             link.set_enabled(true)?;
-            if let Some(pair) = state.in_kernel.get(state.enabled)
+            if let Some(pair) = self.in_kernel.get(self.enabled)
                 && let Err(error) = pair.start()
             {
                 // A packet must not go where nobody serves.
@@ -74,90 +69,336 @@ impl Pairs {
                 let _ = link.set_enabled(false);
                 return Err(error);
             }
-            state.enabled += 1;
+            self.enabled += 1;
         }
-        while state.enabled > wanted {
-            let last = state.enabled - 1;
+        while self.enabled > wanted {
+            let last = self.enabled - 1;
             let Some(link) = self.links.get(last) else {
                 return Err(io::ErrorKind::InvalidInput.into());
             };
-            if let Some(pair) = state.in_kernel.get(last) {
+            if let Some(pair) = self.in_kernel.get(last) {
                 pair.stop();
             }
             link.set_enabled(false)?;
-            state.enabled = last;
+            self.enabled = last;
         }
         Ok(())
     }
 
     /// Leaves the packets to the kernel from here on.
-    pub(super) fn hand_over(&self, pairs: Vec<KernelPair>) -> io::Result<()> {
-        let mut state = self.lock();
-        for pair in pairs.iter().take(state.enabled) {
+    fn hand_over(&mut self, pairs: Vec<KernelPair>) -> io::Result<()> {
+        for pair in pairs.iter().take(self.enabled) {
             // On failure, those begun are stopped as they are dropped.
             pair.start()?;
         }
-        state.in_kernel = pairs;
+        self.in_kernel = pairs;
         Ok(())
-    }
-
-    /// Has the kernel interrupt the driver of a queue by another event, or not at all. A
-    /// pump asks each time.
-    pub(super) fn set_call(&self, queue: u16, call: Option<&EventFd>) -> io::Result<()> {
-        let state = self.lock();
-        let pair = state.in_kernel.get(usize::from(queue / 2));
-        pair.map_or(Ok(()), |pair| pair.set_call(queue % 2, call))
-    }
-
-    /// Takes the queues back from the kernel.
-    pub(super) fn take_back(&self) {
-        self.lock().in_kernel.clear();
     }
 }
 
-/// The control queue.
+/// What the device is made of.
+pub(super) struct Parts {
+    /// All links, enabled as they are when opened.
+    pub(super) links: Vec<Arc<dyn Link>>,
+    /// The kernel's half of each pair, or nothing.
+    pub(super) kernel: Vec<Arc<Vhost>>,
+    /// The pumps of the last pairs, on threads of their own.
+    pub(super) ports: Vec<Port>,
+    pub(super) mtu: u16,
+    pub(super) counters: Arc<NetCounters>,
+}
+
+/// The device on its first thread.
 pub(super) struct Control {
-    pub(super) ring: Ring,
-    pub(super) index: u16,
-    pub(super) pairs: Arc<Pairs>,
+    pairs: Pairs,
+    kernel: Vec<Arc<Vhost>>,
+    /// Those of the first pairs.
+    pumps: Vec<Pump>,
+    ports: Vec<Port>,
+    counters: Arc<NetCounters>,
+    events: Events,
+    broken: EventFd,
+    is_broken: bool,
+    /// From start to stop.
+    serving: Option<Serving>,
+}
+
+struct Serving {
     /// Pairs whose queues the driver has set up.
-    pub(super) live: usize,
-    pub(super) interrupt: Arc<dyn Interrupt>,
+    live: usize,
+    control: Option<ControlQueue>,
+}
+
+struct ControlQueue {
+    ring: Ring,
+    index: u16,
+    interrupt: Arc<dyn Interrupt>,
 }
 
 impl Control {
+    /// # Errors
+    /// When a doorbell can't be watched, or no event can be had.
+    pub(super) fn new(
+        parts: Parts,
+        doorbells: &[Arc<EventFd>],
+        events: Events,
+    ) -> io::Result<Self> {
+        let broken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        events.watch(&broken, BROKEN, EventSet::IN)?;
+        let remote = parts.ports.len();
+        let own = parts.links.len() - remote;
+        for (token, bell) in (0..).zip(doorbells) {
+            // Those of the other pumps ring on their threads.
+            let is_own = token < 2 * own as u64 || token >= 2 * parts.links.len() as u64;
+            if is_own {
+                events.watch(bell.as_ref(), token, EventSet::IN)?;
+            }
+        }
+        let pump = |link: &Arc<dyn Link>| Pump::new(Arc::clone(link), parts.mtu, &parts.counters);
+        Ok(Self {
+            pumps: parts.links.iter().take(own).map(pump).collect(),
+            pairs: Pairs {
+                enabled: parts.links.len(),
+                links: parts.links,
+                in_kernel: Vec::new(),
+            },
+            kernel: parts.kernel,
+            ports: parts.ports,
+            counters: parts.counters,
+            events,
+            broken,
+            is_broken: false,
+            serving: None,
+        })
+    }
+
+    /// The pairs that the driver has set up.
+    fn live<'a>(&self, activation: &'a Activation) -> io::Result<Vec<ReceiveTransmit<'a>>> {
+        let find = |index| find(&activation.queues, index);
+        // A driver may leave out pairs that it doesn't use, but the first.
+        let live: Vec<_> = (0..self.offered(activation))
+            .map(|pair| RECEIVE + 2 * pair)
+            .map_while(|receive| Some([find(receive)?, find(receive + 1)?]))
+            .collect();
+        if live.is_empty() {
+            return Err(io::Error::other("a network queue is not enabled"));
+        }
+        Ok(live)
+    }
+
+    /// How many pairs this driver may set up.
+    fn offered(&self, activation: &Activation) -> u16 {
+        match activation.has(F_MQ) {
+            // At most `MAX_PAIRS`.
+            true => u16::try_from(self.pairs.links.len()).unwrap_or(1),
+            false => 1,
+        }
+    }
+
+    /// All pairs as the kernel shall serve them, or none where it can't.
+    fn kernel_pairs(
+        &self,
+        activation: &Activation,
+        live: &[ReceiveTransmit<'_>],
+    ) -> io::Result<Vec<KernelPair>> {
+        let halves = self.kernel.iter().zip(&self.pairs.links);
+        let pairs: Vec<_> = live
+            .iter()
+            .zip(halves)
+            .map(|(queues, (vhost, link))| {
+                KernelPair::new(vhost, link, activation, *queues, &self.broken)
+            })
+            .collect::<io::Result<_>>()?;
+        let all: Option<Vec<_>> = pairs.into_iter().collect();
+        Ok(all.unwrap_or_default())
+    }
+
+    /// Has the pumps serve the first `live` pairs, as none are in the kernel.
+    fn start_pumps(&mut self, activation: Activation, live: usize) -> io::Result<()> {
+        let Activation {
+            memory,
+            features,
+            queues,
+            interrupt,
+            resumed,
+        } = activation;
+        let mut queues = queues.into_iter().peekable();
+        for pair in 0..live {
+            let last = RECEIVE + 2 * u16::try_from(pair).unwrap_or(0) + 1;
+            let of_pair = Activation {
+                memory: Arc::clone(&memory),
+                features,
+                // They come in order.
+                queues: std::iter::from_fn(|| queues.next_if(|queue| queue.index <= last))
+                    .collect(),
+                interrupt: Arc::clone(&interrupt),
+                resumed,
+            };
+            match self.pumps.get_mut(pair) {
+                Some(pump) => {
+                    pump.start(of_pair)?;
+                    // While it is enabled: a tap's queue that is not can't be watched.
+                    let token = FIRST_LINK + pair as u64;
+                    self.events.watch(&pump.link(), token, EventSet::IN)?;
+                }
+                None => {
+                    let port = self.ports.get(pair - self.pumps.len());
+                    port.inspect(|port| port.start(of_pair));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The control queue, if the driver has it.
+    fn control_queue(&self, activation: &Activation) -> io::Result<Option<ControlQueue>> {
+        if !activation.has(F_CTRL_VQ) {
+            return Ok(None);
+        }
+        let index = 2 * self.offered(activation);
+        let Some(active) = find(&activation.queues, index) else {
+            return Ok(None);
+        };
+        let ring = Ring::new(&active.queue, Arc::clone(&activation.memory));
+        Ok(Some(ControlQueue {
+            ring: ring.map_err(io::Error::other)?,
+            index,
+            interrupt: Arc::clone(&activation.interrupt),
+        }))
+    }
+
     /// Serves some commands. Returns whether there may be more.
-    pub(super) fn serve(&mut self) -> Result<bool, Broken> {
+    fn serve(&mut self, queue: &mut ControlQueue, live: usize) -> Result<bool, Broken> {
         let mut buffers = Buffers::default();
         for _ in 0..CONTROL_BATCH {
-            let Some(head) = self.ring.pop(&mut buffers)? else {
-                return Ok(self.ring.listen());
+            let Some(head) = queue.ring.pop(&mut buffers)? else {
+                return Ok(queue.ring.listen());
             };
             if buffers.writable.length() == 0 {
                 return Err(Broken::Request);
             }
-            let ack = self.execute(&buffers);
+            let ack = self.execute(&buffers, live);
             buffers.writable.copy_in(0, &[ack]);
-            self.ring.push_used(head, 1);
-            if self.ring.wants_interrupt() {
-                self.interrupt.queue(self.index);
+            queue.ring.push_used(head, 1);
+            if queue.ring.wants_interrupt() {
+                queue.interrupt.queue(queue.index);
             }
         }
         Ok(true)
     }
 
-    fn execute(&self, buffers: &Buffers) -> u8 {
+    fn execute(&mut self, buffers: &Buffers, live: usize) -> u8 {
         let mut command = [0; PAIRS_SET_SIZE];
         let whole = buffers.readable.length() == PAIRS_SET_SIZE
             && buffers.readable.copy_out(0, &mut command) == PAIRS_SET_SIZE;
         let [class, what, low, high] = command;
         let pairs = usize::from(u16::from_le_bytes([low, high]));
         let known = whole && (class, what) == (CLASS_MULTIQUEUE, PAIRS_SET);
-        let possible = (1..=self.live).contains(&pairs);
+        let possible = (1..=live).contains(&pairs);
         if known && possible && self.pairs.enable(pairs).is_ok() {
             OK
         } else {
             ERROR
+        }
+    }
+}
+
+impl Service for Control {
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        // Section 5.1.6.5.5: a driver begins with one pair. One that goes on has what it
+        // had.
+        let wanted = if activation.resumed {
+            self.pairs.enabled
+        } else {
+            1
+        };
+        // All are enabled while they are set up.
+        self.pairs.enable(self.pairs.links.len())?;
+        let offload = offload(activation.features);
+        for link in &self.pairs.links {
+            link.set_offload(offload)?;
+        }
+        let live = self.live(&activation)?;
+        let in_kernel = self.kernel_pairs(&activation, &live)?;
+        let live = live.len();
+        self.is_broken = false;
+        self.serving = Some(Serving {
+            live,
+            control: self.control_queue(&activation)?,
+        });
+        if in_kernel.is_empty() {
+            self.start_pumps(activation, live)?;
+            self.pairs.enable(wanted)
+        } else {
+            self.pairs.enable(wanted)?;
+            self.pairs.hand_over(in_kernel)
+        }
+    }
+
+    fn on_event(&mut self, token: u64, _: EventSet) {
+        let own = 2 * self.pumps.len() as u64;
+        let pump = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        match token {
+            BROKEN => {
+                let _ = self.broken.read();
+                self.is_broken = true;
+            }
+            FIRST_LINK.. => {
+                if let Some(pump) = self.pumps.get_mut(pump(token - FIRST_LINK)) {
+                    pump.on_link();
+                }
+            }
+            bell => {
+                self.counters.notifications.add(1);
+                if bell < own
+                    && let Some(pump) = self.pumps.get_mut(pump(bell / 2))
+                {
+                    pump.on_bell(bell % 2 == 0);
+                }
+            }
+        }
+    }
+
+    fn work(&mut self) -> io::Result<bool> {
+        let Some(mut serving) = self.serving.take() else {
+            return Ok(false);
+        };
+        if self.is_broken {
+            self.serving = Some(serving);
+            return Err(io::Error::other("the driver broke a queue's rules"));
+        }
+        let more = match &mut serving.control {
+            Some(queue) => self.serve(queue, serving.live).map_err(io::Error::other),
+            None => Ok(false),
+        };
+        self.serving = Some(serving);
+        let mut more = more?;
+        for pump in &mut self.pumps {
+            more |= pump.work()?;
+        }
+        Ok(more)
+    }
+
+    /// A pump asks each time.
+    fn vectors_changed(&mut self, interrupt: &dyn Interrupt) -> io::Result<()> {
+        let mut all = self.pairs.in_kernel.iter();
+        all.try_for_each(|pair| pair.set_calls(interrupt))
+    }
+
+    fn stop(&mut self, why: Why, quiet: &Quiet) {
+        // Packets first, then who counts them.
+        for pair in self.pairs.in_kernel.drain(..) {
+            pair.end(quiet);
+        }
+        for pump in &mut self.pumps {
+            self.events.unwatch(&pump.link());
+            pump.stop(why, quiet);
+        }
+        for port in &self.ports {
+            port.stop(why, quiet.clone());
+        }
+        if let Some(queue) = self.serving.take().and_then(|serving| serving.control) {
+            quiet.report(queue.ring.state(queue.index));
         }
     }
 }

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! The packets are moved by the kernel ([`Vhost`]) where the device was given that, or
-//! else by a thread for each pair, straight from the link into guest memory.
+//! else by a thread for each pair, straight from the link into guest memory. The first
+//! thread sees to all of that ([`control`]); with the kernel's help, it is the only one.
 //!
-//! Virtio 1.2, section 5.1. A card with one link has neither the control queue nor
-//! its thread.
+//! Virtio 1.2, section 5.1. A card with one link has no control queue.
 
 mod control;
 mod kernel;
@@ -21,17 +21,15 @@ use std::io;
 use std::sync::Arc;
 
 use hearth_vmm_api::MAX_PAIRS;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use self::control::{Control, Pairs};
-use self::kernel::KernelPair;
-use self::pump::Pump;
+use self::control::{Control, Parts};
+use self::pump::{OwnPump, Pump};
 use super::counters::{Counters, counters};
-use super::queue::Ring;
-use super::worker::{self, Worker};
+use super::quiet::{Quiet, Why};
+use super::thread::{DeviceThread, Port};
 use super::{
-    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug,
-    VirtioDevice, read_config,
+    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice,
+    read_config,
 };
 use crate::jail::{Allow, Argument, Profile};
 use crate::net::{Link, Offload, Vhost};
@@ -94,8 +92,6 @@ pub struct Options {
 /// The type of the ioctls of the kernel's virtio back ends, `VHOST_VIRTIO` of
 /// `linux/vhost.h`.
 const VHOST: u8 = 0xaf;
-/// `VHOST_NET_SET_BACKEND`: `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
-const VHOST_NET_SET_BACKEND: u64 = 0x4008_af30;
 
 /// What it is.
 pub static DECLARATION: Declaration = Declaration {
@@ -105,31 +101,26 @@ pub static DECLARATION: Declaration = Declaration {
     profile: Profile {
         thread: &[
             Allow::any(libc::SYS_readv),
-            // How many pairs of queues take part.
+            // How many pairs of queues take part, what the driver takes, and the rings
+            // where they are the kernel's.
             Allow::when(
                 libc::SYS_ioctl,
                 &[
                     Argument::is(1, libc::TUNSETQUEUE),
-                    Argument::is(1, VHOST_NET_SET_BACKEND),
+                    Argument::is(1, libc::TUNSETOFFLOAD),
+                    Argument::ioctl_of(VHOST),
                 ],
             ),
         ],
-        // What the driver takes is the tap's to know, and the rings are the kernel's.
-        vcpu: &[Allow::when(
-            libc::SYS_ioctl,
-            &[
-                Argument::ioctl_of(VHOST),
-                Argument::is(1, libc::TUNSETOFFLOAD),
-            ],
-        )],
-        // A tap taken over. Its vhost is asked what a vCPU's thread may, too. No tap is
-        // attached to by name: a descriptor whose tap the host deleted is free for another
-        // one, and TUNSETIFF lets anybody have one that has no owner.
+        // A tap taken over, and what its vhost can. No tap is attached to by name: a
+        // descriptor whose tap the host deleted is free for another one, and TUNSETIFF lets
+        // anybody have one that has no owner.
         plug: &[Allow::when(
             libc::SYS_ioctl,
             &[
                 Argument::is(1, libc::TUNSETVNETHDRSZ),
                 Argument::is(1, libc::TUNGETIFF),
+                Argument::ioctl_of(VHOST),
             ],
         )],
     },
@@ -170,11 +161,13 @@ type ReceiveTransmit<'a> = [&'a ActiveQueue; 2];
 /// A network device.
 pub struct Net {
     counters: Arc<NetCounters>,
-    pairs: Arc<Pairs>,
+    links: Vec<Arc<dyn Link>>,
     /// The kernel's half of each pair, or nothing.
     kernel: Vec<Arc<Vhost>>,
     options: Options,
-    workers: Vec<Worker>,
+    /// The first thread's service.
+    port: Option<Port>,
+    threads: Vec<DeviceThread>,
 }
 
 impl Net {
@@ -209,10 +202,11 @@ impl Net {
             .map(|link| Arc::new(link) as Arc<dyn Link>);
         Ok(Self {
             counters: Arc::default(),
-            pairs: Arc::new(Pairs::new(links.collect())),
+            links: links.collect(),
             kernel: Vec::new(),
             options,
-            workers: Vec::new(),
+            port: None,
+            threads: Vec::new(),
         })
     }
 
@@ -221,7 +215,7 @@ impl Net {
     /// # Errors
     /// When there is not one for each pair.
     pub fn in_kernel(mut self, vhosts: Vec<Vhost>) -> io::Result<Self> {
-        if vhosts.len() != self.pairs.links().len() {
+        if vhosts.len() != self.links.len() {
             let wrong = "each pair of queues needs a vhost-net of its own";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
         }
@@ -231,86 +225,7 @@ impl Net {
 
     fn pair_count(&self) -> u16 {
         // At most `MAX_PAIRS`.
-        u16::try_from(self.pairs.links().len()).unwrap_or(1)
-    }
-
-    /// The pairs that the driver has set up.
-    fn live<'a>(&self, activation: &'a Activation) -> io::Result<Vec<ReceiveTransmit<'a>>> {
-        let multiqueue = activation.has(F_MQ);
-        let pairs = if multiqueue { self.pair_count() } else { 1 };
-        let find = |index| find(&activation.queues, index);
-        // A driver may leave out pairs that it doesn't use, but the first.
-        let live: Vec<_> = (0..pairs)
-            .map(|pair| RECEIVE + 2 * pair)
-            .map_while(|receive| Some([find(receive)?, find(receive + 1)?]))
-            .collect();
-        if live.is_empty() {
-            return Err(io::Error::other("a network queue is not enabled"));
-        }
-        Ok(live)
-    }
-
-    fn pumps(
-        &self,
-        activation: &Activation,
-        live: &[ReceiveTransmit<'_>],
-    ) -> io::Result<Vec<Pump>> {
-        let needed = largest(offload(activation.features), self.options.mtu);
-        live.iter()
-            .zip(self.pairs.links())
-            .map(|(queues, link)| {
-                let (link, counters) = (Arc::clone(link), Arc::clone(&self.counters));
-                Pump::new(link, activation, *queues, needed, counters)
-            })
-            .collect()
-    }
-
-    /// All pairs as the kernel shall serve them, or none where it can't.
-    fn kernel_pairs(
-        &self,
-        activation: &Activation,
-        live: &[ReceiveTransmit<'_>],
-        broken: &EventFd,
-    ) -> io::Result<Vec<KernelPair>> {
-        let halves = self.kernel.iter().zip(self.pairs.links());
-        let pairs: Vec<_> = live
-            .iter()
-            .zip(halves)
-            .map(|(queues, (vhost, link))| {
-                KernelPair::new(vhost, link, activation, *queues, broken)
-            })
-            .collect::<io::Result<_>>()?;
-        let all: Option<Vec<_>> = pairs.into_iter().collect();
-        Ok(all.unwrap_or_default())
-    }
-
-    /// The control queue, if the driver has it. `live` pairs can be used.
-    fn control(&self, activation: &Activation, live: usize) -> io::Result<Option<Worker>> {
-        if !activation.has(F_CTRL_VQ) {
-            return Ok(None);
-        }
-        let multiqueue = activation.has(F_MQ);
-        let index = 2 * if multiqueue { self.pair_count() } else { 1 };
-        let Some(active) = find(&activation.queues, index) else {
-            return Ok(None);
-        };
-        let ring = Ring::new(&active.queue, Arc::clone(&activation.memory));
-        let interrupt = Arc::clone(&activation.interrupt);
-        let mut control = Control {
-            ring: ring.map_err(io::Error::other)?,
-            index,
-            pairs: Arc::clone(&self.pairs),
-            live,
-            interrupt: Arc::clone(&interrupt),
-        };
-        let doorbell = Arc::clone(&active.doorbell);
-        let counters = Arc::clone(&self.counters);
-        Worker::start(&DECLARATION, "-control", interrupt, move |stop| {
-            worker::serve(&stop, &doorbell, &counters.notifications, || {
-                control.serve().map_err(io::Error::other)
-            })
-        })
-        .map(Some)
+        u16::try_from(self.links.len()).unwrap_or(1)
     }
 
     /// `struct virtio_net_config`. Section 5.1.4.
@@ -370,7 +285,7 @@ impl VirtioDevice for Net {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        let mut sizes = vec![QUEUE_SIZE; 2 * self.pairs.links().len()];
+        let mut sizes = vec![QUEUE_SIZE; 2 * self.links.len()];
         if self.pair_count() > 1 {
             sizes.push(CONTROL_SIZE);
         }
@@ -385,49 +300,56 @@ impl VirtioDevice for Net {
         // All fields are read-only in a modern device.
     }
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.reset();
-        // All are watched while they are enabled: a tap's queue that is not can't
-        // be. Then, section 5.1.6.5.5, the driver begins with one.
-        self.pairs.enable(self.pairs.links().len())?;
-        let offload = offload(activation.features);
-        for link in self.pairs.links() {
-            link.set_offload(offload)?;
-        }
-        let live = self.live(&activation)?;
-        let broken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let in_kernel = self.kernel_pairs(&activation, &live, &broken)?;
-        let pumps = match in_kernel.is_empty() {
-            true => self.pumps(&activation, &live)?,
-            false => Vec::new(),
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
+        // Pairs in the kernel take next to nothing of a thread: one does for all.
+        let own = if self.kernel.is_empty() {
+            1
+        } else {
+            self.links.len()
         };
-        self.pairs.enable(1)?;
-        // On failure, what has begun is stopped by the reset to come.
-        if !in_kernel.is_empty() {
-            self.pairs.hand_over(in_kernel)?;
-            let interrupt = Arc::clone(&activation.interrupt);
-            self.workers.push(kernel::watch(broken, interrupt)?);
+        let thread = |suffix: String| {
+            let name = format!("{}{suffix}", DECLARATION.name);
+            DeviceThread::spawn(name, &DECLARATION.profile)
+        };
+        let first = thread(String::new())?;
+        let mut ports = Vec::new();
+        for (pair, link) in self.links.iter().enumerate().skip(own) {
+            let pump = Pump::new(Arc::clone(link), self.options.mtu, &self.counters);
+            let bells = site.doorbells.get(2 * pair..2 * pair + 2);
+            let bells = bells.ok_or_else(|| io::Error::other("a pair has two doorbells"))?;
+            let next = thread(format!("-q{pair}"))?;
+            ports.push(next.add(|events| OwnPump::new(pump, bells, &events))?);
+            self.threads.push(next);
         }
-        for pump in pumps {
-            let interrupt = Arc::clone(&activation.interrupt);
-            let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| pump.serve(&stop));
-            self.workers.push(worker?);
-        }
-        self.workers.extend(self.control(&activation, live.len())?);
+        let parts = Parts {
+            links: self.links.clone(),
+            kernel: self.kernel.clone(),
+            ports,
+            mtu: self.options.mtu,
+            counters: Arc::clone(&self.counters),
+        };
+        self.port = Some(first.add(|events| Control::new(parts, site.doorbells, events))?);
+        // Ended before the threads that it gives orders to.
+        self.threads.insert(0, first);
         Ok(())
     }
 
-    fn vector_changed(&mut self, queue: u16, interrupt: &dyn Interrupt) -> io::Result<()> {
-        self.pairs.set_call(queue, interrupt.event(queue).as_ref())
+    fn activate(&mut self, activation: Activation) {
+        if let Some(port) = &self.port {
+            port.start(activation);
+        }
     }
 
-    fn reset(&mut self) {
-        // All are asked before the first is waited for.
-        for worker in &self.workers {
-            worker.request_stop();
+    fn vectors_changed(&mut self) {
+        if let Some(port) = &self.port {
+            port.vectors_changed();
         }
-        self.workers.clear();
-        self.pairs.take_back();
+    }
+
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        if let Some(port) = &self.port {
+            port.stop(why, quiet);
+        }
     }
 }
 

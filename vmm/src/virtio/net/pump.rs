@@ -1,4 +1,4 @@
-//! The thread between a link and a pair of queues.
+//! What moves packets between a link and a pair of queues.
 //!
 //! All events are edge-triggered and never read, so that a wake-up costs one
 //! system call, and each packet one.
@@ -10,14 +10,15 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, NetCounters};
-use crate::epoll::{DOORBELL, Epoll, STOP};
+use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, NetCounters, largest, offload};
 use crate::memory::{MAX_SEGMENTS, Segments};
 use crate::net::Link;
 use crate::virtio::queue::{Broken, Buffers, Ring};
+use crate::virtio::quiet::{Quiet, Why};
+use crate::virtio::thread::{Events, Service};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// The most packets of one direction before the other has its turn.
@@ -26,10 +27,10 @@ const BATCH: usize = 256;
 /// The most packets before the driver is notified: no test sees when it comes early.
 const TELL: usize = 64;
 
-/// Epoll tokens.
-const RECEIVE_BELL: u64 = DOORBELL;
-const TRANSMIT_BELL: u64 = DOORBELL + 1;
-const LINK: u64 = DOORBELL + 2;
+/// Tokens, on a thread of its own.
+const RECEIVE_BELL: u64 = 0;
+const TRANSMIT_BELL: u64 = 1;
+const LINK: u64 = 2;
 
 /// A receive buffer that the driver has posted and we have taken.
 struct Posted {
@@ -58,96 +59,155 @@ struct Transmitter {
     buffers: Buffers,
 }
 
-/// Both queues and the link.
+/// A link, and both queues while a driver has them.
 pub(super) struct Pump {
     link: Arc<dyn Link>,
-    interrupt: Arc<dyn Interrupt>,
+    mtu: u16,
     counters: Arc<NetCounters>,
+    serving: Option<Serving>,
+    /// What there is to do.
+    receive: bool,
+    transmit: bool,
+}
+
+struct Serving {
+    interrupt: Arc<dyn Interrupt>,
     receiver: Receiver,
     transmitter: Transmitter,
-    epoll: Epoll,
 }
 
 impl Pump {
-    /// `needed` is the room for the largest packet; the link is watched from here on.
+    pub(super) fn new(link: Arc<dyn Link>, mtu: u16, counters: &Arc<NetCounters>) -> Self {
+        Self {
+            link,
+            mtu,
+            counters: Arc::clone(counters),
+            serving: None,
+            receive: false,
+            transmit: false,
+        }
+    }
+
+    /// The descriptor of its link.
+    pub(super) fn link(&self) -> RawFd {
+        self.link.as_raw_fd()
+    }
+
+    /// Serves both queues of an activation.
     ///
     /// # Errors
-    /// When a ring is not in memory, or the link can't be watched.
-    pub(super) fn new(
-        link: Arc<dyn Link>,
-        activation: &Activation,
-        [receive, transmit]: [&ActiveQueue; 2],
-        needed: usize,
-        counters: Arc<NetCounters>,
-    ) -> io::Result<Self> {
-        let mergeable = activation.has(F_MRG_RXBUF);
-        let epoll = Epoll::new()?;
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        epoll.watch(receive.doorbell.as_ref(), RECEIVE_BELL, edge)?;
-        epoll.watch(transmit.doorbell.as_ref(), TRANSMIT_BELL, edge)?;
-        epoll.watch(&link.as_raw_fd(), LINK, edge)?;
+    /// When one is missing, or its ring not in memory.
+    pub(super) fn start(&mut self, activation: Activation) -> io::Result<()> {
+        let [receive, transmit]: [ActiveQueue; 2] = activation
+            .queues
+            .try_into()
+            .map_err(|_| io::Error::other("a pair has two queues"))?;
         let ring = |active: &ActiveQueue| {
             Ring::new(&active.queue, Arc::clone(&activation.memory)).map_err(io::Error::other)
         };
-        Ok(Self {
-            link,
-            interrupt: Arc::clone(&activation.interrupt),
-            counters,
-            receiver: Receiver {
-                ring: ring(receive)?,
-                index: receive.index,
-                buffers: Buffers::default(),
-                posted: VecDeque::new(),
-                room: Segments::default(),
-                mergeable,
-                needed,
-            },
+        let features = activation.features;
+        let mut receiver = Receiver {
+            ring: ring(&receive)?,
+            index: receive.index,
+            buffers: Buffers::default(),
+            posted: VecDeque::new(),
+            room: Segments::default(),
+            mergeable: features & F_MRG_RXBUF != 0,
+            needed: largest(offload(features), self.mtu),
+        };
+        receiver.ring.quiet();
+        self.serving = Some(Serving {
+            interrupt: activation.interrupt,
+            receiver,
             transmitter: Transmitter {
-                ring: ring(transmit)?,
+                ring: ring(&transmit)?,
                 index: transmit.index,
                 buffers: Buffers::default(),
             },
-            epoll,
-        })
+        });
+        (self.receive, self.transmit) = (true, true);
+        Ok(())
     }
 
-    /// Moves packets until `stop` is written.
+    /// The driver rang for its receive queue, or else for the other.
+    pub(super) fn on_bell(&mut self, receive: bool) {
+        self.receive |= receive;
+        self.transmit |= !receive;
+    }
+
+    /// The link has packets, or room for some.
+    pub(super) fn on_link(&mut self) {
+        self.receive = true;
+    }
+
+    /// Moves packets. Returns whether there are more.
     ///
     /// # Errors
-    /// When a queue breaks the rules, or the link fails.
-    pub(super) fn serve(mut self, stop: &EventFd) -> io::Result<()> {
-        self.epoll.watch(stop, STOP, EventSet::IN)?;
-        self.receiver.ring.quiet();
-        let mut events = [EpollEvent::default(); 4];
-        let (mut receive, mut transmit) = (true, true);
-        let fd = self.link.as_raw_fd();
-        let counters = Arc::clone(&self.counters);
-        loop {
-            if transmit {
-                transmit = self
-                    .transmitter
-                    .transmit(fd, self.interrupt.as_ref(), &counters)
-                    .map_err(io::Error::other)?;
-            }
-            if receive {
-                receive = self
-                    .receiver
-                    .receive(fd, self.interrupt.as_ref(), &counters)
-                    .map_err(io::Error::other)?;
-            }
-            let count = self.epoll.wait(&mut events, receive || transmit)?;
-            for event in &events[..count] {
-                match event.data() {
-                    STOP => return Ok(()),
-                    LINK => receive = true,
-                    bell => {
-                        counters.notifications.add(1);
-                        receive |= bell == RECEIVE_BELL;
-                        transmit |= bell == TRANSMIT_BELL;
-                    }
-                }
-            }
+    /// When a queue breaks the rules.
+    pub(super) fn work(&mut self) -> io::Result<bool> {
+        let Some(serving) = &mut self.serving else {
+            return Ok(false);
+        };
+        let (fd, interrupt) = (self.link.as_raw_fd(), serving.interrupt.as_ref());
+        if self.transmit {
+            let more = serving.transmitter.transmit(fd, interrupt, &self.counters);
+            self.transmit = more.map_err(io::Error::other)?;
         }
+        if self.receive {
+            let more = serving.receiver.receive(fd, interrupt, &self.counters);
+            self.receive = more.map_err(io::Error::other)?;
+        }
+        Ok(self.receive || self.transmit)
+    }
+
+    /// Lets go of the queues. Buffers that wait for packets are put back.
+    pub(super) fn stop(&mut self, _: Why, quiet: &Quiet) {
+        if let Some(mut serving) = self.serving.take() {
+            let receiver = &mut serving.receiver;
+            for _ in &receiver.posted {
+                receiver.ring.unpop();
+            }
+            quiet.report(receiver.ring.state(receiver.index));
+            let transmitter = &serving.transmitter;
+            quiet.report(transmitter.ring.state(transmitter.index));
+        }
+    }
+}
+
+/// A pump on a thread of its own.
+pub(super) struct OwnPump(Pump);
+
+impl OwnPump {
+    /// # Errors
+    /// When a doorbell or the link, which is enabled now, can't be watched.
+    pub(super) fn new(pump: Pump, doorbells: &[Arc<EventFd>], events: &Events) -> io::Result<Self> {
+        events.watch_doorbells(doorbells)?;
+        events.watch(&pump.link(), LINK, EventSet::IN)?;
+        Ok(Self(pump))
+    }
+}
+
+impl Service for OwnPump {
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        self.0.start(activation)
+    }
+
+    fn on_event(&mut self, token: u64, _: EventSet) {
+        match token {
+            RECEIVE_BELL | TRANSMIT_BELL => {
+                self.0.counters.notifications.add(1);
+                self.0.on_bell(token == RECEIVE_BELL);
+            }
+            _ => self.0.on_link(),
+        }
+    }
+
+    fn work(&mut self) -> io::Result<bool> {
+        self.0.work()
+    }
+
+    fn stop(&mut self, why: Why, quiet: &Quiet) {
+        self.0.stop(why, quiet);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::virtio::testing::{FakeInterrupt, Guest, NEXT, READ, SIZE, WRITE};
+use crate::virtio::testing::{FakeInterrupt, Guest, NEXT, READ, SIZE, WRITE, quiesce, reset};
 
 const DATA: u64 = 0x20_0000;
 
@@ -64,8 +64,7 @@ impl Bench {
         let mut net = Net::new(link, OPTIONS).unwrap();
         let guest = Guest::new(2);
         let interrupt = Arc::new(FakeInterrupt::default());
-        net.activate(guest.activation(features, &interrupt))
-            .unwrap();
+        guest.start(&mut net, features, &interrupt);
         Self {
             guest,
             interrupt,
@@ -153,10 +152,10 @@ fn many_packets_each_way() {
         assert_eq!(bench.wire.recv(&mut got).unwrap(), 700);
         assert_eq!(got[12..700], [byte; 688]);
     }
-    bench.net.reset();
+    reset(&mut bench.net);
     // Nobody touches it any more.
     assert_eq!(Arc::strong_count(&bench.guest.memory), 1);
-    bench.net.reset();
+    reset(&mut bench.net);
     let counted = bench.net.counters().list();
     assert!(counted[0].1 > 0, "{counted:?}");
     let expected = [
@@ -205,7 +204,13 @@ fn the_same_buffer_posted_for_ever_is_bounded() {
 
 #[test]
 fn offloads_are_those_the_driver_takes() {
-    let offload = |features| Bench::new(features).offload.lock().unwrap().unwrap();
+    let offload = |features| {
+        let bench = Bench::new(features);
+        // By when it serves, it has said so.
+        bench.guest.offer(TRANSMIT, &[(DATA, 60, READ)]);
+        bench.returned(TRANSMIT, 1);
+        bench.offload.lock().unwrap().unwrap()
+    };
     assert_eq!(offload(0), Offload::empty());
     assert_eq!(offload(F_GUEST_TSO4), Offload::empty());
     let all = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6;
@@ -248,7 +253,7 @@ fn features_are_those_of_a_card_with_a_tap() {
     let one = bits(&[0, 1, 3, 5, 7, 8, 11, 12, 15, 16, 28, 29]);
     assert_eq!(Bench::new(0).net.features(), one);
     let control = bits(&[17, 22]);
-    assert_eq!(TwoPairs::new(0, 2).net.features(), one | control);
+    assert_eq!(TwoPairs::with(0, 5, 2).net.features(), one | control);
     assert_eq!(Bench::new(0).net.queue_sizes(), [256; 2]);
 }
 
@@ -266,6 +271,11 @@ const CONTROL: u16 = 4;
 
 impl TwoPairs {
     fn new(features: u64, queues: u16) -> Self {
+        Self::with(features, queues, queues.into())
+    }
+
+    /// Of the queues, the driver enables the first few.
+    fn with(features: u64, queues: u16, enabled_queues: usize) -> Self {
         let mut wires = Vec::new();
         let mut enabled = Vec::new();
         let links: Vec<_> = (0..2)
@@ -284,8 +294,10 @@ impl TwoPairs {
         let mut net = Net::with_pairs(links, OPTIONS).unwrap();
         let guest = Guest::new(queues);
         let interrupt = Arc::new(FakeInterrupt::default());
-        net.activate(guest.activation(features, &interrupt))
-            .unwrap();
+        guest.plug(&mut net);
+        let mut activation = guest.activation(features, &interrupt);
+        activation.queues.truncate(enabled_queues);
+        net.activate(activation);
         Self {
             guest,
             interrupt,
@@ -293,6 +305,13 @@ impl TwoPairs {
             wires,
             enabled,
         }
+    }
+
+    /// Waits until the device serves its first pair, which it does once all is set up.
+    fn serves(&self) {
+        self.guest.offer(TRANSMIT, &[(DATA, 60, READ)]);
+        assert_eq!(self.wires[0].recv(&mut [0; 100]).unwrap(), 60);
+        self.interrupt.wait(|said| said.queues.contains(&TRANSMIT));
     }
 
     fn enabled(&self) -> Vec<bool> {
@@ -327,6 +346,7 @@ fn the_driver_says_how_many_pairs_it_uses() {
     let mut config = [0; 10];
     bench.net.config_read(0, &mut config);
     assert_eq!(config[8..], [2, 0]);
+    bench.serves();
     assert_eq!(bench.enabled(), [true, false], "it begins with one");
     assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
     assert_eq!(bench.enabled(), [true, true]);
@@ -362,28 +382,70 @@ fn the_driver_says_how_many_pairs_it_uses() {
 #[test]
 fn a_driver_of_one_pair_gets_one() {
     // Without the feature the control queue is the third; here it isn't there.
-    let bench = TwoPairs::new(0, 2);
-    assert_eq!(bench.net.workers.len(), 1, "its pump");
+    let bench = TwoPairs::with(0, 5, 2);
+    bench.serves();
     assert_eq!(bench.enabled(), [true, false]);
     bench.guest.offer(TRANSMIT, &[(DATA, 60, READ)]);
     assert_eq!(bench.wires[0].recv(&mut [0; 100]).unwrap(), 60);
     // Pairs that were not set up can't be used.
-    let mut bench = TwoPairs::new(F_CTRL_VQ, 3);
+    let mut bench = TwoPairs::with(F_CTRL_VQ, 5, 3);
     bench.guest.write(DATA, &[4, 0, 2, 0]);
     let chain = [(DATA, 4, READ), (DATA + 0x1000, 1, WRITE)];
     bench.guest.offer(2, &chain);
     bench.interrupt.wait(|said| said.queues.contains(&2));
     assert_eq!(bench.guest.read(DATA + 0x1000, 1), [1]);
     // A reset and another driver: from the beginning.
-    bench.net.reset();
-    bench.guest = Guest::new(5);
+    reset(&mut bench.net);
+    bench.guest.start_over();
     let activation = bench.guest.activation(F_CTRL_VQ | F_MQ, &bench.interrupt);
-    bench.net.activate(activation).unwrap();
+    bench.net.activate(activation);
     assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
     assert_eq!(bench.enabled(), [true, true]);
     // A command without room for its answer is none.
     bench.guest.offer(CONTROL, &[(DATA, 4, READ)]);
     bench.interrupt.wait(|said| said.needs_reset == 1);
+}
+
+/// Without a driver's knowledge: buffers that waited for packets wait on, and as many
+/// pairs are in use.
+#[test]
+fn a_held_card_goes_on_where_it_was() {
+    let features = F_CTRL_VQ | F_MQ;
+    let mut bench = TwoPairs::new(features, 5);
+    assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
+    bench.guest.offer(RECEIVE, &[(DATA, 1600, WRITE)]);
+    bench.guest.offer(RECEIVE, &[(DATA + 0x2000, 1600, WRITE)]);
+    bench.wires[0].send(&[0x11; 100]).unwrap();
+    bench.interrupt.wait(|said| said.queues.contains(&RECEIVE));
+    for _ in 0..20 {
+        let held = quiesce(&mut bench.net, Why::Hold);
+        let places: Vec<_> = held.iter().map(|queue| queue.index).collect();
+        assert_eq!(places, [0, 1, 2, 3, 4]);
+        assert_eq!((held[0].next_available, held[0].next_used), (1, 1));
+        assert_eq!(held[4].next_available, 1, "a command");
+        assert_eq!(Arc::strong_count(&bench.guest.memory), 1);
+        assert_eq!(bench.enabled(), [true, true]);
+        let resumption = bench.guest.resumption(features, &bench.interrupt, &held);
+        bench.net.activate(resumption);
+    }
+    bench.wires[0].send(&[0x22; 100]).unwrap();
+    bench
+        .interrupt
+        .wait(|_| bench.guest.used(RECEIVE).len() == 2);
+    assert_eq!(bench.guest.read(DATA + 0x2000 + 12, 88), [0x22; 88]);
+    for pair in 0..2 {
+        bench.guest.offer(2 * pair + 1, &[(DATA, 60, READ)]);
+        let wire = &bench.wires[usize::from(pair)];
+        assert_eq!(wire.recv(&mut [0; 100]).unwrap(), 60);
+    }
+    assert_eq!(bench.enabled(), [true, true]);
+    // A reset begins with one again.
+    reset(&mut bench.net);
+    bench.guest.start_over();
+    let activation = bench.guest.activation(features, &bench.interrupt);
+    bench.net.activate(activation);
+    bench.serves();
+    assert_eq!(bench.enabled(), [true, false]);
 }
 
 proptest! {
@@ -404,6 +466,6 @@ proptest! {
             // A full socket is fine too.
             let _ = bench.wire.send(&[7; 900]);
         }
-        bench.net.reset();
+        reset(&mut bench.net);
     }
 }

@@ -99,8 +99,8 @@ pub(super) enum Effect {
     Reset,
     /// The driver set DRIVER_OK.
     Activate,
-    /// The driver gave this queue another vector after that.
-    Vector(u16),
+    /// The driver gave a queue another vector after that.
+    Vector,
 }
 
 /// One queue's registers, as written: they are judged at DRIVER_OK.
@@ -285,7 +285,7 @@ impl Common {
         self.shared.set_queue_vector(queue, vector);
         let live = self.shared.status().contains(Status::DRIVER_OK);
         if live && self.shared.queue_vector(queue) != old {
-            Effect::Vector(queue)
+            Effect::Vector
         } else {
             Effect::None
         }

@@ -3,14 +3,18 @@
 //! ```text
 //! status 0 ─ ACKNOWLEDGE ─ DRIVER ─ FEATURES_OK ─ DRIVER_OK ──► activate
 //!    ▲                                                │ a queue breaks the rules
-//!    └──────── write 0: stop, join, forget ◄─── NEEDS_RESET
+//!    └─ once quiet, forget ◄─ write 0: quiesce ◄─ NEEDS_RESET
 //! ```
+//!
+//! Device status stays what it was until the device is quiet, which is how a driver knows
+//! that it must wait (section 4.1.4.3.1); what it writes meanwhile is lost.
 //!
 //! Virtio 1.2, section 4.1. There is no INTx: every driver of a modern device on
 //! x86 uses MSI-X.
 
 mod common;
 mod layout;
+mod life;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -25,14 +29,16 @@ use self::layout::{
     ACCESS_DATA, COMMON, DEVICE, DOORBELL_BAR, DOORBELL_STRIDE, ISR, MAX_QUEUES, MSIX_PENDING,
     MSIX_TABLE, NOTIFY, Offsets,
 };
+use self::life::{Life, Then};
 use self::shared::{AllCounters, Shared};
 use super::counters::Counters;
-use super::{Activation, ActiveQueue, DECLARATIONS, Interrupt, VirtioDevice};
+use super::thread::DeviceThread;
+use super::{DECLARATIONS, Site, VirtioDevice};
 use crate::irq::Interrupts;
 use crate::memory::Memory;
-use crate::pci::PciDevice;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;
+use crate::pci::{PciDevice, Quiesce};
 
 pub use self::common::Status;
 
@@ -43,6 +49,19 @@ struct Doorbell {
     bound: Option<u16>,
 }
 
+/// What functions are plugged into.
+#[derive(Clone)]
+pub struct Backplane {
+    /// Guest memory.
+    pub memory: Memory,
+    /// The interrupt controller.
+    pub interrupts: Arc<dyn Interrupts>,
+    /// The thread of the devices of which there is one at most.
+    pub shared: Arc<DeviceThread>,
+    /// Rung when a device has become quiet.
+    pub bell: Arc<EventFd>,
+}
+
 /// A virtio device as a PCI function.
 pub struct VirtioPciDevice {
     config: ConfigSpace,
@@ -50,8 +69,8 @@ pub struct VirtioPciDevice {
     common: Common,
     shared: Arc<Shared>,
     doorbells: Vec<Doorbell>,
-    interrupts: Arc<dyn Interrupts>,
-    memory: Memory,
+    backplane: Backplane,
+    life: Life,
     device: Box<dyn VirtioDevice>,
 }
 
@@ -63,11 +82,7 @@ impl VirtioPciDevice {
     /// When the interrupt controller has no vectors left, the process no file
     /// descriptors, the device has more than 128 queues, or its kind is not among
     /// [`DECLARATIONS`], from which the sandbox and the command line know it.
-    pub fn new(
-        mut device: Box<dyn VirtioDevice>,
-        memory: Memory,
-        interrupts: Arc<dyn Interrupts>,
-    ) -> io::Result<Self> {
+    pub fn new(mut device: Box<dyn VirtioDevice>, backplane: &Backplane) -> io::Result<Self> {
         let kind = device.declaration();
         if !DECLARATIONS.iter().any(|known| std::ptr::eq(*known, kind)) {
             let unknown = format!("the device {} is not declared", kind.name);
@@ -78,7 +93,7 @@ impl VirtioPciDevice {
             return Err(io::Error::other("too many virtqueues"));
         }
         let vectors = u16::try_from(sizes.len() + 1).map_err(io::Error::other)?;
-        let msix = Msix::new(vectors, interrupts.as_ref())?;
+        let msix = Msix::new(vectors, backplane.interrupts.as_ref())?;
         let (config, offsets) = layout::config_space(kind, &msix).map_err(io::Error::other)?;
         let shared = Arc::new(Shared::new(msix, sizes.len()));
         let doorbells = sizes
@@ -94,15 +109,18 @@ impl VirtioPciDevice {
             .iter()
             .map(|bell| Arc::clone(&bell.event))
             .collect();
-        device.plugged(&events)?;
+        device.plugged(&Site {
+            doorbells: &events,
+            shared: &backplane.shared,
+        })?;
         Ok(Self {
             config,
             offsets,
             common: Common::new(device.features(), &sizes, Arc::clone(&shared)),
             shared,
             doorbells,
-            interrupts,
-            memory,
+            backplane: backplane.clone(),
+            life: Life::new(Arc::clone(&backplane.bell)),
             device,
         })
     }
@@ -114,40 +132,6 @@ impl VirtioPciDevice {
             shared: Arc::clone(&self.shared),
             device: self.device.counters(),
         })
-    }
-
-    /// The driver's reset, section 2.4: MSI-X and configuration space stay.
-    fn reset_device(&mut self) {
-        self.device.reset();
-        self.common.reset();
-    }
-
-    /// DRIVER_OK: the device starts, or says that it can't.
-    fn activate(&mut self) {
-        let interrupt = Arc::clone(&self.shared) as Arc<dyn Interrupt>;
-        let Ok(queues) = self.common.build_queues(&self.memory) else {
-            interrupt.needs_reset();
-            return;
-        };
-        let queues = queues
-            .into_iter()
-            .filter_map(|(index, queue)| {
-                Some(ActiveQueue {
-                    index,
-                    queue,
-                    doorbell: Arc::clone(&self.doorbells.get(usize::from(index))?.event),
-                })
-            })
-            .collect();
-        let activation = Activation {
-            memory: Arc::clone(&self.memory),
-            features: self.common.features(),
-            queues,
-            interrupt: Arc::clone(&interrupt),
-        };
-        if self.device.activate(activation).is_err() {
-            interrupt.needs_reset();
-        }
     }
 
     /// A doorbell that came as an exit: it is one in memory, or the kernel did not
@@ -164,7 +148,10 @@ impl VirtioPciDevice {
         for (index, bell) in (0..).zip(&mut self.doorbells) {
             if let Some(port) = bell.bound.take() {
                 // Nothing is left to do for one that is gone.
-                let _ = self.interrupts.unbind_doorbell(port, index, &bell.event);
+                let _ = self
+                    .backplane
+                    .interrupts
+                    .unbind_doorbell(port, index, &bell.event);
             }
         }
     }
@@ -218,6 +205,7 @@ impl PciDevice for VirtioPciDevice {
             return;
         }
         if let Some(offset) = COMMON.offset(at) {
+            self.settle();
             self.common.read(offset, data);
         } else if ISR.offset(at).is_some() {
             if let Some(byte) = data.first_mut() {
@@ -242,16 +230,15 @@ impl PciDevice for VirtioPciDevice {
         } else if let Some(offset) = NOTIFY.offset(at) {
             self.ring(offset / DOORBELL_STRIDE);
         } else if let Some(offset) = COMMON.offset(at) {
+            self.settle();
+            if self.life.is_resetting() {
+                return;
+            }
             match self.common.write(offset, data) {
                 Effect::None => {}
-                Effect::Reset => self.reset_device(),
-                Effect::Activate => self.activate(),
-                Effect::Vector(queue) => {
-                    let interrupt = self.shared.as_ref();
-                    if self.device.vector_changed(queue, interrupt).is_err() {
-                        interrupt.needs_reset();
-                    }
-                }
+                Effect::Reset => self.become_quiet(Then::Reset),
+                Effect::Activate => self.activate(&[]),
+                Effect::Vector => self.device.vectors_changed(),
             }
         } else if let Some(offset) = DEVICE.offset(at) {
             self.device.config_write(offset, data);
@@ -269,23 +256,36 @@ impl PciDevice for VirtioPciDevice {
         for (index, bell) in (0..).zip(&mut self.doorbells) {
             bell.bound = port.filter(|port| {
                 // Where the kernel can't listen, the exit rings.
-                self.interrupts
+                self.backplane
+                    .interrupts
                     .bind_doorbell(*port, index, &bell.event)
                     .is_ok()
             });
         }
     }
 
-    fn reset(&mut self) {
-        self.reset_device();
-        self.shared.msix.reset();
-        self.config.reset();
+    fn quiesce(&mut self, for_what: Quiesce) {
+        match for_what {
+            Quiesce::PowerOn => {
+                self.config.reset();
+                self.become_quiet(Then::PowerOn);
+            }
+            Quiesce::Hold => self.become_quiet(Then::Hold),
+        }
+    }
+
+    fn is_quiet(&mut self) -> bool {
+        self.settle();
+        self.life.is_quiet()
+    }
+
+    fn resume(&mut self) {
+        self.go_on();
     }
 }
 
 impl Drop for VirtioPciDevice {
     fn drop(&mut self) {
-        self.device.reset();
         self.unbind();
     }
 }

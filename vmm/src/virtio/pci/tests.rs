@@ -1,5 +1,6 @@
 //! A driver against the registers, as a guest reaches them.
 
+mod life;
 mod registers;
 
 use std::sync::Mutex;
@@ -11,8 +12,11 @@ use super::*;
 use crate::jail::Profile;
 use crate::pci::config::register;
 use crate::virtio::counters::counters;
+use crate::virtio::quiet::{QueueState, Quiet, Why};
 use crate::virtio::testing::{FakeInterrupts, Guest};
-use crate::virtio::{Declaration, F_EVENT_IDX, F_VERSION_1, Plug, blk};
+use crate::virtio::{
+    Activation, Declaration, F_EVENT_IDX, F_VERSION_1, Interrupt, Plug, SHARED, blk,
+};
 
 counters! {
     struct ProbeCounters {
@@ -26,8 +30,8 @@ struct Probe {
     declaration: &'static Declaration,
     log: Arc<Mutex<Vec<String>>>,
     given: Arc<Mutex<Option<Activation>>>,
-    /// Whether it can't take another vector.
-    fails: bool,
+    /// What it takes its time with; none: it is quiet at once.
+    slow: Arc<Mutex<Option<Vec<Quiet>>>>,
 }
 
 impl Default for Probe {
@@ -36,7 +40,7 @@ impl Default for Probe {
             declaration: &blk::DECLARATION,
             log: Arc::default(),
             given: Arc::default(),
-            fails: false,
+            slow: Arc::default(),
         }
     }
 }
@@ -69,23 +73,41 @@ impl VirtioDevice for Probe {
             .unwrap()
             .push(format!("config {offset} {data:?}"));
     }
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.log.lock().unwrap().push("activate".into());
-        *self.given.lock().unwrap() = Some(activation);
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
+        assert_eq!(site.doorbells.len(), 2);
         Ok(())
     }
-    fn vector_changed(&mut self, queue: u16, interrupt: &dyn Interrupt) -> io::Result<()> {
-        let says = interrupt.event(queue).map(|event| event.write(1));
-        let told = format!("vector of {queue}: {}", says.is_some());
-        self.log.lock().unwrap().push(told);
-        match self.fails {
-            true => Err(io::ErrorKind::Other.into()),
-            false => Ok(()),
+    fn activate(&mut self, activation: Activation) {
+        let what = if activation.resumed {
+            "resume"
+        } else {
+            "activate"
+        };
+        self.log.lock().unwrap().push(what.into());
+        *self.given.lock().unwrap() = Some(activation);
+    }
+    fn vectors_changed(&mut self) {
+        self.log.lock().unwrap().push("vectors".into());
+    }
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        self.log
+            .lock()
+            .unwrap()
+            .push(format!("{why:?}").to_lowercase());
+        *self.given.lock().unwrap() = None;
+        let mut slow = self.slow.lock().unwrap();
+        if let Some(slow) = slow.as_mut() {
+            slow.push(quiet);
         }
     }
-    fn reset(&mut self) {
-        self.log.lock().unwrap().push("reset".into());
-        *self.given.lock().unwrap() = None;
+}
+
+fn backplane(guest: &Guest, interrupts: &FakeInterrupts) -> Backplane {
+    Backplane {
+        memory: Arc::clone(&guest.memory),
+        interrupts: Arc::new(interrupts.clone()),
+        shared: Arc::new(DeviceThread::spawn("devices".into(), &SHARED).unwrap()),
+        bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap()),
     }
 }
 
@@ -94,27 +116,22 @@ struct Bench {
     probe: Probe,
     interrupts: FakeInterrupts,
     function: VirtioPciDevice,
+    bell: Arc<EventFd>,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self::with(Probe::default())
-    }
-
-    fn with(probe: Probe) -> Self {
         let guest = Guest::new(2);
+        let probe = Probe::default();
         let interrupts = FakeInterrupts::default();
-        let function = VirtioPciDevice::new(
-            Box::new(probe.clone()),
-            Arc::clone(&guest.memory),
-            Arc::new(interrupts.clone()),
-        )
-        .unwrap();
+        let backplane = backplane(&guest, &interrupts);
+        let function = VirtioPciDevice::new(Box::new(probe.clone()), &backplane).unwrap();
         Self {
             guest,
             probe,
             interrupts,
             function,
+            bell: backplane.bell,
         }
     }
 
@@ -202,11 +219,8 @@ fn a_device_that_nobody_declared_is_refused() {
         declaration: &FORGOTTEN,
         ..Probe::default()
     };
-    let refused = VirtioPciDevice::new(
-        Box::new(probe.clone()),
-        Arc::clone(&Guest::new(2).memory),
-        Arc::new(FakeInterrupts::default()),
-    );
+    let backplane = backplane(&Guest::new(2), &FakeInterrupts::default());
+    let refused = VirtioPciDevice::new(Box::new(probe.clone()), &backplane);
     let error = refused.err().expect("no device");
     assert_eq!(error.to_string(), "the device forgotten is not declared");
     assert!(probe.log().is_empty());
@@ -387,10 +401,12 @@ fn a_vector_that_comes_late_is_handed_on() {
     }
     bench.put(0x16, 2, 2);
     bench.put(0x1a, 2, 1);
-    assert_eq!(
-        bench.probe.log(),
-        ["vector of 1: true", "vector of 1: false"]
-    );
+    assert_eq!(bench.probe.log(), ["vectors", "vectors"]);
+    assert!(bench.function.shared.event(1).is_none(), "it has none");
+    bench.put(0x16, 2, 1);
+    bench.put(0x1a, 2, 1);
+    let event = bench.function.shared.event(1).expect("one again");
+    event.write(1).unwrap();
     assert_eq!(
         bench.interrupts.event(1).read().unwrap(),
         1,
@@ -398,18 +414,6 @@ fn a_vector_that_comes_late_is_handed_on() {
     );
     assert!(bench.interrupts.event(2).read().is_err());
     assert_eq!(bench.status(), 0xf);
-
-    let fails = Probe {
-        fails: true,
-        ..Probe::default()
-    };
-    let mut bench = Bench::with(fails);
-    bench.negotiate(1, 1);
-    bench.interrupts();
-    bench.set_up(1, 16);
-    bench.put(0x14, 1, 0xf);
-    bench.put(0x1a, 2, 0);
-    assert_eq!(bench.status(), 0x4f);
 }
 
 #[test]
@@ -474,7 +478,8 @@ fn a_bus_reset_clears_everything() {
     let mut bench = Bench::new();
     bench.negotiate(1, 1);
     bench.interrupts();
-    bench.function.reset();
+    bench.function.quiesce(Quiesce::PowerOn);
+    assert!(bench.function.is_quiet());
     assert_eq!(bench.status(), 0);
     assert_eq!(bench.interrupts.route(0).map(|route| route.1), Some(true));
     let msix = bench.capability(0x11, None);

@@ -13,6 +13,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_queue::{Queue, QueueT};
 
+use super::quiet::QueueState;
 use crate::memory::{Area, BadRange, Host, MAX_SEGMENTS, Memory, Segments};
 
 /// Bytes of `struct virtq_desc`. Section 2.7.5.
@@ -270,6 +271,23 @@ impl Ring {
         let total = buffers.readable.length() + buffers.writable.length();
         // Section 2.7.5: a chain has at most 2^32 bytes; lengths count them.
         u32::try_from(total).map_or(Err(Broken::Chain), |_| Ok(()))
+    }
+
+    /// Where it stands as the device's queue `index`: what was taken and not yet
+    /// returned counts as taken.
+    #[must_use]
+    pub fn state(&self, index: u16) -> QueueState {
+        QueueState {
+            index,
+            next_available: self.next,
+            next_used: self.next_used,
+        }
+    }
+
+    /// The used ring's index as it is in memory: of a queue that somebody else serves.
+    #[must_use]
+    pub fn used_index(&self) -> u16 {
+        self.used.load(RING_INDEX, Ordering::Acquire)
     }
 
     /// Puts back the chain that [`Self::pop`] returned last.

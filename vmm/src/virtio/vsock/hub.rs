@@ -1,4 +1,4 @@
-//! The thread between the queues, the listening socket and the connections.
+//! What lies between the queues, the listening socket and the connections.
 
 #![allow(unsafe_code, reason = "readv(2) and writev(2) on guest memory")]
 
@@ -10,15 +10,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use virtio_queue::QueueT;
+use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::connection::{Connection, Key, Phase};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
 use super::{RECEIVE, TRANSMIT, VsockCounters};
-use crate::epoll::{DOORBELL, Epoll, STOP};
 use crate::memory::Segments;
 use crate::virtio::queue::{Broken, Buffers, Ring};
+use crate::virtio::quiet::{QueueState, Quiet, Why};
+use crate::virtio::thread::{Events, Service};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// The most connections: each costs a file descriptor and up to a buffer.
@@ -34,23 +36,20 @@ const BATCH: usize = 64;
 /// The first port that programs on the host are seen to connect from.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
-/// Epoll tokens; those of connections follow.
-const RECEIVE_BELL: u64 = DOORBELL;
-const TRANSMIT_BELL: u64 = DOORBELL + 1;
-const LISTENER: u64 = DOORBELL + 2;
-const FIRST_CONNECTION: u64 = DOORBELL + 3;
+/// Tokens: the doorbells' are those of their queues, 0 to 2, and those of connections
+/// follow the listener's.
+const LISTENER: u64 = 3;
+const FIRST_CONNECTION: u64 = 4;
 
-/// All of a device at work.
+/// The device on its thread.
 pub(super) struct Hub {
     cid: u64,
     path: PathBuf,
     listener: Arc<UnixListener>,
     counters: Arc<VsockCounters>,
-    interrupt: Arc<dyn Interrupt>,
-    receive: Ring,
-    transmit: Ring,
-    bells: [Arc<EventFd>; 2],
-    epoll: Epoll,
+    events: Events,
+    /// From start to stop.
+    serving: Option<Serving>,
     connections: Vec<Option<Connection>>,
     by_key: BTreeMap<Key, usize>,
     /// Places of connections that may have something for the guest.
@@ -58,103 +57,92 @@ pub(super) struct Hub {
     /// Answers to packets of no connection.
     answers: VecDeque<Header>,
     next_host_port: u32,
+    /// What there is to do: programs that connect, packets from and to the guest.
+    due: Due,
+}
+
+/// The driver's queues.
+struct Serving {
+    interrupt: Arc<dyn Interrupt>,
+    receive: Ring,
+    transmit: Ring,
+    /// Which the event queue is: nothing is ever sent there.
+    event: ActiveQueue,
+}
+
+#[derive(Clone, Copy)]
+struct Due {
+    accept: bool,
+    transmit: bool,
+    receive: bool,
+}
+
+impl Due {
+    const ALL: Self = Self {
+        accept: true,
+        transmit: true,
+        receive: true,
+    };
 }
 
 impl Hub {
     /// # Errors
-    /// When a queue is not enabled, or no epoll set can be made.
+    /// When a doorbell or the listener can't be watched.
     pub(super) fn new(
         cid: u64,
         path: PathBuf,
         listener: Arc<UnixListener>,
         counters: Arc<VsockCounters>,
-        activation: Activation,
+        doorbells: &[Arc<EventFd>],
+        events: Events,
     ) -> io::Result<Self> {
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = activation;
-        // The event queue reports migration, which does not happen.
-        let [receive, transmit, _event]: [ActiveQueue; 3] = queues
-            .try_into()
-            .map_err(|_| io::Error::other("a socket queue is not enabled"))?;
-        let ring = |active: &ActiveQueue| {
-            Ring::new(&active.queue, Arc::clone(&memory)).map_err(io::Error::other)
-        };
+        events.watch_doorbells(doorbells)?;
+        events.watch(listener.as_ref(), LISTENER, EventSet::IN)?;
         Ok(Self {
             cid,
             path,
             listener,
             counters,
-            interrupt,
-            receive: ring(&receive)?,
-            transmit: ring(&transmit)?,
-            bells: [receive.doorbell, transmit.doorbell],
-            epoll: Epoll::new()?,
+            events,
+            serving: None,
             connections: Vec::new(),
             by_key: BTreeMap::new(),
             ready: VecDeque::new(),
             answers: VecDeque::new(),
             next_host_port: FIRST_HOST_PORT,
+            due: Due::ALL,
         })
     }
 
-    /// Moves packets until `stop` is written; then all connections are dropped.
-    ///
-    /// # Errors
-    /// When a queue breaks the rules.
-    pub(super) fn serve(mut self, stop: &EventFd) -> io::Result<()> {
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        self.epoll.watch(stop, STOP, EventSet::IN)?;
-        self.epoll
-            .watch(self.bells[0].as_ref(), RECEIVE_BELL, edge)?;
-        self.epoll
-            .watch(self.bells[1].as_ref(), TRANSMIT_BELL, edge)?;
-        self.epoll.watch(self.listener.as_ref(), LISTENER, edge)?;
-        self.receive.quiet();
-        let mut events = [EpollEvent::default(); 16];
-        let (mut transmit, mut receive) = (true, true);
-        loop {
-            if transmit {
-                transmit = self.take().map_err(io::Error::other)?;
-            }
-            if receive || !self.answers.is_empty() || !self.ready.is_empty() {
-                receive = self.feed().map_err(io::Error::other)?;
-            }
-            // Answers that wait for room keep the guest's packets waiting, and then
-            // the doorbell of the receive queue comes first. Tests don't see whether the
-            // thread waits or looks again, as long as it comes back.
-            let stuck = self.answers.len() >= MAX_ANSWERS && !receive;
-            let at_once = receive || (transmit && !stuck);
-            let count = self.epoll.wait(&mut events, at_once)?;
-            for event in &events[..count] {
-                if matches!(event.data(), RECEIVE_BELL | TRANSMIT_BELL) {
-                    self.counters.notifications.add(1);
-                }
-                match event.data() {
-                    STOP => return Ok(()),
-                    RECEIVE_BELL => receive = true,
-                    TRANSMIT_BELL => transmit = true,
-                    LISTENER => self.accept(),
-                    token => self.on_event(token, event.event_set()),
-                }
-            }
+    /// Moves packets.
+    fn serve(&mut self, serving: &mut Serving) -> Result<bool, Broken> {
+        if std::mem::take(&mut self.due.accept) {
+            self.accept();
         }
+        if self.due.transmit {
+            self.due.transmit = self.take(serving)?;
+        }
+        if self.due.receive || !self.answers.is_empty() || !self.ready.is_empty() {
+            self.due.receive = self.feed(serving)?;
+        }
+        // Answers that wait for room keep the guest's packets waiting, and then
+        // the doorbell of the receive queue comes first. Tests don't see whether the
+        // thread waits or looks again, as long as it comes back.
+        let stuck = self.answers.len() >= MAX_ANSWERS && !self.due.receive;
+        Ok(self.due.receive || (self.due.transmit && !stuck))
     }
 
     /// Takes packets from the guest. Returns whether there are more.
-    fn take(&mut self) -> Result<bool, Broken> {
-        self.transmit.quiet();
+    fn take(&mut self, serving: &mut Serving) -> Result<bool, Broken> {
+        serving.transmit.quiet();
         let mut more = true;
         let mut buffers = Buffers::default();
         for _ in 0..BATCH {
             if self.answers.len() >= MAX_ANSWERS {
                 break;
             }
-            let Some(head) = self.transmit.pop(&mut buffers)? else {
-                more = self.transmit.listen();
+            let Some(head) = serving.transmit.pop(&mut buffers)? else {
+                more = serving.transmit.listen();
                 break;
             };
             let packet = &mut buffers.readable;
@@ -172,10 +160,10 @@ impl Hub {
             self.counters.transmitted_packets.add(1);
             self.counters.transmitted_bytes.add_length(length);
             self.dispatch(&header, packet);
-            self.transmit.push_used(head, 0);
+            serving.transmit.push_used(head, 0);
         }
-        if self.transmit.wants_interrupt() {
-            self.interrupt.queue(TRANSMIT);
+        if serving.transmit.wants_interrupt() {
+            serving.interrupt.queue(TRANSMIT);
         }
         Ok(more)
     }
@@ -256,9 +244,9 @@ impl Hub {
                 self.connections.len() - 1
             }
         };
-        let edge = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        self.epoll
-            .watch(&connection, FIRST_CONNECTION + place as u64, edge)?;
+        let all = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP;
+        let token = FIRST_CONNECTION + place as u64;
+        self.events.watch(&connection, token, all)?;
         if connection.phase != Phase::Greeting {
             self.by_key.insert(connection.key, place);
         }
@@ -278,7 +266,7 @@ impl Hub {
         self.ready.retain(|ready| *ready != place);
     }
 
-    fn on_event(&mut self, token: u64, events: EventSet) {
+    fn on_connection(&mut self, token: u64, events: EventSet) {
         let place = token
             .checked_sub(FIRST_CONNECTION)
             .and_then(|place| usize::try_from(place).ok());
@@ -312,7 +300,7 @@ impl Hub {
 
     /// Gives the guest packets, as long as there are some and room for them.
     /// Returns whether there may be more of both.
-    fn feed(&mut self) -> Result<bool, Broken> {
+    fn feed(&mut self, serving: &mut Serving) -> Result<bool, Broken> {
         let mut more = true;
         let mut buffers = Buffers::default();
         let mut front = Segments::default();
@@ -321,9 +309,9 @@ impl Hub {
                 more = false;
                 break;
             }
-            let Some(head) = self.receive.pop(&mut buffers)? else {
+            let Some(head) = serving.receive.pop(&mut buffers)? else {
                 // Starved: the driver's next buffer rings, unless it is there now.
-                more = self.receive.listen();
+                more = serving.receive.listen();
                 break;
             };
             let room = &mut buffers.writable;
@@ -332,7 +320,7 @@ impl Hub {
             }
             room.split_front(HEADER_SIZE, &mut front);
             let Some(header) = self.next(room) else {
-                self.receive.unpop();
+                serving.receive.unpop();
                 more = false;
                 break;
             };
@@ -341,10 +329,10 @@ impl Hub {
             self.counters.received_bytes.add(header.len.into());
             // The payload is no longer than a packet's.
             let header_size = u32::try_from(HEADER_SIZE).unwrap_or(0);
-            self.receive.push_used(head, header_size + header.len);
+            serving.receive.push_used(head, header_size + header.len);
         }
-        if self.receive.wants_interrupt() {
-            self.interrupt.queue(RECEIVE);
+        if serving.receive.wants_interrupt() {
+            serving.interrupt.queue(RECEIVE);
         }
         Ok(more)
     }
@@ -376,6 +364,74 @@ impl Hub {
             }
         }
         None
+    }
+}
+
+impl Service for Hub {
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        // The event queue reports migration, which does not happen.
+        let [receive, transmit, event]: [ActiveQueue; 3] = queues
+            .try_into()
+            .map_err(|_| io::Error::other("a socket queue is not enabled"))?;
+        let ring = |active: &ActiveQueue| {
+            Ring::new(&active.queue, Arc::clone(&memory)).map_err(io::Error::other)
+        };
+        let mut receive = ring(&receive)?;
+        receive.quiet();
+        self.serving = Some(Serving {
+            interrupt,
+            receive,
+            transmit: ring(&transmit)?,
+            event,
+        });
+        self.due = Due::ALL;
+        Ok(())
+    }
+
+    fn on_event(&mut self, token: u64, events: EventSet) {
+        match token {
+            LISTENER => self.due.accept = true,
+            bell if bell < LISTENER => {
+                self.counters.notifications.add(1);
+                self.due.receive |= bell == u64::from(RECEIVE);
+                self.due.transmit |= bell == u64::from(TRANSMIT);
+            }
+            connection => self.on_connection(connection, events),
+        }
+    }
+
+    fn work(&mut self) -> io::Result<bool> {
+        let Some(mut serving) = self.serving.take() else {
+            return Ok(false);
+        };
+        let more = self.serve(&mut serving);
+        self.serving = Some(serving);
+        more.map_err(io::Error::other)
+    }
+
+    /// Connections outlive a machine that is held; a driver that starts again has none.
+    fn stop(&mut self, why: Why, quiet: &Quiet) {
+        if why == Why::Reset {
+            self.connections.clear();
+            self.by_key.clear();
+            self.ready.clear();
+            self.answers.clear();
+        }
+        if let Some(serving) = self.serving.take() {
+            quiet.report(serving.receive.state(RECEIVE));
+            quiet.report(serving.transmit.state(TRANSMIT));
+            quiet.report(QueueState {
+                index: serving.event.index,
+                next_available: serving.event.queue.next_avail(),
+                next_used: serving.event.queue.next_used(),
+            });
+        }
     }
 }
 

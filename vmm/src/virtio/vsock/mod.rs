@@ -24,9 +24,10 @@ use std::sync::Arc;
 
 use self::hub::Hub;
 use super::counters::{Counters, counters};
-use super::worker::Worker;
+use super::quiet::{Quiet, Why};
+use super::thread::Port;
 use super::{
-    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, VirtioDevice, read_config,
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, read_config,
 };
 use crate::jail::{Allow, Argument, Profile};
 
@@ -54,26 +55,29 @@ pub struct Options {
     pub path: PathBuf,
 }
 
+/// What its thread asks of the kernel.
+pub(super) const THREAD: &[Allow] = &[
+    Allow::any(libc::SYS_readv),
+    Allow::any(libc::SYS_accept4),
+    Allow::any(libc::SYS_connect),
+    Allow::any(libc::SYS_recvfrom),
+    Allow::any(libc::SYS_recvmsg),
+    Allow::any(libc::SYS_sendto),
+    Allow::any(libc::SYS_sendmsg),
+    Allow::any(libc::SYS_shutdown),
+    Allow::any(libc::SYS_getsockopt),
+    // To programs on this host, and nowhere else.
+    Allow::when(libc::SYS_socket, &[Argument::is(0, libc::AF_UNIX as u64)]),
+    Allow::when(libc::SYS_ioctl, &[Argument::is(1, libc::FIONBIO)]),
+];
+
 /// What it is.
 pub static DECLARATION: Declaration = Declaration {
     name: "vsock",
     device_type: 19,
     pci_class: [0x07, 0x80, 0x00],
     profile: Profile {
-        thread: &[
-            Allow::any(libc::SYS_readv),
-            Allow::any(libc::SYS_accept4),
-            Allow::any(libc::SYS_connect),
-            Allow::any(libc::SYS_recvfrom),
-            Allow::any(libc::SYS_recvmsg),
-            Allow::any(libc::SYS_sendto),
-            Allow::any(libc::SYS_sendmsg),
-            Allow::any(libc::SYS_shutdown),
-            Allow::any(libc::SYS_getsockopt),
-            // To programs on this host, and nowhere else.
-            Allow::when(libc::SYS_socket, &[Argument::is(0, libc::AF_UNIX as u64)]),
-            Allow::when(libc::SYS_ioctl, &[Argument::is(1, libc::FIONBIO)]),
-        ],
+        thread: THREAD,
         ..Profile::NONE
     },
     plug: Plug::Fixed,
@@ -105,7 +109,7 @@ pub struct Vsock {
     cid: u32,
     path: PathBuf,
     listener: Arc<UnixListener>,
-    worker: Option<Worker>,
+    port: Option<Port>,
 }
 
 impl Vsock {
@@ -130,7 +134,7 @@ impl Vsock {
             cid,
             path,
             listener: Arc::new(listener),
-            worker: None,
+            port: None,
         })
     }
 }
@@ -168,24 +172,25 @@ impl VirtioDevice for Vsock {
         // All of it is read-only.
     }
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker = None;
-        let listener = Arc::clone(&self.listener);
-        let counters = Arc::clone(&self.counters);
-        let interrupt = Arc::clone(&activation.interrupt);
-        let hub = Hub::new(
-            self.cid.into(),
-            self.path.clone(),
-            listener,
-            counters,
-            activation,
-        )?;
-        let worker = Worker::start(&DECLARATION, "", interrupt, move |stop| hub.serve(&stop));
-        self.worker = Some(worker?);
+    fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
+        let (cid, path) = (self.cid.into(), self.path.clone());
+        let (listener, counters) = (Arc::clone(&self.listener), Arc::clone(&self.counters));
+        let port = site
+            .shared
+            .add(|events| Hub::new(cid, path, listener, counters, site.doorbells, events));
+        self.port = Some(port?);
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn activate(&mut self, activation: Activation) {
+        if let Some(port) = &self.port {
+            port.start(activation);
+        }
+    }
+
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        if let Some(port) = &self.port {
+            port.stop(why, quiet);
+        }
     }
 }

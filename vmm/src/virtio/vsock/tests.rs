@@ -13,7 +13,7 @@ use self::streams::ends;
 use super::connection::BUFFER;
 use super::packet::{HEADER_SIZE, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
-use crate::virtio::testing::{FakeInterrupt, Guest, READ, SIZE, WRITE};
+use crate::virtio::testing::{FakeInterrupt, Guest, READ, SIZE, WRITE, quiesce, reset};
 
 const CID: u32 = 7;
 /// Where the driver's packets and its receive buffers are, a page or two each.
@@ -39,7 +39,7 @@ impl Bench {
         let mut vsock = Vsock::new(Options { cid: CID, path }).unwrap();
         let guest = Guest::new(3);
         let interrupt = Arc::new(FakeInterrupt::default());
-        vsock.activate(guest.activation(0, &interrupt)).unwrap();
+        guest.start(&mut vsock, 0, &interrupt);
         Self {
             vsock,
             guest,
@@ -202,7 +202,7 @@ fn a_program_in_the_guest_reaches_the_host() {
     bench.send(header(Op::Reset, 5000, 80), &[]);
     // And the same ports can be used again.
     bench.connect(&listener, 80);
-    bench.vsock.reset();
+    reset(&mut bench.vsock);
     let counted = bench.vsock.counters().list();
     let expected = [("connections", 2), ("refused", 0)];
     assert_eq!(counted[1..3], expected);
@@ -402,7 +402,7 @@ fn chains_that_are_no_packets_stop_the_device() {
         bench.guest.offer(queue, chain);
         bench.interrupt.wait(|said| said.needs_reset == 1);
         // Programs see it as an end.
-        bench.vsock.reset();
+        reset(&mut bench.vsock);
     }
 }
 
@@ -430,15 +430,36 @@ fn a_reset_ends_all_streams_and_new_ones_wait() {
     let mut bench = Bench::new();
     let mut old = bench.dial("CONNECT 52\n");
     bench.expect(Op::Request);
-    bench.vsock.reset();
+    reset(&mut bench.vsock);
     assert_eq!(old.read(&mut [0; 8]).unwrap(), 0);
     let _new = bench.dial("CONNECT 53\n");
-    bench.guest = Guest::new(3);
+    bench.guest.start_over();
     bench.interrupt = Arc::default();
     (bench.posted, bench.received) = (0, 0);
     let activation = bench.guest.activation(0, &bench.interrupt);
-    bench.vsock.activate(activation).unwrap();
+    bench.vsock.activate(activation);
     assert_eq!(bench.expect(Op::Request).dst_port, 53);
+}
+
+/// Its streams live on, and what was said meanwhile is heard.
+#[test]
+fn a_held_device_keeps_its_streams() {
+    let mut bench = Bench::new();
+    let listener = bench.listen(80);
+    let (mut stream, _) = bench.connect(&listener, 80);
+    let held = quiesce(&mut bench.vsock, Why::Hold);
+    assert_eq!(held.len(), 3);
+    assert_eq!(Arc::strong_count(&bench.guest.memory), 1);
+    stream.write_all(b"meanwhile").unwrap();
+    let _new = bench.dial("CONNECT 53\n");
+    let resumption = bench.guest.resumption(0, &bench.interrupt, &held);
+    bench.vsock.activate(resumption);
+    let mut heard = [false; 2];
+    while heard != [true; 2] {
+        let (header, payload) = bench.packet();
+        heard[0] |= payload == b"meanwhile";
+        heard[1] |= header.dst_port == 53;
+    }
 }
 
 /// Any packet, most of them for connections that may exist.
@@ -472,7 +493,7 @@ proptest! {
             }
             bench.send(packet, &vec![1; size]);
         }
-        bench.vsock.reset();
+        reset(&mut bench.vsock);
         bench.interrupt.wait(|said| {
             assert_eq!(said.needs_reset, 0);
             true
@@ -491,6 +512,6 @@ proptest! {
         for (head, queue) in heads {
             bench.guest.kick(queue, head);
         }
-        bench.vsock.reset();
+        reset(&mut bench.vsock);
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 
 /// The interrupts of a queue until a reset, after which there are no more.
 fn interrupts(bench: &mut Bench, queue: u16) -> usize {
-    bench.net.reset();
+    reset(&mut bench.net);
     let said = bench.interrupt.wait(|_| true).queues;
     said.iter().filter(|index| **index == queue).count()
 }

@@ -1,0 +1,188 @@
+//! Held, let go, power-cycled, ended. What takes time is begun, and gone on with when
+//! somebody rings: a device that has become quiet, a vCPU that stands still. The thread
+//! that owns the machine waits for nobody longer than it says.
+
+#![allow(unsafe_code, reason = "an eventfd as one that can be polled")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hearth_vmm_api::MachineState;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Error, Machine, host_error, vm};
+use crate::arch::memory;
+
+/// How long an answer waits for what is begun: nearly always it takes a millisecond.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// How long a machine that ends waits for requests of its disks. What is still under way
+/// then is the kernel's, as when the power fails.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+impl Machine {
+    /// Rung by devices that have become quiet: [`Self::progress`] is due.
+    #[must_use]
+    pub fn quieted(&self) -> &EventFd {
+        &self.quieted
+    }
+
+    fn is_under_way(&self) -> bool {
+        matches!(self.state, MachineState::Pausing | MachineState::Resetting)
+    }
+
+    /// The devices whose host has not done yet what a pause or a reset waits for.
+    #[must_use]
+    pub fn waits_for(&self) -> Vec<String> {
+        match self.is_under_way() {
+            true => self.devices.names(self.busy),
+            false => Vec::new(),
+        }
+    }
+
+    /// Lets the machine run. One that is being reset will, by itself.
+    pub fn resume(&mut self) {
+        if self.state == MachineState::Resetting {
+            return;
+        }
+        if let Some(vcpus) = &self.vcpus {
+            // Before the guest can ring.
+            self.bus.pci.resume();
+            vcpus.resume();
+            self.state = MachineState::Running;
+        }
+    }
+
+    /// Holds the machine: no vCPU runs, no device touches guest memory. Returns whether
+    /// that is so already; else it will be.
+    ///
+    /// # Errors
+    /// One line: the machine is being reset.
+    pub fn pause(&mut self) -> Result<bool, &'static str> {
+        match (self.state, &self.vcpus) {
+            (MachineState::Resetting, _) => return Err("the machine is being reset"),
+            (MachineState::Running, Some(vcpus)) => {
+                vcpus.pause();
+                self.bus.pci.hold();
+                self.state = MachineState::Pausing;
+            }
+            _ => {}
+        }
+        // A hold doesn't make the machine anew, which is all that could fail.
+        let _ = self.settle(MOMENT);
+        Ok(self.state == MachineState::Paused)
+    }
+
+    /// Power-cycles the machine and lets it run. Returns whether it does already; else
+    /// it will.
+    ///
+    /// # Errors
+    /// When it can't be made anew; it is then without vCPUs and good for nothing
+    /// but being dropped.
+    pub fn reset(&mut self) -> Result<bool, Error> {
+        if self.state != MachineState::Resetting {
+            self.vcpus = None;
+            self.rebooting = false;
+            // A guest that starts anew holds on to nothing whose unplug was requested.
+            let slots = self.devices.unplug_requested();
+            self.devices.eject(&self.bus.pci, slots);
+            self.bus.reset();
+            self.reports.clear();
+            self.state = MachineState::Resetting;
+        }
+        self.settle(MOMENT)?;
+        Ok(self.state == MachineState::Running)
+    }
+
+    /// Goes on with what was begun, as far as that is possible now.
+    ///
+    /// # Errors
+    /// Those of a reset that was begun.
+    pub fn progress(&mut self) -> Result<(), Error> {
+        // Nonblocking: an error says that it has not rung.
+        let has_rung = self.quieted.read().is_ok();
+        if !has_rung && !self.is_under_way() {
+            return Ok(());
+        }
+        self.look_at_devices();
+        match self.state {
+            MachineState::Pausing if self.busy == 0 => self.state = MachineState::Paused,
+            MachineState::Resetting if self.busy == 0 => return self.power_cycle(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn look_at_devices(&mut self) {
+        let settled = self.bus.pci.settle();
+        self.devices.forget(settled.gone);
+        self.busy = settled.busy;
+    }
+
+    /// Takes out the devices in these slots, one bit for each: the guest let go of
+    /// them. They are listed until nothing of them touches guest memory any more.
+    pub fn eject(&mut self, slots: u32) {
+        self.devices.eject(&self.bus.pci, slots);
+        self.look_at_devices();
+    }
+
+    /// [`Self::progress`], until nothing is under way, or for so long.
+    fn settle(&mut self, long: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + long;
+        loop {
+            self.progress()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.is_under_way() || left.is_zero() {
+                return Ok(());
+            }
+            wait(&self.quieted, left);
+        }
+    }
+
+    /// The second half of a reset, when nothing touches guest memory any more.
+    fn power_cycle(&mut self) -> Result<(), Error> {
+        memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
+        let vm = vm::create(&self.kvm, &self.memory)?;
+        self.interrupts
+            .replace(Arc::clone(&vm))
+            .map_err(host_error("interrupt routes"))?;
+        self.power_on(vm)?;
+        self.resets += 1;
+        self.resume();
+        Ok(())
+    }
+
+    /// Takes the machine down. Returns the devices with requests that the host has not
+    /// done: their memory stays for as long as the process does.
+    #[must_use]
+    pub fn end(mut self) -> Vec<String> {
+        self.vcpus = None;
+        self.bus.reset();
+        let deadline = Instant::now() + LAST_REQUESTS;
+        loop {
+            let settled = self.bus.pci.settle();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if settled.busy == 0 {
+                return Vec::new();
+            }
+            if left.is_zero() {
+                let unfinished = self.devices.names(settled.busy);
+                self.bus.pci.abandon();
+                return unfinished;
+            }
+            wait(&self.quieted, left);
+            let _ = self.quieted.read();
+        }
+    }
+}
+
+/// Waits until an event has rung, or for so long.
+fn wait(event: &EventFd, long: Duration) {
+    // SAFETY: the event is open for as long as it is borrowed.
+    let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    let timeout = Timespec::try_from(long).ok();
+    // An error can only be EINTR, and then looking round does no harm.
+    let _ = poll(&mut [PollFd::new(&event, PollFlags::IN)], timeout.as_ref());
+}

@@ -1,0 +1,205 @@
+//! Whether a device is at work, becoming quiet, or quiet, and what follows.
+//!
+//! ```text
+//!            activate                 reset, power-on, hold
+//!   Idle ───────────────► Active ───────────────────────────► Quiescing(then)
+//!    ▲                      ▲                                    │ quiet
+//!    ├── reset, power-on ◄──┼────────────────────────────────────┤
+//!    │                      ├── resume ◄── Held ◄── hold ◄───────┤
+//!    └──── power-on ◄───────┼───────────── Held                  │
+//!                           └── resume, which took a hold back ◄─┘
+//! ```
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VirtioPciDevice;
+use crate::virtio::quiet::{QueueState, Quiet, Why};
+use crate::virtio::{Activation, ActiveQueue, Interrupt};
+
+/// What follows once a device is quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The driver's reset, section 2.4: MSI-X and configuration space stay.
+    Reset,
+    /// All is as after power-on.
+    PowerOn,
+    /// Nothing, until the machine goes on.
+    Hold,
+    /// The device goes on: a hold was taken back.
+    Resume,
+}
+
+impl Then {
+    /// What the device's threads are to know.
+    fn why(self) -> Why {
+        match self {
+            Self::Reset | Self::PowerOn => Why::Reset,
+            Self::Hold | Self::Resume => Why::Hold,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// No queue is served.
+    Idle,
+    /// Queues are served.
+    Active,
+    /// They may still be. The device was asked for the first of these.
+    Quiescing(Why, Then),
+    /// They stand there.
+    Held(Vec<QueueState>),
+}
+
+/// The stage, and the word that the device is quiet.
+pub(super) struct Life {
+    stage: Stage,
+    quiet: Arc<Mutex<Option<Vec<QueueState>>>>,
+    bell: Arc<EventFd>,
+}
+
+impl Life {
+    /// Of a device that nobody drives yet. `bell` is rung when it has become quiet.
+    pub(super) fn new(bell: Arc<EventFd>) -> Self {
+        Self {
+            stage: Stage::Idle,
+            quiet: Arc::default(),
+            bell,
+        }
+    }
+
+    /// Whether guest memory is left alone for now.
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.stage, Stage::Idle | Stage::Held(_))
+    }
+
+    /// Whether the driver's writes are lost.
+    pub(super) fn is_resetting(&self) -> bool {
+        matches!(self.stage, Stage::Quiescing(_, Then::Reset | Then::PowerOn))
+    }
+
+    /// What a device gets to let go of when it is quiet.
+    fn watch(&self) -> Quiet {
+        let (quiet, bell) = (Arc::clone(&self.quiet), Arc::clone(&self.bell));
+        Quiet::new(move |queues| {
+            *quiet.lock().unwrap_or_else(PoisonError::into_inner) = Some(queues);
+            // Fails only when the counter is full, and then it is rung already.
+            let _ = bell.write(1);
+        })
+    }
+
+    fn take_quiet(&self) -> Option<Vec<QueueState>> {
+        let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        quiet.take()
+    }
+}
+
+impl VirtioPciDevice {
+    /// Has the device become quiet, and then what follows. What was asked for before
+    /// gives way, but for a power-on.
+    pub(super) fn become_quiet(&mut self, then: Then) {
+        self.settle();
+        match &mut self.life.stage {
+            Stage::Idle => self.has_become_quiet(then, Vec::new()),
+            Stage::Active => self.ask(then),
+            Stage::Quiescing(_, next) => {
+                if !matches!(next, Then::Reset | Then::PowerOn) || then == Then::PowerOn {
+                    *next = then;
+                }
+            }
+            Stage::Held(_) if then == Then::Hold => {}
+            // Its threads keep what they were to go on with.
+            Stage::Held(_) => self.ask(then),
+        }
+    }
+
+    fn ask(&mut self, then: Then) {
+        self.life.stage = Stage::Quiescing(then.why(), then);
+        self.device.quiesce(then.why(), self.life.watch());
+    }
+
+    /// Notices that the device has become quiet, if it has.
+    pub(super) fn settle(&mut self) {
+        let Stage::Quiescing(why, then) = self.life.stage else {
+            return;
+        };
+        let Some(queues) = self.life.take_quiet() else {
+            return;
+        };
+        if why == Why::Hold && then.why() == Why::Reset {
+            self.ask(then);
+        } else {
+            self.has_become_quiet(then, queues);
+        }
+    }
+
+    fn has_become_quiet(&mut self, then: Then, queues: Vec<QueueState>) {
+        let was_idle = matches!(self.life.stage, Stage::Idle);
+        self.life.stage = Stage::Idle;
+        match then {
+            Then::Reset => self.common.reset(),
+            Then::PowerOn => {
+                self.common.reset();
+                self.shared.msix.reset();
+            }
+            Then::Hold | Then::Resume if was_idle => {}
+            Then::Hold => self.life.stage = Stage::Held(queues),
+            Then::Resume => self.activate(&queues),
+        }
+    }
+
+    /// The machine goes on.
+    pub(super) fn go_on(&mut self) {
+        self.settle();
+        match &mut self.life.stage {
+            Stage::Quiescing(_, then @ Then::Hold) => *then = Then::Resume,
+            Stage::Held(queues) => {
+                let queues = std::mem::take(queues);
+                self.activate(&queues);
+            }
+            Stage::Idle | Stage::Active | Stage::Quiescing(..) => {}
+        }
+    }
+
+    /// DRIVER_OK, or the machine goes on with queues that were `held`: the device
+    /// starts, or says that it can't. A queue of which nothing is known was broken when
+    /// it was held, and stays alone.
+    pub(super) fn activate(&mut self, held: &[QueueState]) {
+        self.life.stage = Stage::Idle;
+        let interrupt = Arc::clone(&self.shared) as Arc<dyn Interrupt>;
+        let memory = &self.backplane.memory;
+        let Ok(built) = self.common.build_queues(memory) else {
+            interrupt.needs_reset();
+            return;
+        };
+        let resumed = !held.is_empty();
+        let mut queues = Vec::new();
+        for (index, mut queue) in built {
+            match held.iter().find(|state| state.index == index) {
+                Some(state) => {
+                    queue.set_next_avail(state.next_available);
+                    queue.set_next_used(state.next_used);
+                }
+                None if resumed => continue,
+                None => {}
+            }
+            let bell = self.doorbells.get(usize::from(index));
+            queues.extend(bell.map(|bell| ActiveQueue {
+                index,
+                queue,
+                doorbell: Arc::clone(&bell.event),
+            }));
+        }
+        self.life.stage = Stage::Active;
+        self.device.activate(Activation {
+            memory: Arc::clone(memory),
+            features: self.common.features(),
+            queues,
+            interrupt,
+            resumed,
+        });
+    }
+}
