@@ -61,7 +61,7 @@ impl SecurityGroup {
 
 crate::ids::identifier! {
     /// The identifier of one rule of a security group.
-    RuleId = "sgr",
+    RuleId = "sgr" of "ec2" "security-group-rule",
     "InvalidSecurityGroupRuleId.Malformed",
     "InvalidSecurityGroupRuleId.NotFound",
     "security group rule ID"

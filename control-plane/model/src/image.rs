@@ -75,6 +75,11 @@ resource! {
         malformed: "InvalidAMIID.Malformed",
         not_found: "InvalidAMIID.NotFound",
         noun: "image id",
+        // EC2 prints the list, even if there is one in it.
+        absent: [
+            "The image id '[{ids}]' does not exist",
+            "The image ids '[{ids}]' do not exist",
+        ],
         indexes: [],
         conditions: conditions,
     }

@@ -1,14 +1,14 @@
 //! What every record is, and how a resource is declared.
 //!
 //! A resource is declared once, with [`resource!`](super::resource) beside its
-//! type: its kind, the prefix of its ids, what ARNs and tags call it, EC2's
+//! type: its kind, the form of its ids, what ARNs and tags call it, its service's
 //! error codes for it and its indexes. Ids, the view, tags and the answers to
 //! "is it there" follow from that.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Arn, Authority, ConditionKey, HostId, Quota};
+use super::{Arn, Authority, ConditionKey, HostId, IdForm, Quota};
 
 /// An account's part of a region: what a regional resource is in, and what its
 /// names are unique in.
@@ -158,19 +158,19 @@ pub trait Regional: Resource {
 /// A record that has one name for all accounts, as a host or a public address.
 pub trait Shared: Resource {}
 
-/// An identifier as EC2 has them: a prefix and digits, with an error code for
-/// what is no such identifier and one for what names nothing.
+/// An identifier that the API takes, with an error code for what is no such identifier
+/// and one for what names nothing.
 ///
 /// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>
 pub trait Identifier: std::str::FromStr + AsRef<str> + Clone {
-    /// The prefix, without its dash.
-    const PREFIX: &'static str;
+    /// What it looks like.
+    const FORM: IdForm;
     /// The code for what is no such identifier.
     const MALFORMED: &'static str;
     /// The code for one that names nothing.
     const NOT_FOUND: &'static str;
-    /// What EC2 calls it in messages.
-    const NOUN: &'static str;
+    /// What is said of one that names nothing, and of several; `{ids}` stands for them.
+    const ABSENT: [&'static str; 2];
 }
 
 /// A resource that the API shows under an id of its own.
@@ -185,7 +185,7 @@ pub trait Described: Regional {
     /// Its identifier; the key may be another, as a key pair's name is.
     fn described_id(&self) -> &Self::Id;
 
-    /// What EC2 says, with `DependencyViolation`, when it is to be deleted and something
+    /// What is said, with EC2's `DependencyViolation`, when it is to be deleted and something
     /// refers to it; `{id}` stands for its identifier.
     const IN_USE: &'static str;
 
@@ -194,15 +194,24 @@ pub trait Described: Regional {
     /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html#amazonec2-resources-for-iam-policies>
     const OWNED: bool = true;
 
-    /// The ARN of the one with this id in ARNs.
+    /// Whether ARNs say where it is; those of IAM don't.
+    ///
+    /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html#identifiers-arns>
+    const IN_REGION: bool = true;
+
+    /// The ARN of the one with this id in ARNs; an identifier that is an ARN is itself.
     fn arn_at(scope: &Scope, id: &str) -> Arn {
-        let account = if Self::OWNED { &scope.account } else { "" };
-        Arn::new(Self::SERVICE, &scope.region, account, Self::TYPE, id)
+        Self::Id::FORM.arn(id).unwrap_or_else(|| {
+            let region = if Self::IN_REGION { &scope.region } else { "" };
+            let account = if Self::OWNED { &scope.account } else { "" };
+            Arn::new(Self::SERVICE, region, account, Self::TYPE, id)
+        })
     }
 
     /// Its ARN; a key pair's has its name.
     fn arn(&self) -> Arn {
-        Self::arn_at(self.home(), self.id())
+        let own = Self::Id::FORM.arn(self.described_id().as_ref());
+        own.unwrap_or_else(|| Self::arn_at(self.home(), self.id()))
     }
 
     /// What policies may ask of it beside its tags, as `ec2:InstanceType`.
@@ -316,16 +325,26 @@ macro_rules! shared {
 /// Declares a resource of the API, whole: its identifier and what its record,
 /// its ARN, its tags and its errors are called. Its type has the fields `id`,
 /// `scope`, and the one that is the key.
+///
+/// The form of its identifier ([`IdForm`]) is one of
+/// ```text
+/// id: VolumeId = "vol",                                // EC2's: a prefix and digits
+/// id: RoleName = { name: 64, more: "_+=,.@-" },        // a name, of so many characters
+/// id: LoadBalancerArn = { arn },                       // an ARN of `service` and `arn`
+/// ```
+/// `absent` has the words for what isn't there, where they are others than EC2's, and
+/// `in_use` those for what can't be deleted.
 macro_rules! resource {
     ($resource:ident {
-        $(#[$doc:meta])* id: $id:ident = $prefix:literal,
+        $(#[$doc:meta])* id: $id:ident = $form:tt,
         kind: $kind:literal,
         key: $key:ident,
         service: $service:literal,
-        arn: $arn:literal $(, owned: $owned:literal)?,
+        arn: $arn:literal $(, owned: $owned:literal)? $(, in_region: $in_region:literal)?,
         malformed: $malformed:literal,
         not_found: $not_found:literal,
         noun: $noun:literal,
+        $(absent: [$one:literal, $many:literal $(,)?],)?
         $(in_use: $in_use:literal,)?
         indexes: [$($index:ident),* $(,)?]
         $(, refers: [$($by:ident => $to:ident),* $(,)?])?
@@ -334,7 +353,8 @@ macro_rules! resource {
         $(, version: $version:literal, upgrade: $upgrade:path)? $(,)?
     }) => {
         $crate::ids::identifier! {
-            $(#[$doc])* $id = $prefix, $malformed, $not_found, $noun
+            $(#[$doc])* $id = $form of $service $arn,
+            $malformed, $not_found, $noun $([$one, $many])?
         }
         $crate::resource::regional! {
             $resource {
@@ -357,6 +377,7 @@ macro_rules! resource {
             const TYPE: &'static str = $arn;
             const IN_USE: &'static str = $crate::resource::in_use!($noun $($in_use)?);
             $(const OWNED: bool = $owned;)?
+            $(const IN_REGION: bool = $in_region;)?
             fn described_id(&self) -> &$id {
                 &self.id
             }

@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod other_services;
+
 use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 
+pub use self::other_services::*;
 use super::*;
 
 /// The time at which every sample was made.

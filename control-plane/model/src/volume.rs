@@ -109,5 +109,6 @@ impl Volume {
 
 crate::ids::identifier! {
     /// An EBS snapshot's identifier.
-    SnapshotId = "snap", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound", "snapshot"
+    SnapshotId = "snap" of "ec2" "snapshot",
+    "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound", "snapshot"
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use self::manifest::{describe, manifests};
 use self::verified::{Verified, read_cache, verify, write_cache};
-use crate::model::{Identifier, Image, ImageId, Manifest, Scope};
+use crate::model::{Image, ImageId, Manifest, Scope};
 
 /// What a scan found.
 #[derive(Debug, Default)]
@@ -140,7 +140,7 @@ pub fn image_id(sha256: &str) -> Option<ImageId> {
         && sha256
             .bytes()
             .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    hex.then(|| format!("{}-{}", <ImageId as Identifier>::PREFIX, &sha256[..17]))?
+    hex.then(|| format!("{}-{}", ImageId::PREFIX, &sha256[..17]))?
         .parse()
         .ok()
 }

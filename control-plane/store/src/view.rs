@@ -13,7 +13,9 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use imbl::{OrdMap, OrdSet};
 
 use super::{Revision, Scoped};
-use hearth_model::{Described, HostId, Index, Quota, Regional, Resource, Scope, Shared};
+use hearth_model::{
+    Described, HostId, IdForm, Identifier as _, Index, Quota, Regional, Resource, Scope, Shared,
+};
 use kinds::{IndexEntry, KINDS, Value};
 
 pub(super) use kinds::{kind_and_path, number_of};
@@ -97,8 +99,9 @@ impl View {
 
     /// The resource with this identifier, in whichever scope it is. Ids are
     /// random, so there is one; an image, whose id is its content's, has one a
-    /// region.
+    /// region. Names are looked up [at](Self::at) their scope.
     pub fn find<T: Described>(&self, id: &T::Id) -> Option<&T> {
+        debug_assert!(!matches!(T::Id::FORM, IdForm::Name { .. }), "{}", T::KIND);
         self.by_number(0, id.as_ref(), "").next()
     }
 

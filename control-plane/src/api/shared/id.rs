@@ -1,9 +1,9 @@
-//! Identifiers in requests, and the resources that they name: EC2 has its own
-//! pair of error codes for each kind, which its declaration has.
+//! Identifiers in requests, and the resources that they name: each kind has its own
+//! pair of error codes, which its declaration has.
 
 use crate::{
     api::{ApiError, wire::quoted},
-    model::{Described, Identifier, Visible},
+    model::{Described, IdForm, Identifier, Visible},
     store::Scoped,
 };
 
@@ -13,15 +13,18 @@ use crate::{
 /// The kind's `Malformed` code.
 pub fn parse_id<I: Identifier>(text: &str) -> Result<I, ApiError> {
     text.parse().map_err(|_| {
-        let prefix = I::PREFIX;
-        let ours = text
-            .strip_prefix(prefix)
-            .is_some_and(|rest| rest.starts_with('-'));
-        let text = quoted(text);
-        let mut message = format!("Invalid id: \"{text}\"");
-        if !ours {
-            message += &format!(" (expecting \"{prefix}-...\")");
-        }
+        let shown = quoted(text);
+        let message = match I::FORM {
+            IdForm::Digits(prefix) => {
+                let rest = text.strip_prefix(prefix);
+                if rest.is_some_and(|rest| rest.starts_with('-')) {
+                    format!("Invalid id: \"{shown}\"")
+                } else {
+                    format!("Invalid id: \"{shown}\" (expecting \"{prefix}-...\")")
+                }
+            }
+            form => format!("\"{shown}\" is not valid: it must be {form}"),
+        };
         ApiError::new(I::MALFORMED, message)
     })
 }
@@ -31,26 +34,12 @@ pub fn not_found<I: Identifier>(id: impl AsRef<str>) -> ApiError {
     none_found::<I>(&[id.as_ref()])
 }
 
-/// The error for identifiers, one or more, that name nothing, in EC2's words.
+/// The error for identifiers, one or more, that name nothing, in their service's words.
 fn none_found<I: Identifier>(ids: &[&str]) -> ApiError {
-    let mut shown = ids
-        .iter()
-        .map(|id| quoted(id))
-        .collect::<Vec<_>>()
-        .join(", ");
-    if I::PREFIX == "ami" {
-        // Of images EC2 prints the list, even if there is one in it.
-        shown = format!("[{shown}]");
-    }
-    let (plural, does) = if ids.len() == 1 {
-        ("", "does")
-    } else {
-        ("s", "do")
-    };
-    ApiError::new(
-        I::NOT_FOUND,
-        format!("The {}{plural} '{shown}' {does} not exist", I::NOUN),
-    )
+    let shown: Vec<_> = ids.iter().map(|id| quoted(id)).collect();
+    let [one, many] = I::ABSENT;
+    let words = if ids.len() == 1 { one } else { many };
+    ApiError::new(I::NOT_FOUND, words.replace("{ids}", &shown.join(", ")))
 }
 
 /// The caller's resources that identifiers of a request name, in their order.
@@ -127,5 +116,68 @@ pub fn unreferred<T: Described>(view: Scoped<'_>, resource: &T) -> Result<(), Ap
     match view.is_referred_to(resource) {
         true => Err(in_use::<T>(resource.described_id())),
         false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{
+            ImageId, InstanceId, KeyPairId,
+            samples::{self, LoadBalancer, LoadBalancerArn, Role, RoleName},
+        },
+        store::View,
+    };
+
+    fn told(error: &ApiError) -> (&str, &str) {
+        (&error.code, &error.message)
+    }
+
+    #[test]
+    fn each_form_has_words_for_what_is_none_of_it() {
+        let words = |error: ApiError| error.to_string();
+        for (error, expected) in [
+            (
+                words(parse_id::<InstanceId>("i-1").unwrap_err()),
+                "InvalidInstanceID.Malformed: Invalid id: \"i-1\"",
+            ),
+            (
+                words(parse_id::<KeyPairId>("i-1").unwrap_err()),
+                "InvalidParameterValue: Invalid id: \"i-1\" (expecting \"key-...\")",
+            ),
+            (
+                words(parse_id::<RoleName>("a b").unwrap_err()),
+                "ValidationError: \"a b\" is not valid: it must be 1 to 64 letters, digits \
+                 and characters of _+=,.@-",
+            ),
+            (
+                words(parse_id::<LoadBalancerArn>("web").unwrap_err()),
+                "ValidationError: \"web\" is not valid: it must be \
+                 arn:aws:elasticloadbalancing:region:account:loadbalancer/…",
+            ),
+        ] {
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn each_kind_has_words_for_what_is_not_there() {
+        let (view, scope) = (View::default(), samples::scope());
+        let view = view.at(&scope);
+        let error = found::<Role>(view, "web").unwrap_err();
+        let words = "The role with name web cannot be found.";
+        assert_eq!(told(&error), ("NoSuchEntity", words));
+        let arn = LoadBalancer::arn_at(&scope, "app/web/1").to_string();
+        let error = found::<LoadBalancer>(view, &arn).unwrap_err();
+        let words = format!("Load balancers '[{arn}]' not found");
+        assert_eq!(told(&error), ("LoadBalancerNotFound", &*words));
+        let [a, b] = [1, 2].map(|n| ImageId::from_random(n).to_string());
+        let error = none_found::<ImageId>(&[&a, &b]);
+        let words = format!("The image ids '[{a}, {b}]' do not exist");
+        assert_eq!(told(&error), ("InvalidAMIID.NotFound", &*words));
+        let error = none_found::<InstanceId>(&["i-1", "i-2"]);
+        let words = "The instance IDs 'i-1, i-2' do not exist";
+        assert_eq!(told(&error), ("InvalidInstanceID.NotFound", words));
     }
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use crate::api::shared::{found, not_found, parse_id};
 use crate::{
     api::{ApiError, Targets, wire::quoted},
-    model::{self, Described, Identifier as _, Part, RuleId, each_kind},
+    model::{self, Described, IdForm, Identifier as _, Part, RuleId, each_kind},
     store::{Change, Scoped},
 };
 
@@ -31,8 +31,8 @@ type Alter<'a> = &'a dyn Fn(&Set) -> Result<Set, ApiError>;
 struct Kind {
     /// The service that it is of: others than EC2 tag their own.
     service: &'static str,
-    /// The prefix of its ids.
-    prefix: &'static str,
+    /// What its ids look like.
+    form: IdForm,
     /// What EC2 calls it.
     name: &'static str,
     /// Gives one other tags, if it is there, and makes the transaction depend on that.
@@ -45,7 +45,7 @@ impl Kind {
     const fn own<T: Described>() -> Self {
         Self {
             service: T::SERVICE,
-            prefix: T::Id::PREFIX,
+            form: T::Id::FORM,
             name: T::TYPE,
             retag: |view, change, id, alter| {
                 let resource = found::<T>(view, id)?;
@@ -65,7 +65,7 @@ macro_rules! tagged {
             $(Kind::own::<model::$resource>(),)*
             Kind {
                 service: model::SecurityGroup::SERVICE,
-                prefix: RuleId::PREFIX,
+                form: RuleId::FORM,
                 name: RuleId::TYPE,
                 retag: retag_part::<RuleId>,
                 target: |to, id| to.part::<RuleId>(id),
@@ -94,7 +94,7 @@ fn retag_part<P: Part>(
 fn kind_of(id: &str) -> Option<&'static Kind> {
     let (prefix, _) = id.rsplit_once('-')?;
     let mut ours = KINDS.iter().filter(|kind| kind.service == "ec2");
-    ours.find(|kind| kind.prefix == prefix)
+    ours.find(|kind| matches!(kind.form, IdForm::Digits(own) if own == prefix))
 }
 
 /// Resolves a resource of a call for the authorization; what is of no kind is of none
