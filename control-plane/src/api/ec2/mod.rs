@@ -6,6 +6,7 @@ mod images;
 mod instance_types;
 pub mod instances;
 mod key_pairs;
+pub mod listing;
 pub mod regions;
 mod security_groups;
 mod tags;

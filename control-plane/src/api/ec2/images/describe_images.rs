@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         ApiError,
-        shared::{Filtered, Row, Table, Tag, all_found_by, describe},
+        ec2::listing::{Filtered, Row, Table, describe},
+        shared::{Tag, all_found_by},
         wire::Time,
     },
     model::{Image, ImageId},

@@ -8,11 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::State;
 use crate::{
-    api::{
-        ec2::regions::zone_id,
-        shared::{Row, Tag},
-        wire::Time,
-    },
+    api::{ec2::listing::Row, ec2::regions::zone_id, shared::Tag, wire::Time},
     model::{
         Eni, GroupId, Image, Instance, InstanceState, InstanceType, ReservationId, SecurityGroup,
         Volume, VolumeAttachment, dns_names,

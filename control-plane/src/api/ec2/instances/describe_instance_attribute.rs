@@ -6,11 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{self, BlockDevice, Group};
 use crate::{
-    api::{
-        Action, ApiError, Ctx, Targets,
-        shared::{Row, found},
-        wire::quoted,
-    },
+    api::{Action, ApiError, Ctx, Targets, ec2::listing::Row, shared::found, wire::quoted},
     model::{Instance, Reservation, ShutdownBehavior},
 };
 

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::State;
 use crate::{
     api::{
+        ec2::listing::{Filterable, Table, TagsOf, describe},
         ec2::regions::zone_id,
-        shared::{Filterable, Table, TagsOf, describe},
         wire::Time,
     },
     model::{Instance, InstanceState, Reachability},

@@ -3,7 +3,7 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>
 
 use super::answer::{self, Reservation};
-use crate::{api::shared::describe, model::Instance};
+use crate::{api::ec2::listing::describe, model::Instance};
 
 describe! {
     DescribeInstances {

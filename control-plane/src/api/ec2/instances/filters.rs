@@ -8,7 +8,7 @@ use super::answer::{
 };
 use crate::{
     api::{
-        shared::{Filtered, Row, Table, Values},
+        ec2::listing::{Filtered, Row, Table, Values},
         wire::Time,
     },
     model::{Eni, Instance, SecurityGroup, dns_names},

@@ -19,7 +19,8 @@ use super::{
 use crate::{
     api::{
         Action, ApiError, Ctx, Targets,
-        shared::{Row, TagSpecification, tag},
+        ec2::listing::Row,
+        shared::{TagSpecification, tag},
     },
     model::{
         EniAttachmentId, EniId, Instance, InstanceId, InstanceState, InstanceType, Launch, Member,

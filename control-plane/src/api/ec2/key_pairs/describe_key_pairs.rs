@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{
         ApiError,
-        shared::{Filtered, Row, Table, Tag, describe},
+        ec2::listing::{Filtered, Row, Table, describe},
+        shared::Tag,
         wire::{Time, quoted},
     },
     model::KeyPair,

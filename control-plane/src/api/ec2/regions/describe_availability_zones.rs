@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::zone_id;
 use crate::api::{
     ApiError, Ctx,
-    shared::{Filterable, Table, TagsOf, describe},
+    ec2::listing::{Filterable, Table, TagsOf, describe},
 };
 
 describe! {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{
     ApiError,
-    shared::{Filterable, Table, TagsOf, describe},
+    ec2::listing::{Filterable, Table, TagsOf, describe},
 };
 
 describe! {

@@ -10,7 +10,8 @@ use super::permission::{PeerText, ports, protocol_name};
 use crate::{
     api::{
         ApiError,
-        shared::{Filterable, Table, Tag, TagsOf, all_found_by, describe},
+        ec2::listing::{Filterable, Table, TagsOf, describe},
+        shared::{Tag, all_found_by},
     },
     model::{Direction, Part as _, Rule, RuleId, SecurityGroup},
     store::Scoped,

@@ -9,7 +9,10 @@ use super::{
     permission::{Permission, collect, ports, protocol_name},
 };
 use crate::{
-    api::shared::{Filtered, Row, Table, Tag, Values, describe},
+    api::{
+        ec2::listing::{Filtered, Row, Table, Values, describe},
+        shared::Tag,
+    },
     model::{Described as _, Direction, GroupId, Peer, Rule, SecurityGroup},
 };
 

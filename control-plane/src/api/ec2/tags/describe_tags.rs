@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kind;
 use crate::{
-    api::shared::{Filter, Filterable, Table, TagsOf, describe},
+    api::ec2::listing::{Filter, Filterable, Table, TagsOf, describe},
     model::Tags,
     store::Scoped,
 };

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
+        ec2::listing::{Filtered, Row, Table, describe},
         ec2::regions::zone_id,
-        shared::{Filtered, Row, Table, Tag, describe},
+        shared::Tag,
     },
     model::{Described as _, Subnet},
     records::launch::free_in,

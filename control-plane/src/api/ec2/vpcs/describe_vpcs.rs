@@ -5,7 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::shared::{Filtered, Row, Table, Tag, describe},
+    api::{
+        ec2::listing::{Filtered, Row, Table, describe},
+        shared::Tag,
+    },
     model::Vpc,
 };
 

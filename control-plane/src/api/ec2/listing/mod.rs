@@ -1,17 +1,23 @@
-//! What the Describe calls have in common: of the resources that are named, or
+//! What EC2's Describe calls have in common: of the resources that are named, or
 //! all, those that the filters match; and of those one page.
 //!
 //! Pages are made of keys: a page begins behind the last one's last key and ends
 //! when it is full, and only what is on it is turned into an answer.
+
+mod filter;
+mod page;
 
 use std::{
     collections::BTreeMap,
     ops::{Deref, RangeInclusive},
 };
 
-use super::{Filter, Filterable, Filters, Page, Table, TagsOf, all_found, page::read_token};
+pub use filter::{Filter, Filterable, Filters, Table, TagsOf, Values};
+pub use page::Page;
+use page::read_token;
+
 use crate::{
-    api::{ApiError, Ctx},
+    api::{ApiError, Ctx, shared::all_found},
     model::Described,
     store::Scoped,
 };
@@ -188,10 +194,10 @@ impl<'v> Listing<'v> {
 /// ```
 macro_rules! describe {
     ($action:ident { ids: $ids:literal, $($rest:tt)* }) => {
-        $crate::api::shared::describe!(@pages $action [default, rename = $ids] $($rest)*);
+        $crate::api::ec2::listing::describe!(@pages $action [default, rename = $ids] $($rest)*);
     };
     ($action:ident { set: $($rest:tt)* }) => {
-        $crate::api::shared::describe!(@pages $action [skip] set: $($rest)*);
+        $crate::api::ec2::listing::describe!(@pages $action [skip] set: $($rest)*);
     };
     (@pages $action:ident $ids:tt
         set: $vis:vis $set:ident of $item:ty,
@@ -200,7 +206,7 @@ macro_rules! describe {
         pages: none,
         page: $page:expr $(,)?
     ) => {
-        $crate::api::shared::describe! {
+        $crate::api::ec2::listing::describe! {
             @declare $action $ids [skip] [] [0..=0] [$vis] $set [$item]
             [$($unsupported)?] [$($more)?] $page
         }
@@ -212,7 +218,7 @@ macro_rules! describe {
         pages: $least:literal..=$most:literal,
         page: $page:expr $(,)?
     ) => {
-        $crate::api::shared::describe! {
+        $crate::api::ec2::listing::describe! {
             @declare $action $ids [default] [next_token] [$least..=$most] [$vis] $set [$item]
             [$($unsupported)?] [$($more)?] $page
         }
@@ -233,7 +239,7 @@ macro_rules! describe {
             ids: Vec<String>,
             $($($(#[$attr])* $field: $kind,)*)?
             #[serde(default, rename = "Filter")]
-            filters: Vec<$crate::api::shared::Filter>,
+            filters: Vec<$crate::api::ec2::listing::Filter>,
             #[serde($paged)]
             max_results: Option<i64>,
             #[serde($paged)]
@@ -267,12 +273,12 @@ macro_rules! describe {
                 request: Request,
             ) -> Result<Response, $crate::api::ApiError> {
                 type Make = for<'v> fn(
-                    $crate::api::shared::Listing<'v>,
+                    $crate::api::ec2::listing::Listing<'v>,
                     More,
-                ) -> Result<$crate::api::shared::Paged<$item>, $crate::api::ApiError>;
+                ) -> Result<$crate::api::ec2::listing::Paged<$item>, $crate::api::ApiError>;
                 let make: Make = $page;
                 let view = ctx.view();
-                let asked = $crate::api::shared::Listing {
+                let asked = $crate::api::ec2::listing::Listing {
                     ctx,
                     view: view.view(),
                     ids: request.ids,
