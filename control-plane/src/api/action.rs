@@ -25,9 +25,6 @@ use crate::{
 pub trait Action: Send + Sync + 'static {
     /// Its name on the wire.
     const NAME: &'static str;
-    /// Whether it has `DryRun`. The dispatch takes that parameter out, so that
-    /// no request declares it.
-    const DRY_RUN: bool = true;
     /// The parameters that EC2 knows and we don't support, by their dotted names
     /// without indices, as `NetworkInterface.Ipv6Address`. A request that has one, or
     /// anything below one, is refused by its name. What is in neither this

@@ -28,6 +28,9 @@ pub struct Service {
     pub protocol: Protocol,
     /// The XML namespace of its answers.
     pub namespace: &'static str,
+    /// Whether its actions have `DryRun`. The dispatch takes that parameter out, so
+    /// that no request declares it.
+    pub dry_run: bool,
     /// What it calls the errors that come before its actions.
     pub errors: &'static Vocabulary,
     /// What policies call it and its own.
@@ -143,8 +146,6 @@ pub(super) struct Answered {
 pub struct Registered {
     /// Its name.
     pub name: &'static str,
-    /// Whether it has `DryRun`.
-    pub dry_run: bool,
     /// Whether it has a `ClientToken`: its request declares one.
     pub idempotent: bool,
     /// What is refused by name.
@@ -170,28 +171,45 @@ pub fn action<A: Action>() -> Registered {
     let idempotent = request.map_or(true, |shape| shape.has("ClientToken"));
     Registered {
         name: A::NAME,
-        dry_run: A::DRY_RUN,
         idempotent,
         unsupported: A::UNSUPPORTED,
         request: shape_of::<A::Request>,
         response: shape_of::<A::Response>,
         call: |service, idempotent, call| {
-            let (protocol, namespace, iam) = (service.protocol, service.namespace, service.iam);
-            Box::pin(run::<A>(protocol, namespace, iam, idempotent, call))
+            let spoken = Spoken {
+                protocol: service.protocol,
+                namespace: service.namespace,
+                iam: service.iam,
+                dry_run: service.dry_run,
+            };
+            Box::pin(run::<A>(spoken, idempotent, call))
         },
     }
+}
+
+/// How an action's service speaks.
+#[derive(Clone, Copy)]
+struct Spoken {
+    protocol: Protocol,
+    namespace: &'static str,
+    iam: Iam,
+    dry_run: bool,
 }
 
 /// Typed decode → resolve → authorize → handle (which a dry run leaves before it changes
 /// anything) → encode.
 async fn run<A: Action>(
-    protocol: Protocol,
-    namespace: &'static str,
-    iam: Iam,
+    spoken: Spoken,
     idempotent: bool,
     mut call: Call,
 ) -> Result<Answered, ApiError> {
-    let dry_run = A::DRY_RUN && dry_run(&mut call.form)?;
+    let Spoken {
+        protocol,
+        namespace,
+        iam,
+        dry_run,
+    } = spoken;
+    let dry_run = dry_run && take_dry_run(&mut call.form)?;
     call.form.drop_no_ops(A::NO_OPS);
     if let Some(name) = call.form.find_any(A::UNSUPPORTED) {
         return Err(ApiError::unsupported(&format!("The parameter {name}")));
@@ -301,7 +319,7 @@ fn authorize<A: Action>(
     Ok(authorized.along(along))
 }
 
-fn dry_run(form: &mut Form) -> Result<bool, ApiError> {
+fn take_dry_run(form: &mut Form) -> Result<bool, ApiError> {
     match form.take("DryRun")? {
         None => Ok(false),
         Some(text) if text.eq_ignore_ascii_case("true") => Ok(true),

@@ -1,7 +1,8 @@
-//! Nothing is written by an action with a `ClientToken` before it has seen to that.
+//! Nothing is written by an action with a `ClientToken` before it has seen to that, nor
+//! by a dry run, where the service has those.
 
 use super::*;
-use crate::api::{Idempotency, ec2};
+use crate::api::{Idempotency, ec2, sts};
 
 #[tokio::test]
 async fn a_client_token_is_kept_before_anything_is_written() {
@@ -101,5 +102,20 @@ async fn a_handler_that_forgets_its_client_token_writes_nothing() {
             "{refused}"
         );
         assert_eq!(db.view().revision(), revision, "{parameters}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_has_dry_runs_or_does_not_know_the_parameter() {
+    let db = Db::in_memory().await;
+    cloud_on(db.clone()).await;
+    for (service, action, code) in [
+        (ec2::service(), "DescribeVpcs", "DryRunOperation"),
+        (sts::service(), "GetCallerIdentity", "UnknownParameter"),
+    ] {
+        let policies: Arc<dyn Policies> = Arc::new(RootOnly);
+        let asked = ask(&service, &db, policies.clone(), action, "DryRun=true").await;
+        assert_eq!(asked.unwrap_err().code, code, "{action}");
+        ask(&service, &db, policies, action, "").await.unwrap();
     }
 }

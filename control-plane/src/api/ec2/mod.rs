@@ -27,6 +27,7 @@ pub(super) fn service() -> Service {
         version: "2016-11-15",
         protocol: Protocol::Ec2,
         namespace: "http://ec2.amazonaws.com/doc/2016-11-15/",
+        dry_run: true,
         errors: &Vocabulary::EC2,
         iam: Iam {
             name: "ec2",

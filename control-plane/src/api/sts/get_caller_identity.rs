@@ -28,7 +28,6 @@ pub struct Response {
 
 impl Action for GetCallerIdentity {
     const NAME: &'static str = "GetCallerIdentity";
-    const DRY_RUN: bool = false;
     type Request = Request;
     type Response = Response;
 

@@ -17,6 +17,7 @@ pub(super) fn service() -> Service {
         version: "2011-06-15",
         protocol: Protocol::Query,
         namespace: "https://sts.amazonaws.com/doc/2011-06-15/",
+        dry_run: false,
         errors: &Vocabulary::QUERY,
         iam: Iam::plain("sts"),
         botocore: "sts",
