@@ -33,6 +33,14 @@ impl Protocol {
         from_form(form, self)
     }
 
+    /// What an element of a list is called in a request; the first is number 1.
+    pub fn element(self, list: &str, number: usize) -> String {
+        match self {
+            Self::Ec2 => format!("{list}.{number}"),
+            Self::Query => format!("{list}.member.{number}"),
+        }
+    }
+
     /// Writes an action's answer, of not much more than `most` bytes.
     ///
     /// # Errors
@@ -97,5 +105,24 @@ mod tests {
             assert!(text.contains("<Code>Code</Code>"), "{text}");
             assert_eq!(protocol.content_type(), "text/xml;charset=UTF-8");
         }
+    }
+
+    #[test]
+    fn a_lists_elements_are_named_as_they_are_read() {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Asked {
+            names: Vec<String>,
+        }
+        for protocol in [Protocol::Ec2, Protocol::Query] {
+            let mut form = Form::default();
+            for (number, name) in (1..).zip(["a", "b"]) {
+                let element = protocol.element("names", number);
+                form.insert(&element, name.to_owned()).unwrap();
+            }
+            let asked: Asked = protocol.decode(&form).unwrap();
+            assert_eq!(asked.names, ["a", "b"], "{protocol:?}");
+        }
+        assert_eq!(Protocol::Query.element("names", 2), "names.member.2");
     }
 }

@@ -192,8 +192,8 @@ each_kind!(of_all);
 
 /// The owner's requests of an action: about each thing that it can name, and, where it
 /// tags, with tags of each type.
-fn all_requests(action: &Registered, two: &Two) -> Vec<Parameters> {
-    let mut all = requests(action, &two.owners);
+fn all_requests(service: &Service, action: &Registered, two: &Two) -> Vec<Parameters> {
+    let mut all = requests(service, action, &two.owners);
     all.extend(types().into_iter().filter_map(|kind| tagged(action, kind)));
     if TAGGING.contains(&action.name) {
         let view = two.db.view();
@@ -274,7 +274,7 @@ async fn each_action_is_about_what_awss_tables_have() {
     for action in &ec2.actions {
         let mut types = BTreeSet::new();
         for n in 0.. {
-            let Some(request) = all_requests(action, &two).into_iter().nth(n) else {
+            let Some(request) = all_requests(&ec2, action, &two).into_iter().nth(n) else {
                 break;
             };
             let revision = two.db.view().revision();

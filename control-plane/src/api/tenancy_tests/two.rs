@@ -298,7 +298,7 @@ fn filled_in(
 ) -> Parameters {
     let last = missing
         .rsplit('.')
-        .find(|part| part.parse::<u32>().is_err());
+        .find(|part| part.parse::<u32>().is_err() && *part != "member");
     let last = last.unwrap_or_default();
     if let Some(value) = own.get(last).filter(|_| last != "Tag") {
         return [(missing.to_owned(), value.clone())].into();
