@@ -64,8 +64,7 @@ impl Machine {
         match (self.state, &self.vcpus) {
             (MachineState::Resetting, _) => return Err("the machine is being reset"),
             (MachineState::Running, Some(vcpus)) => {
-                vcpus.pause();
-                self.bus.pci.hold();
+                vcpus.begin_pause();
                 self.state = MachineState::Pausing;
             }
             _ => {}
@@ -83,13 +82,10 @@ impl Machine {
     /// but being dropped.
     pub fn reset(&mut self) -> Result<bool, Error> {
         if self.state != MachineState::Resetting {
-            self.vcpus = None;
+            if let Some(vcpus) = &self.vcpus {
+                vcpus.begin_end();
+            }
             self.rebooting = false;
-            // A guest that starts anew holds on to nothing whose unplug was requested.
-            let slots = self.devices.unplug_requested();
-            self.devices.eject(&self.bus.pci, slots);
-            self.bus.reset();
-            self.reports.clear();
             self.state = MachineState::Resetting;
         }
         self.settle(MOMENT)?;
@@ -106,6 +102,9 @@ impl Machine {
         if !has_rung && !self.is_under_way() {
             return Ok(());
         }
+        if !self.is_without_vcpus() {
+            return Ok(());
+        }
         self.look_at_devices();
         match self.state {
             MachineState::Pausing if self.busy == 0 => self.state = MachineState::Paused,
@@ -113,6 +112,35 @@ impl Machine {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The first half of what is under way: no vCPU runs, and devices are asked to be
+    /// quiet. Returns whether it is done.
+    fn is_without_vcpus(&mut self) -> bool {
+        match (self.state, &self.vcpus) {
+            (MachineState::Pausing, Some(vcpus)) => {
+                let are_parked = vcpus.are_parked();
+                if are_parked {
+                    // Those that are asked already don't mind.
+                    self.bus.pci.hold();
+                }
+                are_parked
+            }
+            (MachineState::Resetting, Some(vcpus)) => {
+                let have_ended = vcpus.have_ended();
+                if have_ended {
+                    self.vcpus = None;
+                    self.reports.clear();
+                    // A guest that starts anew holds on to nothing whose unplug was
+                    // requested.
+                    let slots = self.devices.unplug_requested();
+                    self.devices.eject(&self.bus.pci, slots);
+                    self.bus.reset();
+                }
+                have_ended
+            }
+            _ => true,
+        }
     }
 
     fn look_at_devices(&mut self) {
@@ -137,8 +165,24 @@ impl Machine {
             if !self.is_under_way() || left.is_zero() {
                 return Ok(());
             }
-            wait(&self.quieted, left);
+            self.wait(left);
         }
+    }
+
+    /// Waits until a device or a vCPU rings, or for so long.
+    fn wait(&self, long: Duration) {
+        // SAFETY: both are open for as long as they are borrowed.
+        let [quieted, bell] = [self.quieted.as_raw_fd(), self.bell().as_raw_fd()]
+            .map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+        let all = &mut [
+            PollFd::new(&quieted, PollFlags::IN),
+            PollFd::new(&bell, PollFlags::IN),
+        ];
+        // An error can only be EINTR, and then looking round does no harm.
+        let _ = poll(all, Timespec::try_from(long).ok().as_ref());
+        // Whoever comes here looks at all that it can ring for, and reports are looked at
+        // by the main loop whether it has rung or not.
+        self.bell().silence();
     }
 
     /// The second half of a reset, when nothing touches guest memory any more.
@@ -158,31 +202,32 @@ impl Machine {
     /// done: their memory stays for as long as the process does.
     #[must_use]
     pub fn end(mut self) -> Vec<String> {
-        self.vcpus = None;
-        self.bus.reset();
         let deadline = Instant::now() + LAST_REQUESTS;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.begin_end();
+            while !vcpus.have_ended() && !left().is_zero() {
+                self.wait(left());
+            }
+        }
+        match self.vcpus.take_if(|vcpus| !vcpus.have_ended()) {
+            // It writes where nobody reads: the process's end is its end.
+            Some(vcpus) => std::mem::forget(vcpus),
+            None => self.vcpus = None,
+        }
+        self.bus.reset();
         loop {
             let settled = self.bus.pci.settle();
-            let left = deadline.saturating_duration_since(Instant::now());
             if settled.busy == 0 {
                 return Vec::new();
             }
-            if left.is_zero() {
+            if left().is_zero() {
                 let unfinished = self.devices.names(settled.busy);
                 self.bus.pci.abandon();
                 return unfinished;
             }
-            wait(&self.quieted, left);
+            self.wait(left());
             let _ = self.quieted.read();
         }
     }
-}
-
-/// Waits until an event has rung, or for so long.
-fn wait(event: &EventFd, long: Duration) {
-    // SAFETY: the event is open for as long as it is borrowed.
-    let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-    let timeout = Timespec::try_from(long).ok();
-    // An error can only be EINTR, and then looking round does no harm.
-    let _ = poll(&mut [PollFd::new(&event, PollFlags::IN)], timeout.as_ref());
 }

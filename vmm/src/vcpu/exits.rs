@@ -7,18 +7,24 @@ use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{Ending, Surroundings};
+use super::{Ending, Surroundings, kick};
 use crate::machine::bus::Request;
 
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
 
+/// What came of entering the guest.
 pub(super) enum Step {
-    Continue,
+    /// An exit, which was done. KVM may have a rest of it to do.
+    Exit,
+    /// The guest was not entered, or left for a signal. Nothing is left to do.
+    Interrupted,
+    /// The vCPU can't run any more.
     End(Ending),
 }
 
+/// Enters the guest until its next exit, and does what that asks for.
 pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -> Step {
     let bus = &surroundings.bus;
     let exit = fd.run();
@@ -30,7 +36,7 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
             // SAFETY: the bytes are in the kvm_run page, which stays as it is until the
             // next KVM_RUN of this thread, and nothing else refers to them.
             bus.ports_read(port, width, unsafe { &mut *data });
-            return Step::Continue;
+            return Step::Exit;
         }
         Ok(VcpuExit::IoOut(port, data)) => {
             let data = ptr::from_ref(data);
@@ -42,17 +48,17 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
                 Some(Request::PowerOff) => return Step::End(Ending::PowerOff),
                 Some(Request::Reset) => return Step::End(Ending::Reset),
             }
-            return Step::Continue;
+            return Step::Exit;
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
             bus.memory_read(address, data);
-            return Step::Continue;
+            return Step::Exit;
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
             bus.memory_write(address, data);
-            return Step::Continue;
+            return Step::Exit;
         }
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Continue,
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Exit,
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
             return Step::End(Ending::PowerOff);
         }
@@ -67,10 +73,11 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
         Ok(other) => format!("unexpected exit {other:?}"),
         Err(error) => match error.errno() {
             libc::EINTR => {
-                fd.set_kvm_immediate_exit(0);
-                return Step::Continue;
+                kick::rearm(fd);
+                return Step::Interrupted;
             }
-            libc::EAGAIN => return Step::Continue,
+            // A processor that waits for its SIPI.
+            libc::EAGAIN => return Step::Interrupted,
             _ => format!("KVM_RUN failed: {error}"),
         },
     };

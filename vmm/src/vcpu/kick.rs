@@ -5,7 +5,9 @@
 use std::cell::Cell;
 use std::io;
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -29,6 +31,15 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// When the handler can't be set.
 pub fn install() -> io::Result<()> {
     register_signal_handler(SIGRTMIN(), on_kick).map_err(errno_to_io)
+}
+
+/// Lets a vCPU be entered again after a kick. Its thread looks for orders between this
+/// and that: a kick that this undoes was for one that is there.
+pub(super) fn rearm(fd: &mut VcpuFd) {
+    fd.set_kvm_immediate_exit(0);
+    // The handler runs on this thread; so the compiler alone could move the look for
+    // orders before the store.
+    compiler_fence(Ordering::SeqCst);
 }
 
 fn errno_to_io(error: errno::Error) -> io::Error {

@@ -1,12 +1,10 @@
-//! vCPU threads: they run the guest until stopped, hand its exits to the
-//! bus, and report what ends a machine.
+//! vCPU threads: they run the guest as ordered, hand its exits to the bus, and report
+//! what ends a machine.
 //!
 //! ```text
-//!            ┌──────── kick ────────┐
-//!   running ─┤ bus exits            ├─► parked ── resume ─► running
-//!            └─ power off, reset,   │      │
-//!               crash ─► ended      │      └── stop ─► ended
-//!                                   └─ stop ─► ended
+//!   main loop ── order, call ──► Mailbox (one for each) ──► thread ── exits ──► Bus
+//!       ▲  └──── kick (signal) ────────────────────────────►  │
+//!       └─────── bell ◄── Reports (one for all) ◄─────────────┘
 //! ```
 //!
 //! A kick is a signal. Its handler sets `immediate_exit` in the thread's own
@@ -17,14 +15,18 @@ mod bell;
 mod entry;
 mod exits;
 mod kick;
+mod mailbox;
 mod reports;
+#[cfg(test)]
+#[allow(unsafe_code, reason = "KVM is handed an address of guest memory")]
+mod tests;
 mod thread;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
@@ -32,62 +34,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN};
 pub use self::bell::Bell;
 pub use self::entry::{Entry, unix_ns};
 pub use self::kick::install as install_kick_handler;
+pub use self::mailbox::CallError;
+use self::mailbox::{Mailbox, Order};
 pub use self::reports::{Ending, Reports, Taken};
 use crate::machine::bus::Bus;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Run,
-    Pause,
-    Stop,
-}
-
-/// What all vCPUs of one machine heed.
-struct Gate {
-    phase: Mutex<Phase>,
-    changed: Condvar,
-    /// Whether the phase is worth a look: not "run".
-    raised: AtomicBool,
-    /// How many vCPUs stand still.
-    parked: Mutex<usize>,
-    parked_changed: Condvar,
-}
-
-impl Gate {
-    fn set(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
-        self.raised.store(phase != Phase::Run, Ordering::SeqCst);
-        self.changed.notify_all();
-    }
-
-    fn park(&self, delta: isize) {
-        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        *parked = parked.saturating_add_signed(delta);
-        self.parked_changed.notify_all();
-    }
-
-    /// Waits while paused. False: stop.
-    fn pass(&self) -> bool {
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        if *phase == Phase::Pause {
-            self.park(1);
-            while *phase == Phase::Pause {
-                phase = self
-                    .changed
-                    .wait(phase)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            self.park(-1);
-        }
-        *phase == Phase::Run
-    }
-}
-
-/// The running vCPUs of one machine.
-pub struct Vcpus {
-    gate: Arc<Gate>,
-    threads: Vec<JoinHandle<()>>,
-}
 
 /// What the threads share with the machine.
 #[derive(Clone)]
@@ -102,64 +52,96 @@ pub struct Surroundings {
     pub entry: Arc<Entry>,
 }
 
+/// The vCPUs of one machine, each on a thread of its own.
+pub struct Vcpus(Vec<Vcpu>);
+
+struct Vcpu {
+    mailbox: Arc<Mailbox<VcpuFd>>,
+    thread: JoinHandle<()>,
+}
+
 impl Vcpus {
     /// Starts one thread for each vCPU, all paused.
     ///
     /// # Errors
     /// When a thread can't be made; those already made are ended.
     pub fn start(fds: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
-        let mut vcpus = Self {
-            gate: Arc::new(Gate {
-                phase: Mutex::new(Phase::Pause),
-                changed: Condvar::new(),
-                raised: AtomicBool::new(true),
-                parked: Mutex::new(0),
-                parked_changed: Condvar::new(),
-            }),
-            threads: Vec::with_capacity(fds.len()),
-        };
+        let mut vcpus = Self(Vec::with_capacity(fds.len()));
         for (index, fd) in fds.into_iter().enumerate() {
-            let gate = Arc::clone(&vcpus.gate);
+            let mailbox = Arc::new(Mailbox::new());
             let surroundings = surroundings.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                // The loop below is shallow; the default 2 MiB is address space
-                // that a cgroup may charge.
-                .stack_size(256 << 10)
-                .spawn(move || thread::run(index, fd, &gate, &surroundings))?;
-            vcpus.threads.push(thread);
+            let thread = {
+                let mailbox = Arc::clone(&mailbox);
+                std::thread::Builder::new()
+                    .name(format!("vcpu{index}"))
+                    // Its loop is shallow; the default 2 MiB is address space that a
+                    // cgroup may charge.
+                    .stack_size(256 << 10)
+                    .spawn(move || thread::run(index, fd, &mailbox, &surroundings))?
+            };
+            vcpus.0.push(Vcpu { mailbox, thread });
         }
         Ok(vcpus)
     }
 
     /// Lets them run.
     pub fn resume(&self) {
-        self.gate.set(Phase::Run);
+        self.order(Order::Run);
     }
 
-    /// Holds them, and returns when all stand still or have ended.
-    pub fn pause(&self) {
-        self.gate.set(Phase::Pause);
-        self.kick();
-        let mut parked = self
-            .gate
-            .parked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        while *parked < self.threads.iter().filter(|t| !t.is_finished()).count() {
-            let (guard, _) = self
-                .gate
-                .parked_changed
-                .wait_timeout(parked, Duration::from_millis(20))
-                .unwrap_or_else(PoisonError::into_inner);
-            parked = guard;
-        }
+    /// Asks them to park. They may have before this returns, if they stood still; else
+    /// each rings the bell of its reports as it does.
+    pub fn begin_pause(&self) {
+        self.order(Order::Park);
     }
 
-    fn kick(&self) {
-        for thread in &self.threads {
-            // It fails for a thread that has ended, which needs no kick.
-            let _ = thread.kill(SIGRTMIN());
+    /// Whether all stand still or have ended.
+    #[must_use]
+    pub fn are_parked(&self) -> bool {
+        self.0.iter().all(|vcpu| vcpu.mailbox.is_parked())
+    }
+
+    /// Asks them to park and waits for it; false: not all have by the deadline, and the
+    /// order stands.
+    #[must_use]
+    pub fn pause(&self, deadline: Instant) -> bool {
+        self.begin_pause();
+        self.0.iter().all(|vcpu| vcpu.mailbox.wait_parked(deadline))
+    }
+
+    /// Asks them to end, for good. Each rings the bell of its reports as it does.
+    pub fn begin_end(&self) {
+        self.order(Order::End);
+    }
+
+    /// Whether all have ended, and what they had of KVM is closed.
+    #[must_use]
+    pub fn have_ended(&self) -> bool {
+        self.0.iter().all(|vcpu| vcpu.mailbox.has_ended())
+    }
+
+    /// Makes a call on a paused vCPU's own thread, to get or set its state, and waits
+    /// for the result: until it parks, if it is only about to.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn call<T: Send + 'static>(
+        &mut self,
+        index: usize,
+        call: impl FnOnce(&mut VcpuFd) -> T + Send + 'static,
+        deadline: Instant,
+    ) -> Result<T, CallError> {
+        let vcpu = self.0.get(index).ok_or(CallError::Missing)?;
+        vcpu.mailbox.call(call, deadline)
+    }
+
+    fn order(&self, order: Order) {
+        for vcpu in &self.0 {
+            vcpu.mailbox.order(order);
+            if order != Order::Run {
+                // It fails for a thread that has ended, which needs no kick.
+                let _ = vcpu.thread.kill(SIGRTMIN());
+            }
         }
     }
 }
@@ -167,11 +149,10 @@ impl Vcpus {
 impl Drop for Vcpus {
     /// Ends and joins all threads.
     fn drop(&mut self) {
-        self.gate.set(Phase::Stop);
-        self.kick();
-        for thread in self.threads.drain(..) {
+        self.begin_end();
+        for vcpu in self.0.drain(..) {
             // A panic was printed by its own hook, and the crash is in the report.
-            let _ = thread.join();
+            let _ = vcpu.thread.join();
         }
     }
 }
