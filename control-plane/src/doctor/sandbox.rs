@@ -35,7 +35,8 @@ fn namespaces() -> (Found, Found) {
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+        | UnshareFlags::NEWCGROUP
+        | UnshareFlags::NEWPID;
     // SAFETY: the file descriptor table, which threads share, stays.
     if let Err(error) = unsafe { unshare_unsafe(flags) } {
         let why = format!("unshare: {}", io::Error::from(error));

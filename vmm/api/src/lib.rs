@@ -52,7 +52,7 @@ pub const MAX_PAIRS: usize = 16;
 pub struct Machine {
     /// The id given on the command line.
     pub id: String,
-    /// The process id.
+    /// The process id, as whoever started it knows it.
     pub pid: u32,
     /// Where its life stands.
     pub state: MachineState,
@@ -94,7 +94,7 @@ pub struct Start {
 pub enum SandboxLayer {
     /// A cgroup v2 whose memory is limited.
     Cgroup,
-    /// Mount, network, IPC, UTS and cgroup namespaces of its own.
+    /// Mount, network, IPC, UTS and cgroup namespaces of its own; a daemon's PIDs too.
     Namespaces,
     /// A root with only the folders of its own files.
     Chroot,

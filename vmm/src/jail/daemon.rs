@@ -1,11 +1,18 @@
 //! Becoming a daemon: no one's child, with its own session, and a parent that
 //! returns only when the machine runs or has said why it can't.
+//!
+//! In the jail it is also alone in a PID namespace: pid 1 to itself, and to everybody
+//! outside what fork(2) said to the process in the middle, which passes that on. Only a
+//! process that forks can have this one; in the foreground it stays who its parent waits
+//! for.
 
-#![allow(unsafe_code, reason = "fork(2) and inherited descriptors")]
+#![allow(unsafe_code, reason = "fork(2), unshare(2), inherited descriptors")]
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
+
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// What the child sends when all is well.
 const READY: u8 = b'\n';
@@ -16,9 +23,25 @@ pub struct Parent {
     pipe: File,
     /// What takes the place of the standard streams; the jail has none.
     null: File,
+    pid: u32,
+    own_pids: io::Result<()>,
 }
 
 impl Parent {
+    /// This process's id, as those outside of its PID namespace know it.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether this process is alone in a PID namespace, or why it isn't.
+    pub(super) fn own_pids(&self) -> io::Result<()> {
+        match &self.own_pids {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        }
+    }
+
     /// The machine runs: lets the parent return, and lets go of its terminal.
     ///
     /// # Errors
@@ -52,21 +75,34 @@ fn is_file(fd: i32) -> bool {
     unsafe { libc::fstat(fd, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG }
 }
 
-/// Forks twice. Returns in the daemon; the parent waits for it and exits with 0,
-/// or with 2 after printing the daemon's one line on standard error.
-///
-/// Must be called before any thread is made.
-///
-/// # Errors
-/// When the process can't be forked.
-pub fn daemonize() -> io::Result<Parent> {
+/// Two ends of a pipe: the one that is read, and the one that is written.
+fn pipe() -> io::Result<(File, File)> {
     let mut fds = [0; 2];
     // SAFETY: the pointer is to two ints.
     if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: pipe2 has just made these descriptors, and nobody else owns them.
-    let (mut reader, writer) = unsafe { (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1])) };
+    Ok(unsafe { (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1])) })
+}
+
+/// Has the next child be the first process of a new PID namespace.
+fn unshare_pids() -> io::Result<()> {
+    // SAFETY: the file descriptor table, which threads would share, stays.
+    unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.map_err(Into::into)
+}
+
+/// Forks twice. Returns in the daemon; the parent waits for it and exits with 0,
+/// or with 2 after printing the daemon's one line on standard error. With `own_pids`
+/// the daemon has a PID namespace of its own if that can be had: [`enter`](super::enter)
+/// says whether it must.
+///
+/// Must be called before any thread is made.
+///
+/// # Errors
+/// When the process can't be forked.
+pub(super) fn daemonize(own_pids: bool) -> io::Result<Parent> {
+    let (mut reader, mut writer) = pipe()?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     // SAFETY: the process has one thread, so the child is a whole copy of it.
     match unsafe { libc::fork() } {
@@ -91,20 +127,48 @@ pub fn daemonize() -> io::Result<Parent> {
     }
     // SAFETY: takes nothing; the child is no group leader, so this can't fail.
     unsafe { libc::setsid() };
+    let own_pids = match own_pids {
+        true => unshare_pids(),
+        false => Err(io::ErrorKind::Unsupported.into()),
+    };
     // The second fork: no session leader, so no terminal is ever acquired, and the
     // middle process's end makes the daemon init's child.
-    // SAFETY: as above.
-    match unsafe { libc::fork() } {
-        -1 => {
-            let error = io::Error::last_os_error();
-            Parent { pipe: writer, null }.fail(&format!("fork: {error}"));
-            std::process::exit(2);
-        }
-        0 => Ok(Parent { pipe: writer, null }),
-        _ => {
+    match fork_told_its_pid() {
+        Ok(Some(pid)) => Ok(Parent {
+            pipe: writer,
+            null,
+            pid,
+            own_pids,
+        }),
+        Ok(None) => {
             // No destructor may run twice, so no ordinary exit.
             // SAFETY: ends the process at once.
             unsafe { libc::_exit(0) }
+        }
+        Err(error) => {
+            // If the parent is gone, nobody is left to read it.
+            let _ = writer.write_all(format!("fork: {error}").as_bytes());
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Forks a child that learns its process id as this process sees it: in a PID namespace
+/// of its own it has no way to ask. None: this is still the parent.
+fn fork_told_its_pid() -> io::Result<Option<u32>> {
+    let (mut reader, mut writer) = pipe()?;
+    // SAFETY: the process has one thread, so the child is a whole copy of it.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(writer);
+            let mut pid = [0; size_of::<u32>()];
+            reader.read_exact(&mut pid)?;
+            Ok(Some(u32::from_ne_bytes(pid)))
+        }
+        pid => {
+            writer.write_all(&pid.to_ne_bytes())?;
+            Ok(None)
         }
     }
 }

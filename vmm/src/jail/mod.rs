@@ -5,7 +5,7 @@
 //! | sandbox layer | what it does | root | ordinary user |
 //! |---|---|---|---|
 //! | cgroup | its memory is limited: whoever starts it puts it in a cgroup v2 | yes | yes |
-//! | namespaces | mount, network, IPC, UTS, cgroup namespaces of its own | yes | |
+//! | namespaces | mount, network, IPC, UTS, cgroup namespaces of its own; for a daemon, PIDs too | yes | |
 //! | chroot | a root with only the folders of its own files | yes | |
 //! | user | not root (`--uid`, `--gid`) | yes | yes |
 //! | capabilities | none, and none to be had | yes | yes |
@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 
 use hearth_vmm_api::SandboxLayer;
 
-pub use daemon::{Parent, daemonize};
+pub use daemon::Parent;
 pub use profile::{Allow, Argument, Profile, Profiles, ThreadRole};
 pub use syscalls::confine_thread;
 
@@ -101,7 +101,8 @@ impl Confinement {
 }
 
 /// Puts up the sandbox layers. Before any thread is made. `folders` are what the process
-/// still reaches: absolute, without symbolic links.
+/// still reaches: absolute, without symbolic links; `daemon` is how it became one, if it
+/// did.
 ///
 /// # Errors
 /// One line: a layer that must stand can't be had, or the kernel refused what must not
@@ -112,6 +113,7 @@ pub fn enter(
     gid: Option<u32>,
     policy: &Policy,
     profiles: Profiles,
+    daemon: Option<&Parent>,
 ) -> Result<Confinement, String> {
     let mut layers = Layers {
         policy,
@@ -128,7 +130,7 @@ pub fn enter(
         Ok(()) => layers.stands(SandboxLayer::Cgroup),
         Err(why) => layers.missing(SandboxLayer::Cgroup, why)?,
     }
-    match namespaces() {
+    match namespaces(daemon) {
         Ok(()) => {
             layers.stands(SandboxLayer::Namespaces);
             root::change(folders).map_err(|error| format!("jail: chroot: {error}"))?;
@@ -181,11 +183,20 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-fn namespaces() -> io::Result<()> {
-    match is_root() {
-        true => root::namespaces(),
-        false => Err(io::Error::from_raw_os_error(libc::EPERM)),
+fn namespaces(daemon: Option<&Parent>) -> io::Result<()> {
+    if !is_root() {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
+    daemon.map_or(Ok(()), Parent::own_pids)?;
+    root::namespaces()
+}
+
+/// Becomes a daemon ([`daemonize`](daemon::daemonize)), for the jail if `policy` says so.
+///
+/// # Errors
+/// When the process can't be forked.
+pub fn daemonize(policy: Option<&Policy>) -> io::Result<Parent> {
+    daemon::daemonize(policy.is_some() && is_root())
 }
 
 /// Becomes another user and group, for good, and gives up ever gaining a privilege

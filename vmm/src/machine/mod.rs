@@ -71,6 +71,8 @@ pub struct Parts {
     pub taps: Taps,
     /// When the program began ([`crate::vcpu::unix_ns`]).
     pub began_ns: u64,
+    /// The process's id, as those outside know it.
+    pub pid: u32,
 }
 
 /// What the machine asks of the kernel, by the threads that do.
@@ -183,6 +185,7 @@ pub struct Machine {
     rebooting: bool,
     exits: Arc<AtomicU64>,
     began_ns: u64,
+    pid: u32,
     entry: Arc<Entry>,
     reports: Arc<Reports>,
 }
@@ -242,6 +245,7 @@ impl Machine {
             rebooting: false,
             exits: Arc::new(AtomicU64::new(0)),
             began_ns: parts.began_ns,
+            pid: parts.pid,
             entry: Arc::default(),
             reports: Arc::new(Reports::new(bell)),
         })
@@ -458,7 +462,7 @@ impl Machine {
     pub fn describe(&self) -> api::Machine {
         api::Machine {
             id: self.id.clone(),
-            pid: std::process::id(),
+            pid: self.pid,
             state: self.state,
             vcpus: self.vcpu_count,
             memory_bytes: self.memory_bytes,

@@ -74,14 +74,14 @@ pub fn main() -> ExitCode {
         Err(line) => return wrong(&line),
     };
     let parent = if description.daemonize {
-        match jail::daemonize() {
+        match jail::daemonize(description.jail.as_ref()) {
             Ok(parent) => Some(parent),
             Err(error) => return wrong(&format!("--daemonize: {error}")),
         }
     } else {
         None
     };
-    let mut process = match Process::prepare(&description, taps, began_ns) {
+    let mut process = match Process::prepare(&description, taps, began_ns, parent.as_ref()) {
         Ok(process) => process,
         Err(line) => match parent {
             Some(parent) => {

@@ -29,8 +29,10 @@ impl Process {
         description: &Description,
         taps: Taps,
         began_ns: u64,
+        daemon: Option<&jail::Parent>,
     ) -> Result<Self, String> {
         let mut made = Made::default();
+        let pid = daemon.map_or_else(std::process::id, jail::Parent::pid);
         let places = Places::of(description)?;
         let payload = Payload {
             kernel: open_file("--kernel", &description.kernel)?,
@@ -73,11 +75,12 @@ impl Process {
             devices: places.devices,
             taps,
             began_ns,
+            pid,
         })
         .map_err(|error| chain(&error))?;
 
         if let Some(path) = &places.pid_file {
-            write_pid(path, &mut made)
+            write_pid(path, pid, &mut made)
                 .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
         }
         if description.uid.is_some() || description.gid.is_some() {
@@ -97,7 +100,7 @@ impl Process {
         }
         let (uid, gid) = (description.uid, description.gid);
         let confinement = match &description.jail {
-            Some(policy) => jail::enter(&places.folders, uid, gid, policy, profiles())?,
+            Some(policy) => jail::enter(&places.folders, uid, gid, policy, profiles(), daemon)?,
             None => jail::confine_outside(uid, gid)?,
         };
         machine.start(&confinement).map_err(|error| chain(&error))?;
@@ -167,12 +170,12 @@ impl Places {
     }
 }
 
-/// Writes this process's id into a file, for everybody to read.
-fn write_pid(path: &Path, made: &mut Made) -> io::Result<()> {
+/// Writes the process's id into a file, for everybody to read.
+fn write_pid(path: &Path, pid: u32, made: &mut Made) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o644);
     let mut file = made.open(path, &options)?;
-    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+    file.write_all(format!("{pid}\n").as_bytes())
 }
 
 /// A descriptor that becomes readable on SIGTERM and SIGINT.

@@ -7,6 +7,7 @@ use std::io;
 #[derive(Clone, Copy)]
 pub(crate) enum Past {
     Nobody,
+    Everybody,
     Main,
     /// The threads of vCPUs, and the main one, from which all inherit their filters.
     Vcpus,
@@ -23,6 +24,7 @@ impl Past {
     pub(crate) fn includes(self, name: &str) -> bool {
         match self {
             Self::Nobody => false,
+            Self::Everybody => true,
             Self::Main => name == "main",
             Self::Vcpus => ["main", "vcpu"].contains(&name),
             Self::Nics => ["main", "net"].contains(&name),
@@ -62,6 +64,7 @@ pub(crate) fn attempts(
     let here = i64::from(libc::AT_FDCWD);
     let (inet, unix) = (i64::from(libc::AF_INET), i64::from(libc::AF_UNIX));
     let stream = i64::from(libc::SOCK_STREAM | libc::SOCK_CLOEXEC);
+    let own = i64::from(std::process::id());
     let dumpable = [i64::from(libc::PR_SET_DUMPABLE), 1, 0, 0];
     let child = i64::from(libc::SIGCHLD);
     // REGISTER_FILES, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS.
@@ -109,6 +112,18 @@ pub(crate) fn attempts(
         ("mount", Past::Nobody, libc::SYS_mount, [0; 4]),
         ("bpf", Past::Nobody, libc::SYS_bpf, [0; 4]),
         ("kill", Past::Nobody, libc::SYS_kill, [0; 4]),
+        (
+            "tgkill of another",
+            Past::Nobody,
+            libc::SYS_tgkill,
+            [own + 1, own + 1, 0, 0],
+        ),
+        (
+            "tgkill of its own",
+            Past::Everybody,
+            libc::SYS_tgkill,
+            [own, own, 0, 0],
+        ),
         ("raise a limit", Past::Nobody, libc::SYS_prlimit64, [0; 4]),
         ("be dumpable", Past::Nobody, libc::SYS_prctl, dumpable),
         ("lock memory", Past::Nobody, libc::SYS_mlock, [0; 4]),

@@ -119,14 +119,21 @@ impl OwnProcess {
 }
 
 /// In the process of its own, which becomes `user` if that is said.
-fn inside(folder: &Path, user: Option<u32>) -> Vec<String> {
+fn inside(folder: &Path, user: Option<u32>, daemon: Option<&jail::Parent>) -> Vec<String> {
     let before = disk(folder.join("first"));
     let mut machine = kvm::Machine::open();
     // SAFETY: takes nothing.
     let is_other = user.is_some() || unsafe { libc::geteuid() } != 0;
     let own = OwnProcess::open();
     let policy = Policy::best_effort();
-    let entered = jail::enter(&[folder.to_owned()], user, user, &policy, profiles());
+    let entered = jail::enter(
+        &[folder.to_owned()],
+        user,
+        user,
+        &policy,
+        profiles(),
+        daemon,
+    );
     let confinement = entered.expect("the jail");
     let layers = confinement.layers();
     let mut wrong = Vec::new();
@@ -225,16 +232,26 @@ struct Run {
     /// Whom it becomes in the jail.
     becomes: Option<u32>,
     in_jail: bool,
+    is_daemon: bool,
 }
 
 impl Run {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self {
             name: "root that becomes a user",
             by_root: true,
             started_as: None,
             becomes: Some(USER),
             in_jail: true,
+            is_daemon: false,
+        },
+        Self {
+            name: "root that becomes a daemon of a user",
+            by_root: true,
+            started_as: None,
+            becomes: Some(USER),
+            in_jail: true,
+            is_daemon: true,
         },
         Self {
             name: "root that stays so",
@@ -242,6 +259,7 @@ impl Run {
             started_as: None,
             becomes: None,
             in_jail: true,
+            is_daemon: false,
         },
         Self {
             name: "ordinary user",
@@ -249,6 +267,7 @@ impl Run {
             started_as: Some(USER),
             becomes: None,
             in_jail: true,
+            is_daemon: false,
         },
         Self {
             name: "without the jail",
@@ -256,14 +275,33 @@ impl Run {
             started_as: None,
             becomes: None,
             in_jail: false,
+            is_daemon: false,
         },
     ];
 
     /// What went otherwise than it should, in the process of its own.
     fn wrong(&self, folder: &Path) -> Vec<String> {
         match self.in_jail {
-            true => inside(folder, self.becomes),
+            true => inside(folder, self.becomes, None),
             false => without_jail(),
+        }
+    }
+
+    /// The same in a daemon, which says it through the parent that waits for it.
+    fn wrong_daemon(&self, folder: &Path) {
+        let policy = Policy::best_effort();
+        let daemon = jail::daemonize(Some(&policy)).expect("a daemon");
+        let mut wrong = Vec::new();
+        // This proc is that of who started it.
+        let pid = std::fs::read_link("/proc/self").expect("proc");
+        let known = daemon.pid().to_string();
+        if (std::process::id(), pid.to_str()) != (1, Some(&*known)) {
+            wrong.push(format!("{} in, {pid:?} out, {known}", std::process::id()));
+        }
+        wrong.extend(inside(folder, self.becomes, Some(&daemon)));
+        match wrong.is_empty() {
+            true => daemon.ready().expect("its parent is told"),
+            false => daemon.fail(&wrong.join("\n")),
         }
     }
 
@@ -306,6 +344,10 @@ fn main() -> ExitCode {
     if let (Some(folder), Ok(name)) = (std::env::var_os(FOLDER), std::env::var(RUN)) {
         let mut runs = Run::ALL.iter();
         let run = runs.find(|run| run.name == name).expect("a run");
+        if run.is_daemon {
+            run.wrong_daemon(&PathBuf::from(folder));
+            return ExitCode::SUCCESS;
+        }
         let wrong = run.wrong(&PathBuf::from(folder));
         for line in &wrong {
             eprintln!("{line}");
