@@ -28,7 +28,7 @@ use super::profile::{Allow, Argument, Profiles, ThreadRole};
 use crate::arch::SECCOMP_TARGET;
 
 /// Memory, threads, time, events: what the language's runtime needs everywhere.
-const COMMON: [libc::c_long; 40] = [
+const COMMON: [libc::c_long; 39] = [
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
@@ -36,7 +36,6 @@ const COMMON: [libc::c_long; 40] = [
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_lseek,
-    libc::SYS_fcntl,
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
@@ -72,7 +71,7 @@ const COMMON: [libc::c_long; 40] = [
 ];
 
 /// What every thread may do with some arguments only.
-const COMMON_IF: [Allow; 4] = [
+const COMMON_IF: [Allow; 5] = [
     // Memory is never made executable.
     Allow::when(libc::SYS_mmap, &[Argument::masked(2, PROT_EXEC, 0)]),
     Allow::when(libc::SYS_mprotect, &[Argument::masked(2, PROT_EXEC, 0)]),
@@ -87,6 +86,18 @@ const COMMON_IF: [Allow; 4] = [
             // The C library names its arenas.
             Argument::is(0, PR_SET_VMA),
             Argument::is(0, libc::PR_SET_NO_NEW_PRIVS as u64),
+        ],
+    ),
+    // Not F_SETOWN and its like, by which the kernel signals others, nor leases, by
+    // which it holds them up.
+    Allow::when(
+        libc::SYS_fcntl,
+        &[
+            Argument::is(1, libc::F_DUPFD_CLOEXEC as u64),
+            Argument::is(1, libc::F_GETFD as u64),
+            Argument::is(1, libc::F_SETFD as u64),
+            Argument::is(1, libc::F_GETFL as u64),
+            Argument::is(1, libc::F_SETFL as u64),
         ],
     ),
 ];
@@ -104,7 +115,7 @@ const VCPU: [Allow; 3] = [
 ];
 
 /// What the main thread does besides: it opens what is plugged, and answers.
-const MAIN: [Allow; 15] = [
+const MAIN: [Allow; 16] = [
     Allow::any(libc::SYS_accept4),
     Allow::any(libc::SYS_recvmsg),
     Allow::any(libc::SYS_recvfrom),
@@ -119,6 +130,11 @@ const MAIN: [Allow; 15] = [
     Allow::any(libc::SYS_dup3),
     Allow::any(libc::SYS_access),
     Allow::any(libc::SYS_faccessat),
+    // A disk's lock.
+    Allow::when(
+        libc::SYS_fcntl,
+        &[Argument::is(1, libc::F_OFD_SETLK as u64)],
+    ),
     // What sockets and the terminal are asked.
     Allow::when(
         libc::SYS_ioctl,

@@ -51,6 +51,8 @@ pub(crate) fn call(number: libc::c_long, arguments: [libc::c_long; 4]) -> io::Re
     }
 }
 
+/// `asm-generic/fcntl.h`.
+const F_SETSIG: libc::c_int = 10;
 const BAD_FD: libc::c_long = -1;
 /// `__X32_SYSCALL_BIT`.
 pub(crate) const X32: libc::c_long = 0x4000_0000;
@@ -65,10 +67,9 @@ pub(crate) fn attempts(
     let (inet, unix) = (i64::from(libc::AF_INET), i64::from(libc::AF_UNIX));
     let stream = i64::from(libc::SOCK_STREAM | libc::SOCK_CLOEXEC);
     let own = i64::from(std::process::id());
+    let other = own + 1;
     let dumpable = [i64::from(libc::PR_SET_DUMPABLE), 1, 0, 0];
     let child = i64::from(libc::SIGCHLD);
-    // REGISTER_FILES, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS.
-    let register = libc::SYS_io_uring_register;
     let setup = parameters.as_mut_ptr() as i64;
     let ioctl = |request: u64| {
         let request = i64::try_from(request).expect("32 bits");
@@ -104,63 +105,106 @@ pub(crate) fn attempts(
         ("persistent tap", Past::Nobody, libc::TUNSETPERSIST),
         ("terminal input", Past::Nobody, libc::TIOCSTI),
     ];
+    // What nobody may do, whatever the arguments are.
+    let never = [
+        ("bpf", libc::SYS_bpf),
+        ("become a user", libc::SYS_setuid),
+        ("capabilities", libc::SYS_capset),
+        ("change the mode", libc::SYS_fchmod),
+        ("change the owner", libc::SYS_fchown),
+        ("chroot", libc::SYS_chroot),
+        ("kernel module", libc::SYS_finit_module),
+        ("key", libc::SYS_keyctl),
+        ("kill", libc::SYS_kill),
+        ("link", libc::SYS_linkat),
+        ("lock memory", libc::SYS_mlock),
+        ("make a device", libc::SYS_mknodat),
+        ("mount", libc::SYS_mount),
+        ("namespace of another", libc::SYS_setns),
+        ("open by handle", libc::SYS_open_by_handle_at),
+        ("performance counters", libc::SYS_perf_event_open),
+        ("priority", libc::SYS_sched_setscheduler),
+        ("process by descriptor", libc::SYS_pidfd_open),
+        ("ptrace", libc::SYS_ptrace),
+        ("raise a limit", libc::SYS_prlimit64),
+        ("read another's memory", libc::SYS_process_vm_readv),
+        ("take a descriptor", libc::SYS_pidfd_getfd),
+        ("unshare", libc::SYS_unshare),
+        ("userfaultfd", libc::SYS_userfaultfd),
+        ("x32 getpid", X32 | libc::SYS_getpid),
+    ];
+    let never = never.map(|(what, number)| (what, Past::Nobody, number, [0; 4]));
+    let netlink = i64::from(libc::AF_NETLINK);
+    let (packet, vsock) = (i64::from(libc::AF_PACKET), i64::from(libc::AF_VSOCK));
+    let sockets = [
+        ("inet socket", Past::Nobody, inet),
+        ("netlink socket", Past::Nobody, netlink),
+        ("packet socket", Past::Nobody, packet),
+        ("vsock socket", Past::Nobody, vsock),
+        ("unix socket", Past::Sockets, unix),
+    ];
+    let sockets = sockets.map(|(what, past, family)| {
+        let arguments = [family, stream, 0, 0];
+        (what, past, libc::SYS_socket, arguments)
+    });
+    let fcntls = [
+        ("flags of a file", Past::Everybody, libc::F_GETFL),
+        ("lock of a disk", Past::Main, libc::F_OFD_SETLK),
+        ("owner of a file", Past::Nobody, libc::F_SETOWN),
+        ("signal of a file", Past::Nobody, F_SETSIG),
+        ("lease of a file", Past::Nobody, libc::F_SETLEASE),
+    ];
+    let fcntls = fcntls.map(|(what, past, command)| {
+        let arguments = [BAD_FD, command.into(), 0, 0];
+        (what, past, libc::SYS_fcntl, arguments)
+    });
+    // REGISTER_FILES, REGISTER_RESTRICTIONS, REGISTER_ENABLE_RINGS.
+    let rings = [
+        ("register files", Past::Main, 2),
+        ("register restrictions", Past::Main, 11),
+        ("enable a ring", Past::Disks, 12),
+    ];
+    let rings = rings.map(|(what, past, operation)| {
+        let arguments = [BAD_FD, operation, 0, 0];
+        (what, past, libc::SYS_io_uring_register, arguments)
+    });
+    let code = i64::from(libc::PROT_READ | libc::PROT_EXEC);
     let mut attempts = vec![
         ("execve", Past::Nobody, libc::SYS_execve, [file, 0, 0, 0]),
         ("fork", Past::Nobody, libc::SYS_clone, [child, 0, 0, 0]),
-        ("ptrace", Past::Nobody, libc::SYS_ptrace, [0; 4]),
-        ("unshare", Past::Nobody, libc::SYS_unshare, [0; 4]),
-        ("mount", Past::Nobody, libc::SYS_mount, [0; 4]),
-        ("bpf", Past::Nobody, libc::SYS_bpf, [0; 4]),
-        ("kill", Past::Nobody, libc::SYS_kill, [0; 4]),
+        ("map code", Past::Nobody, libc::SYS_mmap, [0, 1, code, 0]),
         (
-            "tgkill of another",
+            "make code",
             Past::Nobody,
-            libc::SYS_tgkill,
-            [own + 1, own + 1, 0, 0],
+            libc::SYS_mprotect,
+            [0, 0, code, 0],
         ),
+        ("dumpable", Past::Nobody, libc::SYS_prctl, dumpable),
         (
-            "tgkill of its own",
-            Past::Everybody,
-            libc::SYS_tgkill,
-            [own, own, 0, 0],
-        ),
-        ("raise a limit", Past::Nobody, libc::SYS_prlimit64, [0; 4]),
-        ("be dumpable", Past::Nobody, libc::SYS_prctl, dumpable),
-        ("lock memory", Past::Nobody, libc::SYS_mlock, [0; 4]),
-        (
-            "symlinkat",
+            "link",
             Past::Nobody,
             libc::SYS_symlinkat,
             [file, here, link, 0],
         ),
         (
-            "inet socket",
+            "signal",
             Past::Nobody,
-            libc::SYS_socket,
-            [inet, stream, 0, 0],
+            libc::SYS_tgkill,
+            [other, other, 0, 0],
         ),
         (
-            "unix socket",
-            Past::Sockets,
-            libc::SYS_socket,
-            [unix, stream, 0, 0],
+            "own signal",
+            Past::Everybody,
+            libc::SYS_tgkill,
+            [own, own, 0, 0],
         ),
-        ("x32 getpid", Past::Nobody, X32 | libc::SYS_getpid, [0; 4]),
         ("openat", Past::Main, libc::SYS_openat, [here, file, 0, 0]),
         (
-            "new ring",
+            "ring",
             Past::Main,
             libc::SYS_io_uring_setup,
             [1, setup, 0, 0],
         ),
-        ("register files", Past::Main, register, [BAD_FD, 2, 0, 0]),
-        (
-            "register restrictions",
-            Past::Main,
-            register,
-            [BAD_FD, 11, 0, 0],
-        ),
-        ("enable a ring", Past::Disks, register, [BAD_FD, 12, 0, 0]),
         (
             "enter a ring",
             Past::Disks,
@@ -168,6 +212,10 @@ pub(crate) fn attempts(
             [BAD_FD, 0, 0, 0],
         ),
     ];
+    attempts.extend(never);
+    attempts.extend(sockets);
+    attempts.extend(fcntls);
+    attempts.extend(rings);
     attempts.extend(ioctls.map(|(what, past, request)| {
         let (number, arguments) = ioctl(request);
         (what, past, number, arguments)
