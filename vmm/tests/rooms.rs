@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// Each room, and those that it may name.
 const ROOMS: [(&str, &[&str]); 18] = [
-    ("arch", &[]),
+    ("memory", &[]),
+    ("arch", &["memory"]),
     ("epoll", &[]),
     ("error", &[]),
     // Whose system calls its filters are for.
     ("jail", &["arch"]),
     ("listener", &[]),
-    ("memory", &[]),
     ("acpi", &["arch"]),
     // `irq/kvm.rs` has its addresses from there.
     ("irq", &["arch"]),
@@ -28,14 +28,17 @@ const ROOMS: [(&str, &[&str]); 18] = [
         "virtio",
         &["block", "epoll", "irq", "jail", "memory", "net", "pci"],
     ),
-    ("config", &["arch", "block", "jail", "smbios", "virtio"]),
+    (
+        "config",
+        &["arch", "block", "jail", "memory", "smbios", "virtio"],
+    ),
     // What a request is, and not how it is done.
     ("control", &["listener"]),
     (
         "machine",
         &[
-            "acpi", "arch", "block", "config", "irq", "jail", "net", "pci", "serial", "smbios",
-            "virtio",
+            "acpi", "arch", "block", "config", "irq", "jail", "memory", "net", "pci", "serial",
+            "smbios", "virtio",
         ],
     ),
     (

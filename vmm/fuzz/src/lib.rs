@@ -11,13 +11,13 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
 use hearth_vmm::irq::{Interrupts, MsiMessage, MsiVector};
-use hearth_vmm::memory::Memory;
+use hearth_vmm::memory::{Memory, Ram};
 use hearth_vmm::virtio::pci::Backplane;
 use hearth_vmm::virtio::quiet::{Quiet, Why};
 use hearth_vmm::virtio::thread::DeviceThread;
 use hearth_vmm::virtio::{Activation, ActiveQueue, Interrupt, SHARED, Site, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Bytes of guest memory, in two regions that touch.
@@ -37,9 +37,8 @@ pub const SIZE: u16 = 16;
 pub fn memory() -> Memory {
     static MEMORY: OnceLock<Memory> = OnceLock::new();
     let memory = MEMORY.get_or_init(|| {
-        let region = usize::try_from(REGION).expect("small");
-        let ranges = [(GuestAddress(0), region), (GuestAddress(REGION), region)];
-        Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"))
+        let ranges = [(0, REGION), (REGION, REGION)];
+        Arc::new(Ram::private(&ranges).expect("memory"))
     });
     Arc::clone(memory)
 }

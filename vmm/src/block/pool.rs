@@ -165,10 +165,8 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
-
     use super::*;
-    use crate::memory::{Host, Segments};
+    use crate::memory::{Host, Ram, Segments};
 
     /// What is left when a pool was drained with a request at work and others waiting.
     #[test]
@@ -183,8 +181,8 @@ mod tests {
             stop: event(),
         };
         let mut pool = Pool::new(backend, wakes).unwrap();
-        let ranges = [(GuestAddress(0), 8 << 20)];
-        let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let ranges = [(0, 8 << 20)];
+        let memory: Memory = Arc::new(Ram::private(&ranges).unwrap());
         let host = Host::new(Arc::clone(&memory));
         for requests in [1, 2 * THREADS] {
             pool.begin(Arc::clone(&memory));

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Weak;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
 
 use super::*;
-use crate::memory::Host;
+use crate::memory::{Host, Ram};
 
 const DATA: u64 = 0x10_0000;
 const DEPTH: u16 = 256;
@@ -40,8 +40,8 @@ impl Bench {
         };
         let backend = Arc::new(backend);
         let mut engine = prepared.start(Arc::clone(&backend), DEPTH).unwrap();
-        let ranges = [(GuestAddress(0), 16 << 20)];
-        let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let ranges = [(0, 16 << 20)];
+        let memory: Memory = Arc::new(Ram::private(&ranges).unwrap());
         engine.begin(Arc::clone(&memory));
         Some(Self {
             engine,
@@ -306,8 +306,8 @@ fn a_guest_that_always_has_one_more_request_does_not_hide_the_stop() {
 #[test]
 fn memory_is_kept_until_the_engine_is_drained() {
     on_all(|bench, _| {
-        let ranges = [(GuestAddress(0), 1 << 20)];
-        let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let ranges = [(0, 1 << 20)];
+        let memory: Memory = Arc::new(Ram::private(&ranges).unwrap());
         let seen: Weak<_> = Arc::downgrade(&memory);
         bench.engine.begin(memory);
         assert!(seen.upgrade().is_some());

@@ -29,9 +29,9 @@ pub(super) struct Flags {
     /// How many vCPUs
     #[arg(long, value_name = "N", default_value = "1")]
     pub(super) vcpus: u8,
-    /// Guest memory in MiB
-    #[arg(long, value_name = "MIB", default_value = "512")]
-    pub(super) memory: u64,
+    /// Guest memory: MIB[,shared][,pages=transparent|4k|2m|1g]
+    #[arg(long, value_name = "MEMORY", default_value = "512")]
+    pub(super) memory: String,
     /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]
     /// [,engine=auto|io_uring|threads][,queues=N] (repeatable)
     #[arg(long, value_name = "DISK")]

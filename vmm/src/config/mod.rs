@@ -5,6 +5,7 @@
 mod disk;
 mod flags;
 mod identity;
+mod memory;
 mod nic;
 mod options;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use clap::Parser;
 
 use self::flags::{Flags, one_line};
 use self::options::Options;
-use crate::arch::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB};
+use crate::arch::layout::MAX_VCPUS;
 use crate::jail::Policy;
 use crate::smbios::{Identity, MAX_STRING};
 
@@ -43,6 +44,8 @@ pub struct Description {
     pub vcpus: u8,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// What guest memory is made of.
+    pub memory: crate::memory::Options,
     /// The devices, in slot order: disks, so that the first is in the first slot, network
     /// interfaces, then those of which there is one at most.
     pub devices: Vec<Device>,
@@ -175,12 +178,7 @@ fn check(flags: Flags) -> Result<Description, String> {
             flags.vcpus
         ));
     }
-    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&flags.memory) {
-        return Err(format!(
-            "--memory {}: {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB are allowed",
-            flags.memory
-        ));
-    }
+    let (memory_bytes, memory) = memory::parse(&flags.memory)?;
     if flags.cmdline.contains('\0') {
         return Err("--cmdline: a zero byte is not allowed".to_owned());
     }
@@ -239,7 +237,8 @@ fn check(flags: Flags) -> Result<Description, String> {
         initrd: flags.initrd,
         cmdline: flags.cmdline,
         vcpus: flags.vcpus,
-        memory_bytes: flags.memory * MIB,
+        memory_bytes,
+        memory,
         devices,
         socket: flags.socket,
         serial_log: flags.serial_log,

@@ -4,6 +4,7 @@ use hearth_vmm_api::SandboxLayer;
 
 use super::*;
 use crate::block::EngineKind;
+use crate::memory::{Options, Pages};
 
 fn run(arguments: &[&str]) -> Result<Description, String> {
     let all = ["hearth-vmm", "--kernel", "/k"].iter().chain(arguments);
@@ -61,6 +62,20 @@ fn the_whole_command_line() {
 }
 
 #[test]
+fn memory_is_private_unless_it_is_said() {
+    let memory = |text| run(&["--memory", text]).map(|description| description.memory);
+    assert_eq!(memory("512"), Ok(Options::default()));
+    for (text, shared, pages) in [
+        ("512,shared", true, Pages::Transparent),
+        ("512,pages=4k", false, Pages::Small),
+        ("512,shared,pages=2m", true, Pages::Huge2M),
+        ("2048,pages=1g", false, Pages::Huge1G),
+    ] {
+        assert_eq!(memory(text), Ok(Options { shared, pages }), "{text}");
+    }
+}
+
+#[test]
 fn a_machine_by_itself_is_not_ec2() {
     let description = run(&[]).expect("is right");
     assert_eq!(description.identity.manufacturer, "Hearth");
@@ -76,6 +91,12 @@ fn every_mistake_is_one_line_with_its_name() {
         (&["--vcpus", "many"], "--vcpus"),
         (&["--memory", "63"], "--memory 63"),
         (&["--memory", "18446744073709551615"], "--memory"),
+        (&["--memory", "much"], "--memory much"),
+        (&["--memory", "512,pages=8k"], "8k"),
+        (&["--memory", "513,pages=2m"], "2 MiB"),
+        (&["--memory", "1536,pages=1g"], "1024 MiB"),
+        (&["--memory", "512,shared=on"], "shared"),
+        (&["--memory", "512,hot"], "\"hot\""),
         (&["--disk", "id=root"], "path=FILE"),
         (
             &["--disk", "path=/x,serial=123456789012345678901"],

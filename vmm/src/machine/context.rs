@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_vmm_api as api;
-use vm_memory::GuestMemoryMmap;
 
 use super::devices::{Device, Handle};
 use super::{Error, Taps};
 use crate::block::Backend;
 use crate::config;
+use crate::memory::Memory;
 use crate::net::{Tap, Vhost};
 use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
@@ -28,7 +28,7 @@ use crate::virtio::vsock::{self, Vsock};
 
 /// What a device needs of the machine.
 pub(super) struct DeviceContext {
-    pub(super) memory: Arc<GuestMemoryMmap>,
+    pub(super) memory: Memory,
     pub(super) vcpus: u8,
 }
 

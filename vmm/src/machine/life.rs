@@ -13,7 +13,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Machine, host_error, vm};
-use crate::arch::memory;
 
 /// How long an answer waits for what is begun: nearly always it takes a millisecond.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -187,7 +186,9 @@ impl Machine {
 
     /// The second half of a reset, when nothing touches guest memory any more.
     fn power_cycle(&mut self) -> Result<(), Error> {
-        memory::clear(&self.memory).map_err(host_error("clear guest memory"))?;
+        self.memory
+            .clear()
+            .map_err(host_error("clear guest memory"))?;
         let vm = vm::create(&self.kvm, &self.memory)?;
         self.interrupts
             .replace(Arc::clone(&vm))

@@ -32,17 +32,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hearth_vmm_api as api;
 use kvm_ioctls::Kvm;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi;
 use crate::acpi::registers::Registers;
+use crate::arch;
 use crate::arch::boot::{BootError, Payload};
-use crate::arch::memory;
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
 use crate::jail::{Confinement, Profiles};
+use crate::memory::{self, Memory, Ram};
 use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Bell, Entry, Reports, Surroundings, Taken, Vcpus};
@@ -59,6 +59,8 @@ pub struct Parts {
     pub vcpus: u8,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// What guest memory is made of.
+    pub memory: memory::Options,
     /// What it boots.
     pub payload: Payload,
     /// What it says it is.
@@ -178,7 +180,7 @@ pub struct Machine {
     /// The slots that a pause or a reset waits for, one bit for each.
     busy: u32,
     interrupts: Arc<KvmInterrupts>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Memory,
     state: api::MachineState,
     resets: u64,
     /// The guest's next power-off is the first half of a reboot.
@@ -198,10 +200,12 @@ impl Machine {
     pub fn build(parts: Parts) -> Result<Self, Error> {
         crate::vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
         let kvm = vm::open(parts.vcpus)?;
-        let memory = memory::allocate(parts.memory_bytes).map_err(|source| Error::Memory {
-            mib: parts.memory_bytes >> 20,
-            source,
-        })?;
+        let memory = Ram::new(&arch::memory::ram(parts.memory_bytes), parts.memory)
+            .map(Arc::new)
+            .map_err(|source| Error::Memory {
+                mib: parts.memory_bytes >> 20,
+                source,
+            })?;
         let vm = vm::create(&kvm, &memory)?;
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;

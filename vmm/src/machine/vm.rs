@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, Msrs, kvm_fpu, kvm_userspace_memory_region,
 };
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::bus::Bus;
 use super::{Error, host_error, kvm_error};
@@ -19,6 +19,7 @@ use crate::arch::layout::{
     ACPI, GENERATION, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, RESET_VECTOR, SMBIOS,
 };
 use crate::arch::{msrs, regs};
+use crate::memory::{Ram, Region};
 use crate::smbios;
 
 /// What a machine can't do without, by name.
@@ -49,7 +50,7 @@ pub(super) fn open(vcpus: u8) -> Result<Kvm, Error> {
 }
 
 /// Makes a VM with its memory and its interrupt controllers.
-pub(super) fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<Arc<VmFd>, Error> {
+pub(super) fn create(kvm: &Kvm, memory: &Ram) -> Result<Arc<VmFd>, Error> {
     let vm = loop {
         match kvm.create_vm() {
             // A signal can interrupt the wait for other CPUs.
@@ -62,17 +63,8 @@ pub(super) fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<Arc<VmFd>, E
     #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits here")]
     vm.set_tss_address(KVM_TSS as usize)
         .map_err(kvm_error("set the TSS address"))?;
-    for (slot, region) in (0u32..).zip(memory.iter()) {
-        let description = kvm_userspace_memory_region {
-            slot,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: the region is a mapping that the Machine owns through its
-        // GuestMemoryMmap and drops after every VM that uses it.
-        unsafe { vm.set_user_memory_region(description) }
+    for (slot, region) in (0..).zip(memory.regions()) {
+        map(&vm, slot, region, memory.is_tracking())
             .map_err(kvm_error("give the VM its memory"))?;
     }
     // After the memory: it leaves grace periods behind that a change of the memory map
@@ -80,6 +72,30 @@ pub(super) fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<Arc<VmFd>, E
     vm.create_irq_chip()
         .map_err(kvm_error("create the interrupt controllers"))?;
     Ok(Arc::new(vm))
+}
+
+/// Maps a region of guest memory in a slot; once more, to begin or end that KVM marks
+/// the pages which the guest writes.
+pub(super) fn map(
+    vm: &VmFd,
+    slot: u32,
+    region: &Region,
+    is_tracking: bool,
+) -> Result<(), kvm_ioctls::Error> {
+    let description = kvm_userspace_memory_region {
+        slot,
+        guest_phys_addr: region.start(),
+        memory_size: region.size(),
+        userspace_addr: region.host().addr() as u64,
+        flags: if is_tracking {
+            KVM_MEM_LOG_DIRTY_PAGES
+        } else {
+            0
+        },
+    };
+    // SAFETY: the region stays mapped as long as its `Ram`, which the Machine drops after
+    // every VM that uses it.
+    unsafe { vm.set_user_memory_region(description) }
 }
 
 /// Ties the devices on IOAPIC pins to the VM.
@@ -92,7 +108,7 @@ pub(super) fn connect(vm: &VmFd, bus: &Bus) -> Result<(), Error> {
 
 /// Writes kernel and tables into the (clear) memory.
 pub(super) fn load(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     size: u64,
     vcpus: u8,
     payload: &mut Payload,
@@ -117,7 +133,7 @@ pub(super) fn load(
 pub(super) fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     count: u8,
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, Error> {

@@ -9,59 +9,44 @@
     reason = "a virtqueue in guest memory, which the guest changes meanwhile"
 )]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
-
+use super::dirty::Tracker;
 use super::{BadRange, Memory};
 
-/// One run of guest memory.
-struct Region {
-    start: u64,
-    length: u64,
-    host: *mut u8,
-}
-
-/// Where each region of guest memory is mapped, looked up once. The pointers it
-/// hands out are valid as long as it, or the [`Memory`] it was made from, is held.
+/// Where guest memory is mapped. The pointers it hands out are valid as long as it, or
+/// the [`Memory`] it was made from, is held.
 pub(crate) struct Host {
-    regions: Vec<Region>,
-    _memory: Memory,
+    memory: Memory,
 }
-
-// SAFETY: the pointers are into guest memory, which is mapped as long as `_memory`
-// is held and is shared with vCPU threads anyway.
-unsafe impl Send for Host {}
 
 impl Host {
     pub(crate) fn new(memory: Memory) -> Self {
-        let regions = memory
-            .iter()
-            .filter_map(|region| {
-                Some(Region {
-                    start: region.start_addr().0,
-                    length: region.len(),
-                    host: region.get_host_address(MemoryRegionAddress(0)).ok()?,
-                })
-            })
-            .collect();
-        Self {
-            regions,
-            _memory: memory,
-        }
+        Self { memory }
+    }
+
+    /// Whether it matters to say what was [`written`](Self::written).
+    pub(crate) fn is_tracking(&self) -> bool {
+        self.memory.is_tracking()
+    }
+
+    /// Says that a device wrote a range: it has, and does so no more.
+    pub(crate) fn written(&self, address: u64, length: usize) {
+        self.memory.tracker().mark(address, length);
     }
 
     /// The longest piece of a range, from its start, that lies in one region.
     fn piece(&self, address: u64, length: usize) -> Option<(*mut u8, usize)> {
         // Machines have one region or two.
-        self.regions.iter().find_map(|region| {
-            let offset = address.checked_sub(region.start)?;
-            let room = region.length.checked_sub(offset).filter(|room| *room > 0)?;
+        self.memory.regions().find_map(|region| {
+            let offset = region.offset(address)?;
+            let room = usize::try_from(region.size() - offset);
+            let length = room.map_or(length, |room| length.min(room));
             let offset = usize::try_from(offset).ok()?;
-            let length = usize::try_from(room).map_or(length, |room| length.min(room));
             // SAFETY: `offset` is below the region's length, and all of the region
             // is mapped.
-            Some((unsafe { region.host.add(offset) }, length))
+            Some((unsafe { region.host().add(offset) }, length))
         })
     }
 
@@ -92,6 +77,15 @@ impl Host {
             return Err(BadRange::Outside);
         }
         Ok(Area { base, length })
+    }
+
+    /// The same, to write to.
+    pub(crate) fn writable(&self, address: u64, length: usize) -> Result<WritableArea, BadRange> {
+        Ok(WritableArea {
+            area: self.range(address, length)?,
+            address,
+            tracker: Arc::clone(self.memory.tracker()),
+        })
     }
 }
 
@@ -129,22 +123,47 @@ impl Area {
         u16::from_le(unsafe { AtomicU16::from_ptr(self.at(offset)) }.load(order))
     }
 
-    /// Stores a 16-bit field.
-    pub(crate) fn store(&self, offset: usize, value: u16, order: Ordering) {
-        // SAFETY: as in `load`.
-        unsafe { AtomicU16::from_ptr(self.at(offset)) }.store(value.to_le(), order);
-    }
-
     /// Reads plain data of any alignment, once.
     pub(crate) fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
         // SAFETY: `at` is within the area; bytes have no alignment.
         unsafe { self.at::<[u8; N]>(offset).read_volatile() }
     }
+}
+
+/// Some guest memory to write to, and to say so.
+pub(crate) struct WritableArea {
+    area: Area,
+    address: u64,
+    tracker: Arc<Tracker>,
+}
+
+impl WritableArea {
+    /// See [`Area::is_aligned`].
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.area.is_aligned()
+    }
+
+    /// See [`Area::load`].
+    pub(crate) fn load(&self, offset: usize, order: Ordering) -> u16 {
+        self.area.load(offset, order)
+    }
+
+    /// Stores a 16-bit field.
+    pub(crate) fn store(&self, offset: usize, value: u16, order: Ordering) {
+        // SAFETY: as in `load`.
+        unsafe { AtomicU16::from_ptr(self.area.at(offset)) }.store(value.to_le(), order);
+        self.written(offset, size_of::<u16>());
+    }
 
     /// Writes plain data of any alignment.
     pub(crate) fn write<const N: usize>(&self, offset: usize, value: [u8; N]) {
         // SAFETY: as in `read`.
-        unsafe { self.at::<[u8; N]>(offset).write_volatile(value) };
+        unsafe { self.area.at::<[u8; N]>(offset).write_volatile(value) };
+        self.written(offset, N);
+    }
+
+    fn written(&self, offset: usize, length: usize) {
+        self.tracker.mark(self.address + offset as u64, length);
     }
 }
 
@@ -183,20 +202,14 @@ pub(super) unsafe fn copy_to(from: &[u8], to: *mut u8) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{PAGE, Ram};
     use super::*;
-    use std::sync::Arc;
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vm_memory::{Bytes, GuestAddress};
 
     /// Two regions that touch, a hole, a third.
     fn memory() -> Memory {
-        Arc::new(
-            GuestMemoryMmap::from_ranges(&[
-                (GuestAddress(0x1000), 0x2000),
-                (GuestAddress(0x3000), 0x1000),
-                (GuestAddress(0x8000), 0x1000),
-            ])
-            .unwrap(),
-        )
+        let ranges = [(0x1000, 0x2000), (0x3000, 0x1000), (0x8000, 0x1000)];
+        Arc::new(Ram::private(&ranges).unwrap())
     }
 
     fn pieces(host: &Host, address: u64, length: usize) -> Result<Vec<usize>, BadRange> {
@@ -235,16 +248,47 @@ mod tests {
     fn fields_are_where_the_guest_sees_them() {
         let memory = memory();
         let host = Host::new(Arc::clone(&memory));
-        let area = host.range(0x8100, 0x20).unwrap();
+        let area = host.writable(0x8100, 0x20).unwrap();
         assert!(area.is_aligned());
         area.store(2, 0x1234, Ordering::Release);
         area.write(5, [1, 2, 3]);
         let mut seen = [0; 8];
         memory.read_slice(&mut seen, GuestAddress(0x8100)).unwrap();
         assert_eq!(seen, [0, 0, 0x34, 0x12, 0, 1, 2, 3]);
+        let area = host.range(0x8100, 0x20).unwrap();
         assert_eq!(area.load(2, Ordering::Acquire), 0x1234);
         assert_eq!(area.read(5), [1, 2, 3]);
         assert!(!host.range(0x8101, 2).unwrap().is_aligned());
+    }
+
+    #[test]
+    fn memory_added_later_is_found() {
+        let memory = memory();
+        let host = Host::new(Arc::clone(&memory));
+        assert!(host.range(0x10_0000, 1).is_err());
+        memory.add(0x10_0000, 0x1000).unwrap();
+        assert!(host.range(0x10_0000, 0x1000).is_ok());
+    }
+
+    #[test]
+    fn what_is_written_through_it_is_marked() {
+        let memory = memory();
+        let host = Host::new(Arc::clone(&memory));
+        let area = host.writable(0x2000, 0x1000).unwrap();
+        area.write(0, [1]);
+        assert!(!host.is_tracking());
+        memory.begin_tracking().unwrap();
+        assert!(host.is_tracking());
+        assert_eq!(memory.take_dirty().count(), 0);
+        area.write(0, [1]);
+        assert!(memory.take_dirty().contains(0x2000));
+        area.store(0, 1, Ordering::Release);
+        assert!(memory.take_dirty().contains(0x2000));
+        host.written(0x1fff, 2);
+        let dirty = memory.take_dirty();
+        assert_eq!(dirty.count(), 2);
+        assert!(dirty.contains(0x1000) && dirty.contains(0x2000));
+        assert_eq!(PAGE, 0x1000);
     }
 
     #[test]

@@ -222,26 +222,27 @@ impl VhostKernBackend for Vhost {
 mod tests {
     use std::sync::Arc;
 
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use vm_memory::GuestAddress;
 
     use super::*;
+    use crate::memory::Ram;
 
     // What needs the kernel's module is seen by the guests' tests: the order of the
     // ioctls, and that the first owner stays.
     #[test]
     fn what_is_no_vhost_net_is_refused() {
-        let ranges = [(GuestAddress(0), 1 << 20)];
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let ranges = [(0, 1 << 20)];
+        let memory = Arc::new(Ram::private(&ranges).unwrap());
         let null = File::open("/dev/null").unwrap();
         assert!(Vhost::from_fd(null.into(), memory, 0).is_err());
     }
 
     /// On something that knows none of the ioctls.
     fn on_null() -> Vhost {
-        let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 2 << 20)];
+        let ranges = [(0, 1 << 20), (1 << 32, 2 << 20)];
         Vhost {
             device: File::open("/dev/null").unwrap(),
-            memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()),
+            memory: Arc::new(Ram::private(&ranges).unwrap()),
             owned: Mutex::new(false),
         }
     }

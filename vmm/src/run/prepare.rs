@@ -69,6 +69,7 @@ impl Process {
             id: description.id.clone(),
             vcpus: description.vcpus,
             memory_bytes: description.memory_bytes,
+            memory: description.memory,
             payload,
             identity: description.identity.clone(),
             serial,

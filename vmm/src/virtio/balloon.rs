@@ -5,8 +5,6 @@
 //! pages back by itself before it kills a process; they come back zeroed on first
 //! use, so deflating asks nothing of the host.
 
-#![allow(unsafe_code, reason = "madvise(2) on guest memory")]
-
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +38,6 @@ const QUEUE_SIZE: u16 = 128;
 
 /// The balloon counts in pages of 4 KiB, whatever the guest's are. Section 5.5.6.
 const PAGE_SHIFT: u32 = 12;
-const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 
 /// The most page numbers of one request; Linux sends 256.
 const MAX_PAGES: usize = 64 * 1024;
@@ -291,7 +288,9 @@ impl ServedQueue {
                 INFLATE => counters
                     .inflated_bytes
                     .add_length(inflate(&mut buffers, memory)?),
-                REPORTING => counters.reported_bytes.add_length(report(&buffers)?),
+                REPORTING => counters
+                    .reported_bytes
+                    .add_length(report(&buffers, memory)?),
                 // DEFLATE: pages come back by being used.
                 DEFLATE.. => {}
             }
@@ -368,7 +367,7 @@ impl Run {
         let start = GuestAddress(self.first << PAGE_SHIFT);
         for slice in GuestMemoryBackend::get_slices(memory.as_ref(), start, length) {
             let slice = slice.map_err(|_| Broken::Address)?;
-            release(slice.ptr_guard_mut().as_ptr(), slice.len());
+            memory.release(slice.ptr_guard_mut().as_ptr(), slice.len());
         }
         Ok(length)
     }
@@ -376,27 +375,13 @@ impl Run {
 
 /// Gives reported ranges back to the host: the buffers themselves are the memory
 /// (section 5.5.6.7). Returns the bytes given.
-fn report(buffers: &Buffers) -> Result<usize, Broken> {
+fn report(buffers: &Buffers, memory: &Memory) -> Result<usize, Broken> {
     if buffers.readable.length() > 0 {
         return Err(Broken::Request);
     }
     let segments = buffers.writable.as_slice().iter();
-    let given = segments.map(|segment| release(segment.iov_base.cast(), segment.iov_len));
+    let given = segments.map(|segment| memory.release(segment.iov_base.cast(), segment.iov_len));
     Ok(given.sum())
-}
-
-/// Drops the whole pages of a host range; they read as zeroes when next touched.
-/// Returns their bytes.
-fn release(host: *mut u8, length: usize) -> usize {
-    let skip = host.align_offset(PAGE_SIZE);
-    let whole = length.saturating_sub(skip) / PAGE_SIZE * PAGE_SIZE;
-    if whole > 0 {
-        // SAFETY: the range is guest memory, mapped as long as the caller holds it,
-        // whose content the guest has given up; no Rust object lives there. A
-        // failure leaves the pages where they are, which the host can bear.
-        unsafe { libc::madvise(host.add(skip).cast(), whole, libc::MADV_DONTNEED) };
-    }
-    whole
 }
 
 #[cfg(test)]
@@ -405,6 +390,7 @@ mod tests {
     use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE, reset};
     use proptest::prelude::*;
 
+    const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
     const LIST: u64 = 0x20_0000;
     const PAGES: u64 = 0x40_0000;
 

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::quiet::{QueueState, Quiet, Why};
 use super::thread::DeviceThread;
 use super::{Activation, ActiveQueue, Interrupt, SHARED, Site, VirtioDevice};
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
-use crate::memory::Memory;
+use crate::memory::{Memory, Ram};
 
 /// One vector of [`FakeInterrupts`].
 pub(crate) struct FakeVector {
@@ -182,8 +182,8 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(queues: u16) -> Self {
-        let ranges = [(GuestAddress(0), 16 << 20)];
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        let ranges = [(0, 16 << 20)];
+        let memory = Arc::new(Ram::private(&ranges).unwrap());
         Self {
             memory,
             doorbells: (0..queues)

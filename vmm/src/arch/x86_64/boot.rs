@@ -15,7 +15,7 @@ use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::image::Image;
 use super::layout::{
@@ -23,6 +23,7 @@ use super::layout::{
     PVH_START_INFO, RESET_VALUE, ZERO_PAGE,
 };
 use super::memory;
+use crate::memory::Ram;
 
 /// "Undefined" in Documentation/arch/x86/boot.rst's table of boot loader ids.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -131,11 +132,7 @@ pub struct Payload {
 ///
 /// # Errors
 /// See [`BootError`].
-pub fn load(
-    memory: &GuestMemoryMmap,
-    size: u64,
-    payload: &mut Payload,
-) -> Result<Entry, BootError> {
+pub fn load(memory: &Ram, size: u64, payload: &mut Payload) -> Result<Entry, BootError> {
     let mut kernel = Image::map(&payload.kernel)?;
     let mut magic = [0u8; 4];
     kernel.read_exact(&mut magic)?;
@@ -148,7 +145,7 @@ pub fn load(
 }
 
 fn load_bzimage(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     size: u64,
     kernel: &mut Image,
     payload: &mut Payload,
@@ -222,7 +219,7 @@ fn load_bzimage(
 }
 
 fn load_elf(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     size: u64,
     kernel: &mut Image,
     payload: &mut Payload,
@@ -277,7 +274,7 @@ fn load_elf(
     Ok(Entry::Pvh { rip: entry.0 })
 }
 
-fn load_cmdline(memory: &GuestMemoryMmap, cmdline: &str, limit: u64) -> Result<(), BootError> {
+fn load_cmdline(memory: &Ram, cmdline: &str, limit: u64) -> Result<(), BootError> {
     let size = cmdline.len() as u64;
     if size > limit {
         return Err(BootError::CmdlineTooLong { size, limit });
@@ -291,7 +288,7 @@ fn load_cmdline(memory: &GuestMemoryMmap, cmdline: &str, limit: u64) -> Result<(
 
 /// Puts the initrd as high as it may lie, on a page.
 fn load_initrd(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     initrd: Option<&mut File>,
     floor: u64,
     limit: u64,
@@ -354,7 +351,7 @@ mod tests {
 
     fn boot(payload: &mut Payload) -> Result<Entry, BootError> {
         let size = 64 * MIB;
-        let memory = memory::allocate(size).expect("memory");
+        let memory = Ram::private(&memory::ram(size)).expect("memory");
         load(&memory, size, payload)
     }
 

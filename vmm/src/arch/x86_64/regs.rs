@@ -2,12 +2,13 @@
 //! page tables they point to.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::boot::Entry;
 use super::layout::{
     BOOT_STACK, GDT, IDT, MIB, PAGE_DIRECTORIES, PDPT, PML4, PVH_START_INFO, ZERO_PAGE,
 };
+use crate::memory::Ram;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
@@ -107,11 +108,7 @@ pub fn general(entry: Entry) -> kvm_regs {
 ///
 /// # Errors
 /// When guest memory is too small for the tables.
-pub fn special(
-    memory: &GuestMemoryMmap,
-    entry: Entry,
-    sregs: &mut kvm_sregs,
-) -> Result<(), GuestMemoryError> {
+pub fn special(memory: &Ram, entry: Entry, sregs: &mut kvm_sregs) -> Result<(), GuestMemoryError> {
     let code = match entry {
         Entry::Linux64 { .. } => CODE_64,
         Entry::Pvh { .. } => CODE_32,
@@ -162,7 +159,7 @@ pub fn special(
 }
 
 /// Maps the first 4 GiB one to one in pages of 2 MiB.
-fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+fn write_page_tables(memory: &Ram) -> Result<(), GuestMemoryError> {
     let table = PTE_PRESENT | PTE_WRITABLE;
     memory.write_obj(PDPT | table, GuestAddress(PML4))?;
     for gib in 0..4u64 {
@@ -179,8 +176,12 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory::allocate;
+    use super::super::memory::ram;
     use super::*;
+
+    fn memory() -> Ram {
+        Ram::private(&ram(64 * MIB)).expect("memory")
+    }
 
     #[test]
     fn descriptors_are_the_well_known_ones() {
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn long_mode_maps_four_gib() {
-        let memory = allocate(64 * MIB).expect("memory");
+        let memory = memory();
         let mut sregs = kvm_sregs::default();
         special(&memory, Entry::Linux64 { rip: 0 }, &mut sregs).expect("fits");
         assert_eq!(sregs.efer, EFER_LME | EFER_LMA);
@@ -203,7 +204,7 @@ mod tests {
 
     #[test]
     fn pvh_has_paging_off() {
-        let memory = allocate(64 * MIB).expect("memory");
+        let memory = memory();
         let mut sregs = kvm_sregs::default();
         special(&memory, Entry::Pvh { rip: 0 }, &mut sregs).expect("fits");
         assert_eq!(sregs.cr0 & CR0_PG, 0);

@@ -79,10 +79,10 @@ fn a_ring_takes_the_requests_of_its_disk_and_no_others() {
 #[test]
 fn a_disk_that_keeps_missing_is_tried_less_and_less() {
     use crate::memory::Host;
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use crate::memory::Ram;
 
-    let ranges = [(GuestAddress(0), 1 << 20)];
-    let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+    let ranges = [(0, 1 << 20)];
+    let memory = Arc::new(Ram::private(&ranges).unwrap());
     let host = Host::new(Arc::clone(&memory));
     let segments = || {
         let mut segments = Segments::default();

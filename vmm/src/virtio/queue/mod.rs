@@ -14,7 +14,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use virtio_queue::{Queue, QueueT};
 
 use super::quiet::QueueState;
-use crate::memory::{Area, BadRange, Host, MAX_SEGMENTS, Memory, Segments};
+use crate::memory::{Area, BadRange, Host, MAX_SEGMENTS, Memory, Segments, WritableArea};
 
 /// Bytes of `struct virtq_desc`. Section 2.7.5.
 const DESCRIPTOR: usize = 16;
@@ -131,7 +131,7 @@ pub struct Ring {
     host: Host,
     descriptors: Area,
     available: Area,
-    used: Area,
+    used: WritableArea,
     size: u16,
     event_idx: bool,
     /// The next chain to take.
@@ -157,13 +157,12 @@ impl Ring {
         }
         let host = Host::new(memory);
         let entries = usize::from(queue.size());
-        let ring = |address, entry| {
-            let length = RING_ENTRIES + entry * entries + RING_EVENT;
-            let area = host.range(address, length)?;
-            area.is_aligned().then_some(area).ok_or(Broken::Ring)
-        };
-        let available = ring(queue.avail_ring(), AVAILABLE_ENTRY)?;
-        let used = ring(queue.used_ring(), USED_ENTRY)?;
+        let length = |entry| RING_ENTRIES + entry * entries + RING_EVENT;
+        let available = host.range(queue.avail_ring(), length(AVAILABLE_ENTRY))?;
+        let used = host.writable(queue.used_ring(), length(USED_ENTRY))?;
+        if !available.is_aligned() || !used.is_aligned() {
+            return Err(Broken::Ring);
+        }
         Ok(Self {
             descriptors: host.range(queue.desc_table(), DESCRIPTOR * entries)?,
             available,
@@ -213,12 +212,16 @@ impl Ring {
             return Err(Broken::Chain);
         }
         self.next = self.next.wrapping_add(1);
-        self.walk(head, buffers)?;
+        self.walk(head, |descriptor| self.collect(descriptor, buffers))?;
         Ok(Some(head))
     }
 
-    /// Collects the chain that begins at `head`.
-    fn walk(&self, head: u16, buffers: &mut Buffers) -> Result<(), Broken> {
+    /// Visits the buffers of the chain that begins at `head`.
+    fn walk(
+        &self,
+        head: u16,
+        mut visit: impl FnMut(Descriptor) -> Result<(), Broken>,
+    ) -> Result<(), Broken> {
         let (mut table, mut entries) = (self.descriptors, self.size);
         let (mut indirect, mut at) = (false, head);
         // Each descriptor at most once: more is a loop.
@@ -235,7 +238,7 @@ impl Ring {
                 (indirect, at, left) = (true, 0, entries);
                 continue;
             }
-            self.collect(descriptor, buffers)?;
+            visit(descriptor)?;
             if !descriptor.has(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
@@ -297,10 +300,30 @@ impl Ring {
 
     /// Returns a chain, with the bytes written to it.
     pub fn push_used(&mut self, head: u16, written: u32) {
+        if self.host.is_tracking() {
+            self.mark(head);
+        }
         let at = RING_ENTRIES + USED_ENTRY * self.place(self.next_used);
         let element = u64::from(head) | u64::from(written) << 32;
         self.used.write(at, element.to_le_bytes());
         self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Marks what the device may have written to a chain, now that it is done with it:
+    /// all that it could, since `written` need not count a failed read. The driver
+    /// leaves a chain alone until it is returned, so it is looked at again; one that
+    /// doesn't spoils what is saved of it, and nothing else.
+    #[cold]
+    fn mark(&self, head: u16) {
+        let mut left = u32::MAX;
+        let _ = self.walk(head, |descriptor| {
+            left = left.checked_sub(descriptor.length).ok_or(Broken::Chain)?;
+            if descriptor.has(VRING_DESC_F_WRITE) {
+                let length = usize::try_from(descriptor.length).map_err(|_| Broken::Chain)?;
+                self.host.written(descriptor.address, length);
+            }
+            Ok(())
+        });
     }
 
     /// Lets the driver see what was returned.

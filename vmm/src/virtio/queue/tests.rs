@@ -132,6 +132,39 @@ fn chains_are_followed_to_their_end() {
 }
 
 #[test]
+fn what_a_device_wrote_is_marked_when_it_returns_the_chain() {
+    let guest = Guest::new(1);
+    let mut ring = ring(&guest, false);
+    let mut buffers = Buffers::default();
+    let indirect = 0x8_0000;
+    let entries = [(DATA + 0x3000, 16, NEXT, 1), (DATA + 0x5fff, 2, WRITE, 0)];
+    table(&guest, indirect, &entries);
+    guest.memory.begin_tracking().unwrap();
+    guest.offer(0, &[(DATA, 16, READ), (DATA + 0x1000, 0x1001, WRITE)]);
+    guest.offer(0, &[(indirect, 32, INDIRECT)]);
+    // Of what the guest itself wrote.
+    let _ = guest.memory.take_dirty();
+    for (returned, wanted) in [(0, &[0x1000, 0x2000][..]), (2, &[0x5000, 0x6000])] {
+        let head = ring.pop(&mut buffers).unwrap().expect("a chain");
+        assert_eq!(head, returned);
+        assert_eq!(guest.memory.take_dirty().count(), 0, "not before");
+        ring.push_used(head, 0);
+        ring.publish();
+        let dirty = guest.memory.take_dirty();
+        assert!(dirty.contains(Guest::used_ring(0).0));
+        let pages: Vec<_> = dirty.runs(DATA, 0x10_0000).collect();
+        assert_eq!(pages, [(wanted[0], wanted[1] + 0x1000)]);
+    }
+    // The driver has broken its own rules meanwhile: what can't be is left out.
+    guest.offer(0, &[(DATA + 1, u32::MAX - 1, WRITE), (0x8000, 2, WRITE)]);
+    let _ = guest.memory.take_dirty();
+    ring.push_used(3, 0);
+    let dirty = guest.memory.take_dirty();
+    assert!(dirty.contains(DATA) && dirty.contains(guest.memory.size() - 1));
+    assert!(!dirty.contains(0x8000));
+}
+
+#[test]
 fn chains_that_break_the_rules_are_told_apart() {
     let end = 16 << 20;
     for (chain, broken) in [

@@ -1,0 +1,173 @@
+//! Guest memory in a file, and out of it: its regions one behind the other, and nothing
+//! else. Pages of zeroes are holes.
+//!
+//! What is saved of a guest that runs is of no use by itself: hold it, or save what was
+//! written meanwhile over it ([`Ram::save_dirty`]), as often as it takes, and hold it for
+//! the last time of these. So that the file of before stays, write over a clone of it.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use vm_memory::{GuestMemoryRegion, MemoryRegionAddress, ReadVolatile, WriteVolatile};
+
+use super::mapping::PAGE_BYTES;
+use super::{Dirty, PAGE, Ram, Region};
+
+/// What a page of zeroes is in the file.
+#[derive(Clone, Copy)]
+enum Zeroes {
+    /// A hole already.
+    Hole,
+    /// Whatever was there.
+    Stale,
+}
+
+impl Ram {
+    /// Writes all of it to a file, which is emptied first. Returns the bytes written,
+    /// which those of zeroes are not.
+    ///
+    /// # Errors
+    /// When the file can't be written; what it has is then good for nothing.
+    pub fn save(&self, file: &mut File) -> io::Result<u64> {
+        file.set_len(0)?;
+        file.set_len(self.size())?;
+        let mut written = 0;
+        for region in self.regions() {
+            match region.file_offset() {
+                // To look at a hole of a memory file would fill it.
+                Some(memory) => {
+                    for part in data(memory.file(), 0..region.size()) {
+                        written += write(file, region, part?, Zeroes::Hole)?;
+                    }
+                }
+                None => written += write(file, region, 0..region.size(), Zeroes::Hole)?,
+            }
+        }
+        Ok(written)
+    }
+
+    /// Writes the pages that changed since a file was written over it. Returns the bytes
+    /// written.
+    ///
+    /// # Errors
+    /// When it is another memory's file, by its size, or can't be written. What is in it
+    /// is then neither the old nor the new; the same pages may be saved again.
+    pub fn save_dirty(&self, file: &mut File, dirty: &Dirty) -> io::Result<u64> {
+        if file.metadata()?.len() != self.size() {
+            let wrong = "there is another machine's memory in the file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+        }
+        let mut written = 0;
+        for region in self.regions() {
+            for (begin, end) in dirty.runs(region.start(), region.size()) {
+                written += write(file, region, begin..end, Zeroes::Stale)?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Reads all of it from a file that it was saved to.
+    pub(super) fn fill(&self, file: &File) -> io::Result<()> {
+        let mut file = file.try_clone()?;
+        for region in self.regions() {
+            let there = region.position()..region.position() + region.size();
+            for part in data(&file.try_clone()?, there) {
+                let part = part?;
+                file.seek(SeekFrom::Start(part.start))?;
+                let from = part.start - region.position();
+                let mut slice = slice(region, &(from..part.end - region.position()))?;
+                file.read_exact_volatile(&mut slice)
+                    .map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Part of a region.
+fn slice<'a>(
+    region: &'a Region,
+    part: &Range<u64>,
+) -> io::Result<vm_memory::VolatileSlice<'a, vm_memory::bitmap::BS<'a, super::Writes>>> {
+    let length = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
+    region
+        .get_slice(MemoryRegionAddress(part.start), length)
+        .map_err(io::Error::other)
+}
+
+/// Whether a page of a region is all zeroes.
+fn is_zero(region: &Region, at: u64) -> io::Result<bool> {
+    let mut page = [0u8; PAGE_BYTES];
+    slice(region, &(at..at + PAGE))?.copy_to(&mut page);
+    Ok(page.iter().all(|byte| *byte == 0))
+}
+
+/// Writes part of a region to its place in the file. Returns the bytes written.
+fn write(file: &mut File, region: &Region, part: Range<u64>, zeroes: Zeroes) -> io::Result<u64> {
+    let mut written = 0;
+    let mut at = part.start;
+    while at < part.end {
+        let is_hole = is_zero(region, at)?;
+        let mut end = at + PAGE;
+        while end < part.end && is_zero(region, end)? == is_hole {
+            end += PAGE;
+        }
+        let position = region.position() + at;
+        if !is_hole {
+            file.seek(SeekFrom::Start(position))?;
+            file.write_all_volatile(&slice(region, &(at..end))?)
+                .map_err(io::Error::other)?;
+            written += end - at;
+        } else if let Zeroes::Stale = zeroes {
+            punch(file, position..position + end - at)?;
+        }
+        at = end;
+    }
+    Ok(written)
+}
+
+/// Makes part of a file zero.
+fn punch(file: &mut File, part: Range<u64>) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    if fallocate(&*file, flags, part.start, part.end - part.start).is_ok() {
+        return Ok(());
+    }
+    // Not every file system has holes.
+    file.seek(SeekFrom::Start(part.start))?;
+    for _ in part.step_by(PAGE_BYTES) {
+        file.write_all(&[0; PAGE_BYTES])?;
+    }
+    Ok(())
+}
+
+/// The parts of a file within a range that are no holes.
+fn data(file: &File, range: Range<u64>) -> impl Iterator<Item = io::Result<Range<u64>>> {
+    let mut next = range.start;
+    std::iter::from_fn(move || {
+        if next >= range.end {
+            return None;
+        }
+        let part = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(next)) {
+            Ok(begin) => rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(begin))
+                .map(|end| begin.min(range.end)..end.min(range.end)),
+            // Holes as far as the end.
+            Err(Errno::NXIO) => Ok(range.end..range.end),
+            // It can't tell, as hugetlbfs can't: all of it may be data.
+            Err(Errno::INVAL | Errno::SPIPE | Errno::OPNOTSUPP) => Ok(next..range.end),
+            Err(error) => Err(error),
+        };
+        match part {
+            Ok(part) => {
+                next = part.end;
+                (part.start < part.end).then_some(Ok(part))
+            }
+            Err(error) => {
+                next = range.end;
+                Some(Err(error.into()))
+            }
+        }
+    })
+}
