@@ -193,6 +193,7 @@ impl Machine {
         self.interrupts
             .replace(Arc::clone(&vm))
             .map_err(host_error("interrupt routes"))?;
+        self.vm = Arc::clone(&vm);
         self.power_on(vm)?;
         self.resets += 1;
         self.resume();

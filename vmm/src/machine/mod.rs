@@ -22,6 +22,7 @@ mod context;
 mod devices;
 mod ioctls;
 mod life;
+mod memory;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -42,7 +43,7 @@ use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
 use crate::jail::{Confinement, Profiles};
-use crate::memory::{self, Memory, Ram};
+use crate::memory::{Memory, Options, Ram};
 use crate::serial::Serial;
 use crate::smbios;
 use crate::vcpu::{Bell, Entry, Reports, Surroundings, Taken, Vcpus};
@@ -60,7 +61,7 @@ pub struct Parts {
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// What guest memory is made of.
-    pub memory: memory::Options,
+    pub memory: Options,
     /// What it boots.
     pub payload: Payload,
     /// What it says it is.
@@ -160,6 +161,8 @@ pub struct Machine {
     vcpus: Option<Vcpus>,
     /// The VM before its first start.
     fresh: Option<Arc<kvm_ioctls::VmFd>>,
+    /// The VM.
+    vm: Arc<kvm_ioctls::VmFd>,
     jail: Vec<api::SandboxLayer>,
     id: String,
     vcpu_count: u8,
@@ -225,7 +228,8 @@ impl Machine {
         let quieted = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?;
         let bell = Bell::new().map_err(host_error("eventfd"))?;
         Ok(Self {
-            fresh: Some(vm),
+            fresh: Some(Arc::clone(&vm)),
+            vm,
             jail: Vec::new(),
             id: parts.id,
             vcpu_count: parts.vcpus,

@@ -39,6 +39,12 @@ pub fn ram(size: u64) -> Vec<(u64, u64)> {
     }
 }
 
+/// Whether a range may be RAM: there are no devices in it.
+#[must_use]
+pub fn may_be_ram(start: u64, size: u64) -> bool {
+    start >= ABOVE_4G || start.checked_add(size).is_some_and(|end| end <= HOLE)
+}
+
 /// How far RAM reaches below the hole.
 #[must_use]
 pub fn low_end(size: u64) -> u64 {
@@ -81,6 +87,16 @@ mod tests {
     #[test]
     fn large_memory_goes_on_above_4_gib() {
         assert_eq!(ram(5 * GIB), [(0, 3 * GIB), (4 * GIB, 2 * GIB)]);
+    }
+
+    #[test]
+    fn there_is_no_ram_in_the_hole() {
+        for (start, size) in ram(5 * GIB) {
+            assert!(may_be_ram(start, size));
+        }
+        for start in [HOLE - MIB, HOLE, ECAM, ABOVE_4G - MIB] {
+            assert!(!may_be_ram(start, 2 * MIB), "{start:#x}");
+        }
     }
 
     #[test]
