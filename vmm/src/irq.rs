@@ -39,6 +39,16 @@ pub trait MsiVector: Send + Sync {
     fn eventfd(&self) -> &EventFd;
 }
 
+/// A write of the guest that only says that something is to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doorbell {
+    /// A 16-bit write of a value to an I/O port, for which KVM has width, port and value
+    /// from the exit itself.
+    Port(u16, u16),
+    /// Any write to an address: the store must be decoded first, and emulated.
+    Memory(u64),
+}
+
 /// Hands out MSI-X vectors and binds doorbells.
 pub trait Interrupts: Send + Sync {
     /// Makes a vector; it is given back when dropped.
@@ -47,17 +57,15 @@ pub trait Interrupts: Send + Sync {
     /// When no route is left.
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>>;
 
-    /// Has a 16-bit write of `value` to an I/O port signal `event` without leaving
-    /// the kernel. Ports, for KVM knows width, port and value of an `out` from the
-    /// exit itself, where a store to memory must be decoded and emulated first.
+    /// Has a doorbell signal `event` without leaving the kernel.
     ///
     /// # Errors
-    /// When port and value are taken.
-    fn bind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()>;
+    /// When it is taken.
+    fn bind_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> io::Result<()>;
 
     /// Undoes [`Self::bind_doorbell`].
     ///
     /// # Errors
     /// When there is no such doorbell.
-    fn unbind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()>;
+    fn unbind_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> io::Result<()>;
 }

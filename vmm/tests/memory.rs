@@ -1,5 +1,5 @@
-//! What a guest of a few bytes writes, on whatever `/dev/kvm` is here: seen in KVM's
-//! log, saved, saved again over it, restored.
+//! What a guest of a few bytes writes to its memory, on whatever `/dev/kvm` is here: seen
+//! in KVM's log, saved, saved again over it, restored. And to a doorbell there.
 
 use std::fs::File;
 use std::path::Path;
@@ -186,6 +186,51 @@ fn what_a_guest_writes_is_seen_and_saved_and_restored() {
             }
         }
     }
+}
+
+/// `mov dx, port; mov eax, value; out dx, eax`.
+fn out(port: u16, value: u32) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    let mut code = vec![0x66, 0xba, low, high, 0xb8];
+    code.extend(value.to_le_bytes());
+    code.push(0xef);
+    code
+}
+
+/// PCI configuration mechanism #1: a register of the first function, the entropy source.
+fn pci_register(register: u32) -> Vec<u8> {
+    out(0xcf8, 1 << 31 | 1 << 11 | register)
+}
+
+#[test]
+fn a_doorbell_in_memory_costs_an_exit_once() {
+    let code = [
+        // Command: memory space.
+        pci_register(0x04),
+        out(0xcfc, 1 << 1),
+        // edi = the first BAR, where a machine's start has put it: in eax, dx; and al,
+        // 0xf0; mov edi, eax; add edi, 0x3000.
+        pci_register(0x10),
+        vec![0x66, 0xba, 0xfc, 0x0c, 0xed, 0x24, 0xf0, 0x89, 0xc7],
+        vec![0x81, 0xc7, 0x00, 0x30, 0x00, 0x00],
+        // A thousand times: mov ecx, 1000; mov word [rdi], 0; loop.
+        vec![0xb9, 0xe8, 0x03, 0x00, 0x00],
+        vec![0x66, 0xc7, 0x07, 0x00, 0x00, 0xe2, 0xf9],
+        SAY.to_vec(),
+    ]
+    .concat();
+    let Some(mut bench) = Bench::new(&code, Options::default()) else {
+        return;
+    };
+    bench.start();
+    bench.run_until_said(1);
+    let exits = bench.machine.metrics().vcpu_exits;
+    assert!((5..100).contains(&exits), "{exits}");
+    // And there is another doorbell to bind in the VM that comes then.
+    bench.machine.reset().expect("reset");
+    bench.run_until_said(2);
+    let more = bench.machine.metrics().vcpu_exits - exits;
+    assert!((5..100).contains(&more), "{more}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
-use hearth_vmm::irq::{Interrupts, MsiMessage, MsiVector};
+use hearth_vmm::irq::{Doorbell, Interrupts, MsiMessage, MsiVector};
 use hearth_vmm::memory::{Memory, Ram};
 use hearth_vmm::virtio::pci::Backplane;
 use hearth_vmm::virtio::quiet::{Quiet, Why};
@@ -240,10 +240,10 @@ impl Interrupts for NoInterrupts {
     fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
         Ok(Arc::new(Vector(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
     }
-    fn bind_doorbell(&self, _: u16, _: u16, _: &EventFd) -> io::Result<()> {
+    fn bind_doorbell(&self, _: Doorbell, _: &EventFd) -> io::Result<()> {
         Ok(())
     }
-    fn unbind_doorbell(&self, _: u16, _: u16, _: &EventFd) -> io::Result<()> {
+    fn unbind_doorbell(&self, _: Doorbell, _: &EventFd) -> io::Result<()> {
         Ok(())
     }
 }

@@ -14,10 +14,10 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
     kvm_irq_routing_msi,
 };
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Interrupts, MsiMessage, MsiVector};
+use super::{Doorbell, Interrupts, MsiMessage, MsiVector};
 use crate::arch::layout::GSI_MSI_FIRST;
 
 /// As many vectors as we give out. KVM routes 4096 GSIs; 32 slots with 33 vectors
@@ -141,18 +141,34 @@ impl Interrupts for KvmInterrupts {
         }))
     }
 
-    fn bind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
-        self.lock()
-            .vm
-            .register_ioevent(event, &IoEventAddress::Pio(port.into()), value)
-            .map_err(io::Error::from)
+    fn bind_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> io::Result<()> {
+        let state = self.lock();
+        match doorbell {
+            Doorbell::Port(port, value) => {
+                let port = IoEventAddress::Pio(port.into());
+                state.vm.register_ioevent(event, &port, value)
+            }
+            Doorbell::Memory(address) => {
+                let address = IoEventAddress::Mmio(address);
+                state.vm.register_ioevent(event, &address, NoDatamatch)
+            }
+        }
+        .map_err(io::Error::from)
     }
 
-    fn unbind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
-        self.lock()
-            .vm
-            .unregister_ioevent(event, &IoEventAddress::Pio(port.into()), value)
-            .map_err(io::Error::from)
+    fn unbind_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> io::Result<()> {
+        let state = self.lock();
+        match doorbell {
+            Doorbell::Port(port, value) => {
+                let port = IoEventAddress::Pio(port.into());
+                state.vm.unregister_ioevent(event, &port, value)
+            }
+            Doorbell::Memory(address) => {
+                let address = IoEventAddress::Mmio(address);
+                state.vm.unregister_ioevent(event, &address, NoDatamatch)
+            }
+        }
+        .map_err(io::Error::from)
     }
 }
 

@@ -2,6 +2,7 @@
 //! that plays the driver.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
@@ -15,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::quiet::{QueueState, Quiet, Why};
 use super::thread::DeviceThread;
 use super::{Activation, ActiveQueue, Interrupt, SHARED, Site, VirtioDevice};
-use crate::irq::{Interrupts, MsiMessage, MsiVector};
+use crate::irq::{Doorbell, Interrupts, MsiMessage, MsiVector};
 use crate::memory::{Memory, Ram};
 
 /// One vector of [`FakeInterrupts`].
@@ -39,14 +40,11 @@ impl MsiVector for FakeVector {
     }
 }
 
-/// A doorbell as bound: port, value and file descriptor.
-pub(crate) type Doorbell = (u16, u16, i32);
-
 /// Remembers vectors and doorbells.
 #[derive(Default, Clone)]
 pub(crate) struct FakeInterrupts {
     vectors: Arc<Mutex<Vec<Arc<FakeVector>>>>,
-    doorbells: Arc<Mutex<Vec<Doorbell>>>,
+    doorbells: Arc<Mutex<Vec<(Doorbell, RawFd)>>>,
 }
 
 impl FakeInterrupts {
@@ -62,8 +60,10 @@ impl FakeInterrupts {
         let vectors = self.vectors.lock().unwrap();
         vectors[vector].event.try_clone().unwrap()
     }
+    /// The doorbells that are bound.
     pub(crate) fn doorbells(&self) -> Vec<Doorbell> {
-        self.doorbells.lock().unwrap().clone()
+        let bells = self.doorbells.lock().unwrap();
+        bells.iter().map(|(bell, _)| *bell).collect()
     }
 }
 
@@ -77,15 +77,13 @@ impl Interrupts for FakeInterrupts {
         self.vectors.lock().unwrap().push(Arc::clone(&vector));
         Ok(vector)
     }
-    fn bind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
-        let bell = (port, value, event.as_raw_fd());
+    fn bind_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> io::Result<()> {
+        let bell = (doorbell, event.as_raw_fd());
         self.doorbells.lock().unwrap().push(bell);
         Ok(())
     }
-    fn unbind_doorbell(&self, port: u16, value: u16, event: &EventFd) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
-        let bell = (port, value, event.as_raw_fd());
+    fn unbind_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> io::Result<()> {
+        let bell = (doorbell, event.as_raw_fd());
         let mut bells = self.doorbells.lock().unwrap();
         let at = bells.iter().position(|bound| *bound == bell);
         bells.remove(at.ok_or(io::ErrorKind::NotFound)?);

@@ -34,7 +34,7 @@ use self::shared::{AllCounters, Shared};
 use super::counters::Counters;
 use super::thread::DeviceThread;
 use super::{DECLARATIONS, Site, VirtioDevice};
-use crate::irq::Interrupts;
+use crate::irq::{self, Interrupts};
 use crate::memory::Memory;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;
@@ -45,8 +45,8 @@ pub use self::common::Status;
 /// One queue's doorbell.
 struct Doorbell {
     event: Arc<EventFd>,
-    /// The port at which the kernel listens for it.
-    bound: Option<u16>,
+    /// Where the kernel listens for it: at the port, and in memory.
+    bound: [Option<irq::Doorbell>; 2],
 }
 
 /// What functions are plugged into.
@@ -61,6 +61,9 @@ pub struct Backplane {
     /// Rung when a device has become quiet.
     pub bell: Arc<EventFd>,
 }
+/// Places of [`Doorbell::bound`].
+const AT_PORT: usize = 0;
+const IN_MEMORY: usize = 1;
 
 /// A virtio device as a PCI function.
 pub struct VirtioPciDevice {
@@ -70,6 +73,8 @@ pub struct VirtioPciDevice {
     shared: Arc<Shared>,
     doorbells: Vec<Doorbell>,
     backplane: Backplane,
+    /// Where the BAR of memory is.
+    base: Option<u64>,
     life: Life,
     device: Box<dyn VirtioDevice>,
 }
@@ -101,7 +106,7 @@ impl VirtioPciDevice {
             .map(|_| {
                 Ok(Doorbell {
                     event: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
-                    bound: None,
+                    bound: [None; 2],
                 })
             })
             .collect::<io::Result<Vec<_>>>()?;
@@ -120,6 +125,7 @@ impl VirtioPciDevice {
             shared,
             doorbells,
             backplane: backplane.clone(),
+            base: None,
             life: Life::new(Arc::clone(&backplane.bell)),
             device,
         })
@@ -134,8 +140,8 @@ impl VirtioPciDevice {
         })
     }
 
-    /// A doorbell that came as an exit: it is one in memory, or the kernel did not
-    /// catch it, as the access had another width, or binding failed.
+    /// A doorbell that came as an exit: it is the first of its queue in memory, or the
+    /// kernel did not catch it, as the access had another width, or binding failed.
     fn ring(&self, queue: u64) {
         let index = usize::try_from(queue).ok();
         if let Some(bell) = index.and_then(|index| self.doorbells.get(index)) {
@@ -144,14 +150,37 @@ impl VirtioPciDevice {
         }
     }
 
-    fn unbind(&mut self) {
-        for (index, bell) in (0..).zip(&mut self.doorbells) {
-            if let Some(port) = bell.bound.take() {
+    /// Has the kernel listen for a queue's doorbell in memory from here on. Not before a
+    /// driver has rung there: most take the port, and each place that the kernel listens
+    /// at costs a machine's start.
+    fn bind_in_memory(&mut self, queue: u64) {
+        let bell = usize::try_from(queue).ok();
+        let bell = bell.and_then(|index| self.doorbells.get_mut(index));
+        let (Some(base), Some(bell)) = (self.base, bell) else {
+            return;
+        };
+        let bound = &mut bell.bound[IN_MEMORY];
+        if bound.is_none() {
+            let offset = u64::from(NOTIFY.start) + queue * DOORBELL_STRIDE;
+            let place = irq::Doorbell::Memory(base + offset);
+            *bound = Some(place).filter(|place| {
+                // Where the kernel can't listen, exits ring.
+                self.backplane
+                    .interrupts
+                    .bind_doorbell(*place, &bell.event)
+                    .is_ok()
+            });
+        }
+    }
+
+    fn unbind(&mut self, place: usize) {
+        for bell in &mut self.doorbells {
+            if let Some(bound) = bell.bound[place].take() {
                 // Nothing is left to do for one that is gone.
                 let _ = self
                     .backplane
                     .interrupts
-                    .unbind_doorbell(port, index, &bell.event);
+                    .unbind_doorbell(bound, &bell.event);
             }
         }
     }
@@ -228,7 +257,9 @@ impl PciDevice for VirtioPciDevice {
                 self.ring(u16::from_le_bytes([*low, high]).into());
             }
         } else if let Some(offset) = NOTIFY.offset(at) {
-            self.ring(offset / DOORBELL_STRIDE);
+            let queue = offset / DOORBELL_STRIDE;
+            self.ring(queue);
+            self.bind_in_memory(queue);
         } else if let Some(offset) = COMMON.offset(at) {
             self.settle();
             if self.life.is_resetting() {
@@ -249,16 +280,19 @@ impl PciDevice for VirtioPciDevice {
 
     fn bar_moved(&mut self, bar: u8, address: Option<u64>) {
         if bar != DOORBELL_BAR {
+            self.unbind(IN_MEMORY);
+            self.base = address;
             return;
         }
-        self.unbind();
+        self.unbind(AT_PORT);
         let port = address.and_then(|address| u16::try_from(address).ok());
         for (index, bell) in (0..).zip(&mut self.doorbells) {
-            bell.bound = port.filter(|port| {
+            let place = port.map(|port| irq::Doorbell::Port(port, index));
+            bell.bound[AT_PORT] = place.filter(|place| {
                 // Where the kernel can't listen, the exit rings.
                 self.backplane
                     .interrupts
-                    .bind_doorbell(*port, index, &bell.event)
+                    .bind_doorbell(*place, &bell.event)
                     .is_ok()
             });
         }
@@ -286,6 +320,7 @@ impl PciDevice for VirtioPciDevice {
 
 impl Drop for VirtioPciDevice {
     fn drop(&mut self) {
-        self.unbind();
+        self.unbind(AT_PORT);
+        self.unbind(IN_MEMORY);
     }
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use virtio_queue::QueueT;
 
 use super::*;
+use crate::irq::Doorbell;
 use crate::jail::Profile;
 use crate::pci::config::register;
 use crate::virtio::counters::counters;
@@ -421,19 +422,55 @@ fn doorbells_follow_the_bar() {
     let mut bench = Bench::new();
     bench.function.bar_moved(0, Some(0x1000));
     assert!(bench.interrupts.doorbells().is_empty(), "not the port's");
-    let ports = |bench: &Bench| -> Vec<_> {
-        let bells = bench.interrupts.doorbells();
-        bells.iter().map(|bell| (bell.0, bell.1)).collect()
-    };
+    let ports = |port| [Doorbell::Port(port, 0), Doorbell::Port(port, 1)];
     bench.function.bar_moved(2, Some(0x1000));
-    assert_eq!(ports(&bench), [(0x1000, 0), (0x1000, 1)]);
+    assert_eq!(bench.interrupts.doorbells(), ports(0x1000));
     bench.function.bar_moved(2, Some(0x1ffc));
-    assert_eq!(ports(&bench), [(0x1ffc, 0), (0x1ffc, 1)]);
+    assert_eq!(bench.interrupts.doorbells(), ports(0x1ffc));
     bench.function.bar_moved(2, None);
     assert!(bench.interrupts.doorbells().is_empty());
     bench.function.bar_moved(2, Some(1 << 16));
     assert!(bench.interrupts.doorbells().is_empty(), "no port");
     bench.function.bar_moved(2, Some(0x1000));
+    let Bench {
+        interrupts,
+        function,
+        ..
+    } = bench;
+    drop(function);
+    assert!(interrupts.doorbells().is_empty());
+}
+
+#[test]
+fn a_doorbell_in_memory_is_bound_once_it_is_used() {
+    let mut bench = Bench::new();
+    let ring = |bench: &mut Bench, queue: u64| {
+        let doorbell = 0x3000 + 4 * queue;
+        bench.function.bar_write(0, doorbell, &[0, 0]);
+        bench.interrupts.doorbells()
+    };
+    assert!(ring(&mut bench, 1).is_empty(), "it is nowhere");
+    bench.function.bar_moved(0, Some(0xc000_0000));
+    assert!(bench.interrupts.doorbells().is_empty(), "not used yet");
+    let second = Doorbell::Memory(0xc000_3004);
+    for _ in 0..2 {
+        assert_eq!(ring(&mut bench, 1), [second]);
+    }
+    let first = Doorbell::Memory(0xc000_3000);
+    assert_eq!(ring(&mut bench, 0), [second, first]);
+    assert_eq!(ring(&mut bench, 2).len(), 2, "there is no queue 2");
+    // The port is another matter.
+    bench.function.bar_moved(2, Some(0x1000));
+    bench.function.bar_moved(2, None);
+    assert_eq!(bench.interrupts.doorbells(), [second, first]);
+    bench.function.bar_moved(0, Some(0xd000_0000));
+    assert!(bench.interrupts.doorbells().is_empty(), "it is elsewhere");
+    let second = Doorbell::Memory(0xd000_3004);
+    assert_eq!(ring(&mut bench, 1), [second]);
+    bench.function.bar_moved(0, None);
+    assert!(ring(&mut bench, 1).is_empty());
+    bench.function.bar_moved(0, Some(0xc000_0000));
+    ring(&mut bench, 0);
     let Bench {
         interrupts,
         function,
