@@ -11,11 +11,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_kern::VhostKernBackend;
 use vhost::vhost_kern::vhost_binding::{
-    VHOST_NET_SET_BACKEND, VHOST_SET_VRING_CALL, vhost_vring_file,
+    VHOST_F_LOG_ALL, VHOST_NET_SET_BACKEND, VHOST_SET_VRING_CALL, VHOST_VRING_F_LOG,
+    vhost_vring_file,
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::{Queue, QueueT};
@@ -23,7 +24,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use crate::memory::Memory;
+use crate::memory::{Follower, Log, Memory};
 
 const DEVICE: &str = "/dev/vhost-net";
 
@@ -43,9 +44,25 @@ pub struct Vring<'a> {
 pub struct Vhost {
     device: File,
     memory: Memory,
-    /// Whether the kernel's thread exists: it is made once a driver wants it.
-    owned: Mutex<bool>,
+    state: Mutex<State>,
 }
+
+#[derive(Default)]
+struct State {
+    /// Whether the kernel's thread exists: it is made once a driver wants it.
+    is_owned: bool,
+    /// The features that a driver has taken, and where its rings are.
+    set_up: Option<(u64, [VringConfigData; 2])>,
+    /// Where the kernel marks what it writes; also where it may still do so, as a change
+    /// that fails half way leaves that open.
+    logs: Vec<Arc<Log>>,
+}
+
+/// Whether the kernel marks what it writes: a feature, but not one of virtio.
+const F_LOG_ALL: u64 = 1 << VHOST_F_LOG_ALL;
+
+/// The same for what it writes to the used ring.
+const VRING_LOG: u32 = 1 << VHOST_VRING_F_LOG;
 
 impl Vhost {
     /// Opens one for a pair of queues in this memory.
@@ -76,11 +93,10 @@ impl Vhost {
     }
 
     fn check(device: File, memory: Memory, needed: u64) -> io::Result<Self> {
-        let owned = Mutex::new(false);
         let vhost = Self {
             device,
             memory,
-            owned,
+            state: Mutex::default(),
         };
         if vhost.get_features().map_err(io::Error::other)? & needed != needed {
             return Err(io::Error::other("the kernel's vhost-net is too old"));
@@ -93,38 +109,67 @@ impl Vhost {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn set_up(&self, features: u64, vrings: [Vring<'_>; 2]) -> io::Result<()> {
-        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*owned {
+    pub fn set_up(self: &Arc<Self>, features: u64, vrings: [Vring<'_>; 2]) -> io::Result<()> {
+        let mut state = self.lock();
+        if !state.is_owned {
             self.set_owner().map_err(io::Error::other)?;
-            *owned = true;
+            state.is_owned = true;
+            let this = Arc::clone(self) as Arc<dyn Follower>;
+            self.memory.follow(Arc::downgrade(&this));
         }
-        self.describe(features, vrings).map_err(io::Error::other)
+        self.describe(&mut state, features, vrings)
+            .map_err(io::Error::other)
     }
 
-    fn describe(&self, features: u64, vrings: [Vring<'_>; 2]) -> vhost::Result<()> {
-        self.set_features(features)?;
-        self.set_mem_table(&self.regions())?;
+    fn describe(
+        &self,
+        state: &mut State,
+        features: u64,
+        vrings: [Vring<'_>; 2],
+    ) -> vhost::Result<()> {
+        let log = self.memory.log();
+        self.place(state, features, log.as_ref())?;
+        let rings = vrings.each_ref().map(|vring| rings(vring.queue));
         for (index, vring) in vrings.into_iter().enumerate() {
-            let queue = vring.queue;
-            self.set_vring_num(index, queue.size())?;
-            self.set_vring_base(index, queue.next_avail())?;
-            let config = VringConfigData {
-                queue_max_size: queue.max_size(),
-                queue_size: queue.size(),
-                flags: 0,
-                desc_table_addr: queue.desc_table(),
-                used_ring_addr: queue.used_ring(),
-                avail_ring_addr: queue.avail_ring(),
-                log_addr: None,
-            };
-            self.set_vring_addr(index, &config)?;
+            self.set_vring_num(index, vring.queue.size())?;
+            self.set_vring_base(index, vring.queue.next_avail())?;
+            self.set_vring_addr(index, &logged_rings(rings[index], log.is_some()))?;
             self.set_vring_call(index, vring.call)?;
             self.set_vring_err(index, vring.error)?;
             // Last: what was rung before is looked at now.
             self.set_vring_kick(index, vring.kick)?;
         }
+        state.set_up = Some((features, rings));
+        state.logs = log.into_iter().collect();
         Ok(())
+    }
+
+    /// Has the kernel know where memory is, and where it marks what it writes.
+    fn place(&self, state: &mut State, features: u64, log: Option<&Arc<Log>>) -> vhost::Result<()> {
+        state.logs.extend(log.cloned());
+        self.set_mem_table(&self.regions())?;
+        if let Some(log) = log {
+            self.set_log_base(log.address(), None)?;
+        }
+        self.set_features(logged_features(features, log.is_some()))
+    }
+
+    /// The same while it moves packets.
+    fn place_again(&self, state: &mut State) -> vhost::Result<()> {
+        let Some((features, rings)) = state.set_up else {
+            return Ok(());
+        };
+        let log = self.memory.log();
+        self.place(state, features, log.as_ref())?;
+        for (index, rings) in rings.into_iter().enumerate() {
+            self.set_vring_addr(index, &logged_rings(rings, log.is_some()))?;
+        }
+        state.logs = log.into_iter().collect();
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
@@ -198,6 +243,40 @@ fn check(result: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Where the rings of a queue are.
+fn rings(queue: &Queue) -> VringConfigData {
+    VringConfigData {
+        queue_max_size: queue.max_size(),
+        queue_size: queue.size(),
+        flags: 0,
+        desc_table_addr: queue.desc_table(),
+        used_ring_addr: queue.used_ring(),
+        avail_ring_addr: queue.avail_ring(),
+        log_addr: None,
+    }
+}
+
+fn logged_features(features: u64, is_logged: bool) -> u64 {
+    features | if is_logged { F_LOG_ALL } else { 0 }
+}
+
+fn logged_rings(rings: VringConfigData, is_logged: bool) -> VringConfigData {
+    match is_logged {
+        true => VringConfigData {
+            flags: VRING_LOG,
+            log_addr: Some(rings.used_ring_addr),
+            ..rings
+        },
+        false => rings,
+    }
+}
+
+impl Follower for Vhost {
+    fn memory_changed(&self) -> io::Result<()> {
+        self.place_again(&mut self.lock()).map_err(io::Error::other)
+    }
+}
+
 impl AsRawFd for Vhost {
     fn as_raw_fd(&self) -> RawFd {
         self.device.as_raw_fd()
@@ -220,8 +299,6 @@ impl VhostKernBackend for Vhost {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use vm_memory::GuestAddress;
 
     use super::*;
@@ -243,7 +320,7 @@ mod tests {
         Vhost {
             device: File::open("/dev/null").unwrap(),
             memory: Arc::new(Ram::private(&ranges).unwrap()),
-            owned: Mutex::new(false),
+            state: Mutex::default(),
         }
     }
 
@@ -271,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_refuses_is_an_error() {
-        let vhost = on_null();
+        let vhost = Arc::new(on_null());
         let tap = vhost.as_raw_fd();
         let error = vhost.start(tap).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
@@ -284,12 +361,42 @@ mod tests {
             error: &event,
         };
         assert!(vhost.set_up(0, [vring(), vring()]).is_err());
-        assert!(vhost.describe(0, [vring(), vring()]).is_err());
         for call in [Some(&event), None] {
             let error = vhost.set_call(1, call).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
         }
+        let described = vhost.describe(&mut vhost.lock(), 0, [vring(), vring()]);
+        assert!(described.is_err());
         // There is nobody to tell.
         vhost.stop();
+    }
+    #[test]
+    fn the_kernel_marks_what_it_writes() {
+        let queue = Queue::new(16).unwrap();
+        let rings = VringConfigData {
+            used_ring_addr: 0x4000,
+            ..rings(&queue)
+        };
+        let logged = logged_rings(rings, true);
+        assert_eq!(logged.get_log_addr(), 0x4000);
+        assert_eq!(logged_rings(rings, false).get_log_addr(), 0);
+        assert_eq!(logged_features(1 << 32, true), 1 << 32 | 1 << 26);
+        assert_eq!(logged_features(1 << 32, false), 1 << 32);
+    }
+
+    #[test]
+    fn nothing_is_tracked_that_the_kernel_would_not_mark() {
+        let vhost = Arc::new(on_null());
+        let memory = Arc::clone(&vhost.memory);
+        let follower = Arc::clone(&vhost) as Arc<dyn Follower>;
+        memory.follow(Arc::downgrade(&follower));
+        // No driver has set it up: there is nothing to mark.
+        memory.begin_tracking().unwrap();
+        memory.end_tracking();
+        let queue = Queue::new(16).unwrap();
+        vhost.lock().set_up = Some((0, [rings(&queue), rings(&queue)]));
+        assert!(memory.begin_tracking().is_err());
+        assert!(!memory.is_tracking());
+        assert_eq!(vhost.lock().logs.len(), 1, "the kernel may have it");
     }
 }
