@@ -4,40 +4,27 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, Msrs, kvm_fpu, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bus::Bus;
-use super::{Error, host_error, kvm_error};
+use super::{Error, kvm_error};
 use crate::acpi;
+use crate::arch;
 use crate::arch::boot::{self, BootError, Entry, Payload};
-use crate::arch::cpuid::{self, LocalApic, Topology};
-use crate::arch::layout::{
-    ACPI, GENERATION, GSI_EVENTS, GSI_SERIAL, KVM_IDENTITY_MAP, KVM_TSS, RESET_VECTOR, SMBIOS,
-};
-use crate::arch::{msrs, regs};
+use crate::arch::layout::{ACPI, GENERATION, GSI_EVENTS, GSI_SERIAL, RESET_VECTOR, SMBIOS};
 use crate::memory::{Ram, Region};
 use crate::smbios;
 
-/// What a machine can't do without, by name.
-const NEEDED: [(Cap, &str); 6] = [
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-];
-const X87_CONTROL_AT_RESET: u16 = 0x37f;
-const MXCSR_AT_RESET: u32 = 0x1f80;
+fn refused(arch::kvm::Refused { what, source }: arch::kvm::Refused) -> Error {
+    Error::Kvm { what, source }
+}
 
 /// Opens `/dev/kvm` and checks that it has what we need.
 pub(super) fn open(vcpus: u8) -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(kvm_error("open /dev/kvm"))?;
-    for (capability, name) in NEEDED {
+    for (capability, name) in arch::kvm::NEEDED {
         if !kvm.check_extension(capability) {
             return Err(Error::Capability(name));
         }
@@ -58,19 +45,12 @@ pub(super) fn create(kvm: &Kvm, memory: &Ram) -> Result<Arc<VmFd>, Error> {
             result => break result.map_err(kvm_error("create a VM"))?,
         }
     };
-    vm.set_identity_map_address(KVM_IDENTITY_MAP)
-        .map_err(kvm_error("set the identity map address"))?;
-    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits here")]
-    vm.set_tss_address(KVM_TSS as usize)
-        .map_err(kvm_error("set the TSS address"))?;
+    arch::kvm::prepare(&vm).map_err(refused)?;
     for (slot, region) in (0..).zip(memory.regions()) {
         map(&vm, slot, region, memory.is_tracking())
             .map_err(kvm_error("give the VM its memory"))?;
     }
-    // After the memory: it leaves grace periods behind that a change of the memory map
-    // would wait for, milliseconds at a machine's start.
-    vm.create_irq_chip()
-        .map_err(kvm_error("create the interrupt controllers"))?;
+    arch::kvm::create_interrupt_controllers(&vm).map_err(refused)?;
     Ok(Arc::new(vm))
 }
 
@@ -137,46 +117,15 @@ pub(super) fn create_vcpus(
     count: u8,
     entry: Entry,
 ) -> Result<Vec<VcpuFd>, Error> {
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm_error("ask for the supported CPUID"))?;
-    let apic = LocalApic {
-        tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-    };
+    let model = arch::kvm::Model::new(kvm, count).map_err(refused)?;
     (0..count)
         .map(|index| {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(kvm_error("create a vCPU"))?;
-            let topology = Topology {
-                vcpu: index,
-                vcpus: count,
-            };
-            let table = cpuid::build(&supported, topology, apic)
-                .map_err(|_| Error::Capability("room for the CPUID table"))?;
-            vcpu.set_cpuid2(&table)
-                .map_err(kvm_error("set a vCPU's CPUID"))?;
-            let msrs = Msrs::from_entries(&msrs::at_reset())
-                .map_err(|_| Error::Capability("room for the MSRs"))?;
-            vcpu.set_msrs(&msrs)
-                .map_err(kvm_error("set a vCPU's MSRs"))?;
-            vcpu.set_fpu(&kvm_fpu {
-                fcw: X87_CONTROL_AT_RESET,
-                mxcsr: MXCSR_AT_RESET,
-                ..Default::default()
-            })
-            .map_err(kvm_error("set a vCPU's FPU"))?;
+            model.reset(&vcpu, index).map_err(refused)?;
             if index == 0 {
-                let mut special = vcpu
-                    .get_sregs()
-                    .map_err(kvm_error("get a vCPU's registers"))?;
-                regs::special(memory, entry, &mut special)
-                    .map_err(std::io::Error::other)
-                    .map_err(host_error("write the boot tables"))?;
-                vcpu.set_sregs(&special)
-                    .map_err(kvm_error("set a vCPU's registers"))?;
-                vcpu.set_regs(&regs::general(entry))
-                    .map_err(kvm_error("set a vCPU's registers"))?;
+                arch::kvm::enter(&vcpu, memory, entry).map_err(refused)?;
             }
             Ok(vcpu)
         })

@@ -44,11 +44,11 @@ const LEVEL_CORE: u32 = 2;
 
 /// Where a vCPU stands among the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Topology {
+pub(super) struct Topology {
     /// Its number and APIC id.
-    pub vcpu: u8,
+    pub(super) vcpu: u8,
     /// How many there are.
-    pub vcpus: u8,
+    pub(super) vcpus: u8,
 }
 
 impl Topology {
@@ -60,16 +60,16 @@ impl Topology {
 
 /// What the host's KVM can emulate beyond what `KVM_GET_SUPPORTED_CPUID` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalApic {
+pub(super) struct LocalApic {
     /// `KVM_CAP_TSC_DEADLINE_TIMER`.
-    pub tsc_deadline: bool,
+    pub(super) tsc_deadline: bool,
 }
 
 /// The CPUID table of one vCPU, from what KVM supports.
 ///
 /// # Errors
 /// When the table has no room, which needs a KVM with more than 256 entries.
-pub fn build(
+pub(super) fn build(
     supported: &CpuId,
     topology: Topology,
     apic: LocalApic,

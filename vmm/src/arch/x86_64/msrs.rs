@@ -15,7 +15,7 @@ const MTRR_WRITE_BACK: u64 = 6;
 
 /// What every vCPU starts with.
 #[must_use]
-pub fn at_reset() -> [kvm_msr_entry; 2] {
+pub(super) fn at_reset() -> [kvm_msr_entry; 2] {
     let entry = |index, data| kvm_msr_entry {
         index,
         data,

@@ -84,7 +84,7 @@ impl Segment {
 
 /// General registers at the entry.
 #[must_use]
-pub fn general(entry: Entry) -> kvm_regs {
+pub(super) fn general(entry: Entry) -> kvm_regs {
     match entry {
         Entry::Linux64 { rip } => kvm_regs {
             rip,
@@ -108,7 +108,11 @@ pub fn general(entry: Entry) -> kvm_regs {
 ///
 /// # Errors
 /// When guest memory is too small for the tables.
-pub fn special(memory: &Ram, entry: Entry, sregs: &mut kvm_sregs) -> Result<(), GuestMemoryError> {
+pub(super) fn special(
+    memory: &Ram,
+    entry: Entry,
+    sregs: &mut kvm_sregs,
+) -> Result<(), GuestMemoryError> {
     let code = match entry {
         Entry::Linux64 { .. } => CODE_64,
         Entry::Pvh { .. } => CODE_32,

@@ -1,0 +1,126 @@
+//! What KVM is asked for on this processor: what it must have, what a VM needs besides
+//! memory, and vCPUs as a kernel without firmware under it expects them.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+use super::boot::Entry;
+use super::cpuid::{self, LocalApic, Topology};
+use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::{msrs, regs};
+use crate::memory::Ram;
+
+/// What a machine can't do without, by name.
+pub const NEEDED: [(Cap, &str); 6] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+];
+const X87_CONTROL_AT_RESET: u16 = 0x37f;
+const MXCSR_AT_RESET: u32 = 0x1f80;
+
+/// KVM refused, or the machine has no room for what it would have.
+#[derive(Debug)]
+pub struct Refused {
+    /// What was tried.
+    pub what: &'static str,
+    /// Why it failed.
+    pub source: kvm_ioctls::Error,
+}
+
+fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Refused {
+    move |source| Refused { what, source }
+}
+
+/// There is no room for a table, in KVM or in guest memory.
+fn no_room<E>(what: &'static str) -> impl FnOnce(E) -> Refused {
+    move |_| refused(what)(kvm_ioctls::Error::new(libc::ENOMEM))
+}
+
+/// Readies a VM that has no memory yet.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn prepare(vm: &VmFd) -> Result<(), Refused> {
+    vm.set_identity_map_address(KVM_IDENTITY_MAP)
+        .map_err(refused("set the identity map address"))?;
+    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits here")]
+    vm.set_tss_address(KVM_TSS as usize)
+        .map_err(refused("set the TSS address"))
+}
+
+/// Makes the interrupt controllers of a VM that has its memory: they leave grace periods
+/// behind that a change of the memory map would wait for, milliseconds at a machine's
+/// start.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), Refused> {
+    vm.create_irq_chip()
+        .map_err(refused("create the interrupt controllers"))
+}
+
+/// What all vCPUs of a machine are made after.
+pub struct Model {
+    supported: CpuId,
+    apic: LocalApic,
+    vcpus: u8,
+}
+
+impl Model {
+    /// Of a machine with so many vCPUs.
+    ///
+    /// # Errors
+    /// When KVM doesn't say what it supports.
+    pub fn new(kvm: &Kvm, vcpus: u8) -> Result<Self, Refused> {
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        Ok(Self {
+            supported: supported.map_err(refused("ask for the supported CPUID"))?,
+            apic: LocalApic {
+                tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            },
+            vcpus,
+        })
+    }
+
+    /// Makes a fresh vCPU what it is at a machine's reset: it waits for its SIPI.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn reset(&self, vcpu: &VcpuFd, index: u8) -> Result<(), Refused> {
+        let topology = Topology {
+            vcpu: index,
+            vcpus: self.vcpus,
+        };
+        let table = cpuid::build(&self.supported, topology, self.apic)
+            .map_err(no_room("make the CPUID table"))?;
+        vcpu.set_cpuid2(&table)
+            .map_err(refused("set a vCPU's CPUID"))?;
+        let msrs = Msrs::from_entries(&msrs::at_reset()).map_err(no_room("make the MSRs"))?;
+        vcpu.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;
+        vcpu.set_fpu(&kvm_fpu {
+            fcw: X87_CONTROL_AT_RESET,
+            mxcsr: MXCSR_AT_RESET,
+            ..Default::default()
+        })
+        .map_err(refused("set a vCPU's FPU"))
+    }
+}
+
+/// Puts a vCPU at the kernel's entry, and the tables that it needs there into memory.
+///
+/// # Errors
+/// When KVM refuses, or memory is too small for the tables.
+pub fn enter(vcpu: &VcpuFd, memory: &Ram, entry: Entry) -> Result<(), Refused> {
+    let mut special = vcpu
+        .get_sregs()
+        .map_err(refused("get a vCPU's registers"))?;
+    regs::special(memory, entry, &mut special).map_err(no_room("write the boot tables"))?;
+    vcpu.set_sregs(&special)
+        .map_err(refused("set a vCPU's registers"))?;
+    vcpu.set_regs(&regs::general(entry))
+        .map_err(refused("set a vCPU's registers"))
+}
