@@ -94,11 +94,21 @@ impl Mapping {
     /// When the size is not one of whole pages, or the host has no address space or, of
     /// huge pages, not enough.
     pub(super) fn new(size: usize, options: Options) -> io::Result<Self> {
-        if options.shared {
+        let mapped = if options.shared {
             Self::shared(size, options.pages)
         } else {
             Self::anonymous(size, options.pages)
-        }
+        };
+        mapped.map_err(|error| match (error.raw_os_error(), options.pages) {
+            (Some(libc::ENOMEM), Pages::Huge2M | Pages::Huge1G) => {
+                let few = format!(
+                    "the host has set too few pages of {} MiB aside",
+                    options.pages.size() >> 20
+                );
+                io::Error::new(error.kind(), few)
+            }
+            _ => error,
+        })
     }
 
     fn anonymous(size: usize, pages: Pages) -> io::Result<Self> {
