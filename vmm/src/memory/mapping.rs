@@ -194,7 +194,7 @@ impl Mapping {
     /// Says what it is for. Where the host has no transparent huge pages, that changes
     /// nothing; and a core dump of this process is not to hold what the guest had in
     /// memory.
-    fn advised(self) -> Self {
+    fn advise(&self) {
         let transparent = match self.pages {
             Pages::Transparent => Some(libc::MADV_HUGEPAGE),
             Pages::Small => Some(libc::MADV_NOHUGEPAGE),
@@ -205,6 +205,10 @@ impl Mapping {
             // in it.
             unsafe { libc::madvise(self.start, self.size, advice) };
         }
+    }
+
+    fn advised(self) -> Self {
+        self.advise();
         self
     }
 
@@ -232,11 +236,7 @@ impl Mapping {
             // Pages dropped would be the file's again.
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             self.map(flags, None)?;
-            let again = [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP];
-            for advice in again {
-                // SAFETY: as in `advised`.
-                unsafe { libc::madvise(self.start, self.size, advice) };
-            }
+            self.advise();
             return Ok(());
         }
         self.drop_pages(0, self.size)

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -32,6 +33,8 @@ pub trait Follower: Send + Sync {
 /// stays good, and looking one up takes no lock.
 pub struct Ram {
     options: Options,
+    /// The file that pages are still read from: its device and inode.
+    origin: Option<(u64, u64)>,
     regions: [OnceLock<Region>; MAX_REGIONS],
     growing: Mutex<()>,
     tracker: Arc<Tracker>,
@@ -73,8 +76,10 @@ impl Ram {
     /// As [`Self::new`]; when the file is another memory's, by its size, or can't be
     /// read.
     pub fn restore(regions: &[(u64, u64)], options: Options, file: &File) -> io::Result<Self> {
-        let ram = Self::empty(options);
+        let mut ram = Self::empty(options);
+        let metadata = file.metadata()?;
         let is_lazy = !options.shared && options.pages.size() as u64 == PAGE;
+        ram.origin = is_lazy.then(|| (metadata.dev(), metadata.ino()));
         for (start, size) in regions {
             let position = ram.size();
             ram.grow(*start, *size, |size| match is_lazy {
@@ -82,7 +87,7 @@ impl Ram {
                 false => Mapping::new(size, options),
             })?;
         }
-        let (has, wants) = (file.metadata()?.len(), ram.size());
+        let (has, wants) = (metadata.len(), ram.size());
         if has != wants {
             let wrong = format!("the saved memory has {has} bytes, the machine's {wants}");
             return Err(invalid(wrong));
@@ -96,6 +101,7 @@ impl Ram {
     fn empty(options: Options) -> Self {
         Self {
             options,
+            origin: None,
             regions: Default::default(),
             growing: Mutex::default(),
             tracker: Arc::default(),
@@ -245,7 +251,18 @@ impl Ram {
         told.fold(Ok(()), Result::and)
     }
 
-    /// Whether writes are tracked, for who writes past vm-memory.
+    /// Refuses to write to the file that memory is read from.
+    pub(super) fn refuse_origin(&self, file: &File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        if self.origin == Some((metadata.dev(), metadata.ino())) {
+            return Err(invalid(
+                "the memory is still read from this file".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Where marks are made, for who writes past vm-memory.
     pub(super) fn tracker(&self) -> &Arc<Tracker> {
         &self.tracker
     }

@@ -30,8 +30,10 @@ impl Ram {
     /// which those of zeroes are not.
     ///
     /// # Errors
-    /// When the file can't be written; what it has is then good for nothing.
+    /// When the file can't be written, and what it has is then good for nothing; or this
+    /// memory is still read from it.
     pub fn save(&self, file: &mut File) -> io::Result<u64> {
+        self.refuse_origin(file)?;
         file.set_len(0)?;
         file.set_len(self.size())?;
         let mut written = 0;
@@ -53,9 +55,11 @@ impl Ram {
     /// written.
     ///
     /// # Errors
-    /// When it is another memory's file, by its size, or can't be written. What is in it
-    /// is then neither the old nor the new; the same pages may be saved again.
+    /// When it is another memory's file, by its size, or this memory is still read from
+    /// it; or when it can't be written. What is in it is then neither the old nor the
+    /// new; the same pages may be saved again.
     pub fn save_dirty(&self, file: &mut File, dirty: &Dirty) -> io::Result<u64> {
+        self.refuse_origin(file)?;
         if file.metadata()?.len() != self.size() {
             let wrong = "there is another machine's memory in the file";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));

@@ -259,13 +259,28 @@ fn what_is_saved_is_restored() {
 }
 
 #[test]
+fn nothing_is_written_to_the_file_that_memory_is_read_from() {
+    let mut file = file();
+    Ram::private(&REGIONS).unwrap().save(&mut file).unwrap();
+    let lazy = Ram::restore(&REGIONS, Options::default(), &file).unwrap();
+    let dirty = Dirty::default();
+    assert!(lazy.save(&mut file).is_err());
+    assert!(lazy.save_dirty(&mut file, &dirty).is_err());
+    assert_eq!(file.metadata().unwrap().len(), lazy.size());
+    let shared = options(true, Pages::Small);
+    let read = Ram::restore(&REGIONS, shared, &file).unwrap();
+    read.save_dirty(&mut file, &dirty).unwrap();
+}
+
+#[test]
 fn restored_memory_is_read_when_touched() {
     let ram = Ram::private(&REGIONS).unwrap();
     let full = vec![1; 4 << 20];
     ram.write_slice(&full, GuestAddress(0)).unwrap();
     let mut file = file();
     ram.save(&mut file).unwrap();
-    let again = Ram::restore(&REGIONS, Options::default(), &file).unwrap();
+    let small = options(false, Pages::Small);
+    let again = Ram::restore(&REGIONS, small, &file).unwrap();
     let rss = || {
         let maps = smaps(again.regions().next().unwrap());
         let line = maps
@@ -282,6 +297,10 @@ fn restored_memory_is_read_when_touched() {
     let host = again.get_host_address(GuestAddress(0)).unwrap();
     assert_eq!(again.release(host, 0x2000), 0x2000);
     assert_eq!(get(&again, 0x1000), 0x0101_0101_0101_0101);
+    // Cleared, it is of the same pages as before.
+    again.clear().unwrap();
+    put(&again, 0x1000, 7);
+    assert_eq!(rss(), 4);
 }
 
 #[test]
