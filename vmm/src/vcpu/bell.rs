@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
+
+use super::sync::EventFd;
 
 /// Readable from when it is rung until it is silenced.
 #[derive(Debug)]
@@ -28,6 +30,12 @@ impl Bell {
     /// before. Returns whether it had been rung.
     pub fn silence(&self) -> bool {
         self.0.read().is_ok()
+    }
+
+    /// Waits until it is rung.
+    #[cfg(all(test, loom))]
+    pub(super) fn poll(&self) {
+        self.0.poll();
     }
 }
 

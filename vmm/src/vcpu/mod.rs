@@ -16,8 +16,11 @@ mod entry;
 mod exits;
 mod kick;
 mod mailbox;
+#[cfg(all(test, loom))]
+mod models;
 mod reports;
-#[cfg(test)]
+mod sync;
+#[cfg(all(test, not(loom)))]
 #[allow(unsafe_code, reason = "KVM is handed an address of guest memory")]
 mod tests;
 mod thread;

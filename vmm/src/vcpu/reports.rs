@@ -5,10 +5,11 @@
 //!   open ── the first to end ──► ended ── take ──► taken ── clear ──► open
 //! ```
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::bell::Bell;
+use super::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// Why a machine can't go on as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +112,7 @@ impl Reports {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::thread;
     use std::time::{Duration, Instant};

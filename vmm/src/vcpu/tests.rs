@@ -134,6 +134,26 @@ fn an_exit_is_complete_only_once_it_is_settled() {
 }
 
 #[test]
+fn an_access_in_parts_is_settled_to_its_last() {
+    // `mov eax, [0xffe]`, across two pages that are no memory.
+    let Some(mut guest) = Guest::new(1, &[&[0x66, 0xa1, 0xfe, 0x0f][..], &SPIN].concat()) else {
+        return;
+    };
+    let fd = guest.fds.pop().expect("one");
+    let mut special = fd.get_sregs().expect("sregs");
+    (special.ds.base, special.ds.selector) = (MEMORY as u64, 0x1000);
+    fd.set_sregs(&special).expect("sregs");
+    let mut vcpu = Local::new(0, fd, &guest.surroundings);
+    assert_eq!(vcpu.step(), None);
+    assert_eq!(vcpu.settle(), None);
+    let after = vcpu.fd().get_regs().expect("regs");
+    assert_eq!((after.rip, after.rax), (CODE + 4, 0xffff_ffff));
+    // The load's two parts, and the call that was interrupted.
+    let exits = guest.surroundings.exits.load(Ordering::Relaxed);
+    assert_eq!(exits, 3);
+}
+
+#[test]
 fn a_vcpu_that_parks_in_an_exit_completes_it() {
     let Some(mut guest) = Guest::new(1, &[&[IN][..], &SPIN].concat()) else {
         return;

@@ -59,7 +59,7 @@ impl<'a> Vcpu<'a> {
         None
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn fd(&self) -> &VcpuFd {
         &self.fd
     }
