@@ -32,7 +32,6 @@ mod modelled {
         readable: Condvar,
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "as those of the real one")]
     impl EventFd {
         pub(crate) fn new(_flags: i32) -> io::Result<Self> {
             Ok(Self {
