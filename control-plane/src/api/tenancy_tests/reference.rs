@@ -2,8 +2,10 @@
 //! resources an action is about, what conditions may look at, and that whoever tags what
 //! is made is asked for `CreateTags`.
 //!
-//! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>,
-//! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_awssecuritytokenservice.html>
+//! <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>
+
+mod ec2;
+mod sts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,114 +19,105 @@ use super::{
 use crate::{
     api::registry::{Registered, Service, services},
     auth::{AuthorizationRequest, Keys, Policies, RootOnly},
-    model::{self, Arn, ConditionKey, Described as _, Part as _, RuleId, condition_key, each_kind},
+    model::{self, Arn, ConditionKey, Described as _, Part, RuleId, each_kind},
     store::Scoped,
 };
 
-/// The types of resources that each action is about, as far as there are such resources
-/// here; with a `?` those that a request may do without. Tags are of every type.
-const TYPES: [(&str, &str); 18] = [
-    (
-        "AuthorizeSecurityGroupEgress",
-        "security-group security-group-rule?",
-    ),
-    (
-        "AuthorizeSecurityGroupIngress",
-        "security-group security-group-rule?",
-    ),
-    ("CreateKeyPair", "key-pair"),
-    ("CreateSecurityGroup", "security-group vpc?"),
-    ("DeleteKeyPair", "key-pair?"),
-    ("DeleteSecurityGroup", "security-group"),
-    ("DeleteVolume", "volume"),
-    ("DescribeInstanceAttribute", "instance"),
-    ("GetConsoleOutput", "instance"),
-    ("ImportKeyPair", "key-pair"),
-    (
-        "ModifyInstanceAttribute",
-        "instance security-group? volume?",
-    ),
-    ("RebootInstances", "instance"),
-    ("RevokeSecurityGroupEgress", "security-group"),
-    ("RevokeSecurityGroupIngress", "security-group"),
-    (
-        "RunInstances",
-        "image instance network-interface security-group subnet key-pair? volume?",
-    ),
-    ("StartInstances", "instance"),
-    ("StopInstances", "instance"),
-    ("TerminateInstances", "instance"),
-];
+/// What AWS's tables have of one service, as far as there are such actions and resources
+/// here. Another service brings its own, in a file beside this one.
+struct Table {
+    /// The service, as policies call it.
+    service: &'static str,
+    /// The types of resources that each action is about; with a `?` those that a request
+    /// may do without. Tags are of every type.
+    types: &'static [(&'static str, &'static str)],
+    /// The actions that are about no type at all.
+    no_type: &'static [&'static str],
+    /// The actions that tag what is there.
+    tagging: &'static [&'static str],
+    /// What conditions may look at beside tags, by type.
+    keys: &'static [(&'static str, &'static str)],
+    /// The same of what an action makes, which has no id yet.
+    made: &'static [(&'static str, &'static str, &'static str)],
+    /// The keys of every type, and of actions.
+    common: &'static str,
+    /// The keys that the model declares.
+    declared: &'static [ConditionKey],
+    /// The types of which neither account here has one.
+    nobodys: &'static [&'static str],
+    /// What else an action is asked with.
+    more: &'static [(&'static str, &'static [(&'static str, &'static str)])],
+}
 
-/// Those whose table has no type at all.
-const NO_TYPE: [&str; 13] = [
-    "DescribeAvailabilityZones",
-    "DescribeImages",
-    "DescribeInstanceStatus",
-    "DescribeInstanceTypes",
-    "DescribeInstances",
-    "DescribeKeyPairs",
-    "DescribeRegions",
-    "DescribeSecurityGroupRules",
-    "DescribeSecurityGroups",
-    "DescribeSubnets",
-    "DescribeTags",
-    "DescribeVolumes",
-    "DescribeVpcs",
-];
+/// Every service's.
+const TABLES: [Table; 2] = [ec2::TABLE, sts::TABLE];
 
-/// What conditions may look at beside tags, by type. What the tables have more is of what
-/// isn't here: launch templates, placement groups, profiles, snapshots, provisioned
-/// throughput, AMD SEV, managed resources.
-const KEYS: [(&str, &str); 9] = [
-    ("image", "ImageID ImageType Owner Public RootDeviceType"),
-    (
-        "instance",
-        "AvailabilityZone AvailabilityZoneId EbsOptimized InstanceID InstanceMarketType \
-         InstanceMetadataTags InstanceType MetadataHttpEndpoint \
-         MetadataHttpPutResponseHopLimit MetadataHttpTokens RootDeviceType Tenancy",
-    ),
-    ("key-pair", "KeyPairName KeyPairType"),
-    // Its zone, too, which its record doesn't have.
-    ("network-interface", "NetworkInterfaceID Subnet Vpc"),
-    ("security-group", "SecurityGroupID Vpc"),
-    ("security-group-rule", ""),
-    ("subnet", "AvailabilityZone AvailabilityZoneId SubnetID Vpc"),
-    (
-        "volume",
-        "AvailabilityZone AvailabilityZoneId Encrypted VolumeID VolumeSize VolumeType",
-    ),
-    ("vpc", "Tenancy VpcID"),
-];
+impl Table {
+    /// Of a service that has none of all this.
+    const fn empty(service: &'static str) -> Self {
+        Self {
+            service,
+            types: &[],
+            no_type: &[],
+            tagging: &[],
+            keys: &[],
+            made: &[],
+            common: "",
+            declared: &[],
+            nobodys: &[],
+            more: &[],
+        }
+    }
 
-/// The same of what an action makes, which has no id yet.
-const MADE: [(&str, &str, &str); 8] = [
-    ("AuthorizeSecurityGroupEgress", "security-group-rule", ""),
-    ("AuthorizeSecurityGroupIngress", "security-group-rule", ""),
-    ("CreateKeyPair", "key-pair", "KeyPairType"),
-    ("CreateSecurityGroup", "security-group", ""),
-    ("ImportKeyPair", "key-pair", ""),
-    (
-        "RunInstances",
-        "instance",
-        "AvailabilityZone AvailabilityZoneId EbsOptimized InstanceMarketType \
-         InstanceMetadataTags InstanceType MetadataHttpEndpoint \
-         MetadataHttpPutResponseHopLimit MetadataHttpTokens RootDeviceType Tenancy",
-    ),
-    (
-        "RunInstances",
-        "network-interface",
-        "AssociatePublicIpAddress AvailabilityZone Subnet Vpc",
-    ),
-    (
-        "RunInstances",
-        "volume",
-        "AvailabilityZone AvailabilityZoneId Encrypted VolumeSize VolumeType",
-    ),
-];
+    fn of(service: &Service) -> &'static Self {
+        let mut tables = TABLES.iter();
+        let name = service.iam.name;
+        let found = tables.find(|table| table.service == name);
+        found.unwrap_or_else(|| panic!("{name}: add AWS's tables"))
+    }
 
-/// Those that tag what is there.
-const TAGGING: [&str; 2] = ["CreateTags", "DeleteTags"];
+    /// The types that an action is about, if it is about some.
+    fn types_of(&self, action: &str) -> Option<&'static str> {
+        let mut types = self.types.iter();
+        types.find(|(of, _)| *of == action).map(|(_, types)| *types)
+    }
+
+    /// The names of the keys of its own, without those of tags.
+    fn own_keys<'k>(&self, keys: &'k Keys) -> BTreeSet<&'k str> {
+        let own = keys.keys().filter_map(|key| self.own(key));
+        own.filter(|key| !key.starts_with("ResourceTag/") && *key != "CreateAction")
+            .collect()
+    }
+
+    /// The rest of a key that is its own.
+    fn own<'k>(&self, key: &'k str) -> Option<&'k str> {
+        key.strip_prefix(self.service)?.strip_prefix(':')
+    }
+
+    /// What is documented of the keys of a target.
+    fn documented(&self, action: &str, arn: &Arn, keys: &Keys) -> BTreeSet<&'static str> {
+        let kind: &str = &arn.kind;
+        if arn.id != Arn::ANY {
+            let found = self.keys.iter().find(|(of, _)| *of == kind);
+            let (_, all) = found.unwrap_or_else(|| panic!("{kind}: add the keys of its table"));
+            return if action == "DeleteTags" {
+                BTreeSet::new()
+            } else {
+                words(all)
+            };
+        }
+        // CreateTags of what another action makes.
+        let maker = keys.iter().find_map(|(key, maker)| {
+            let made = self.own(key) == Some("CreateAction");
+            made.then(|| &*maker[0])
+        });
+        let maker = maker.unwrap_or(action);
+        let mut made = self.made.iter();
+        let made = made.find(|(by, of, _)| *by == maker && *of == kind);
+        let (_, _, all) = made.unwrap_or_else(|| panic!("{maker} makes no {kind}"));
+        words(all)
+    }
+}
 
 /// What policies were asked once.
 #[derive(Debug, Clone)]
@@ -136,7 +129,7 @@ struct Asked {
 /// Allows all but one action, and keeps what it was asked.
 #[derive(Default)]
 struct Listening {
-    denied: Option<&'static str>,
+    denied: Option<String>,
     asked: Mutex<Vec<Asked>>,
 }
 
@@ -146,7 +139,7 @@ impl Policies for Listening {
             action: request.action.to_owned(),
             target: request.target.map(|to| (to.arn.clone(), to.keys.clone())),
         });
-        self.denied != Some(request.action)
+        self.denied.as_deref() != Some(request.action)
     }
 }
 
@@ -156,10 +149,10 @@ async fn listen(
     service: &Service,
     action: &Registered,
     request: &Parameters,
-    denied: Option<&'static str>,
+    denied: Option<&str>,
 ) -> (Result<String, String>, Vec<Asked>) {
     let listening = Arc::new(Listening {
-        denied,
+        denied: denied.map(str::to_owned),
         ..Listening::default()
     });
     two.policies = listening.clone();
@@ -171,9 +164,14 @@ async fn listen(
 
 macro_rules! of_all {
     (described: [$($resource:ident),* $(,)?], others: [$($other:ident),* $(,)?] $(,)?) => {
-        /// Every type that can have tags.
-        fn types() -> Vec<&'static str> {
-            vec![$(model::$resource::TYPE,)* RuleId::TYPE]
+        /// Every type of a service that can have tags.
+        fn types(service: &str) -> Vec<&'static str> {
+            let all = [
+                $((model::$resource::SERVICE, model::$resource::TYPE),)*
+                (<RuleId as Part>::Whole::SERVICE, RuleId::TYPE),
+            ];
+            let own = all.into_iter().filter(|(of, _)| *of == service);
+            own.map(|(_, kind)| kind).collect()
         }
 
         /// What each resource there is says of itself, by ARN, with its id.
@@ -193,23 +191,23 @@ each_kind!(of_all);
 /// The owner's requests of an action: about each thing that it can name, and, where it
 /// tags, with tags of each type.
 fn all_requests(service: &Service, action: &Registered, two: &Two) -> Vec<Parameters> {
+    let table = Table::of(service);
     let mut all = requests(service, action, &two.owners);
-    all.extend(types().into_iter().filter_map(|kind| tagged(action, kind)));
-    if TAGGING.contains(&action.name) {
+    let types = types(table.service).into_iter();
+    all.extend(types.filter_map(|kind| tagged(action, kind)));
+    if table.tagging.contains(&action.name) {
         let view = two.db.view();
-        let ids = said(view.at(&two.owner)).into_values().map(|(id, _)| id);
+        let own = said(view.at(&two.owner)).into_iter();
+        let own = own.filter(|(arn, _)| arn.service == table.service);
+        let ids = own.map(|(_, (id, _))| id);
         let rule = two.owners["SecurityGroupRuleId"].clone();
         all.extend(
             ids.chain([rule])
                 .map(|id| parameters(&[("ResourceId.1", &id)])),
         );
     }
-    if action.name == "ModifyInstanceAttribute" {
-        all.push(parameters(&[
-            ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
-            ("BlockDeviceMapping.1.Ebs.DeleteOnTermination", "true"),
-        ]));
-    }
+    let more = table.more.iter().filter(|(of, _)| *of == action.name);
+    all.extend(more.map(|(_, more)| parameters(more)));
     all
 }
 
@@ -228,35 +226,8 @@ fn tagged(action: &Registered, kind: &str) -> Option<Parameters> {
     })
 }
 
-/// The names of the keys of EC2's own, without those of tags.
-fn own_keys(keys: &Keys) -> BTreeSet<&str> {
-    let own = keys.keys().filter_map(|key| key.strip_prefix("ec2:"));
-    own.filter(|key| !key.starts_with("ResourceTag/") && *key != "CreateAction")
-        .collect()
-}
-
 fn words(text: &str) -> BTreeSet<&str> {
     text.split_whitespace().collect()
-}
-
-/// What AWS's tables have of the keys of a target.
-fn documented(action: &str, arn: &Arn, keys: &Keys) -> BTreeSet<&'static str> {
-    let kind: &str = &arn.kind;
-    if arn.id != Arn::ANY {
-        let (_, all) = KEYS.iter().find(|(of, _)| *of == kind).unwrap();
-        return if action == "DeleteTags" {
-            BTreeSet::new()
-        } else {
-            words(all)
-        };
-    }
-    // CreateTags of what another action makes.
-    let maker = keys
-        .get("ec2:CreateAction")
-        .map_or(action, |maker| &maker[0]);
-    let made = MADE.iter().find(|(by, of, _)| *by == maker && *of == kind);
-    let (_, _, all) = made.unwrap_or_else(|| panic!("{maker} makes no {kind}"));
-    words(all)
 }
 
 fn name(asked: &Asked) -> &str {
@@ -265,26 +236,29 @@ fn name(asked: &Asked) -> &str {
 
 #[tokio::test]
 async fn each_action_is_about_what_awss_tables_have() {
+    for service in services() {
+        let faults = faults_of(&service).await;
+        assert!(faults.is_empty(), "{faults:#?}");
+    }
+}
+
+/// In what a service's actions are about something else than AWS's tables have.
+async fn faults_of(service: &Service) -> BTreeSet<String> {
+    let table = Table::of(service);
     let mut two = Two::new(STRANGERS[0]).await;
     let mut faults = BTreeSet::new();
-    let ec2 = services()
-        .into_iter()
-        .find(|service| service.iam.name == "ec2")
-        .unwrap();
-    for action in &ec2.actions {
+    for action in &service.actions {
         let mut types = BTreeSet::new();
         for n in 0.. {
-            let Some(request) = all_requests(&ec2, action, &two).into_iter().nth(n) else {
+            let Some(request) = all_requests(service, action, &two).into_iter().nth(n) else {
                 break;
             };
             let revision = two.db.view().revision();
-            let (answer, asked) = listen(&mut two, &ec2, action, &request, None).await;
+            let (answer, asked) = listen(&mut two, service, action, &request, None).await;
             let own = asked.iter().filter(|asked| name(asked) == action.name);
             let targets = own.filter_map(|asked| asked.target.as_ref());
             let kinds: BTreeSet<String> = targets.map(|(arn, _)| arn.kind.to_string()).collect();
-            if let (Ok(_), Some((_, of))) =
-                (&answer, TYPES.iter().find(|(of, _)| *of == action.name))
-            {
+            if let (Ok(_), Some(of)) = (&answer, table.types_of(action.name)) {
                 let missing = words(of)
                     .into_iter()
                     .find(|t| !t.ends_with('?') && !kinds.contains(*t));
@@ -299,10 +273,10 @@ async fn each_action_is_about_what_awss_tables_have() {
                 // What isn't there has no keys.
                 let with_keys = asked.target.as_ref().filter(|(_, keys)| !keys.is_empty());
                 if let Some((arn, keys)) = with_keys {
-                    let documented = documented(name(asked), arn, keys);
+                    let documented = table.documented(name(asked), arn, keys);
                     let of = (&asked.action, &arn.kind, arn.id == Arn::ANY);
                     let (all, _) = told.entry(of).or_insert((BTreeSet::new(), documented));
-                    all.extend(own_keys(keys));
+                    all.extend(table.own_keys(keys));
                 }
             }
             for ((of, kind, made), (told, documented)) in told {
@@ -317,25 +291,27 @@ async fn each_action_is_about_what_awss_tables_have() {
                 two = Two::new(STRANGERS[0]).await;
             }
         }
-        let expected: BTreeSet<String> = match TYPES.iter().find(|(of, _)| *of == action.name) {
-            Some((_, of)) => words(of)
+        let expected: BTreeSet<String> = match table.types_of(action.name) {
+            Some(of) => words(of)
                 .iter()
                 .map(|of| of.trim_end_matches('?').to_owned())
                 .collect(),
-            None if TAGGING.contains(&action.name) => {
-                self::types().iter().map(|of| (*of).to_owned()).collect()
-            }
+            None if table.tagging.contains(&action.name) => self::types(table.service)
+                .iter()
+                .map(|of| (*of).to_owned())
+                .collect(),
             None => {
                 assert!(
-                    NO_TYPE.contains(&action.name),
+                    table.no_type.contains(&action.name),
                     "{}: add AWS's row",
                     action.name
                 );
                 BTreeSet::new()
             }
         };
-        // No image is the owner's here.
-        types.extend(TAGGING.contains(&action.name).then(|| "image".to_owned()));
+        if table.tagging.contains(&action.name) {
+            types.extend(table.nobodys.iter().map(|of| (*of).to_owned()));
+        }
         if types != expected {
             faults.insert(format!(
                 "{}: {types:?}, where AWS has {expected:?}",
@@ -343,17 +319,17 @@ async fn each_action_is_about_what_awss_tables_have() {
             ));
         }
     }
-    let faults: Vec<_> = faults.into_iter().collect();
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    faults
 }
 
 #[tokio::test]
 async fn who_tags_what_is_made_is_asked_for_create_tags() {
     let mut two = Two::new(STRANGERS[0]).await;
     for service in services() {
+        let iam = service.iam;
         for action in &service.actions {
             let mut tags = Vec::new();
-            for kind in types() {
+            for kind in types(iam.name) {
                 let Some(request) = tagged(action, kind) else {
                     continue;
                 };
@@ -364,7 +340,8 @@ async fn who_tags_what_is_made_is_asked_for_create_tags() {
                     Err(why) if why.contains("is not a valid taggable resource type") => continue,
                     Err(why) => panic!("{} {kind}: {why}", action.name),
                 }
-                for of in [action.name, "CreateTags"] {
+                let tag_action = iam.tag_action.expect("a service that tags");
+                for of in [action.name, tag_action] {
                     let mut of_kind = asked.iter().filter(|asked| name(asked) == of);
                     let keys = of_kind.find_map(|asked| {
                         asked
@@ -375,8 +352,10 @@ async fn who_tags_what_is_made_is_asked_for_create_tags() {
                     let (_, keys) = keys.unwrap_or_else(|| panic!("{of} isn't asked of {kind}"));
                     assert_eq!(keys["aws:RequestTag/team"], ["red"], "{of} {kind}");
                     assert_eq!(keys["aws:TagKeys"], ["team"], "{of} {kind}");
-                    let maker = keys.get("ec2:CreateAction").map(|of| of[0].as_str());
-                    let expected = (of == "CreateTags").then_some(action.name);
+                    let create_action = iam.create_action_key.expect("a key for the maker");
+                    let maker = keys.get(&create_action.to_string());
+                    let maker = maker.map(|of| of[0].as_str());
+                    let expected = (of == tag_action).then_some(action.name);
                     assert_eq!(maker, expected, "{of} {kind}");
                 }
                 // What was said of it before it was there is what it says then.
@@ -398,7 +377,8 @@ async fn who_tags_what_is_made_is_asked_for_create_tags() {
                 }
                 two = Two::new(STRANGERS[0]).await;
                 let revision = two.db.view().revision();
-                let denied = Some("ec2:CreateTags");
+                let denied = iam.action(tag_action);
+                let denied = Some(&*denied);
                 let (answer, _) = listen(&mut two, &service, action, &request, denied).await;
                 let refused = answer.unwrap_err();
                 assert!(refused.contains("UnauthorizedOperation"), "{refused}");
@@ -412,12 +392,14 @@ async fn who_tags_what_is_made_is_asked_for_create_tags() {
 
 #[test]
 fn condition_keys_are_those_of_awss_tables() {
-    let tables = KEYS.iter().map(|(_, keys)| keys);
-    let tables = tables.chain(MADE.iter().map(|(_, _, keys)| keys));
-    // Those of every type, and of actions.
-    let more = words("Attribute CreateAction Region ResourceTag");
-    let known: BTreeSet<&str> = tables.flat_map(|keys| words(keys)).chain(more).collect();
-    let ours = condition_key::ec2::ALL.iter().map(ToString::to_string);
-    let ours: BTreeSet<String> = ours.map(|key| key.replacen("ec2:", "", 1)).collect();
-    assert_eq!(ours, known.iter().map(|key| (*key).to_owned()).collect());
+    for table in &TABLES {
+        let keys = table.keys.iter().map(|(_, keys)| keys);
+        let keys = keys.chain(table.made.iter().map(|(_, _, keys)| keys));
+        let more = words(table.common);
+        let known: BTreeSet<&str> = keys.flat_map(|keys| words(keys)).chain(more).collect();
+        let ours: Vec<String> = table.declared.iter().map(ToString::to_string).collect();
+        let ours: BTreeSet<&str> = ours.iter().filter_map(|key| table.own(key)).collect();
+        assert_eq!(ours, known, "{}", table.service);
+        assert_eq!(ours.len(), table.declared.len(), "{}", table.service);
+    }
 }

@@ -1,0 +1,126 @@
+//! AWS's tables of EC2.
+//!
+//! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
+
+use super::Table;
+use crate::model::condition_key;
+
+pub(super) const TABLE: Table = Table {
+    service: "ec2",
+    types: &TYPES,
+    no_type: &NO_TYPE,
+    tagging: &TAGGING,
+    keys: &KEYS,
+    made: &MADE,
+    common: "Attribute CreateAction Region ResourceTag",
+    declared: condition_key::ec2::ALL,
+    nobodys: &["image"],
+    more: &MORE,
+};
+
+const TYPES: [(&str, &str); 18] = [
+    (
+        "AuthorizeSecurityGroupEgress",
+        "security-group security-group-rule?",
+    ),
+    (
+        "AuthorizeSecurityGroupIngress",
+        "security-group security-group-rule?",
+    ),
+    ("CreateKeyPair", "key-pair"),
+    ("CreateSecurityGroup", "security-group vpc?"),
+    ("DeleteKeyPair", "key-pair?"),
+    ("DeleteSecurityGroup", "security-group"),
+    ("DeleteVolume", "volume"),
+    ("DescribeInstanceAttribute", "instance"),
+    ("GetConsoleOutput", "instance"),
+    ("ImportKeyPair", "key-pair"),
+    (
+        "ModifyInstanceAttribute",
+        "instance security-group? volume?",
+    ),
+    ("RebootInstances", "instance"),
+    ("RevokeSecurityGroupEgress", "security-group"),
+    ("RevokeSecurityGroupIngress", "security-group"),
+    (
+        "RunInstances",
+        "image instance network-interface security-group subnet key-pair? volume?",
+    ),
+    ("StartInstances", "instance"),
+    ("StopInstances", "instance"),
+    ("TerminateInstances", "instance"),
+];
+
+const NO_TYPE: [&str; 13] = [
+    "DescribeAvailabilityZones",
+    "DescribeImages",
+    "DescribeInstanceStatus",
+    "DescribeInstanceTypes",
+    "DescribeInstances",
+    "DescribeKeyPairs",
+    "DescribeRegions",
+    "DescribeSecurityGroupRules",
+    "DescribeSecurityGroups",
+    "DescribeSubnets",
+    "DescribeTags",
+    "DescribeVolumes",
+    "DescribeVpcs",
+];
+
+/// What the tables have more is of what isn't here: launch templates, placement groups,
+/// profiles, snapshots, provisioned throughput, AMD SEV, managed resources.
+const KEYS: [(&str, &str); 9] = [
+    ("image", "ImageID ImageType Owner Public RootDeviceType"),
+    (
+        "instance",
+        "AvailabilityZone AvailabilityZoneId EbsOptimized InstanceID InstanceMarketType \
+         InstanceMetadataTags InstanceType MetadataHttpEndpoint \
+         MetadataHttpPutResponseHopLimit MetadataHttpTokens RootDeviceType Tenancy",
+    ),
+    ("key-pair", "KeyPairName KeyPairType"),
+    // Its zone, too, which its record doesn't have.
+    ("network-interface", "NetworkInterfaceID Subnet Vpc"),
+    ("security-group", "SecurityGroupID Vpc"),
+    ("security-group-rule", ""),
+    ("subnet", "AvailabilityZone AvailabilityZoneId SubnetID Vpc"),
+    (
+        "volume",
+        "AvailabilityZone AvailabilityZoneId Encrypted VolumeID VolumeSize VolumeType",
+    ),
+    ("vpc", "Tenancy VpcID"),
+];
+
+const MADE: [(&str, &str, &str); 8] = [
+    ("AuthorizeSecurityGroupEgress", "security-group-rule", ""),
+    ("AuthorizeSecurityGroupIngress", "security-group-rule", ""),
+    ("CreateKeyPair", "key-pair", "KeyPairType"),
+    ("CreateSecurityGroup", "security-group", ""),
+    ("ImportKeyPair", "key-pair", ""),
+    (
+        "RunInstances",
+        "instance",
+        "AvailabilityZone AvailabilityZoneId EbsOptimized InstanceMarketType \
+         InstanceMetadataTags InstanceType MetadataHttpEndpoint \
+         MetadataHttpPutResponseHopLimit MetadataHttpTokens RootDeviceType Tenancy",
+    ),
+    (
+        "RunInstances",
+        "network-interface",
+        "AssociatePublicIpAddress AvailabilityZone Subnet Vpc",
+    ),
+    (
+        "RunInstances",
+        "volume",
+        "AvailabilityZone AvailabilityZoneId Encrypted VolumeSize VolumeType",
+    ),
+];
+
+const TAGGING: [&str; 2] = ["CreateTags", "DeleteTags"];
+
+const MORE: [(&str, &[(&str, &str)]); 1] = [(
+    "ModifyInstanceAttribute",
+    &[
+        ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
+        ("BlockDeviceMapping.1.Ebs.DeleteOnTermination", "true"),
+    ],
+)];
