@@ -377,6 +377,14 @@ impl Ctx {
         }
     }
 
+    /// Whether the call has a token that still stands for this.
+    pub fn stands_for(&self, view: Scoped<'_>, made: &str) -> bool {
+        let Token::Given(Idempotency { key, .. }) = &self.token else {
+            return false;
+        };
+        view.get::<ClientToken>(key).is_some_and(|t| t.made == made)
+    }
+
     /// A new identifier: `ctx.fresh_id(InstanceId::from_random)`.
     pub fn fresh_id<T>(&self, make: impl FnOnce(u128) -> T) -> T {
         make(rand::random())

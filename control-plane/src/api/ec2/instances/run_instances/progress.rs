@@ -19,8 +19,9 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
         match view.get::<Reservation>(&once.made) {
             Some(made) if !is_refused(view, made) => Ok(expand(view, change, made, pool)),
             // Its instances have ended, and had their time.
-            None if once.repeated => Ok(true),
-            // By a call with the same token, at the same time.
+            None if once.repeated && ctx.stands_for(view, &once.made) => Ok(true),
+            // By a call with the same token, at the same time; where nothing was begun of
+            // it, it may be gone already, and its token with it.
             _ => Err(taken_back()),
         }
     });
@@ -70,4 +71,43 @@ fn is_refused(view: Scoped<'_>, reservation: &Reservation) -> bool {
     let refused = Some(StateReason::launch_refused());
     made.into_iter()
         .any(|instance| instance.state_reason == refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{Idempotency, ec2::instances::tests::cloud_on},
+        model::ReservationId,
+        store::Db,
+    };
+
+    #[tokio::test]
+    async fn a_launch_that_is_gone_has_ended_only_if_its_token_still_stands_for_it() {
+        let ctx = cloud_on(Db::in_memory().await).await;
+        let ctx = ctx.with_token(Idempotency {
+            key: "RunInstances:t".into(),
+            digest: "d".into(),
+        });
+        let pool = ctx.config.public_addresses();
+        let made = ReservationId::from_random(1).to_string();
+        let once = async || ctx.once(|_, _| Ok(made.clone())).await.unwrap();
+        assert!(!once().await.repeated);
+        // Its instances have ended.
+        let ended = once().await;
+        assert!(ended.repeated);
+        assert!(make_next(&ctx, &ended, pool).await.unwrap());
+        // Another call has taken it back meanwhile, and launched anew since.
+        let forget = ctx.transact(|view, change| {
+            ctx.forget(view, change, &ended.made);
+            Ok(())
+        });
+        forget.await.unwrap();
+        let refused = make_next(&ctx, &ended, pool).await.unwrap_err();
+        assert_eq!((&*refused.code, refused.status), ("Unavailable", 503));
+        let anew = ReservationId::from_random(2).to_string();
+        ctx.once(|_, _| Ok(anew.clone())).await.unwrap();
+        let refused = make_next(&ctx, &ended, pool).await.unwrap_err();
+        assert_eq!(refused.code, "Unavailable");
+    }
 }
