@@ -52,6 +52,12 @@ impl ApiError {
         self
     }
 
+    /// Whether the same call may be carried out a moment later: the store's disk is full
+    /// or stalls, or too many change the same at once.
+    pub fn may_pass(&self) -> bool {
+        self.code == "Unavailable"
+    }
+
     /// Our own fault: `InternalError`, status 500.
     pub fn internal(source: impl Into<anyhow::Error>) -> Self {
         Self {
@@ -252,6 +258,7 @@ mod tests {
         ] {
             let ec2 = Vocabulary::EC2.translate(error.into());
             assert_eq!((&*ec2.code, ec2.status), ("Unavailable", 503));
+            assert!(ec2.may_pass() && !ApiError::from(StoreError::Closed).may_pass());
             assert!(ec2.message.contains("disk"));
             let query = Vocabulary::QUERY.translate(ec2);
             assert_eq!((&*query.code, query.status), ("ServiceUnavailable", 503));

@@ -36,11 +36,25 @@ use crate::{
 
 type Meanwhile = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A store in which something happens just before the next commit.
+type Fails = Arc<Mutex<Option<fn() -> StoreError>>>;
+
+/// A store in which something happens just before the next commit, or none succeeds.
 #[derive(Clone)]
 struct Meddler {
     inner: Arc<MemoryStore>,
     before: Arc<Mutex<Option<Meanwhile>>>,
+    fails: Fails,
+}
+
+impl Meddler {
+    /// From the second commit on none succeeds.
+    fn fails_after_one(&self, error: fn() -> StoreError) {
+        let fails = self.fails.clone();
+        let fail: Meanwhile = Box::pin(async move { *fails.lock().unwrap() = Some(error) });
+        let before = self.before.clone();
+        let next: Meanwhile = Box::pin(async move { *before.lock().unwrap() = Some(fail) });
+        *self.before.lock().unwrap() = Some(next);
+    }
 }
 
 #[async_trait]
@@ -55,6 +69,9 @@ impl Store for Meddler {
         let before = self.before.lock().unwrap().take();
         if let Some(before) = before {
             before.await;
+        }
+        if let Some(error) = *self.fails.lock().unwrap() {
+            return Err(error());
         }
         self.inner.commit(txn).await
     }
@@ -82,6 +99,7 @@ async fn two_on(cpus: u32) -> (Meddler, Ctx, Ctx, String) {
     let store = Meddler {
         inner: Arc::new(MemoryStore::new()),
         before: Arc::default(),
+        fails: Arc::default(),
     };
     let ctx = with_machine(Db::open(Arc::new(store.clone())).await.unwrap(), cpus).await;
     let text = "GroupName=web&GroupDescription=d";
@@ -224,6 +242,35 @@ async fn a_launch_that_was_taken_back_is_no_success_for_another_call() {
     let refused = call::<RunInstances>(&ctx, &run).await.err().unwrap();
     assert_eq!(refused.code, "Unavailable");
     assert!(ctx.view().view().all::<Instance>().count() < 40);
+}
+
+/// What a launch is answered that can't be taken back for two and a half seconds,
+/// after how many, and whether it is taken back then.
+async fn launched_while_failing(error: fn() -> StoreError) -> (String, u64, bool) {
+    let (store, ctx, ..) = two_on(20).await;
+    store.fails_after_one(error);
+    let fails = store.fails.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        *fails.lock().unwrap() = None;
+    });
+    let began = tokio::time::Instant::now();
+    let refused = call::<RunInstances>(&ctx, RUN).await.err().unwrap();
+    let view = ctx.view();
+    let made = view.view().all::<Reservation>().next().unwrap();
+    let refused_after = began.elapsed().as_secs();
+    let launch = made.pending.as_ref().unwrap();
+    (refused.code.into_owned(), refused_after, launch.refused)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_launch_is_taken_back_as_soon_as_it_can_be_and_what_never_can_is_answered() {
+    let stalled = || StoreError::Stalled(Duration::from_secs(20));
+    let waited = launched_while_failing(stalled).await;
+    assert_eq!(waited, ("Unavailable".into(), 3, true));
+    let broken = || StoreError::Invalid("it".into());
+    let at_once = launched_while_failing(broken).await;
+    assert_eq!(at_once, ("InternalError".into(), 0, false));
 }
 
 /// Puts so many more there.

@@ -13,7 +13,7 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Makes the next of what a launch makes; whether it is whole then. After an error
-/// nothing of it will be: it is taken back.
+/// nothing of it will be: it is taken back. Only after `InternalError` nobody knows.
 pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Result<bool, ApiError> {
     let made = ctx.transact(|view, change| {
         match view.get::<Reservation>(&once.made) {
@@ -29,8 +29,8 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
         Ok(whole) => return Ok(whole),
         Err(error) => error,
     };
-    // The answer waits: a caller that was told of an error may launch anew, and must
-    // not get both. Whoever doesn't wait for it has none.
+    // The answer waits for as long as that may help: a caller that was told of an error
+    // may launch anew, and must not get both. Whoever doesn't wait for it has none.
     loop {
         let refused = ctx.transact(|view, change| {
             let Some(made) = view.get::<Reservation>(&once.made) else {
@@ -46,10 +46,16 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
             Ok(true) => return Err(error),
             // Somebody else has made the rest meanwhile.
             Ok(false) => return Ok(true),
-            Err(why) => {
+            Err(why) if why.may_pass() => {
                 let (launch, why) = (&once.made, &why.message);
                 tracing::warn!(launch, %why, "a launch that failed can't be taken back yet");
                 tokio::time::sleep(RETRY).await;
+            }
+            // Not by waiting, and maybe it is made whole yet: no error that says it isn't.
+            Err(why) => {
+                let launch = &once.made;
+                tracing::error!(launch, %error, "a launch that failed can't be taken back");
+                return Err(why);
             }
         }
     }
