@@ -12,7 +12,7 @@ use anyhow::anyhow;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{ApiError, Console, Targets};
+use super::{ApiError, Console, Targets, lists::Lists};
 use crate::{
     auth::{Authorized, Caller, Policies},
     config::Config,
@@ -131,6 +131,8 @@ pub struct Ctx {
     dry_run: bool,
     now: Timestamp,
     authorized: Authorized,
+    /// Where the answer is made, if it is long.
+    beside: Option<Arc<Lists>>,
 }
 
 /// What a call made, now or at an earlier call with the same token.
@@ -165,6 +167,34 @@ impl Ctx {
             repeated: AtomicBool::new(false),
             now,
             authorized,
+            beside: None,
+        }
+    }
+
+    /// The same context for a call whose answer is long.
+    #[must_use]
+    pub(super) fn with_long_answer(mut self, lists: Arc<Lists>) -> Self {
+        self.beside = Some(lists);
+        self
+    }
+
+    /// What is answered of the newest view by an action that answers with what it makes,
+    /// as many as there may be: where that is much work, it is done
+    /// [beside the runtime](super::lists).
+    ///
+    /// # Errors
+    /// What `make` refuses with.
+    pub async fn answer<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(Scoped<'_>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let view = self.view();
+        match &self.beside {
+            Some(lists) => {
+                let made = async move { make(view.view()) };
+                lists.make(&self.caller.account, made).await?
+            }
+            None => make(view.view()),
         }
     }
 

@@ -129,7 +129,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{Cloud, console::NoConsole, registry::Call},
+        api::{
+            Action, Cloud, Ctx, Targets,
+            console::NoConsole,
+            ec2,
+            registry::{Call, Service, action},
+        },
         auth::{Caller, RootOnly},
         config::Config,
         model::{Arn, Scope, samples},
@@ -167,6 +172,79 @@ mod tests {
         assert_eq!(lists.all.available_permits(), 2);
     }
 
+    /// A call on what the samples' account has.
+    fn of(db: &Db, lists: &Arc<Lists>, form: &str) -> Call {
+        let scope = samples::scope();
+        let caller = Caller {
+            arn: Arn::root(&scope.account),
+            user_id: scope.account.clone(),
+            account: scope.account,
+            region: scope.region,
+            access_key_id: "AKIATEST".into(),
+        };
+        Call {
+            cloud: Cloud {
+                db: db.clone(),
+                config: Arc::new(Config::for_tests()),
+                console: Arc::new(NoConsole),
+                policies: Arc::new(RootOnly),
+            },
+            caller,
+            request_id: "req".into(),
+            now: jiff::Timestamp::UNIX_EPOCH,
+            form: Form::parse(form.as_bytes()).unwrap(),
+            lists: Arc::clone(lists),
+        }
+    }
+
+    /// An action that answers with what it makes: whether it does so beside its caller.
+    struct Making;
+
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase", deny_unknown_fields)]
+    struct MakingRequest {
+        #[serde(rename = "MaxCount")]
+        _max_count: u32,
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct MakingResponse {
+        beside: bool,
+    }
+
+    impl Action for Making {
+        const NAME: &'static str = "Making";
+        type Request = MakingRequest;
+        type Response = MakingResponse;
+
+        fn targets(_: &MakingRequest, to: &mut Targets<'_>) {
+            to.any();
+        }
+
+        async fn handle(ctx: &Ctx, _: MakingRequest) -> Result<MakingResponse, ApiError> {
+            let handling = thread::current().id();
+            let beside = move || thread::current().id() != handling;
+            let answer = ctx.answer(move |_| Ok(MakingResponse { beside: beside() }));
+            answer.await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_makes_many_answers_with_them_from_beside_the_runtime() {
+        let (db, lists) = (Db::in_memory().await, Arc::new(Lists::new(2)));
+        let service = Service {
+            actions: vec![action::<Making>()],
+            ..ec2::service()
+        };
+        let making = service.find("Making").unwrap();
+        for (count, beside) in [(20, false), (21, true)] {
+            let call = of(&db, &lists, &format!("MaxCount={count}"));
+            let answered = making.call(&service, call).await.unwrap();
+            let expected = format!("<beside>{beside}</beside>");
+            assert!(answered.body.contains(&expected), "{count}");
+        }
+    }
+
     #[tokio::test]
     async fn a_long_list_has_its_turn_and_a_short_one_waits_for_none() {
         let db = Db::in_memory().await;
@@ -177,29 +255,9 @@ mod tests {
         };
         db.transact_at(&scope, put).await.unwrap();
         let lists = Arc::new(Lists::new(2));
-        let ec2 = crate::api::ec2::service();
+        let ec2 = ec2::service();
         let ask = |action: &str, form: &str| {
-            let caller = Caller {
-                account: scope.account.clone(),
-                region: scope.region.clone(),
-                arn: Arn::root(&scope.account),
-                user_id: scope.account.clone(),
-                access_key_id: "AKIATEST".into(),
-            };
-            let call = Call {
-                cloud: Cloud {
-                    db: db.clone(),
-                    config: Arc::new(Config::for_tests()),
-                    console: Arc::new(NoConsole),
-                    policies: Arc::new(RootOnly),
-                },
-                caller,
-                request_id: "req".into(),
-                now: jiff::Timestamp::UNIX_EPOCH,
-                form: Form::parse(form.as_bytes()).unwrap(),
-                lists: Arc::clone(&lists),
-            };
-            let answer = ec2.find(action).unwrap().call(&ec2, call);
+            let answer = ec2.find(action).unwrap().call(&ec2, of(&db, &lists, form));
             Box::pin(async { answer.await.map(|answered| answered.body) })
         };
         let turn = lists.account(&scope.account).acquire_owned().await;

@@ -228,7 +228,7 @@ async fn run<A: Action>(
     let long = is_list(A::NAME) && !is_short(call.cloud.db.view().at(&scope), &call.form);
     let long_answer = !is_list(A::NAME) && makes_many(&call.form);
     let request_id = call.request_id.clone();
-    let ctx = Ctx::new(
+    let mut ctx = Ctx::new(
         call.cloud,
         call.caller,
         call.request_id,
@@ -237,6 +237,9 @@ async fn run<A: Action>(
         call.now,
         authorized,
     );
+    if long_answer {
+        ctx = ctx.with_long_answer(Arc::clone(&call.lists));
+    }
     // What has been done is answered; a list may be asked for in pages.
     let most = if is_list(A::NAME) {
         MAX_ANSWER_BYTES

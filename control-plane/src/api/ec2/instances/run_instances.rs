@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::{
-        Action, ApiError, Ctx, Targets,
+        Action, ApiError, Ctx, Once, Targets,
         ec2::listing::Row,
         shared::{TagSpecification, tag},
     },
@@ -286,27 +286,28 @@ impl Action for RunInstances {
             .await?;
         // Also after a repeated call: a crash may have cut the first one short.
         while !progress::make_next(ctx, &once, pool).await? {}
-        let view = ctx.view();
-        let view = view.view();
-        let mut made: Vec<&Instance> = view.by(Instance::BY_RESERVATION, &once.made).collect();
-        made.sort_by_key(|i| i.launch_index);
-        let over = |i: &&Instance| i.state == InstanceState::Terminated;
-        if once.repeated && made.iter().all(over) {
-            return Err(ApiError::new(
-                "IdempotentInstanceTerminated",
-                "The client token was used before, and the instances that it launched have been terminated",
-            ));
-        }
-        Ok(Response {
-            reservation_id: once.made,
-            owner_id: ctx.caller.account.clone(),
-            group_set: Vec::new(),
-            instances_set: made
-                .into_iter()
-                .map(|i| answer::instance(&Row::new(view, i)))
-                .collect(),
-        })
+        ctx.answer(move |view| launched(view, once)).await
     }
+}
+
+/// The instances of a launch, by their indexes.
+fn launched(view: Scoped<'_>, once: Once) -> Result<Response, ApiError> {
+    let mut made: Vec<&Instance> = view.by(Instance::BY_RESERVATION, &once.made).collect();
+    made.sort_by_key(|i| i.launch_index);
+    let over = |i: &&Instance| i.state == InstanceState::Terminated;
+    if once.repeated && made.iter().all(over) {
+        return Err(ApiError::new(
+            "IdempotentInstanceTerminated",
+            "The client token was used before, and the instances that it launched have been terminated",
+        ));
+    }
+    let instance = |i| answer::instance(&Row::new(view, i));
+    Ok(Response {
+        reservation_id: once.made,
+        owner_id: view.scope().account.clone(),
+        group_set: Vec::new(),
+        instances_set: made.into_iter().map(instance).collect(),
+    })
 }
 
 /// How many of them the hosts have room for. Instances that still wait for
