@@ -42,6 +42,9 @@ const ERROR: u8 = 1;
 const BROKEN: u64 = 1 << 16;
 const FIRST_LINK: u64 = BROKEN + 1;
 
+/// The control queue of a driver without VIRTIO_NET_F_MQ. Section 5.1.2.
+const CONTROL_OF_ONE: u64 = 2;
+
 /// The links of all pairs, of which the first few are in use: a packet must not go
 /// to one whose queue nobody serves.
 struct Pairs {
@@ -148,9 +151,10 @@ impl Control {
         let remote = parts.ports.len();
         let own = parts.links.len() - remote;
         for (token, bell) in (0..).zip(doorbells) {
-            // Those of the other pumps ring on their threads.
-            let is_own = token < 2 * own as u64 || token >= 2 * parts.links.len() as u64;
-            if is_own {
+            // Those of the other pumps ring on their threads; but the third queue is the
+            // control queue of a driver that takes one pair only.
+            let is_pumps = token >= 2 * own as u64 && token < 2 * parts.links.len() as u64;
+            if !is_pumps || token == CONTROL_OF_ONE {
                 events.watch(bell.as_ref(), token, EventSet::IN)?;
             }
         }
