@@ -79,3 +79,66 @@ fn a_layer_that_must_stand_and_does_not_is_named() {
     assert!(line.contains(&format!("no {missing} layer")), "{line}");
     assert!(!bench.path("exit").exists());
 }
+
+#[test]
+fn a_jailed_machine_is_reset_and_its_crash_has_registers() {
+    let Some(bench) = Bench::new(&out(0x602, 1)) else {
+        return;
+    };
+    let mut child = bench.command().arg("--jail=best-effort").start();
+    bench.listens("socket");
+    until("third reset", || bench.machine().resets >= 3);
+    // As many filters as the main thread, and one of its own (proc_pid_status(5)).
+    let filters = |wanted: &str| {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("tasks");
+        let mut statuses = tasks.filter_map(|task| {
+            let status = std::fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+            status
+                .contains(&format!("Name:\t{wanted}\n"))
+                .then_some(status)
+        });
+        let status = statuses.next()?;
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("Seccomp_filters:\t"))?;
+        count.parse::<u32>().ok()
+    };
+    let main = filters("hearth-vmm").expect("the main thread's");
+    until("confined further", || filters("vcpu0") == Some(main + 1));
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+
+    std::fs::write(bench.path("kernel"), bzimage(&UD2)).expect("kernel");
+    let output = bench.command().arg("--jail=best-effort").output();
+    assert_eq!(output.expect("runs").status.code(), Some(1));
+    let Exit::Crashed { detail } = bench.exit() else {
+        panic!("{:?}", bench.exit());
+    };
+    assert!(detail.contains("rip=0x"), "{detail}");
+}
+
+#[test]
+fn a_jailed_daemon_is_known_by_the_pid_that_others_see() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let mut command = bench.command();
+    command.args(["--jail=best-effort", "--daemonize", "--pid-file"]);
+    let output = command.arg(bench.path("pid")).output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+
+    let machine = bench.machine();
+    let pid = std::fs::read_to_string(bench.path("pid")).expect("pid file");
+    let pid = pid.trim();
+    assert_eq!(pid, machine.pid.to_string());
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    assert!(status.contains("Name:\thearth-vmm"), "{status}");
+    let is_alone = status.contains(&format!("NSpid:\t{pid}\t1\n"));
+    let has_namespaces = machine.jail.contains(&SandboxLayer::Namespaces);
+    assert_eq!(is_alone, has_namespaces, "{status}");
+
+    // Also the first process of a namespace hears who is outside.
+    let killed = Command::new("kill").arg(pid).status();
+    assert!(killed.expect("kill runs").success());
+    until("exit file", || bench.path("exit").exists());
+    assert_eq!(bench.exit(), Exit::Stopped);
+}
