@@ -87,15 +87,15 @@ impl<'a> Vcpu<'a> {
     }
 
     fn run(&mut self, mailbox: &Mailbox<VcpuFd>) {
-        if !self.obey(mailbox) {
-            return;
-        }
-        // The process may become confined between the making of this thread and its
-        // first step, not later.
+        // First of all: the process is confined before it has vCPUs, and no order is
+        // carried out, nor the guest run, with more than this thread needs.
         if let Err(error) = confine_thread(ThreadRole::Vcpu) {
             let index = self.index;
             let detail = format!("vCPU {index}: the thread can't be confined: {error}");
             self.surroundings.reports.end(Ending::Crashed(detail));
+            return;
+        }
+        if !self.obey(mailbox) {
             return;
         }
         if self.index == 0 {
