@@ -1,6 +1,6 @@
 //! The serial port's other end: clients of the console socket, standard output.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Stdio;
 
 use super::*;
@@ -83,15 +83,39 @@ fn a_pipe_that_nobody_reads_holds_up_nothing() {
     assert!(after.ends_with(".!"), "the last words");
 }
 
-#[test]
-fn a_pipe_that_stays_full_does_not_keep_the_process() {
+/// Starts a flood into `output`, and returns once it has ended.
+fn flood_into(output: Stdio) {
     let Some(bench) = Bench::new(&[FLOOD.to_vec(), power_off()].concat()) else {
         return;
     };
     let mut command = bench.unlogged();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).start();
-    let pipe = child.stdout.take();
+    let mut child = command.stdin(Stdio::null()).stdout(output).start();
     assert_eq!(child.wait().expect("ends").code(), Some(0));
     assert_eq!(bench.exit(), Exit::GuestPowerOff);
-    drop(pipe);
+}
+
+#[test]
+fn a_pipe_that_stays_full_does_not_keep_the_process() {
+    let (_reader, writer) = std::io::pipe().expect("a pipe");
+    flood_into(writer.into());
+}
+
+#[test]
+fn a_terminal_that_stands_still_does_not_keep_the_process() {
+    let (mut ours, mut its) = (0, 0);
+    let none = std::ptr::null_mut();
+    // SAFETY: the first two pointers are to live ints; the others may be null.
+    let made = unsafe {
+        libc::openpty(
+            &raw mut ours,
+            &raw mut its,
+            none,
+            std::ptr::null(),
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(made, 0);
+    // SAFETY: openpty has just made both, and nobody else owns them.
+    let (_ours, its) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(its)) };
+    flood_into(its.into());
 }
