@@ -21,6 +21,9 @@ pub const TICK: Duration = Duration::from_millis(20);
 const CHUNK: usize = 4096;
 /// What [`Recent`] remembers: what EC2's GetConsoleOutput returns.
 const RECENT: usize = 64 << 10;
+/// As much output calls the main loop before its [`TICK`]: those who read along should
+/// not miss what they had been quick enough for.
+const MUCH: usize = RECENT / 4;
 
 /// Where the guest's output goes.
 #[derive(Debug)]
@@ -98,8 +101,8 @@ pub(super) struct Outlet {
     /// What is not in the output yet.
     waiting: Vec<u8>,
     recent: Option<Recent>,
-    /// There was output since the main loop came by.
-    active: bool,
+    /// How many bytes there were since the main loop came by.
+    since: usize,
     /// The main loop will come by without being called.
     attended: bool,
     bell: Arc<EventFd>,
@@ -113,7 +116,7 @@ impl Outlet {
             output,
             waiting: Vec::with_capacity(CHUNK),
             recent,
-            active: false,
+            since: 0,
             attended: false,
             bell,
         }
@@ -151,8 +154,9 @@ impl Outlet {
         if bytes.contains(&b'\n') {
             self.flush();
         }
-        self.active = true;
-        if !self.attended {
+        let is_much = self.since < MUCH && self.since + bytes.len() >= MUCH;
+        self.since = self.since.saturating_add(bytes.len());
+        if !self.attended || is_much {
             self.attended = true;
             // Only a full counter makes this fail, and then it has rung.
             let _ = self.bell.write(1);
@@ -162,7 +166,7 @@ impl Outlet {
     /// Carries on what waits. Returns whether to come by again after a [`TICK`]; if
     /// not, the bell calls.
     pub(super) fn progress(&mut self) -> bool {
-        self.attended = std::mem::take(&mut self.active);
+        self.attended = std::mem::take(&mut self.since) > 0;
         self.flush();
         self.attended
     }
@@ -243,6 +247,24 @@ mod tests {
         let mut all = [0; 4];
         view.read_exact_at(&mut all, 0).expect("read");
         assert_eq!(&all, b"abcd");
+    }
+
+    #[test]
+    fn much_output_calls_before_the_tick() {
+        let (mut outlet, _) = outlet();
+        outlet.push(b"a");
+        assert_eq!(outlet.bell.read().expect("rung"), 1);
+        for _ in 0..2 {
+            outlet.progress();
+            for _ in 0..MUCH - 2 {
+                outlet.push(b"b");
+            }
+            assert!(outlet.bell.read().is_err(), "a tick will come");
+            for _ in 0..MUCH {
+                outlet.push(b"cd");
+            }
+            assert_eq!(outlet.bell.read().expect("rung"), 1, "once");
+        }
     }
 
     #[test]
