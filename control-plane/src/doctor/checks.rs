@@ -30,6 +30,8 @@ pub struct Facts {
     /// The records in the store that can't be read, by their keys; none where there is
     /// no store yet.
     pub unreadable: Result<Option<Vec<String>>, String>,
+    /// The volumes in the data folder that no record knows.
+    pub stray_volumes: Result<Vec<String>, String>,
     /// The data folder, or its nearest parent that exists.
     pub data_folder: String,
     /// Whether two files can share their blocks there.
@@ -113,6 +115,7 @@ pub fn judge(facts: &Facts) -> Vec<Row> {
         ),
         cgroup(&facts.cgroup_controllers),
         records(&facts.unreadable),
+        volumes(&facts.stray_volumes),
         row(
             "reflink",
             facts
@@ -238,19 +241,7 @@ fn records(unreadable: &Result<Option<Vec<String>>, String>) -> Row {
     let found = match unreadable {
         Ok(None) => Ok("no store yet".into()),
         Ok(Some(keys)) if keys.is_empty() => Ok("all can be read".into()),
-        Ok(Some(keys)) => {
-            let named: Vec<&str> = keys.iter().take(5).map(String::as_str).collect();
-            let more = if keys.len() > named.len() {
-                ", …"
-            } else {
-                ""
-            };
-            Err(format!(
-                "{} can't be read: {}{more}",
-                keys.len(),
-                named.join(", ")
-            ))
-        }
+        Ok(Some(keys)) => Err(format!("{} can't be read: {}", keys.len(), named(keys))),
         Err(why) => Err(why.clone()),
     };
     row(
@@ -259,6 +250,26 @@ fn records(unreadable: &Result<Option<Vec<String>>, String>) -> Row {
         Level::Lesser,
         "what depends on these waits, and nothing is removed: the log says why each can't be read; run the hearth that wrote them",
     )
+}
+
+fn volumes(strays: &Result<Vec<String>, String>) -> Row {
+    let found = strays.clone().and_then(|strays| match strays.len() {
+        0 => Ok("none without its record".into()),
+        n => Err(format!("{n} that no record knows: {}", named(&strays))),
+    });
+    row(
+        "volumes",
+        found,
+        Level::Lesser,
+        "nothing uses these, and nothing removes them: unless hearth.db is an older copy, delete volumes/ID.raw in the data folder",
+    )
+}
+
+/// The first of them.
+fn named(all: &[String]) -> String {
+    let some = all[..all.len().min(5)].join(", ");
+    let more = if all.len() > 5 { ", …" } else { "" };
+    some + more
 }
 
 fn cgroup(controllers: &Result<Vec<String>, String>) -> Row {
@@ -324,6 +335,7 @@ mod tests {
             optional_layers: Vec::new(),
             cgroup_controllers: Ok(vec!["cpu".into(), "memory".into(), "pids".into()]),
             unreadable: Ok(None),
+            stray_volumes: Ok(Vec::new()),
             data_folder: "/var/lib".into(),
             reflink: Ok(()),
             disk_free_mib: 100_000,
@@ -361,6 +373,21 @@ mod tests {
             "{row:?}"
         );
         assert!(row.found.ends_with("/volumes/5, …"), "{row:?}");
+        assert!(able(&rows));
+    }
+
+    #[test]
+    fn volumes_that_no_record_knows_are_named() {
+        let strays = (1..=5).map(|n| format!("vol-{n}")).collect();
+        let facts = Facts {
+            stray_volumes: Ok(strays),
+            ..good()
+        };
+        let rows = judge(&facts);
+        let row = rows.iter().find(|row| row.name == "volumes").unwrap();
+        assert_eq!(row.level, Level::Lesser);
+        let found = "5 that no record knows: vol-1, vol-2, vol-3, vol-4, vol-5";
+        assert_eq!(row.found, found);
         assert!(able(&rows));
     }
 

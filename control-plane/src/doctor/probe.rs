@@ -1,6 +1,7 @@
 //! Gathers the facts: each by trying, and leaving nothing behind.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
@@ -10,7 +11,11 @@ use std::{
 use hearth_vmm_api::SandboxLayer;
 
 use super::{Facts, kvm, sandbox};
-use crate::store::unreadable_in;
+use crate::{
+    model::{Resource as _, Volume, VolumeId},
+    storage::found_in,
+    store::{View, view_of},
+};
 
 /// Tries everything out.
 #[must_use]
@@ -23,6 +28,9 @@ pub fn gather() -> Facts {
         .unwrap_or(Path::new("/"))
         .to_owned();
     let root = rustix::process::geteuid().is_root();
+    // Before the records: a volume is made after its record, and goes before it.
+    let found = volumes(&wanted);
+    let records = records(&wanted);
     Facts {
         layers: sandbox::gather(root),
         optional_layers: optional_layers(),
@@ -38,23 +46,53 @@ pub fn gather() -> Facts {
         reflink: reflink(&folder).map_err(|e| e.to_string()),
         disk_free_mib: rustix::fs::statvfs(&folder)
             .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20),
-        unreadable: unreadable(&wanted),
+        unreadable: records.as_ref().map(unreadable).map_err(String::clone),
+        stray_volumes: found.and_then(|found| {
+            let view = records?.unwrap_or_default();
+            let strays = strays(&view, found);
+            // What has gone meanwhile may have gone with its record.
+            let there = volumes(&wanted)?;
+            let strays = strays.intersection(&there);
+            Ok(strays.map(ToString::to_string).collect())
+        }),
         data_folder: folder.display().to_string(),
         memory_mib: memory_mib(),
     }
 }
 
-fn unreadable(data_folder: &Path) -> Result<Option<Vec<String>>, String> {
+fn volumes(data_folder: &Path) -> Result<BTreeSet<VolumeId>, String> {
+    found_in(data_folder).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+}
+
+/// The volumes that no record knows. One that can't be read still says by its key which
+/// it is of.
+fn strays(view: &View, found: BTreeSet<VolumeId>) -> BTreeSet<VolumeId> {
+    let volumes = Volume::key_of("");
+    let unreadable = view.unreadable().map(|(key, _)| key);
+    let unreadable = unreadable.filter(|key| key.starts_with(&volumes));
+    let unreadable: BTreeSet<&str> = unreadable
+        .filter_map(|key| key.rsplit('/').next())
+        .collect();
+    let known =
+        |id: &VolumeId| view.find::<Volume>(id).is_some() || unreadable.contains(id.as_str());
+    found.into_iter().filter(|id| !known(id)).collect()
+}
+
+fn unreadable(view: &Option<View>) -> Option<Vec<String>> {
+    let keys = view.as_ref()?.unreadable().map(|(key, _)| key.to_owned());
+    Some(keys.collect())
+}
+
+/// The store's records; none where there is no store yet.
+fn records(data_folder: &Path) -> Result<Option<View>, String> {
     let path = data_folder.join("hearth.db");
     match path.try_exists() {
         Ok(true) => {}
         Ok(false) => return Ok(None),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     }
-    match unreadable_in(&path) {
-        Ok(all) => Ok(Some(all.into_iter().map(|(key, _)| key).collect())),
-        Err(error) => Err(format!("{}: {error}", path.display())),
-    }
+    let view = view_of(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Some(view))
 }
 
 /// As `hearth serve` has it from the same variable; a name that is none is refused there.
@@ -138,4 +176,54 @@ fn memory_mib() -> u64 {
                 .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         })
         .map_or(0, |kib| kib >> 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::samples,
+        store::{Op, SqliteStore, Store as _, Txn},
+    };
+
+    #[test]
+    fn a_volume_without_a_record_is_a_stray() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(volumes(folder.path()), Ok(BTreeSet::new()));
+        fs::create_dir(folder.path().join("volumes")).unwrap();
+        for n in [1, 2] {
+            let id = VolumeId::from_random(n);
+            fs::write(folder.path().join(format!("volumes/{id}.raw")), "").unwrap();
+        }
+        fs::write(folder.path().join("volumes/notes.txt"), "").unwrap();
+        let found = volumes(folder.path()).unwrap();
+        assert_eq!(found.len(), 2);
+        let [one, two] = [1, 2].map(VolumeId::from_random);
+        let view = View::default().with(samples::volume(1));
+        assert_eq!(strays(&view, found.clone()), [two.clone()].into());
+        assert_eq!(strays(&View::default(), found), [one, two].into());
+    }
+
+    #[tokio::test]
+    async fn a_volume_whose_record_cant_be_read_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(records(folder.path()).unwrap().is_none());
+        let path = folder.path().join("hearth.db");
+        let store = SqliteStore::open(&path);
+        let put = Op::Put {
+            key: samples::volume(1).key(),
+            value: b"{}".to_vec(),
+            lease: None,
+        };
+        let txn = Txn {
+            ops: vec![put],
+            ..Txn::default()
+        };
+        store.await.unwrap().commit(txn).await.unwrap();
+        let view = records(folder.path()).unwrap();
+        assert_eq!(unreadable(&view), Some(vec![samples::volume(1).key()]));
+        let found = [1, 2].map(VolumeId::from_random).into();
+        let strays = strays(&view.unwrap(), found);
+        assert_eq!(strays, [VolumeId::from_random(2)].into());
+    }
 }

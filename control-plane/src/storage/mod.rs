@@ -19,6 +19,7 @@ pub mod host;
 pub mod simulated;
 mod space;
 
+pub use host::found_in;
 pub use space::{Pressure, Space, default_reserve};
 
 /// A volume to be there.

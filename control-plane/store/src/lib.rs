@@ -32,7 +32,7 @@ pub use changes::{Changed, Changes};
 pub use db::{Db, TransactError};
 pub use memory::MemoryStore;
 pub use scoped::{OwnedView, Scoped};
-pub use sqlite::{SqliteStore, unreadable_in};
+pub use sqlite::{SqliteStore, view_of};
 pub use view::View;
 
 use std::time::Duration;

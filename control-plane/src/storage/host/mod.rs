@@ -244,6 +244,20 @@ fn list(dir: &Path) -> io::Result<BTreeSet<VolumeId>> {
     Ok(found)
 }
 
+/// The volumes under `data`, whether it is open or not; those of a pool that isn't
+/// mounted are not seen. Blocks.
+///
+/// # Errors
+/// When the folder of the volumes is there and can't be read.
+pub fn found_in(data: &Path) -> Result<BTreeSet<VolumeId>, StorageError> {
+    let volumes = data.join("volumes");
+    let found = match list(&volumes) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        other => other,
+    };
+    doing(|| format!("reading {}", volumes.display()), found)
+}
+
 /// Removes all that [`HostStorage`] has ever made under `data`, whether it is
 /// open or not. Blocks.
 ///

@@ -93,24 +93,20 @@ impl Sqlite {
     }
 }
 
-/// The records in this file that can't be read, by their keys, and why; a `hearth` may
-/// have it open.
+/// The picture of the records in this file, without its revision; a `hearth` may have it
+/// open.
 ///
 /// # Errors
 /// If SQLite can't read the file.
-pub fn unreadable_in(path: &Path) -> Result<Vec<(String, String)>, StoreError> {
+pub fn view_of(path: &Path) -> Result<View, StoreError> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let mut statement =
         connection.prepare("SELECT key, value, created, modified FROM entries ORDER BY key")?;
     let entries = statement.query_map([], entry)?;
-    let view = View::of(Range {
+    Ok(View::of(Range {
         revision: Revision::default(),
         entries: entries.collect::<Result<_, _>>()?,
-    });
-    let unreadable = view.unreadable();
-    Ok(unreadable
-        .map(|(key, why)| (key.to_owned(), why.to_owned()))
-        .collect())
+    }))
 }
 
 /// What a connection needs before its first statement.

@@ -27,7 +27,7 @@ use tokio::{
 use self::engine::Sqlite;
 use super::{Entry, LeaseId, Outcome, Range, Revision, Store, StoreError, Txn, Watch, core::Core};
 
-pub use self::engine::unreadable_in;
+pub use self::engine::view_of;
 
 /// The pause after a failure to end leases.
 const RETRY: Duration = Duration::from_secs(1);
