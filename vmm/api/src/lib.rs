@@ -11,6 +11,7 @@
 //! | `PUT /v1/pause`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/resume`         |              | 204             |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
+//! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
 //! | `GET /v1/balloon`        |              | [`BalloonState`] |
 //! | `PUT /v1/balloon`        | [`Balloon`]  | 202: the guest was asked |
 //! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]        |
@@ -302,8 +303,85 @@ pub struct BalloonState {
 pub struct Metrics {
     /// Exits from the guest to the VMM, all vCPUs.
     pub vcpu_exits: u64,
+    /// What they were for.
+    #[serde(default)]
+    pub exits: Vec<ExitCount>,
+    /// How long they kept their vCPUs.
+    #[serde(default)]
+    pub exit_latency: Vec<ExitLatency>,
     /// For each device, by its id: name and count.
     pub devices: std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>,
+}
+
+/// Why a vCPU left the guest: Documentation/virt/kvm/api.rst, KVM_EXIT_….
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExitReason {
+    /// `in`, or rounds of `ins`.
+    PortRead,
+    /// `out`, or rounds of `outs`.
+    PortWrite,
+    /// A load from what is no memory.
+    MemoryRead,
+    /// A store to what is no memory.
+    MemoryWrite,
+    /// `hlt`, where KVM doesn't handle it.
+    Halt,
+    /// A signal: a pause, say. Or the guest could not be entered yet.
+    Interrupted,
+    /// What ends a machine.
+    Other,
+}
+
+impl ExitReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::PortRead,
+        Self::PortWrite,
+        Self::MemoryRead,
+        Self::MemoryWrite,
+        Self::Halt,
+        Self::Interrupted,
+        Self::Other,
+    ];
+
+    /// Its name in JSON and in Prometheus' text.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PortRead => "port-read",
+            Self::PortWrite => "port-write",
+            Self::MemoryRead => "memory-read",
+            Self::MemoryWrite => "memory-write",
+            Self::Halt => "halt",
+            Self::Interrupted => "interrupted",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Exits for one reason and one device, since the process began. A slot that was filled
+/// anew goes on counting under its new device's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitCount {
+    /// Why.
+    pub reason: ExitReason,
+    /// The id of the device, `serial`, `pci-config`, `acpi`, `keyboard`, or `none`.
+    pub device: String,
+    /// How many.
+    pub exits: u64,
+    /// Nanoseconds from all of them to the entries that followed.
+    pub ns: u64,
+}
+
+/// How long exits for one reason kept their vCPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitLatency {
+    /// Why.
+    pub reason: ExitReason,
+    /// Nanoseconds that an exit took less than, at least half of them, and how many
+    /// did. Buckets without any are left out.
+    pub buckets: Vec<(u64, u64)>,
 }
 
 /// Why the VMM's process ended: the last thing it writes, as JSON ([`ExitRecord`]), to the
@@ -345,6 +423,15 @@ pub struct ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reasons_have_one_name_everywhere() {
+        for (place, reason) in ExitReason::ALL.into_iter().enumerate() {
+            let json = serde_json::to_string(&reason).expect("JSON");
+            assert_eq!(json, format!("\"{}\"", reason.name()));
+            assert_eq!(reason as usize, place);
+        }
+    }
 
     #[test]
     fn layers_have_one_name_everywhere() {

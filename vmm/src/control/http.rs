@@ -87,7 +87,8 @@ pub(super) fn render(answer: &Answer) -> Vec<u8> {
     );
     if answer.status != 204 {
         text += &format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            "Content-Type: {}\r\nContent-Length: {}\r\n",
+            answer.kind,
             answer.body.len()
         );
     }

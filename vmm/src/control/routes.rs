@@ -13,6 +13,8 @@ pub enum Command {
     Describe,
     /// The counters.
     Metrics,
+    /// The counters as Prometheus reads them.
+    Prometheus,
     /// The power button pressed.
     PowerButton,
     /// The machine power-cycled.
@@ -59,9 +61,14 @@ impl Command {
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// JSON, or nothing.
+    /// JSON or text, or nothing.
     pub body: String,
+    /// What the body is: a media type.
+    pub kind: &'static str,
 }
+
+/// The media type of JSON.
+const JSON: &str = "application/json";
 
 impl Answer {
     /// 204: it was done.
@@ -70,6 +77,7 @@ impl Answer {
         Self {
             status: 204,
             body: String::new(),
+            kind: JSON,
         }
     }
 
@@ -79,6 +87,7 @@ impl Answer {
         Self {
             status: 202,
             body: String::new(),
+            kind: JSON,
         }
     }
 
@@ -86,8 +95,22 @@ impl Answer {
     #[must_use]
     pub fn value(value: &impl Serialize) -> Self {
         match serde_json::to_string(value) {
-            Ok(body) => Self { status: 200, body },
+            Ok(body) => Self {
+                status: 200,
+                body,
+                kind: JSON,
+            },
             Err(error) => Self::error(500, &error.to_string()),
+        }
+    }
+
+    /// 200 with text of Prometheus' format, version 0.0.4.
+    #[must_use]
+    pub fn text(body: String) -> Self {
+        Self {
+            status: 200,
+            body,
+            kind: "text/plain; version=0.0.4",
         }
     }
 
@@ -100,15 +123,17 @@ impl Answer {
         Self {
             status,
             body: body.unwrap_or_default(),
+            kind: JSON,
         }
     }
 }
 
 /// Method and path of what takes no body.
-const PLAIN: [(&str, &str, Command); 8] = [
+const PLAIN: [(&str, &str, Command); 9] = [
     ("GET", "/v1/balloon", Command::Balloon),
     ("GET", "/v1/machine", Command::Describe),
     ("GET", "/v1/metrics", Command::Metrics),
+    ("GET", "/v1/prometheus", Command::Prometheus),
     ("PUT", "/v1/power-button", Command::PowerButton),
     ("PUT", "/v1/reset", Command::Reset),
     ("PUT", "/v1/stop", Command::Stop),

@@ -12,7 +12,7 @@ use crate::arch::layout::{
     ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_PCI_WINDOW,
     PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
 };
-use crate::pci::{PciRoot, Windows};
+use crate::pci::{PciRoot, SLOT_COUNT, Windows};
 use crate::serial::Serial;
 
 /// Keyboard controller: pulse the reset line (the PC AT's way to reset).
@@ -20,6 +20,54 @@ const I8042_RESET: u8 = 0xfe;
 const PORT_SERIAL_LAST: u16 = PORT_SERIAL + 7;
 const PORT_PCI_LAST: u16 = PORT_PCI_ADDRESS + 7;
 const PORT_PCI_WINDOW_LAST: u16 = PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1);
+
+/// What an exit is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// No access, or one that nothing claims.
+    None,
+    /// COM1.
+    Serial,
+    /// PCI configuration, by port or in memory.
+    Config,
+    /// The ACPI registers.
+    Acpi,
+    /// The keyboard controller.
+    Keyboard,
+    /// A BAR of the device in this slot.
+    Slot(u8),
+}
+
+impl Target {
+    const FIRST_SLOT: usize = 5;
+    /// How many there are.
+    pub const COUNT: usize = Self::FIRST_SLOT + SLOT_COUNT as usize;
+
+    /// Its place among all.
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Serial => 1,
+            Self::Config => 2,
+            Self::Acpi => 3,
+            Self::Keyboard => 4,
+            Self::Slot(slot) => Self::FIRST_SLOT + usize::from(slot % SLOT_COUNT),
+        }
+    }
+
+    /// All, by their places.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let fixed = [
+            Self::None,
+            Self::Serial,
+            Self::Config,
+            Self::Acpi,
+            Self::Keyboard,
+        ];
+        fixed.into_iter().chain((0..SLOT_COUNT).map(Self::Slot))
+    }
+}
 
 /// Everything that vCPUs reach by exits.
 pub struct Bus {
@@ -68,77 +116,105 @@ impl Bus {
     /// The accesses of an `in`, or of as many rounds of a repeated `ins` as KVM hands
     /// over at once (Documentation/virt/kvm/api.rst, KVM_EXIT_IO): each reads `width`
     /// bytes at the same port.
-    pub fn ports_read(&self, port: u16, width: usize, data: &mut [u8]) {
+    /// Returns what they are for.
+    pub fn ports_read(&self, port: u16, width: usize, data: &mut [u8]) -> Target {
+        let mut target = Target::None;
         for access in data.chunks_mut(width.max(1)) {
-            self.port_read(port, access);
+            target = self.port_read(port, access);
         }
+        target
     }
 
     /// The same for `out` and `outs`, and what the guest asks for by them.
-    #[must_use]
-    pub fn ports_write(&self, port: u16, width: usize, data: &[u8]) -> Option<Request> {
-        let mut ejected = 0;
+    pub fn ports_write(&self, port: u16, width: usize, data: &[u8]) -> (Target, Option<Request>) {
+        let (mut target, mut ejected) = (Target::None, 0);
         for access in data.chunks(width.max(1)) {
-            match self.port_write(port, access) {
+            let request;
+            (target, request) = self.port_write(port, access);
+            match request {
                 None => {}
                 Some(Request::Eject(slots)) => ejected |= slots,
                 // What would come after it, comes after the machine's end.
-                end => return end,
+                end => return (target, end),
             }
         }
-        (ejected != 0).then_some(Request::Eject(ejected))
+        (target, (ejected != 0).then_some(Request::Eject(ejected)))
     }
 
-    /// One access of an `in` instruction.
-    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+    /// One access of an `in` instruction. Returns what it is for.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) -> Target {
         match port {
-            PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.read(register(port), data),
-            PORT_PCI_ADDRESS..=PORT_PCI_LAST => self.pci.port_read(port, data),
-            // What no BAR decodes is filled there too.
-            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => {
-                self.pci.io_read(port, data);
+            PORT_SERIAL..=PORT_SERIAL_LAST => {
+                self.serial.read(register(port), data);
+                Target::Serial
             }
+            PORT_PCI_ADDRESS..=PORT_PCI_LAST => {
+                self.pci.port_read(port, data);
+                Target::Config
+            }
+            // What no BAR decodes is filled there too.
+            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => of_slot(self.pci.io_read(port, data)),
             // No key waits, and the controller takes commands.
-            PORT_I8042 => data.fill(0),
-            port if Registers::has(port) => self.registers().read(port, data),
-            _ => data.fill(0xff),
-        }
-    }
-
-    /// One access of an `out` instruction, and what the guest asks for by it.
-    #[must_use]
-    pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
-        match port {
-            PORT_SERIAL..=PORT_SERIAL_LAST => self.serial.write(register(port), data),
-            PORT_PCI_ADDRESS..=PORT_PCI_LAST => self.pci.port_write(port, data),
-            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => {
-                self.pci.io_write(port, data);
+            PORT_I8042 => {
+                data.fill(0);
+                Target::Keyboard
             }
-            PORT_I8042 if data == [I8042_RESET] => return Some(Request::Reset),
-            port if Registers::has(port) => return self.registers().write(port, data),
-            _ => {}
+            port if Registers::has(port) => {
+                self.registers().read(port, data);
+                Target::Acpi
+            }
+            _ => {
+                data.fill(0xff);
+                Target::None
+            }
         }
-        None
     }
 
-    /// A load from a guest-physical address that is not RAM.
-    pub fn memory_read(&self, address: u64, data: &mut [u8]) {
+    /// One access of an `out` instruction: what it is for, and what the guest asks for
+    /// by it.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> (Target, Option<Request>) {
+        let target = match port {
+            PORT_SERIAL..=PORT_SERIAL_LAST => {
+                self.serial.write(register(port), data);
+                Target::Serial
+            }
+            PORT_PCI_ADDRESS..=PORT_PCI_LAST => {
+                self.pci.port_write(port, data);
+                Target::Config
+            }
+            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => of_slot(self.pci.io_write(port, data)),
+            PORT_I8042 => {
+                let reset = data == [I8042_RESET];
+                return (Target::Keyboard, reset.then_some(Request::Reset));
+            }
+            port if Registers::has(port) => {
+                return (Target::Acpi, self.registers().write(port, data));
+            }
+            _ => Target::None,
+        };
+        (target, None)
+    }
+
+    /// A load from a guest-physical address that is not RAM. Returns what it is for.
+    pub fn memory_read(&self, address: u64, data: &mut [u8]) -> Target {
         match ecam_offset(address) {
-            Some(offset) => self.pci.ecam_read(offset, data),
+            Some(offset) => {
+                self.pci.ecam_read(offset, data);
+                Target::Config
+            }
             // What no BAR decodes is filled there too.
-            None => {
-                self.pci.mmio_read(address, data);
-            }
+            None => of_slot(self.pci.mmio_read(address, data)),
         }
     }
 
-    /// A store to a guest-physical address that is not RAM.
-    pub fn memory_write(&self, address: u64, data: &[u8]) {
+    /// A store to a guest-physical address that is not RAM. Returns what it is for.
+    pub fn memory_write(&self, address: u64, data: &[u8]) -> Target {
         match ecam_offset(address) {
-            Some(offset) => self.pci.ecam_write(offset, data),
-            None => {
-                self.pci.mmio_write(address, data);
+            Some(offset) => {
+                self.pci.ecam_write(offset, data);
+                Target::Config
             }
+            None => of_slot(self.pci.mmio_write(address, data)),
         }
     }
 
@@ -154,6 +230,10 @@ impl Bus {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn of_slot(slot: Option<u8>) -> Target {
+    slot.map_or(Target::None, Target::Slot)
 }
 
 fn ecam_offset(address: u64) -> Option<u64> {
@@ -197,7 +277,7 @@ mod tests {
         bus.memory_read(ECAM, &mut by_ecam);
         assert_eq!(
             bus.port_write(PORT_PCI_ADDRESS, &0x8000_0000u32.to_le_bytes()),
-            None
+            (Target::Config, None)
         );
         let mut by_port = [0; 4];
         bus.port_read(PORT_PCI_ADDRESS + 4, &mut by_port);
@@ -208,11 +288,11 @@ mod tests {
     #[test]
     fn both_reset_ports_reset() {
         let bus = bus();
-        assert_eq!(bus.port_write(0x64, &[0xfe]), Some(Request::Reset));
-        assert_eq!(bus.port_write(0x64, &[0xd1]), None);
+        assert_eq!(bus.port_write(0x64, &[0xfe]).1, Some(Request::Reset));
+        assert_eq!(bus.port_write(0x64, &[0xd1]), (Target::Keyboard, None));
         assert_eq!(
             bus.port_write(PORT_RESET, &[RESET_VALUE]),
-            Some(Request::Reset)
+            (Target::Acpi, Some(Request::Reset))
         );
     }
 
@@ -220,14 +300,14 @@ mod tests {
     fn each_access_of_a_string_is_one() {
         let bus = bus();
         // Into the UART by its loopback (PC16550D, section 8.7), and out of it again.
-        assert_eq!(bus.ports_write(PORT_SERIAL + 4, 1, &[1 << 4]), None);
-        assert_eq!(bus.ports_write(PORT_SERIAL, 1, b"abc"), None);
+        assert_eq!(bus.ports_write(PORT_SERIAL + 4, 1, &[1 << 4]).1, None);
+        assert_eq!(bus.ports_write(PORT_SERIAL, 1, b"abc").1, None);
         let mut read = [0; 3];
         bus.ports_read(PORT_SERIAL, 1, &mut read);
         assert_eq!(&read, b"abc");
         // The width is that of the access: two addresses, of which the last stays.
         let addresses = [0x8000_0800u32, 0x8000_1000].map(u32::to_le_bytes).concat();
-        assert_eq!(bus.ports_write(PORT_PCI_ADDRESS, 4, &addresses), None);
+        assert_eq!(bus.ports_write(PORT_PCI_ADDRESS, 4, &addresses).1, None);
         let mut read = [0; 8];
         bus.ports_read(PORT_PCI_ADDRESS, 4, &mut read);
         assert_eq!(
@@ -241,7 +321,7 @@ mod tests {
         let bus = bus();
         let eject = |slots: &[u32]| {
             let data: Vec<u8> = slots.iter().flat_map(|slot| slot.to_le_bytes()).collect();
-            bus.ports_write(PORT_HOTPLUG_EJECT, 4, &data)
+            bus.ports_write(PORT_HOTPLUG_EJECT, 4, &data).1
         };
         for slot in [1, 3] {
             bus.notify(|registers| registers.request_unplug(slot))
@@ -252,8 +332,14 @@ mod tests {
             Some(Request::Eject(0b1010))
         );
         assert_eq!(eject(&[1 << 1]), None);
-        let reset = bus.ports_write(PORT_RESET, 1, &[0, RESET_VALUE, 0]);
+        let (_, reset) = bus.ports_write(PORT_RESET, 1, &[0, RESET_VALUE, 0]);
         assert_eq!(reset, Some(Request::Reset));
+    }
+
+    #[test]
+    fn targets_have_a_place_each() {
+        let places: Vec<_> = Target::all().map(Target::index).collect();
+        assert_eq!(places, (0..Target::COUNT).collect::<Vec<_>>());
     }
 
     #[test]

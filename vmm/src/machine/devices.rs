@@ -53,6 +53,12 @@ impl Devices {
         self.0.push(device);
     }
 
+    /// The name of the one in a slot, or that of the slot once it is empty.
+    pub(super) fn name(&self, slot: u8) -> String {
+        let device = self.0.iter().find(|device| device.slot == slot);
+        device.map_or_else(|| format!("slot-{slot}"), |device| device.id.clone())
+    }
+
     /// The names of those in these slots, one bit for each.
     pub(super) fn names(&self, slots: u32) -> Vec<String> {
         let all = self.0.iter();

@@ -29,7 +29,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hearth_vmm_api as api;
 use kvm_ioctls::Kvm;
@@ -46,11 +45,11 @@ use crate::jail::{Confinement, Profiles};
 use crate::memory::{Memory, Options, Ram};
 use crate::serial::Serial;
 use crate::smbios;
-use crate::vcpu::{Bell, Entry, Reports, Surroundings, Taken, Vcpus};
+use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Surroundings, Taken, TickRate, Vcpus};
 use crate::virtio::pci::Backplane;
 use crate::virtio::thread::DeviceThread;
 use crate::virtio::{self, Declaration, SHARED};
-use bus::Bus;
+use bus::{Bus, Target};
 
 /// What a machine is made of, with every file open.
 pub struct Parts {
@@ -188,7 +187,8 @@ pub struct Machine {
     resets: u64,
     /// The guest's next power-off is the first half of a reboot.
     rebooting: bool,
-    exits: Arc<AtomicU64>,
+    stats: Arc<[ExitStats]>,
+    ticks: TickRate,
     began_ns: u64,
     pid: u32,
     entry: Arc<Entry>,
@@ -201,7 +201,7 @@ impl Machine {
     /// # Errors
     /// See [`Error`]; nothing is left behind.
     pub fn build(parts: Parts) -> Result<Self, Error> {
-        crate::vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
+        vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
         let kvm = vm::open(parts.vcpus)?;
         let memory = Ram::new(&arch::memory::ram(parts.memory_bytes), parts.memory)
             .map(Arc::new)
@@ -251,7 +251,8 @@ impl Machine {
             state: api::MachineState::Paused,
             resets: 0,
             rebooting: false,
-            exits: Arc::new(AtomicU64::new(0)),
+            stats: (0..parts.vcpus).map(|_| ExitStats::default()).collect(),
+            ticks: TickRate::default(),
             began_ns: parts.began_ns,
             pid: parts.pid,
             entry: Arc::default(),
@@ -299,7 +300,7 @@ impl Machine {
         let surroundings = Surroundings {
             bus: Arc::clone(&self.bus),
             reports: Arc::clone(&self.reports),
-            exits: Arc::clone(&self.exits),
+            stats: Arc::clone(&self.stats),
             entry: Arc::clone(&self.entry),
         };
         let vcpus = Vcpus::start(fds, &surroundings).map_err(host_error("vCPU threads"))?;
@@ -489,8 +490,19 @@ impl Machine {
     /// Counters since the process began.
     #[must_use]
     pub fn metrics(&self) -> api::Metrics {
+        let name = |target| match target {
+            Target::None => "none".to_owned(),
+            Target::Serial => "serial".to_owned(),
+            Target::Config => "pci-config".to_owned(),
+            Target::Acpi => "acpi".to_owned(),
+            Target::Keyboard => "keyboard".to_owned(),
+            Target::Slot(slot) => self.devices.name(slot),
+        };
+        let (exits, exit_latency) = vcpu::summary(&self.stats, &self.ticks, name);
         api::Metrics {
-            vcpu_exits: self.exits.load(Ordering::Relaxed),
+            vcpu_exits: self.stats.iter().map(ExitStats::total).sum(),
+            exits,
+            exit_latency,
             devices: self.devices.metrics(),
         }
     }

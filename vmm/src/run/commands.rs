@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use hearth_vmm_api::Exit;
 
+use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
@@ -22,6 +23,7 @@ pub(super) fn perform(
     match command {
         Command::Describe => Answer::value(&machine.describe()),
         Command::Metrics => Answer::value(&machine.metrics()),
+        Command::Prometheus => Answer::text(prometheus::text(&machine.metrics())),
         Command::PowerButton => match machine.press_power_button() {
             Ok(()) => Answer::done(),
             Err(error) => Answer::error(500, &chain(&error)),

@@ -22,6 +22,7 @@
 mod commands;
 mod files;
 mod prepare;
+mod prometheus;
 mod terminal;
 
 use std::fs::{self, File};

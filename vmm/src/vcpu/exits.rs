@@ -3,12 +3,13 @@
 #![allow(unsafe_code, reason = "the kvm_run page")]
 
 use std::ptr;
-use std::sync::atomic::Ordering;
 
+use hearth_vmm_api::ExitReason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{Ending, Surroundings, kick};
-use crate::machine::bus::Request;
+use crate::arch;
+use crate::machine::bus::{Request, Target};
 
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -26,65 +27,84 @@ pub(super) enum Step {
 
 /// Enters the guest until its next exit, and does what that asks for.
 pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -> Step {
+    use ExitReason::{Halt, Interrupted, MemoryRead, MemoryWrite, Other, PortRead, PortWrite};
     let bus = &surroundings.bus;
+    let stats = surroundings.stats.get(index);
     let exit = fd.run();
-    surroundings.exits.fetch_add(1, Ordering::Relaxed);
-    let failure = match exit {
+    let start = arch::ticks();
+    if let Some(stats) = stats {
+        stats.begin();
+    }
+    let (reason, target, done) = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
             let data = ptr::from_mut(data);
             let width = io_width(fd);
             // SAFETY: the bytes are in the kvm_run page, which stays as it is until the
             // next KVM_RUN of this thread, and nothing else refers to them.
-            bus.ports_read(port, width, unsafe { &mut *data });
-            return Step::Exit;
+            let target = bus.ports_read(port, width, unsafe { &mut *data });
+            (PortRead, target, Ok(Step::Exit))
         }
         Ok(VcpuExit::IoOut(port, data)) => {
             let data = ptr::from_ref(data);
             let width = io_width(fd);
             // SAFETY: as above.
-            match bus.ports_write(port, width, unsafe { &*data }) {
-                None => {}
-                Some(Request::Eject(slots)) => surroundings.reports.eject(slots),
-                Some(Request::PowerOff) => return Step::End(Ending::PowerOff),
-                Some(Request::Reset) => return Step::End(Ending::Reset),
-            }
-            return Step::Exit;
+            let (target, request) = bus.ports_write(port, width, unsafe { &*data });
+            let step = match request {
+                None => Step::Exit,
+                Some(Request::Eject(slots)) => {
+                    surroundings.reports.eject(slots);
+                    Step::Exit
+                }
+                Some(Request::PowerOff) => Step::End(Ending::PowerOff),
+                Some(Request::Reset) => Step::End(Ending::Reset),
+            };
+            (PortWrite, target, Ok(step))
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
-            bus.memory_read(address, data);
-            return Step::Exit;
+            (MemoryRead, bus.memory_read(address, data), Ok(Step::Exit))
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
-            bus.memory_write(address, data);
-            return Step::Exit;
+            (MemoryWrite, bus.memory_write(address, data), Ok(Step::Exit))
         }
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Step::Exit,
+        Ok(VcpuExit::Hlt) => (Halt, Target::None, Ok(Step::Exit)),
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => (Interrupted, Target::None, Ok(Step::Exit)),
+        Err(error) if error.errno() == libc::EINTR => {
+            kick::rearm(fd);
+            (Interrupted, Target::None, Ok(Step::Interrupted))
+        }
+        // A processor that waits for its SIPI.
+        Err(error) if error.errno() == libc::EAGAIN => {
+            (Interrupted, Target::None, Ok(Step::Interrupted))
+        }
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
-            return Step::End(Ending::PowerOff);
+            (Other, Target::None, Ok(Step::End(Ending::PowerOff)))
         }
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => {
-            return Step::End(Ending::Reset);
+            (Other, Target::None, Ok(Step::End(Ending::Reset)))
         }
-        Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
-        Ok(VcpuExit::InternalError) => internal_error(fd),
+        Ok(VcpuExit::Shutdown) => (Other, Target::None, Err("triple fault".to_owned())),
+        Ok(VcpuExit::InternalError) => (Other, Target::None, Err(internal_error(fd))),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
-            format!("KVM could not enter the guest (reason {reason:#x}, host CPU {cpu})")
+            let failure =
+                format!("KVM could not enter the guest (reason {reason:#x}, host CPU {cpu})");
+            (Other, Target::None, Err(failure))
         }
-        Ok(other) => format!("unexpected exit {other:?}"),
-        Err(error) => match error.errno() {
-            libc::EINTR => {
-                kick::rearm(fd);
-                return Step::Interrupted;
-            }
-            // A processor that waits for its SIPI.
-            libc::EAGAIN => return Step::Interrupted,
-            _ => format!("KVM_RUN failed: {error}"),
-        },
+        Ok(other) => (
+            Other,
+            Target::None,
+            Err(format!("unexpected exit {other:?}")),
+        ),
+        Err(error) => (Other, Target::None, Err(format!("KVM_RUN failed: {error}"))),
     };
-    Step::End(Ending::Crashed(format!(
-        "vCPU {index}: {failure}; {}",
-        registers(fd)
-    )))
+    if let Some(stats) = stats {
+        stats.end(reason, target, arch::ticks().saturating_sub(start));
+    }
+    done.unwrap_or_else(|failure| {
+        let registers = registers(fd);
+        Step::End(Ending::Crashed(format!(
+            "vCPU {index}: {failure}; {registers}"
+        )))
+    })
 }
 
 /// Bytes of each access of a KVM_EXIT_IO, of which there may be several.

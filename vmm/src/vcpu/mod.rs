@@ -19,6 +19,7 @@ mod mailbox;
 #[cfg(all(test, loom))]
 mod models;
 mod reports;
+mod stats;
 mod sync;
 #[cfg(all(test, not(loom)))]
 #[allow(unsafe_code, reason = "KVM is handed an address of guest memory")]
@@ -27,7 +28,6 @@ mod thread;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -40,6 +40,7 @@ pub use self::kick::install as install_kick_handler;
 pub use self::mailbox::CallError;
 use self::mailbox::{Mailbox, Order};
 pub use self::reports::{Ending, Reports, Taken};
+pub use self::stats::{ExitStats, TickRate, summary};
 use crate::machine::bus::Bus;
 
 /// What the threads share with the machine.
@@ -49,8 +50,8 @@ pub struct Surroundings {
     pub bus: Arc<Bus>,
     /// Where reports go.
     pub reports: Arc<Reports>,
-    /// Counts exits.
-    pub exits: Arc<AtomicU64>,
+    /// What their exits are: one for each vCPU.
+    pub stats: Arc<[ExitStats]>,
     /// When the guest was first entered.
     pub entry: Arc<Entry>,
 }

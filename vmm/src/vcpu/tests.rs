@@ -1,7 +1,6 @@
 //! vCPUs of the real KVM, with guests of a few bytes in real mode.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_userspace_memory_region};
@@ -64,7 +63,7 @@ impl Guest {
         let surroundings = Surroundings {
             bus: Arc::new(bus),
             reports: Arc::new(Reports::new(Bell::new().expect("eventfd"))),
-            exits: Arc::default(),
+            stats: Arc::new([ExitStats::default()]),
             entry: Arc::default(),
         };
         Some(Self {
@@ -127,9 +126,9 @@ fn an_exit_is_complete_only_once_it_is_settled() {
     assert_eq!(vcpu.settle(), None);
     let after = vcpu.fd().get_regs().expect("regs");
     assert_eq!((after.rip, after.rax), (CODE + 1, 0));
-    let exits = guest.surroundings.exits.load(Ordering::Relaxed);
+    let exits = guest.surroundings.stats[0].total();
     assert_eq!(vcpu.settle(), None);
-    let settled = guest.surroundings.exits.load(Ordering::Relaxed);
+    let settled = guest.surroundings.stats[0].total();
     assert_eq!(exits, settled, "once is enough");
 }
 
@@ -149,7 +148,7 @@ fn an_access_in_parts_is_settled_to_its_last() {
     let after = vcpu.fd().get_regs().expect("regs");
     assert_eq!((after.rip, after.rax), (CODE + 4, 0xffff_ffff));
     // The load's two parts, and the call that was interrupted.
-    let exits = guest.surroundings.exits.load(Ordering::Relaxed);
+    let exits = guest.surroundings.stats[0].total();
     assert_eq!(exits, 3);
 }
 
@@ -165,8 +164,8 @@ fn a_vcpu_that_parks_in_an_exit_completes_it() {
     bus.notify(|_| {
         // While the event register, which the guest reads, is held.
         vcpus.resume();
-        let exits = &guest.surroundings.exits;
-        until("the exit", || exits.load(Ordering::Relaxed) > 0);
+        let stats = &guest.surroundings.stats[0];
+        until("the exit", || stats.total() > 0);
         vcpus.begin_pause();
         assert!(!vcpus.are_parked());
     })

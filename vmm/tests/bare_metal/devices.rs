@@ -1,5 +1,7 @@
 //! Devices as a guest and the control socket reach them.
 
+use hearth_vmm_api::ExitReason;
+
 use super::*;
 
 /// `mov dx, port; mov eax, value; out dx, eax`.
@@ -74,6 +76,24 @@ fn a_guest_ejects_nothing_that_was_not_asked_for() {
     let before = heap();
     let exits = bench.metrics().vcpu_exits;
     until("it goes on", || bench.metrics().vcpu_exits > exits + 20_000);
+    let metrics = bench.metrics();
+    let ejects = metrics.exits.iter().find(|count| count.device == "acpi");
+    let ejects = ejects.expect("the eject register is ACPI's");
+    assert_eq!(ejects.reason, ExitReason::PortWrite);
+    assert!(
+        ejects.exits > 20_000 && ejects.ns > ejects.exits,
+        "{ejects:?}"
+    );
+    let latency = metrics.exit_latency.iter();
+    let latency = latency.filter(|latency| latency.reason == ExitReason::PortWrite);
+    let counted: u64 = latency
+        .flat_map(|latency| latency.buckets.iter().map(|(_, exits)| exits))
+        .sum();
+    assert!(counted > 20_000, "{counted}");
+    let text = bench.ask("GET /v1/prometheus");
+    assert!(text.contains("text/plain; version=0.0.4"), "{text}");
+    let line = "hearth_vmm_exits_total{reason=\"port-write\",device=\"acpi\"} ";
+    assert!(text.contains(line), "{text}");
     assert!(heap() < before + 1024, "{before} to {} KiB", heap());
     assert_eq!(bench.machine().disks.len(), 1);
     assert!(bench.metrics().devices.contains_key("balloon"));

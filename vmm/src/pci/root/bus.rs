@@ -24,12 +24,20 @@ struct Placed {
 
 /// What is in a slot.
 pub(super) struct Function {
-    pub(super) device: Box<dyn PciDevice>,
+    device: Box<dyn PciDevice>,
     bars: Vec<Placed>,
 }
 
 /// A device that was taken out of its slot, and is quiet.
 pub(super) type Gone = (u8, Box<dyn PciDevice>);
+
+/// Where an access goes.
+pub(super) struct Found<'a> {
+    pub(super) slot: u8,
+    pub(super) device: &'a mut dyn PciDevice,
+    pub(super) bar: u8,
+    pub(super) offset: u64,
+}
 
 /// Everything behind the lock.
 pub(super) struct Bus {
@@ -282,21 +290,22 @@ impl Bus {
 
     /// The function whose BAR decodes all of an access. A guest that lets BARs
     /// overlap gets the lower slot.
-    pub(super) fn find(
-        &mut self,
-        space: Space,
-        address: u64,
-        length: usize,
-    ) -> Option<(&mut Function, u8, u64)> {
+    pub(super) fn find(&mut self, space: Space, address: u64, length: usize) -> Option<Found<'_>> {
         let length = length as u64;
-        self.slots.iter_mut().flatten().find_map(|function| {
+        (0..).zip(&mut self.slots).find_map(|(slot, function)| {
+            let function = function.as_mut()?;
             let mut bars = function.bars.iter().filter(|bar| bar.kind.space() == space);
             let (bar, offset) = bars.find_map(|bar| {
                 let offset = address.checked_sub(bar.decoded?)?;
                 let inside = offset.checked_add(length)? <= bar.size;
                 inside.then_some((bar.index, offset))
             })?;
-            Some((function, bar, offset))
+            Some(Found {
+                slot,
+                device: function.device.as_mut(),
+                bar,
+                offset,
+            })
         })
     }
 }

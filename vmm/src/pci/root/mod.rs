@@ -164,50 +164,42 @@ impl PciRoot {
     }
 
     /// Reads from whichever I/O BAR decodes `port`; if none, `data` reads all ones.
-    /// Returns whether one did.
-    pub fn io_read(&self, port: u16, data: &mut [u8]) -> bool {
+    /// Returns its slot.
+    pub fn io_read(&self, port: u16, data: &mut [u8]) -> Option<u8> {
         self.read(Space::Io, port.into(), data)
     }
 
-    /// Writes to whichever I/O BAR decodes `port`. Returns whether one did.
-    pub fn io_write(&self, port: u16, data: &[u8]) -> bool {
+    /// Writes to whichever I/O BAR decodes `port`. Returns its slot.
+    pub fn io_write(&self, port: u16, data: &[u8]) -> Option<u8> {
         self.write(Space::Io, port.into(), data)
     }
 
     /// Reads from whichever memory BAR decodes `address`; if none, `data` reads all
-    /// ones. Returns whether one did.
-    pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> bool {
+    /// ones. Returns its slot.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> Option<u8> {
         self.read(Space::Memory, address, data)
     }
 
-    /// Writes to whichever memory BAR decodes `address`. Returns whether one did.
-    pub fn mmio_write(&self, address: u64, data: &[u8]) -> bool {
+    /// Writes to whichever memory BAR decodes `address`. Returns its slot.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> Option<u8> {
         self.write(Space::Memory, address, data)
     }
 
-    fn read(&self, space: Space, address: u64, data: &mut [u8]) -> bool {
+    fn read(&self, space: Space, address: u64, data: &mut [u8]) -> Option<u8> {
         let mut bus = self.lock();
-        match bus.find(space, address, data.len()) {
-            Some((function, bar, offset)) => {
-                function.device.bar_read(bar, offset, data);
-                true
-            }
-            None => {
-                data.fill(0xff);
-                false
-            }
-        }
+        let Some(found) = bus.find(space, address, data.len()) else {
+            data.fill(0xff);
+            return None;
+        };
+        found.device.bar_read(found.bar, found.offset, data);
+        Some(found.slot)
     }
 
-    fn write(&self, space: Space, address: u64, data: &[u8]) -> bool {
+    fn write(&self, space: Space, address: u64, data: &[u8]) -> Option<u8> {
         let mut bus = self.lock();
-        match bus.find(space, address, data.len()) {
-            Some((function, bar, offset)) => {
-                function.device.bar_write(bar, offset, data);
-                true
-            }
-            None => false,
-        }
+        let found = bus.find(space, address, data.len())?;
+        found.device.bar_write(found.bar, found.offset, data);
+        Some(found.slot)
     }
 
     fn lock(&self) -> MutexGuard<'_, Bus> {
