@@ -21,5 +21,6 @@ pub mod pci;
 pub mod run;
 pub mod serial;
 pub mod smbios;
+pub mod snapshot;
 pub mod vcpu;
 pub mod virtio;

@@ -11,7 +11,7 @@ mod generation;
 mod madt;
 pub mod registers;
 
-pub use generation::Generation;
+pub use generation::{Generation, GenerationV1};
 
 use acpi_tables::Aml;
 use acpi_tables::mcfg::MCFG;

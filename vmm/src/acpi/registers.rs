@@ -1,11 +1,13 @@
 //! The registers behind the tables, as a pure machine: no lock, no I/O.
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::layout::{
     PORT_EVENTS, PORT_HOTPLUG_DOWN, PORT_HOTPLUG_EJECT, PORT_HOTPLUG_UP, PORT_RESET,
     PORT_SLEEP_CONTROL, RESET_VALUE,
 };
+use crate::snapshot::Refused;
 
 bitflags! {
     /// The events of the Generic Event Device.
@@ -15,8 +17,7 @@ bitflags! {
         const POWER_BUTTON = 1 << 0;
         /// A PCI slot was filled, or its unplug is requested.
         const PCI = 1 << 1;
-        /// The generation id is another one. Nothing sets it yet: a machine that
-        /// goes on from a copy will.
+        /// The generation id is another one: the machine goes on from a copy.
         const GENERATION = 1 << 2;
     }
 }
@@ -38,6 +39,23 @@ pub enum Request {
     /// To have the devices in these slots taken out: one bit for each.
     Eject(u32),
 }
+
+/// [`Registers`], saved. Slots are one bit for each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistersV1 {
+    /// Events that the guest has not read: [`Event`].
+    pub events: u8,
+    /// Slots that were filled, which the guest has not read.
+    pub up: u32,
+    /// Slots whose unplug was requested, which the guest has not read.
+    pub down: u32,
+    /// Slots whose unplug was requested and that were not ejected since.
+    pub ejectable: u32,
+}
+
+/// The slot of the host bridge, which neither comes nor goes.
+const BRIDGE: u32 = 1;
 
 /// Sleep, reset, events and hotplug.
 #[derive(Debug, Default)]
@@ -74,6 +92,49 @@ impl Registers {
         self.down |= bit(slot);
         self.ejectable |= bit(slot);
         self.events |= Event::PCI.bits();
+    }
+
+    /// Reports that the generation id is another one; the caller raises the interrupt.
+    pub fn generation_changed(&mut self) {
+        self.events |= Event::GENERATION.bits();
+    }
+
+    /// What the guest has not heard of yet, and may eject.
+    #[must_use]
+    pub fn save(&self) -> RegistersV1 {
+        RegistersV1 {
+            events: self.events,
+            up: self.up,
+            down: self.down,
+            ejectable: self.ejectable,
+        }
+    }
+
+    /// Takes over what was saved. The interrupt is the interrupt controller's to
+    /// remember.
+    ///
+    /// # Errors
+    /// When there is no such event, or no device ever in such a slot.
+    pub fn restore(&mut self, state: &RegistersV1) -> Result<(), Refused> {
+        let RegistersV1 {
+            events,
+            up,
+            down,
+            ejectable,
+        } = *state;
+        if Event::from_bits(events).is_none() {
+            return Err(Refused::because(format!("no such events: {events:#x}")));
+        }
+        if (up | down | ejectable) & BRIDGE != 0 {
+            return Err(Refused::because("slot 0 is the host bridge's"));
+        }
+        *self = Self {
+            events,
+            up,
+            down,
+            ejectable,
+        };
+        Ok(())
     }
 
     /// What the guest reads from a port. Reading the events or the hotplug bits
@@ -124,6 +185,76 @@ fn bit(slot: u8) -> u32 {
 mod tests {
     use super::*;
     use crate::arch::layout::PORT_SLEEP_STATUS;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_copy_answers_as_the_first_does(
+            filled in prop::collection::vec(1u8..32, 0..4),
+            unplugged in prop::collection::vec(1u8..32, 0..4),
+            pressed: bool,
+            read in prop::sample::subsequence(&PORTS[..], 0..3),
+        ) {
+            let mut first = Registers::default();
+            filled.into_iter().for_each(|slot| first.slot_filled(slot));
+            unplugged.into_iter().for_each(|slot| first.request_unplug(slot));
+            if pressed {
+                first.press_power_button();
+                first.generation_changed();
+            }
+            let ask = |registers: &mut Registers, (port, width): (u16, usize)| {
+                let mut data = [0; 4];
+                registers.read(port, &mut data[..width]);
+                data
+            };
+            for port in read {
+                ask(&mut first, port);
+            }
+            let json = serde_json::to_string(&first.save()).expect("JSON");
+            let mut copy = Registers::default();
+            copy.restore(&serde_json::from_str(&json).expect("a state")).expect("taken");
+            prop_assert_eq!(copy.save(), first.save());
+            for port in PORTS {
+                prop_assert_eq!(ask(&mut copy, port), ask(&mut first, port));
+            }
+            let eject = |registers: &mut Registers| registers.write(PORT_HOTPLUG_EJECT, &[0xff; 4]);
+            prop_assert_eq!(eject(&mut copy), eject(&mut first));
+        }
+    }
+
+    /// What can be read, and how wide it is.
+    const PORTS: [(u16, usize); 3] = [
+        (PORT_EVENTS, 1),
+        (PORT_HOTPLUG_UP, 4),
+        (PORT_HOTPLUG_DOWN, 4),
+    ];
+
+    #[test]
+    fn what_never_was_is_refused_and_changes_nothing() {
+        let none = Registers::default().save();
+        let refused = |state| {
+            let mut registers = Registers::default();
+            registers.press_power_button();
+            let before = registers.save();
+            let refused = registers.restore(&state).expect_err("not possible");
+            assert_eq!(registers.save(), before);
+            refused.to_string()
+        };
+        let event = RegistersV1 { events: 8, ..none };
+        assert_eq!(refused(event), "no such events: 0x8");
+        for state in [
+            RegistersV1 { up: 1, ..none },
+            RegistersV1 { down: 3, ..none },
+            RegistersV1 {
+                ejectable: 1,
+                ..none
+            },
+        ] {
+            assert_eq!(refused(state), "slot 0 is the host bridge's");
+        }
+        let more = r#"{"events":0,"up":0,"down":0,"ejectable":0,"sleeping":1}"#;
+        assert!(serde_json::from_str::<RegistersV1>(more).is_err());
+    }
 
     #[test]
     fn s5_is_the_only_sleep() {

@@ -1,0 +1,40 @@
+//! Why a saved state is not taken.
+
+use std::fmt::Display;
+
+/// A saved state that this machine can't go on from: the reason, in one line. What is
+/// saved comes from a file, which is as hostile as a guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
+
+impl Refused {
+    /// For this reason: lower case, no period.
+    pub fn because(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+
+    /// The same, with the part of the machine that it is about in front.
+    #[must_use]
+    pub fn within(self, part: impl Display) -> Self {
+        Self(format!("{part}: {}", self.0))
+    }
+}
+
+impl From<serde_json::Error> for Refused {
+    fn from(error: serde_json::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_says_what_it_is_about() {
+        let refused = Refused::because("it is not there");
+        let refused = refused.within("queue 1").within("PCI slot 3");
+        assert_eq!(refused.to_string(), "PCI slot 3: queue 1: it is not there");
+    }
+}
