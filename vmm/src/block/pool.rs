@@ -11,7 +11,7 @@ use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Backend, Completion, Op, Wake, Wakes, execute};
-use crate::epoll::{DOORBELL, Epoll, STOP};
+use crate::epoll::{DOORBELL, Epoll, STOP, Until};
 use crate::memory::Memory;
 
 /// Threads of one queue. More only help disks that serve more at once, and those
@@ -119,7 +119,7 @@ impl Pool {
 
     pub(super) fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
         let mut events = [EpollEvent::default(); 3];
-        let count = self.epoll.wait(&mut events, !block)?;
+        let count = self.epoll.wait(&mut events, Until::more(!block))?;
         done.append(&mut self.shared.lock().done);
         let has = |token| events[..count].iter().any(|event| event.data() == token);
         Ok(Wake {

@@ -33,7 +33,7 @@ use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 
 use super::{Backend, Completion, DISCARD_MODE, Op, Wake, Wakes, ZERO_MODE, execute, try_now};
-use crate::epoll::{self, Epoll};
+use crate::epoll::{self, Epoll, Until};
 use crate::memory::{Memory, Segments};
 
 /// Tokens are 16 bits; these are none.
@@ -324,7 +324,7 @@ impl Uring {
     fn wait_for_events(&mut self, block: bool) -> io::Result<Wake> {
         self.unwatched = 0;
         let mut events = [EpollEvent::default(); 2];
-        let count = self.epoll.wait(&mut events, !block)?;
+        let count = self.epoll.wait(&mut events, Until::more(!block))?;
         let has = |token| events[..count].iter().any(|event| event.data() == token);
         Ok(Wake {
             stop: has(epoll::STOP),

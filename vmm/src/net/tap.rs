@@ -346,7 +346,7 @@ mod tests {
 
         use vmm_sys_util::epoll::EventSet;
 
-        use crate::epoll::Epoll;
+        use crate::epoll::{Epoll, Until};
 
         leave_the_network();
         let taps = Tap::open_queues("hearth-mq", 2).unwrap();
@@ -372,7 +372,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while read(&taps[1]).is_err() {
             assert!(Instant::now() < deadline, "no packet came");
-            assert_eq!(epoll.wait(&mut events, false).unwrap(), 1);
+            assert_eq!(epoll.wait(&mut events, Until::Event).unwrap(), 1);
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{
     Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug, Site, VirtioDevice,
     read_config,
 };
+use crate::epoll::Until;
 use crate::jail::Profile;
 use crate::memory::Memory;
 
@@ -245,9 +246,9 @@ impl Service for Pump {
     }
 
     /// All queues have their turn at each ring: two have next to nothing, ever.
-    fn work(&mut self) -> io::Result<bool> {
+    fn work(&mut self) -> io::Result<Until> {
         let Some(serving) = &mut self.serving else {
-            return Ok(false);
+            return Ok(Until::Event);
         };
         let mut more = false;
         for queue in &mut serving.queues {
@@ -255,7 +256,7 @@ impl Service for Pump {
             let served = queue.serve(memory, interrupt, &self.shared.counters);
             more |= served.map_err(io::Error::other)?;
         }
-        Ok(more)
+        Ok(Until::more(more))
     }
 
     fn stop(&mut self, _: Why, quiet: &Quiet) {

@@ -16,6 +16,7 @@ use super::thread::{Port, Service};
 use super::{
     Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Interrupt, Plug, Site, VirtioDevice,
 };
+use crate::epoll::Until;
 use crate::jail::Profile;
 
 /// The queue's size: drivers keep one request.
@@ -147,12 +148,12 @@ impl Service for Source {
         self.counters.notifications.add(1);
     }
 
-    fn work(&mut self) -> io::Result<bool> {
+    fn work(&mut self) -> io::Result<Until> {
         let Some(serving) = &mut self.serving else {
-            return Ok(false);
+            return Ok(Until::Event);
         };
         let more = serving.serve(&self.counters);
-        more.map_err(io::Error::other)
+        more.map(Until::more).map_err(io::Error::other)
     }
 
     fn stop(&mut self, _: Why, quiet: &Quiet) {

@@ -27,7 +27,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::quiet::{Quiet, Why};
 use super::{Activation, Interrupt};
-use crate::epoll::Epoll;
+use crate::epoll::{Epoll, Until};
 use crate::jail::{Profile, ThreadRole, confine_thread};
 
 /// Bytes of a device thread's stack: nothing of the guest's size lies on it.
@@ -52,13 +52,13 @@ pub trait Service: Send {
     /// not started.
     fn on_event(&mut self, token: u64, events: EventSet);
 
-    /// Does some of what is due, after a start and after each event. Returns whether
-    /// there is more.
+    /// Does some of what is due, after a start and after each event. Returns when it is
+    /// called again though nothing happens.
     ///
     /// # Errors
     /// When the driver broke the rules or the host failed: it is not called again
     /// before the next start.
-    fn work(&mut self) -> io::Result<bool>;
+    fn work(&mut self) -> io::Result<Until>;
 
     /// The driver gave a queue another vector: whoever holds an event of the driver's
     /// interrupt has an old one.
@@ -255,8 +255,8 @@ struct Seat {
     service: Box<dyn Service>,
     /// Of the driver, from start to stop; none once the device is broken.
     interrupt: Option<Arc<dyn Interrupt>>,
-    /// Whether there is work.
-    due: bool,
+    /// When there is work.
+    due: Until,
 }
 
 impl Seat {
@@ -267,7 +267,7 @@ impl Seat {
         match catch_unwind(AssertUnwindSafe(|| part(service))) {
             Ok(Ok(done)) => Some(done),
             Ok(Err(_)) | Err(_) => {
-                self.due = false;
+                self.due = Until::Event;
                 if let Some(interrupt) = self.interrupt.take() {
                     interrupt.needs_reset();
                 }
@@ -277,8 +277,10 @@ impl Seat {
     }
 
     fn work(&mut self) {
-        if let (true, Some(more)) = (self.due, self.attempt(|service| service.work())) {
-            self.due = more;
+        if self.due.is_over()
+            && let Some(until) = self.attempt(|service| service.work())
+        {
+            self.due = until;
         }
     }
 }
@@ -297,15 +299,13 @@ impl Loop {
     fn run(mut self) {
         let mut events = [EpollEvent::default(); 16];
         loop {
-            let mut is_due = false;
+            let mut until = Until::Event;
             for seat in self.seats.iter_mut().flatten() {
-                if seat.due {
-                    seat.work();
-                    is_due |= seat.due;
-                }
+                seat.work();
+                until = until.min(seat.due);
             }
             // It can't fail with an epoll set and a buffer that are there.
-            let count = self.epoll.wait(&mut events, is_due).unwrap_or(0);
+            let count = self.epoll.wait(&mut events, until).unwrap_or(0);
             for event in &events[..count] {
                 let token = event.data();
                 if token == MAILBOX {
@@ -318,7 +318,9 @@ impl Loop {
                 let seat = usize::try_from(place).ok();
                 if let Some(Some(seat)) = seat.and_then(|place| self.seats.get_mut(place)) {
                     let set = event.event_set();
-                    seat.due |= seat.interrupt.is_some();
+                    if seat.interrupt.is_some() {
+                        seat.due = Until::Now;
+                    }
                     seat.attempt(|service| {
                         service.on_event(token, set);
                         Ok(())
@@ -341,14 +343,14 @@ impl Loop {
                     self.seats[place] = Some(Seat {
                         service,
                         interrupt: None,
-                        due: false,
+                        due: Until::Event,
                     });
                 }
                 Ok(Order::Start(place, activation)) => self.start(place, activation),
                 Ok(Order::Stop(place, why, quiet)) => {
                     if let Some(Some(seat)) = self.seats.get_mut(place) {
                         seat.interrupt = None;
-                        seat.due = false;
+                        seat.due = Until::Event;
                         seat.attempt(|service| {
                             service.stop(why, &quiet);
                             Ok(())
@@ -377,7 +379,8 @@ impl Loop {
             return interrupt.needs_reset();
         };
         seat.interrupt = Some(interrupt);
-        seat.due = seat.attempt(|service| service.start(activation)).is_some();
+        let started = seat.attempt(|service| service.start(activation));
+        seat.due = Until::more(started.is_some());
         seat.work();
     }
 }

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::kernel::KernelPair;
 use super::pump::Pump;
 use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, NetCounters, RECEIVE, ReceiveTransmit, find, offload};
+use crate::epoll::Until;
 use crate::net::{Link, Vhost};
 use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::quiet::{Quiet, Why};
@@ -363,9 +364,9 @@ impl Service for Control {
         }
     }
 
-    fn work(&mut self) -> io::Result<bool> {
+    fn work(&mut self) -> io::Result<Until> {
         let Some(mut serving) = self.serving.take() else {
-            return Ok(false);
+            return Ok(Until::Event);
         };
         if self.is_broken {
             self.serving = Some(serving);
@@ -376,11 +377,11 @@ impl Service for Control {
             None => Ok(false),
         };
         self.serving = Some(serving);
-        let mut more = more?;
+        let mut until = Until::more(more?);
         for pump in &mut self.pumps {
-            more |= pump.work()?;
+            until = until.min(pump.work()?);
         }
-        Ok(more)
+        Ok(until)
     }
 
     /// A pump asks each time.

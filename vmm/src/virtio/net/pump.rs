@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, NetCounters, largest, offload};
+use crate::epoll::Until;
 use crate::memory::{MAX_SEGMENTS, Segments};
 use crate::net::Link;
 use crate::virtio::queue::{Broken, Buffers, Ring};
@@ -144,9 +145,9 @@ impl Pump {
     ///
     /// # Errors
     /// When a queue breaks the rules.
-    pub(super) fn work(&mut self) -> io::Result<bool> {
+    pub(super) fn work(&mut self) -> io::Result<Until> {
         let Some(serving) = &mut self.serving else {
-            return Ok(false);
+            return Ok(Until::Event);
         };
         let (fd, interrupt) = (self.link.as_raw_fd(), serving.interrupt.as_ref());
         if self.transmit {
@@ -157,7 +158,7 @@ impl Pump {
             let more = serving.receiver.receive(fd, interrupt, &self.counters);
             self.receive = more.map_err(io::Error::other)?;
         }
-        Ok(self.receive || self.transmit)
+        Ok(Until::more(self.receive || self.transmit))
     }
 
     /// Lets go of the queues. Buffers that wait for packets are put back.
@@ -202,7 +203,7 @@ impl Service for OwnPump {
         }
     }
 
-    fn work(&mut self) -> io::Result<bool> {
+    fn work(&mut self) -> io::Result<Until> {
         self.0.work()
     }
 

@@ -1,5 +1,5 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::virtio::SHARED;
@@ -9,7 +9,7 @@ use crate::virtio::testing::{FakeInterrupt, Guest};
 struct Probe {
     said: Sender<String>,
     /// How `work` ends, in turn: `None` panics.
-    ends: Vec<Option<io::Result<bool>>>,
+    ends: Vec<Option<io::Result<Until>>>,
 }
 
 impl Probe {
@@ -31,11 +31,11 @@ impl Service for Probe {
         self.say(format!("event {token}"));
     }
 
-    fn work(&mut self) -> io::Result<bool> {
+    fn work(&mut self) -> io::Result<Until> {
         self.say("work");
         self.ends
             .pop()
-            .unwrap_or(Some(Ok(false)))
+            .unwrap_or(Some(Ok(Until::Event)))
             .expect("on purpose")
     }
 
@@ -59,12 +59,19 @@ impl Bench {
         }
     }
 
-    fn probe(&self, ends: Vec<Option<io::Result<bool>>>) -> (Port, Receiver<String>) {
+    fn probe(&self, ends: Vec<Option<io::Result<Until>>>) -> (Port, Receiver<String>) {
         let (said, heard) = channel();
         let port = self.thread.add(|events| {
             events.watch(self.bell.as_ref(), 5, EventSet::IN)?;
             Ok(Probe { said, ends })
         });
+        (port.unwrap(), heard)
+    }
+
+    /// One that watches nothing.
+    fn deaf_probe(&self, ends: Vec<Option<io::Result<Until>>>) -> (Port, Receiver<String>) {
+        let (said, heard) = channel();
+        let port = self.thread.add(|_| Ok(Probe { said, ends }));
         (port.unwrap(), heard)
     }
 }
@@ -87,7 +94,7 @@ fn stop(port: &Port, why: Why) {
 fn a_service_works_at_once_and_after_each_event_and_while_there_is_more() {
     let bench = Bench::new();
     // From the last on.
-    let (port, heard) = bench.probe(vec![Some(Ok(true)), Some(Ok(false))]);
+    let (port, heard) = bench.probe(vec![Some(Ok(Until::Now)), Some(Ok(Until::Event))]);
     bench.bell.write(1).unwrap();
     hear(&heard, &["event 5"]);
     port.start(bench.guest.activation(0, &Arc::default()));
@@ -100,6 +107,44 @@ fn a_service_works_at_once_and_after_each_event_and_while_there_is_more() {
     hear(&heard, &["event 5"]);
     drop(bench);
     assert!(heard.recv().is_err(), "nothing more, and it is gone");
+}
+
+#[test]
+fn a_service_that_has_work_later_is_called_then() {
+    let bench = Bench::new();
+    let start = Instant::now();
+    let soon = start + Duration::from_millis(20);
+    let never = Until::At(start + Duration::from_secs(3600));
+    let (early, early_heard) = bench.deaf_probe(vec![Some(Ok(Until::At(soon)))]);
+    let (late, late_heard) = bench.probe(vec![Some(Ok(never)), Some(Ok(never))]);
+    late.start(bench.guest.activation(0, &Arc::default()));
+    hear(&late_heard, &["start", "work"]);
+    early.start(bench.guest.activation(0, &Arc::default()));
+    hear(&early_heard, &["start", "work", "work"]);
+    assert!(Instant::now() >= soon);
+    // It waits, and hears events and orders all the same.
+    assert!(late_heard.try_recv().is_err());
+    bench.bell.write(1).unwrap();
+    hear(&late_heard, &["event 5", "work"]);
+    stop(&late, Why::Hold);
+    hear(&late_heard, &["Hold"]);
+    assert!(start.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn a_service_that_is_stopped_is_not_called_at_its_time() {
+    let bench = Bench::new();
+    let soon = Until::At(Instant::now() + Duration::from_millis(20));
+    let (stopped, heard) = bench.probe(vec![Some(Ok(soon))]);
+    stopped.start(bench.guest.activation(0, &Arc::default()));
+    stop(&stopped, Why::Reset);
+    // By when this one has its turn, that one would have had it.
+    let later = Until::At(Instant::now() + Duration::from_millis(40));
+    let (other, other_heard) = bench.deaf_probe(vec![Some(Ok(later))]);
+    other.start(bench.guest.activation(0, &Arc::default()));
+    hear(&other_heard, &["start", "work", "work"]);
+    hear(&heard, &["start", "work", "Reset"]);
+    assert!(heard.try_recv().is_err());
 }
 
 #[test]

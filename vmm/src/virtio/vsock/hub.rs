@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::connection::{Connection, Key, Phase};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
 use super::{RECEIVE, TRANSMIT, VsockCounters};
+use crate::epoll::Until;
 use crate::memory::Segments;
 use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::quiet::{QueueState, Quiet, Why};
@@ -406,13 +407,13 @@ impl Service for Hub {
         }
     }
 
-    fn work(&mut self) -> io::Result<bool> {
+    fn work(&mut self) -> io::Result<Until> {
         let Some(mut serving) = self.serving.take() else {
-            return Ok(false);
+            return Ok(Until::Event);
         };
         let more = self.serve(&mut serving);
         self.serving = Some(serving);
-        more.map_err(io::Error::other)
+        more.map(Until::more).map_err(io::Error::other)
     }
 
     /// Connections outlive a machine that is held; a driver that starts again has none.
