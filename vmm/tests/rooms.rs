@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
     // What is behind devices on the host knows nothing of virtio.
     ("block", &["epoll", "memory"]),
     ("net", &["memory"]),
-    ("serial", &["listener"]),
+    ("serial", &["listener", "snapshot"]),
     // Devices never know KVM, and only their transport knows PCI.
     (
         "virtio",

@@ -15,6 +15,7 @@ mod console;
 mod feed;
 mod log;
 mod outlet;
+mod state;
 mod stdout;
 
 use std::io::{self, Write};
@@ -30,6 +31,7 @@ use self::outlet::Outlet;
 pub use self::console::Console;
 pub use self::log::BoundedLog;
 pub use self::outlet::{Output, TICK};
+pub use self::state::SerialV1;
 pub use self::stdout::StandardOutput;
 
 #[derive(Clone)]
