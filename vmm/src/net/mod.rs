@@ -28,7 +28,7 @@ bitflags! {
 /// A link that packets are read from and written to, one by each system call,
 /// with a `struct virtio_net_hdr_v1` (12 bytes) in front. Never blocks.
 pub trait Link: AsRawFd + Send + Sync {
-    /// Sets what the guest takes.
+    /// Sets what the guest takes, of all links to the same network.
     ///
     /// # Errors
     /// When the link can't do that.

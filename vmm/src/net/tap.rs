@@ -361,6 +361,7 @@ mod tests {
         assert!(is_left_out(&taps[1]));
         assert!(read(&taps[1]).is_err());
         taps[1].set_enabled(true).unwrap();
+        // The watch has outlived that: one that begins meanwhile never wakes.
         taps[0].set_enabled(false).unwrap();
         // Going up, the host asks for neighbours; all of it comes to the one queue.
         let up = std::process::Command::new("ip")

@@ -13,11 +13,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::kernel::KernelPair;
+use super::pairs::{Pairs, Server, Watch};
 use super::pump::Pump;
 use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, NetCounters, RECEIVE, ReceiveTransmit, find, offload};
 use crate::epoll::Until;
@@ -45,60 +47,6 @@ const FIRST_LINK: u64 = BROKEN + 1;
 
 /// The control queue of a driver without VIRTIO_NET_F_MQ. Section 5.1.2.
 const CONTROL_OF_ONE: u64 = 2;
-
-/// The links of all pairs, of which the first few are in use: a packet must not go
-/// to one whose queue nobody serves.
-struct Pairs {
-    links: Vec<Arc<dyn Link>>,
-    /// How many links are enabled.
-    enabled: usize,
-    /// The pairs that the kernel serves: all of the driver's, or none. They run while
-    /// their link is enabled, as the kernel gives up a tap's queue that isn't.
-    in_kernel: Vec<KernelPair>,
-}
-
-impl Pairs {
-    /// Enables the first `wanted` links and no others.
-    fn enable(&mut self, wanted: usize) -> io::Result<()> {
-        while self.enabled < wanted {
-            let Some(link) = self.links.get(self.enabled) else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            link.set_enabled(true)?;
-            if let Some(pair) = self.in_kernel.get(self.enabled)
-                && let Err(error) = pair.start()
-            {
-                // A packet must not go where nobody serves.
-                pair.stop();
-                let _ = link.set_enabled(false);
-                return Err(error);
-            }
-            self.enabled += 1;
-        }
-        while self.enabled > wanted {
-            let last = self.enabled - 1;
-            let Some(link) = self.links.get(last) else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            if let Some(pair) = self.in_kernel.get(last) {
-                pair.stop();
-            }
-            link.set_enabled(false)?;
-            self.enabled = last;
-        }
-        Ok(())
-    }
-
-    /// Leaves the packets to the kernel from here on.
-    fn hand_over(&mut self, pairs: Vec<KernelPair>) -> io::Result<()> {
-        for pair in pairs.iter().take(self.enabled) {
-            // On failure, those begun are stopped as they are dropped.
-            pair.start()?;
-        }
-        self.in_kernel = pairs;
-        Ok(())
-    }
-}
 
 /// What the device is made of.
 pub(super) struct Parts {
@@ -162,11 +110,7 @@ impl Control {
         let pump = |link: &Arc<dyn Link>| Pump::new(Arc::clone(link), parts.mtu, &parts.counters);
         Ok(Self {
             pumps: parts.links.iter().take(own).map(pump).collect(),
-            pairs: Pairs {
-                enabled: parts.links.len(),
-                links: parts.links,
-                in_kernel: Vec::new(),
-            },
+            pairs: Pairs::new(parts.links),
             kernel: parts.kernel,
             ports: parts.ports,
             counters: parts.counters,
@@ -195,7 +139,7 @@ impl Control {
     fn offered(&self, activation: &Activation) -> u16 {
         match activation.has(F_MQ) {
             // At most `MAX_PAIRS`.
-            true => u16::try_from(self.pairs.links.len()).unwrap_or(1),
+            true => u16::try_from(self.pairs.links().len()).unwrap_or(1),
             false => 1,
         }
     }
@@ -206,7 +150,7 @@ impl Control {
         activation: &Activation,
         live: &[ReceiveTransmit<'_>],
     ) -> io::Result<Vec<KernelPair>> {
-        let halves = self.kernel.iter().zip(&self.pairs.links);
+        let halves = self.kernel.iter().zip(self.pairs.links());
         let pairs: Vec<_> = live
             .iter()
             .zip(halves)
@@ -218,8 +162,9 @@ impl Control {
         Ok(all.unwrap_or_default())
     }
 
-    /// Has the pumps serve the first `live` pairs, as none are in the kernel.
-    fn start_pumps(&mut self, activation: Activation, live: usize) -> io::Result<()> {
+    /// Has the pumps serve the first `live` pairs, as none are in the kernel. Returns
+    /// what [`Pairs`] has to know of each.
+    fn start_pumps(&mut self, activation: Activation, live: usize) -> io::Result<Vec<Server>> {
         let Activation {
             memory,
             features,
@@ -228,6 +173,7 @@ impl Control {
             resumed,
         } = activation;
         let mut queues = queues.into_iter().peekable();
+        let mut servers = Vec::new();
         for pair in 0..live {
             let last = RECEIVE + 2 * u16::try_from(pair).unwrap_or(0) + 1;
             let of_pair = Activation {
@@ -239,20 +185,23 @@ impl Control {
                 interrupt: Arc::clone(&interrupt),
                 resumed,
             };
-            match self.pumps.get_mut(pair) {
+            servers.push(match self.pumps.get_mut(pair) {
                 Some(pump) => {
                     pump.start(of_pair)?;
-                    // While it is enabled: a tap's queue that is not can't be watched.
-                    let token = FIRST_LINK + pair as u64;
-                    self.events.watch(&pump.link(), token, EventSet::IN)?;
+                    Server::Pump(Watch {
+                        link: pump.link(),
+                        events: self.events.clone(),
+                        token: FIRST_LINK + pair as u64,
+                    })
                 }
                 None => {
                     let port = self.ports.get(pair - self.pumps.len());
                     port.inspect(|port| port.start(of_pair));
+                    Server::Thread
                 }
-            }
+            });
         }
-        Ok(())
+        Ok(servers)
     }
 
     /// The control queue, if the driver has it.
@@ -272,57 +221,59 @@ impl Control {
         }))
     }
 
-    /// Serves some commands. Returns whether there may be more.
-    fn serve(&mut self, queue: &mut ControlQueue, live: usize) -> Result<bool, Broken> {
+    /// Serves some commands. One that the driver has no budget for is answered late, and
+    /// those behind it wait.
+    fn serve(&mut self, queue: &mut ControlQueue, live: usize) -> Result<Until, Broken> {
         let mut buffers = Buffers::default();
         for _ in 0..CONTROL_BATCH {
             let Some(head) = queue.ring.pop(&mut buffers)? else {
-                return Ok(queue.ring.listen());
+                return Ok(Until::more(queue.ring.listen()));
             };
             if buffers.writable.length() == 0 {
                 return Err(Broken::Request);
             }
-            let ack = self.execute(&buffers, live);
+            let mut ack = ERROR;
+            if let Some(wanted) = pairs_wanted(&buffers, live) {
+                let now = Instant::now();
+                if let Err(delay) = self.pairs.pay(wanted, now) {
+                    queue.ring.unpop();
+                    return Ok(Until::At(now + delay));
+                }
+                if self.pairs.enable(wanted).is_ok() {
+                    ack = OK;
+                }
+            }
             buffers.writable.copy_in(0, &[ack]);
             queue.ring.push_used(head, 1);
             if queue.ring.wants_interrupt() {
                 queue.interrupt.queue(queue.index);
             }
         }
-        Ok(true)
+        Ok(Until::Now)
     }
+}
 
-    fn execute(&mut self, buffers: &Buffers, live: usize) -> u8 {
-        let mut command = [0; PAIRS_SET_SIZE];
-        let whole = buffers.readable.length() == PAIRS_SET_SIZE
-            && buffers.readable.copy_out(0, &mut command) == PAIRS_SET_SIZE;
-        let [class, what, low, high] = command;
-        let pairs = usize::from(u16::from_le_bytes([low, high]));
-        let known = whole && (class, what) == (CLASS_MULTIQUEUE, PAIRS_SET);
-        let possible = (1..=live).contains(&pairs);
-        if known && possible && self.pairs.enable(pairs).is_ok() {
-            OK
-        } else {
-            ERROR
-        }
-    }
+/// How many pairs the driver wants, if that is what it asks for, and possible.
+fn pairs_wanted(buffers: &Buffers, live: usize) -> Option<usize> {
+    let mut command = [0; PAIRS_SET_SIZE];
+    let whole = buffers.readable.length() == PAIRS_SET_SIZE
+        && buffers.readable.copy_out(0, &mut command) == PAIRS_SET_SIZE;
+    let [class, what, low, high] = command;
+    let pairs = usize::from(u16::from_le_bytes([low, high]));
+    let known = whole && (class, what) == (CLASS_MULTIQUEUE, PAIRS_SET);
+    let possible = (1..=live).contains(&pairs);
+    (known && possible).then_some(pairs)
 }
 
 impl Service for Control {
     fn start(&mut self, activation: Activation) -> io::Result<()> {
-        // Section 5.1.6.5.5: a driver begins with one pair. One that goes on has what it
-        // had.
-        let wanted = if activation.resumed {
-            self.pairs.enabled
-        } else {
-            1
-        };
-        // All are enabled while they are set up.
-        self.pairs.enable(self.pairs.links.len())?;
-        let offload = offload(activation.features);
-        for link in &self.pairs.links {
-            link.set_offload(offload)?;
+        if !activation.resumed {
+            // Section 5.1.6.5.5: a driver begins with one pair. One that goes on has what
+            // it had.
+            self.pairs.enable(1)?;
         }
+        let offload = offload(activation.features);
+        self.pairs.set_offload(offload, Instant::now())?;
         let live = self.live(&activation)?;
         let in_kernel = self.kernel_pairs(&activation, &live)?;
         let live = live.len();
@@ -331,13 +282,12 @@ impl Service for Control {
             live,
             control: self.control_queue(&activation)?,
         });
-        if in_kernel.is_empty() {
-            self.start_pumps(activation, live)?;
-            self.pairs.enable(wanted)
+        let servers = if in_kernel.is_empty() {
+            self.start_pumps(activation, live)?
         } else {
-            self.pairs.enable(wanted)?;
-            self.pairs.hand_over(in_kernel)
-        }
+            in_kernel.into_iter().map(Server::Kernel).collect()
+        };
+        self.pairs.hand_over(servers)
     }
 
     fn on_event(&mut self, token: u64, _: EventSet) {
@@ -372,31 +322,26 @@ impl Service for Control {
             self.serving = Some(serving);
             return Err(io::Error::other("the driver broke a queue's rules"));
         }
-        let more = match &mut serving.control {
+        let until = match &mut serving.control {
             Some(queue) => self.serve(queue, serving.live).map_err(io::Error::other),
-            None => Ok(false),
+            None => Ok(Until::Event),
         };
         self.serving = Some(serving);
-        let mut until = Until::more(more?);
+        let mut until = until?;
         for pump in &mut self.pumps {
             until = until.min(pump.work()?);
         }
         Ok(until)
     }
 
-    /// A pump asks each time.
     fn vectors_changed(&mut self, interrupt: &dyn Interrupt) -> io::Result<()> {
-        let mut all = self.pairs.in_kernel.iter();
-        all.try_for_each(|pair| pair.set_calls(interrupt))
+        self.pairs.vectors_changed(interrupt)
     }
 
     fn stop(&mut self, why: Why, quiet: &Quiet) {
         // Packets first, then who counts them.
-        for pair in self.pairs.in_kernel.drain(..) {
-            pair.end(quiet);
-        }
+        self.pairs.take_back(quiet);
         for pump in &mut self.pumps {
-            self.events.unwatch(&pump.link());
             pump.stop(why, quiet);
         }
         for port in &self.ports {

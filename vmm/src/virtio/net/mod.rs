@@ -11,8 +11,10 @@
 //!
 //! Virtio 1.2, section 5.1. A card with one link has no control queue.
 
+mod budget;
 mod control;
 mod kernel;
+mod pairs;
 mod pump;
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,12 @@
 //! A driver against the whole device, with a pair of datagram sockets as the link.
 
 mod packets;
+mod turns;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
@@ -18,6 +19,8 @@ struct FakeLink {
     socket: UnixDatagram,
     enabled: Arc<AtomicBool>,
     offload: Arc<Mutex<Option<Offload>>>,
+    /// How often it was asked for a change.
+    changes: Arc<AtomicUsize>,
 }
 
 impl AsRawFd for FakeLink {
@@ -29,11 +32,13 @@ impl AsRawFd for FakeLink {
 impl Link for FakeLink {
     fn set_offload(&self, offload: Offload) -> io::Result<()> {
         *self.offload.lock().unwrap() = Some(offload);
+        self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
     fn set_enabled(&self, enabled: bool) -> io::Result<()> {
         self.enabled.store(enabled, Ordering::SeqCst);
+        self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -44,6 +49,7 @@ struct Bench {
     net: Net,
     wire: UnixDatagram,
     offload: Arc<Mutex<Option<Offload>>>,
+    changes: Arc<AtomicUsize>,
 }
 
 const OPTIONS: Options = Options {
@@ -55,11 +61,12 @@ impl Bench {
     fn new(features: u64) -> Self {
         let (wire, socket) = UnixDatagram::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let offload = Arc::default();
+        let (offload, changes) = (Arc::default(), Arc::default());
         let link = FakeLink {
             socket,
             enabled: Arc::new(AtomicBool::new(true)),
             offload: Arc::clone(&offload),
+            changes: Arc::clone(&changes),
         };
         let mut net = Net::new(link, OPTIONS).unwrap();
         let guest = Guest::new(2);
@@ -71,6 +78,7 @@ impl Bench {
             net,
             wire,
             offload,
+            changes,
         }
     }
 
@@ -231,6 +239,7 @@ fn configuration_is_what_was_asked_for() {
         socket: UnixDatagram::unbound().unwrap(),
         enabled: Arc::default(),
         offload: Arc::default(),
+        changes: Arc::default(),
     };
     let small = Options { mtu: 67, ..OPTIONS };
     assert!(Net::new(link(), small).is_err());
@@ -264,6 +273,7 @@ struct TwoPairs {
     net: Net,
     wires: Vec<UnixDatagram>,
     enabled: Vec<Arc<AtomicBool>>,
+    changes: Arc<AtomicUsize>,
 }
 
 /// Its control queue.
@@ -278,6 +288,7 @@ impl TwoPairs {
     fn with(features: u64, queues: u16, enabled_queues: usize) -> Self {
         let mut wires = Vec::new();
         let mut enabled = Vec::new();
+        let changes = Arc::default();
         let links: Vec<_> = (0..2)
             .map(|_| {
                 let (wire, socket) = UnixDatagram::pair().unwrap();
@@ -288,6 +299,7 @@ impl TwoPairs {
                     socket,
                     enabled: Arc::clone(&enabled[enabled.len() - 1]),
                     offload: Arc::default(),
+                    changes: Arc::clone(&changes),
                 }
             })
             .collect();
@@ -304,6 +316,7 @@ impl TwoPairs {
             net,
             wires,
             enabled,
+            changes,
         }
     }
 
