@@ -295,7 +295,7 @@ pub struct BalloonState {
 /// |---|---|
 /// | every device | `notifications` (times that the driver's doorbell woke the device), `interrupts`, `failures` (times that the driver broke the rules, or the host failed, and the device gave up until its reset) |
 /// | a disk | `reads`, `read_bytes`, `writes`, `written_bytes`, `flushes`, `discards` (also write-zeroes), `errors` |
-/// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it; with vhost, none of these and no `notifications`: the kernel counts at the tap (`ip -s link`), and its interrupts nowhere |
+/// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it; while the kernel moves the packets (vhost), none of these and no `notifications`: it counts at the tap (`ip -s link`), and its interrupts nowhere |
 /// | `rng` | `requests`, `bytes` |
 /// | `balloon` | `requests`, `inflated_bytes`, `reported_bytes` |
 /// | `vsock` | `connections`, `refused`, `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, as the guest sees it |

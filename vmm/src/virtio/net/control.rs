@@ -18,10 +18,11 @@ use std::time::Instant;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counted::Counted;
 use super::kernel::KernelPair;
 use super::pairs::{Pairs, Server, Watch};
 use super::pump::Pump;
-use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, NetCounters, RECEIVE, ReceiveTransmit, find, offload};
+use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, RECEIVE, ReceiveTransmit, find, offload};
 use crate::epoll::Until;
 use crate::net::{Link, Vhost};
 use crate::virtio::queue::{Broken, Buffers, Ring};
@@ -57,7 +58,7 @@ pub(super) struct Parts {
     /// The pumps of the last pairs, on threads of their own.
     pub(super) ports: Vec<Port>,
     pub(super) mtu: u16,
-    pub(super) counters: Arc<NetCounters>,
+    pub(super) counted: Arc<Counted>,
 }
 
 /// The device on its first thread.
@@ -67,7 +68,7 @@ pub(super) struct Control {
     /// Those of the first pairs.
     pumps: Vec<Pump>,
     ports: Vec<Port>,
-    counters: Arc<NetCounters>,
+    counted: Arc<Counted>,
     events: Events,
     broken: EventFd,
     is_broken: bool,
@@ -107,13 +108,14 @@ impl Control {
                 events.watch(bell.as_ref(), token, EventSet::IN)?;
             }
         }
-        let pump = |link: &Arc<dyn Link>| Pump::new(Arc::clone(link), parts.mtu, &parts.counters);
+        let pump =
+            |link: &Arc<dyn Link>| Pump::new(Arc::clone(link), parts.mtu, &parts.counted.counters);
         Ok(Self {
             pumps: parts.links.iter().take(own).map(pump).collect(),
             pairs: Pairs::new(parts.links),
             kernel: parts.kernel,
             ports: parts.ports,
-            counters: parts.counters,
+            counted: parts.counted,
             events,
             broken,
             is_broken: false,
@@ -282,6 +284,7 @@ impl Service for Control {
             live,
             control: self.control_queue(&activation)?,
         });
+        self.counted.moved(!in_kernel.is_empty());
         let servers = if in_kernel.is_empty() {
             self.start_pumps(activation, live)?
         } else {
@@ -304,7 +307,7 @@ impl Service for Control {
                 }
             }
             bell => {
-                self.counters.notifications.add(1);
+                self.counted.counters.notifications.add(1);
                 if bell < own
                     && let Some(pump) = self.pumps.get_mut(pump(bell / 2))
                 {

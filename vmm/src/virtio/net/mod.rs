@@ -13,6 +13,7 @@
 
 mod budget;
 mod control;
+mod counted;
 mod kernel;
 mod pairs;
 mod pump;
@@ -25,8 +26,9 @@ use std::sync::Arc;
 use hearth_vmm_api::MAX_PAIRS;
 
 use self::control::{Control, Parts};
+use self::counted::Counted;
 use self::pump::{OwnPump, Pump};
-use super::counters::{Counters, counters};
+use super::counters::Counters;
 use super::quiet::{Quiet, Why};
 use super::thread::{DeviceThread, Port};
 use super::{
@@ -129,40 +131,12 @@ pub static DECLARATION: Declaration = Declaration {
     plug: Plug::Hot,
 };
 
-counters! {
-    /// What a network device counts, as the guest sees it. Bytes are those of packets
-    /// without virtio's header.
-    pub(super) struct NetCounters {
-        /// Times that the driver rang.
-        notifications,
-        /// Packets to the guest.
-        received_packets,
-        /// Their bytes.
-        received_bytes,
-        /// Packets from the guest.
-        transmitted_packets,
-        /// Their bytes.
-        transmitted_bytes,
-        /// Packets from the guest that the link refused.
-        transmit_errors,
-    }
-}
-
-/// What a device counts whose packets the kernel moves: they don't come by here.
-struct Uncounted;
-
-impl Counters for Uncounted {
-    fn list(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-}
-
 /// The queues of one pair.
 type ReceiveTransmit<'a> = [&'a ActiveQueue; 2];
 
 /// A network device.
 pub struct Net {
-    counters: Arc<NetCounters>,
+    counted: Arc<Counted>,
     links: Vec<Arc<dyn Link>>,
     /// The kernel's half of each pair, or nothing.
     kernel: Vec<Arc<Vhost>>,
@@ -203,7 +177,7 @@ impl Net {
             .into_iter()
             .map(|link| Arc::new(link) as Arc<dyn Link>);
         Ok(Self {
-            counters: Arc::default(),
+            counted: Arc::new(Counted::new(false)),
             links: links.collect(),
             kernel: Vec::new(),
             options,
@@ -222,6 +196,7 @@ impl Net {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
         }
         self.kernel = vhosts.into_iter().map(Arc::new).collect();
+        self.counted.moved(true);
         Ok(self)
     }
 
@@ -280,10 +255,7 @@ impl VirtioDevice for Net {
     }
 
     fn counters(&self) -> Arc<dyn Counters> {
-        if !self.kernel.is_empty() {
-            return Arc::new(Uncounted);
-        }
-        Arc::clone(&self.counters) as Arc<dyn Counters>
+        Arc::clone(&self.counted) as Arc<dyn Counters>
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -316,7 +288,7 @@ impl VirtioDevice for Net {
         let first = thread(String::new())?;
         let mut ports = Vec::new();
         for (pair, link) in self.links.iter().enumerate().skip(own) {
-            let pump = Pump::new(Arc::clone(link), self.options.mtu, &self.counters);
+            let pump = Pump::new(Arc::clone(link), self.options.mtu, &self.counted.counters);
             let bells = site.doorbells.get(2 * pair..2 * pair + 2);
             let bells = bells.ok_or_else(|| io::Error::other("a pair has two doorbells"))?;
             let next = thread(format!("-q{pair}"))?;
@@ -328,7 +300,7 @@ impl VirtioDevice for Net {
             kernel: self.kernel.clone(),
             ports,
             mtu: self.options.mtu,
-            counters: Arc::clone(&self.counters),
+            counted: Arc::clone(&self.counted),
         };
         self.port = Some(first.add(|events| Control::new(parts, site.doorbells, events))?);
         // Ended before the threads that it gives orders to.

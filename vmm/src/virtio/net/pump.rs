@@ -13,7 +13,8 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, NetCounters, largest, offload};
+use super::counted::NetCounters;
+use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, largest, offload};
 use crate::epoll::Until;
 use crate::memory::{MAX_SEGMENTS, Segments};
 use crate::net::Link;
