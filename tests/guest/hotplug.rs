@@ -73,6 +73,7 @@ fn a_guest_that_does_not_answer_is_asked_again() {
         vm.api("POST", "/v1/disks", Some(&body));
         until(&mut vm, "[ -e /sys/block/vdb/serial ]");
         vm.api("PUT", "/v1/pause", None);
+        wait_paused(&vm);
         for _ in 0..2 {
             vm.api("DELETE", "/v1/disks/hot", None);
         }
@@ -120,6 +121,16 @@ pub(crate) fn wait_gone(vm: &Vm, what: &str, left: usize) {
         match there.as_array().map(Vec::len) {
             Some(count) if count == left => Ok(()),
             _ => Err(there),
+        }
+    });
+}
+
+/// A pause is answered before it is complete where that takes long.
+fn wait_paused(vm: &Vm) {
+    wait::until("it is paused", 30, || {
+        match vm.api("GET", "/v1/machine", None)["state"].take() {
+            state if state == "paused" => Ok(()),
+            state => Err(state),
         }
     });
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
-use hearth_vmm_api::{Exit, Machine, Metrics, SandboxLayer};
+use hearth_vmm_api::{Exit, Machine, MachineState, Metrics, SandboxLayer};
 use serde::de::DeserializeOwned;
 
 /// `mov dx, port; mov al, value; out dx, al`, in long mode.
@@ -136,6 +136,14 @@ impl Bench {
 
     fn machine(&self) -> Machine {
         self.get("/v1/machine")
+    }
+
+    /// Holds the machine, and waits until it stands still.
+    fn pause(&self) {
+        self.ask("PUT /v1/pause");
+        until("it stands still", || {
+            self.machine().state == MachineState::Paused
+        });
     }
 
     fn metrics(&self) -> Metrics {

@@ -116,7 +116,7 @@ fn a_stop_takes_a_reboot_back() {
     let mut child = bench.command().start();
     bench.listens("socket");
     // Held, so that it can't answer the first before the second is there.
-    bench.ask("PUT /v1/pause");
+    bench.pause();
     bench.send("PUT /v1/reboot", r#"{"resets":0}"#);
     bench.ask("PUT /v1/power-button");
     bench.ask("PUT /v1/resume");
@@ -143,7 +143,7 @@ fn a_paused_machine_stands_still() {
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
         assert!(status.contains("Seccomp:\t2"), "{status}");
     }
-    bench.ask("PUT /v1/pause");
+    bench.pause();
     let still = exits();
     assert_eq!(exits(), still);
     bench.ask("PUT /v1/resume");
