@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
     // `irq/kvm.rs` has its addresses from there.
     ("irq", &["arch"]),
     ("smbios", &["arch"]),
-    ("pci", &["irq"]),
+    ("pci", &["irq", "snapshot"]),
     // What is behind devices on the host knows nothing of virtio.
     ("block", &["epoll", "memory"]),
     ("net", &["memory"]),

@@ -4,6 +4,9 @@
 //! PCI Local Bus 3.0, chapter 6.
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
+
+use crate::snapshot::Refused;
 
 /// Bytes of a conventional function's configuration space.
 pub const CONFIG_SPACE_SIZE: usize = 256;
@@ -143,6 +146,15 @@ pub enum LayoutError {
     Capability(usize),
 }
 
+/// [`ConfigSpace`], saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigSpaceV1 {
+    /// All of it, as software reads it, in registers of 32 bits. What software can't
+    /// write says whose it is.
+    pub registers: Vec<u32>,
+}
+
 /// A type 0 configuration space.
 #[derive(Debug, Clone)]
 pub struct ConfigSpace {
@@ -273,6 +285,45 @@ impl ConfigSpace {
         }
     }
 
+    /// All registers.
+    #[must_use]
+    pub fn save(&self) -> ConfigSpaceV1 {
+        let registers = self.data.chunks_exact(REGISTER_SIZE);
+        ConfigSpaceV1 {
+            registers: registers.map(register_value).collect(),
+        }
+    }
+
+    /// Takes over what software has written. What it can't have written must be what is
+    /// there.
+    ///
+    /// # Errors
+    /// When it is the configuration space of another function.
+    pub fn restore(&mut self, state: &ConfigSpaceV1) -> Result<(), Refused> {
+        let count = state.registers.len();
+        if count != CONFIG_SPACE_SIZE / REGISTER_SIZE {
+            let wrong = format!("configuration space doesn't have {count} registers");
+            return Err(Refused::because(wrong));
+        }
+        let own = self.data.chunks_exact(REGISTER_SIZE).map(register_value);
+        let masks = self.writable.chunks_exact(REGISTER_SIZE);
+        let masks = masks.map(register_value);
+        for (index, ((saved, own), mask)) in state.registers.iter().zip(own).zip(masks).enumerate()
+        {
+            if (saved ^ own) & !mask != 0 {
+                return Err(Refused::because(format!(
+                    "it is another device: register {:#x} is {own:#x} here and {saved:#x} there",
+                    index * REGISTER_SIZE,
+                )));
+            }
+        }
+        let bytes = state.registers.iter().flat_map(|value| value.to_le_bytes());
+        for (own, saved) in self.data.iter_mut().zip(bytes) {
+            *own = saved;
+        }
+        Ok(())
+    }
+
     /// A 16-bit register.
     #[must_use]
     pub fn read_u16(&self, offset: u8) -> u16 {
@@ -350,6 +401,14 @@ impl ConfigSpace {
         let at = usize::from(offset);
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }
+}
+
+/// Bytes of the registers that configuration space is saved in.
+const REGISTER_SIZE: usize = 4;
+
+fn register_value(bytes: &[u8]) -> u32 {
+    let bytes = bytes.iter().rev();
+    bytes.fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
 /// The register of a BAR.
@@ -484,7 +543,61 @@ mod tests {
         assert!(space.add_capability(0x09, &[0; 240], &[]).is_err());
     }
 
+    #[test]
+    fn another_functions_space_is_refused_and_changes_nothing() {
+        let mut other = space();
+        other.put(register::DEVICE_ID, &[0x41]);
+        other.write(register::COMMAND, &[7, 0]);
+        let mut space = space();
+        space.write(register::INTERRUPT_LINE, &[9]);
+        let refused = |space: &mut ConfigSpace, state: &ConfigSpaceV1| {
+            let before = space.data;
+            let refused = space.restore(state).expect_err("another's");
+            assert_eq!(space.data, before);
+            refused.to_string()
+        };
+        assert_eq!(
+            refused(&mut space, &other.save()),
+            "it is another device: register 0x0 is 0x10421af4 here and 0x10411af4 there"
+        );
+        let mut state = space.save();
+        state.registers.pop();
+        assert_eq!(
+            refused(&mut space, &state),
+            "configuration space doesn't have 63 registers"
+        );
+        let mut state = space.save();
+        // The upper half of an interrupt line's register is pin and latencies.
+        state.registers[0x3c / 4] |= 1 << 8;
+        refused(&mut space, &state);
+    }
+
     proptest! {
+        #[test]
+        fn a_copy_reads_as_the_first_does(
+            writes in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 1..5)), 0..64)
+        ) {
+            let made = || {
+                let mut space = space();
+                space.add_bar(0, Bar { kind: BarKind::Memory64, size: 0x4000 }).unwrap();
+                space.add_bar(2, Bar { kind: BarKind::Io, size: 4 }).unwrap();
+                space.add_capability(0x11, &[7; 10], &[0, 0xc0]).unwrap();
+                space
+            };
+            let mut first = made();
+            for (offset, bytes) in writes {
+                first.write(offset, &bytes);
+            }
+            let json = serde_json::to_string(&first.save()).unwrap();
+            let mut copy = made();
+            copy.restore(&serde_json::from_str(&json).unwrap()).unwrap();
+            prop_assert_eq!(copy.save(), first.save());
+            prop_assert_eq!(copy.data, first.data);
+            for bar in [0, 2] {
+                prop_assert_eq!(copy.decoded(bar), first.decoded(bar));
+            }
+        }
+
         #[test]
         fn no_write_changes_a_read_only_bit(
             writes in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 1..5)), 0..64)

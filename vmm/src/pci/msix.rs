@@ -12,9 +12,11 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
+use crate::snapshot::Refused;
 
 /// Capability ID of MSI-X. PCI Local Bus 3.0, appendix H.
 pub const CAPABILITY_ID: u8 = 0x11;
@@ -35,6 +37,41 @@ const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
 const VECTOR_MASKED: u8 = 1;
 /// Where vector control stands in an entry.
 const VECTOR_CONTROL: usize = 12;
+
+/// One vector, saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VectorV1 {
+    /// Message address, both halves.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+    /// Its own mask.
+    pub masked: bool,
+    /// Whether an interrupt waits until nothing masks it.
+    pub pending: bool,
+}
+
+/// [`Msix`], saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MsixV1 {
+    /// Whether software has enabled it.
+    pub enabled: bool,
+    /// The function's mask.
+    pub masked: bool,
+    /// Every vector.
+    pub vectors: Vec<VectorV1>,
+}
+
+impl MsixV1 {
+    /// Whether message control says so too.
+    #[must_use]
+    pub fn is_of(&self, control: u16) -> bool {
+        self.enabled == (control & CONTROL_ENABLE != 0)
+            && self.masked == (control & CONTROL_FUNCTION_MASK != 0)
+    }
+}
 
 /// An entry after reset.
 const fn masked_entry() -> [u8; ENTRY_SIZE] {
@@ -233,6 +270,50 @@ impl Msix {
         }
     }
 
+    /// Masks, table and what is pending.
+    #[must_use]
+    pub fn save(&self) -> MsixV1 {
+        let save = |vector: &Vector| {
+            let pending = vector.is_pending();
+            let entry = lock(&vector.state).entry;
+            let MsiMessage { address, data } = message(&entry);
+            VectorV1 {
+                address,
+                data,
+                masked: entry[VECTOR_CONTROL] & VECTOR_MASKED != 0,
+                pending,
+            }
+        };
+        MsixV1 {
+            enabled: self.enabled.load(Ordering::SeqCst),
+            masked: self.masked.load(Ordering::SeqCst),
+            vectors: self.vectors.iter().map(save).collect(),
+        }
+    }
+
+    /// Takes over what was saved: the interrupt controller has its messages then.
+    ///
+    /// # Errors
+    /// When it has another number of vectors.
+    pub fn restore(&self, state: &MsixV1) -> Result<(), Refused> {
+        let (own, saved) = (self.vectors.len(), state.vectors.len());
+        if own != saved {
+            let wrong = format!("it has {own} interrupt vectors here and {saved} there");
+            return Err(Refused::because(wrong));
+        }
+        self.enabled.store(state.enabled, Ordering::SeqCst);
+        self.masked.store(state.masked, Ordering::SeqCst);
+        for (vector, saved) in self.vectors.iter().zip(&state.vectors) {
+            let mut state = lock(&vector.state);
+            state.entry[..8].copy_from_slice(&saved.address.to_le_bytes());
+            state.entry[8..VECTOR_CONTROL].copy_from_slice(&saved.data.to_le_bytes());
+            state.entry[VECTOR_CONTROL] = u8::from(saved.masked) * VECTOR_MASKED;
+            state.pending = saved.pending;
+            self.update(vector, &mut state);
+        }
+        Ok(())
+    }
+
     fn locate(&self, offset: u64) -> Option<(&Vector, usize)> {
         let offset = usize::try_from(offset).ok()?;
         let vector = self.vectors.get(offset / ENTRY_SIZE)?;
@@ -397,7 +478,70 @@ mod tests {
         assert!(Msix::new(MAX_VECTORS + 1, &fake).is_err());
     }
 
+    fn copy_of(first: &Msix, fake: &FakeInterrupts) -> Msix {
+        let json = serde_json::to_string(&first.save()).unwrap();
+        let count = u16::try_from(first.len()).unwrap();
+        let copy = Msix::new(count, fake).unwrap();
+        copy.restore(&serde_json::from_str(&json).unwrap()).unwrap();
+        copy
+    }
+
+    #[test]
+    fn a_copy_has_its_routes_and_what_pends() {
+        let msix = Msix::new(3, &FakeInterrupts::default()).unwrap();
+        msix.set_control(0x8000);
+        write_entry(&msix, 0, 0xfee0_0000, 0x40, 0);
+        write_entry(&msix, 1, 0xfee0_1000, 0x41, 1);
+        // One that a back end in the kernel has sent.
+        write_entry(&msix, 2, 0xfee0_2000, 0x42, 1);
+        msix.event(2).unwrap().write(1).unwrap();
+        msix.signal(1);
+        let fake = FakeInterrupts::default();
+        let copy = copy_of(&msix, &fake);
+        let message = |address, data| MsiMessage { address, data };
+        assert_eq!(fake.route(0), Some((message(0xfee0_0000, 0x40), false)));
+        assert_eq!((fake.route(1), fake.route(2)), (None, None), "masked");
+        copy.signal(0);
+        for vector in [1, 2] {
+            copy.table_write(16 * vector + 12, &[0; 4]);
+        }
+        assert_eq!([0, 1, 2].map(|vector| fake.signals(vector)), [1; 3]);
+        let route = Some((message(0xfee0_1000, 0x41), false));
+        assert_eq!(fake.route(1), route);
+        let refused = Msix::new(2, &fake).unwrap().restore(&msix.save());
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "it has 2 interrupt vectors here and 3 there"
+        );
+        let state = msix.save();
+        assert!(state.is_of(0x8002));
+        assert!(!state.is_of(0x0002) && !state.is_of(0xc002));
+    }
+
     proptest! {
+        #[test]
+        fn a_copy_reads_as_the_first_does(
+            accesses in prop::collection::vec((0u64..80, prop::collection::vec(any::<u8>(), 0..16), any::<u16>()), 0..64)
+        ) {
+            let msix = Msix::new(4, &FakeInterrupts::default()).unwrap();
+            for (offset, bytes, control) in accesses {
+                msix.set_control(control);
+                msix.table_write(offset, &bytes);
+                msix.signal(control % 8);
+            }
+            let copy = copy_of(&msix, &FakeInterrupts::default());
+            prop_assert_eq!(copy.save(), msix.save());
+            let read = |msix: &Msix| {
+                let (mut table, mut pending) = ([[0; 16]; 4], [0]);
+                for (at, entry) in (0..).zip(&mut table) {
+                    msix.table_read(16 * at, entry);
+                }
+                msix.pending_read(0, &mut pending);
+                (table, pending)
+            };
+            prop_assert_eq!(read(&copy), read(&msix));
+        }
+
         #[test]
         fn any_access_is_harmless(
             accesses in prop::collection::vec((any::<u64>(), prop::collection::vec(any::<u8>(), 0..16), any::<u16>()), 0..64)
