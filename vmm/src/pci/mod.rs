@@ -20,8 +20,13 @@ mod root;
 pub mod window;
 
 pub use root::{
-    CONFIG_ADDRESS, CONFIG_DATA, ECAM_SIZE, Error, PciRoot, SLOT_COUNT, Settled, Windows,
+    BusV1, CONFIG_ADDRESS, CONFIG_DATA, ECAM_SIZE, Error, PciRoot, SLOT_COUNT, Settled, SlotV1,
+    Windows,
 };
+
+use serde_json::Value;
+
+use crate::snapshot::Refused;
 
 /// A function on the bus, as [`PciRoot`] sees it. One lock, that of the root,
 /// serializes all calls; no implementation may call back into the root.
@@ -62,6 +67,29 @@ pub trait PciDevice: Send {
 
     /// Goes on after [`Quiesce::Hold`]; before it is quiet, that takes the hold back.
     fn resume(&mut self);
+
+    /// What is behind its configuration space, while it is quiet. The root saves that
+    /// itself. A function that has nothing there says so by null.
+    ///
+    /// # Errors
+    /// When it is not quiet.
+    fn save(&self) -> Result<Value, Refused> {
+        Ok(Value::Null)
+    }
+
+    /// Takes over what was saved, while it is quiet and nobody drives it: it is then held,
+    /// until it goes on. Its configuration space is there already, and where its BARs
+    /// decode follows.
+    ///
+    /// # Errors
+    /// When it is the state of another function, or of none that there can be. What the
+    /// guest sees of it is then undefined; it does no harm.
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        match state {
+            Value::Null => Ok(()),
+            _ => Err(Refused::because("there is nothing behind its header")),
+        }
+    }
 }
 
 /// What a function is to be quiet for.

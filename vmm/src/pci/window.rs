@@ -46,6 +46,23 @@ impl Window {
         Some(candidate)
     }
 
+    /// Takes `size` bytes, a power of two, at an address that is aligned to that. Returns
+    /// whether they were there, and free.
+    pub fn take(&mut self, address: u64, size: u64) -> bool {
+        let end = address.checked_add(size);
+        let is_inside = address >= self.range.start && end.is_some_and(|end| end <= self.range.end);
+        if !size.is_power_of_two() || !address.is_multiple_of(size) || !is_inside {
+            return false;
+        }
+        // The last that begins before the end.
+        let before = self.taken.range(..address + size).next_back();
+        if before.is_some_and(|(start, length)| start + length > address) {
+            return false;
+        }
+        self.taken.insert(address, size);
+        true
+    }
+
     /// Gives an allocation back, named by its first address.
     pub fn free(&mut self, address: u64) {
         self.taken.remove(&address);
@@ -68,6 +85,29 @@ mod tests {
         assert_eq!(window.allocate(0x10000), None);
         assert_eq!(window.allocate(0), None);
         assert_eq!(window.allocate(u64::MAX), None);
+    }
+
+    #[test]
+    fn only_what_is_free_inside_and_aligned_is_taken() {
+        let mut window = Window::new(0x1000..0x4000);
+        assert!(window.take(0x2000, 0x1000));
+        for (address, size) in [
+            (0x2000, 0x1000),
+            (0x2800, 0x800),
+            (0x2000, 0x2000),
+            (0x1800, 0x1000),
+            (0x0, 0x1000),
+            (0x4000, 0x1000),
+            (0x3000, 0x1800),
+            (0x3000, 0),
+            (u64::MAX - 0xfff, 0x1000),
+        ] {
+            assert!(!window.take(address, size), "{address:#x} {size:#x}");
+        }
+        assert!(window.take(0x3000, 0x1000));
+        assert!(window.take(0x1800, 0x800));
+        assert_eq!(window.allocate(0x800), Some(0x1000));
+        assert_eq!(window.allocate(0x800), None);
     }
 
     proptest! {

@@ -8,10 +8,15 @@ use std::fmt::Display;
 #[error("{0}")]
 pub struct Refused(String);
 
+/// The most characters of a reason.
+const LONGEST: usize = 256;
+
 impl Refused {
-    /// For this reason: lower case, no period.
+    /// For this reason: lower case, no period. What is quoted in it may be anything, so
+    /// it is cut to a line.
     pub fn because(reason: impl Into<String>) -> Self {
-        Self(reason.into())
+        let line = |c: char| if c.is_control() { ' ' } else { c };
+        Self(reason.into().chars().map(line).take(LONGEST).collect())
     }
 
     /// The same, with the part of the machine that it is about in front.
@@ -23,13 +28,20 @@ impl Refused {
 
 impl From<serde_json::Error> for Refused {
     fn from(error: serde_json::Error) -> Self {
-        Self(error.to_string())
+        Self::because(error.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_one_line() {
+        let reason = Refused::because("a\nb".repeat(1000)).to_string();
+        assert_eq!(reason.len(), LONGEST);
+        assert!(reason.starts_with("a ba b"));
+    }
 
     #[test]
     fn a_reason_says_what_it_is_about() {

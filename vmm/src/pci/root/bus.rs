@@ -1,5 +1,7 @@
 //! The bus itself: 32 slots of one function each, the host bridge in slot 0.
 
+mod state;
+
 use std::ops::Range;
 
 use super::{CONFIG_ADDRESS, CONFIG_DATA, Error, SLOT_COUNT, Windows};
@@ -7,6 +9,8 @@ use crate::pci::bridge::HostBridge;
 use crate::pci::config::{BAR_COUNT, BarKind, CONFIG_SPACE_SIZE, ConfigSpace, Space};
 use crate::pci::window::Window;
 use crate::pci::{PciDevice, Quiesce};
+
+pub use self::state::{BusV1, SlotV1};
 
 /// Bit 31 of the address register: accesses of the data register are for the bus.
 const CONFIG_ENABLE: u32 = 1 << 31;
@@ -45,10 +49,34 @@ pub(super) struct Bus {
     /// What was taken out and still touches guest memory, by slot: the guest sees it no
     /// more, and the slot is not free yet.
     leaving: Vec<(u8, Function)>,
+    places: Places,
+    address: u32,
+}
+
+/// From where BARs are placed.
+struct Places {
     low: Window,
     high: Option<Window>,
     io: Window,
-    address: u32,
+}
+
+impl Places {
+    fn new(windows: Windows) -> Self {
+        Self {
+            low: Window::new(windows.low),
+            high: windows.high.map(Window::new),
+            io: Window::new(windows.io),
+        }
+    }
+
+    /// Where BARs of a kind are placed.
+    fn window(&mut self, kind: BarKind) -> &mut Window {
+        match (kind, &mut self.high) {
+            (BarKind::Io, _) => &mut self.io,
+            (BarKind::Memory64, Some(high)) => high,
+            (BarKind::Memory32 | BarKind::Memory64, _) => &mut self.low,
+        }
+    }
 }
 
 impl Function {
@@ -96,9 +124,7 @@ impl Bus {
         Self {
             slots,
             leaving: Vec::new(),
-            low: Window::new(windows.low),
-            high: windows.high.map(Window::new),
-            io: Window::new(windows.io),
+            places: Places::new(windows),
             address: 0,
         }
     }
@@ -224,7 +250,7 @@ impl Bus {
             let Some(bar) = config.bar(index) else {
                 continue;
             };
-            let Some(home) = self.window(bar.kind).allocate(bar.size) else {
+            let Some(home) = self.places.window(bar.kind).allocate(bar.size) else {
                 for bar in &placed {
                     self.give_back(bar);
                 }
@@ -243,16 +269,7 @@ impl Bus {
     }
 
     fn give_back(&mut self, bar: &Placed) {
-        self.window(bar.kind).free(bar.home);
-    }
-
-    /// Where BARs of a kind are placed.
-    fn window(&mut self, kind: BarKind) -> &mut Window {
-        match (kind, &mut self.high) {
-            (BarKind::Io, _) => &mut self.io,
-            (BarKind::Memory64, Some(high)) => high,
-            (BarKind::Memory32 | BarKind::Memory64, _) => &mut self.low,
-        }
+        self.places.window(bar.kind).free(bar.home);
     }
 
     /// The slot and register that the address register selects for `port`.
@@ -284,7 +301,7 @@ impl Bus {
         };
         if let Some(offset) = conventional(register, data.len()) {
             function.device.config_write(offset, data);
-            function.update_bars(&self.io.range());
+            function.update_bars(&self.places.io.range());
         }
     }
 

@@ -10,6 +10,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use self::bus::Bus;
 use super::PciDevice;
 use super::config::Space;
+use crate::snapshot::Refused;
+
+pub use self::bus::{BusV1, SlotV1};
 
 /// Slots of the bus.
 pub const SLOT_COUNT: u8 = 32;
@@ -123,6 +126,26 @@ impl PciRoot {
     /// Has every device that was held go on.
     pub fn resume(&self) {
         self.lock().resume();
+    }
+
+    /// The bus and what is on it, once all is held ([`Self::hold`]) and quiet.
+    ///
+    /// # Errors
+    /// When a device is not quiet, or the guest has put a BAR where [`Self::restore`]
+    /// takes none: outside of its window, or on another.
+    pub fn save(&self) -> Result<BusV1, Refused> {
+        self.lock().save()
+    }
+
+    /// Takes over what was saved, on a bus with the same devices in the same slots that
+    /// no guest has seen yet. They are held then, until [`Self::resume`]. What pended and
+    /// is not masked is sent to the interrupt controller, so that one comes first.
+    ///
+    /// # Errors
+    /// When it is not the state of such a bus. This one is then good for nothing but
+    /// being reset or dropped.
+    pub fn restore(&self, state: &BusV1) -> Result<(), Refused> {
+        self.lock().restore(state)
     }
 
     /// Slots that hold a device, without the host bridge.

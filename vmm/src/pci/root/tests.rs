@@ -1,3 +1,5 @@
+mod state;
+
 use super::*;
 use crate::pci::Quiesce;
 use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity, register};
