@@ -147,7 +147,7 @@ impl VirtioPciDevice {
             }
             Then::Hold | Then::Resume if was_idle => {}
             Then::Hold => self.life.stage = Stage::Held(queues),
-            Then::Resume => self.activate(&queues),
+            Then::Resume => self.activate(Some(&queues)),
         }
     }
 
@@ -158,7 +158,7 @@ impl VirtioPciDevice {
             Stage::Quiescing(_, then @ Then::Hold) => *then = Then::Resume,
             Stage::Held(queues) => {
                 let queues = std::mem::take(queues);
-                self.activate(&queues);
+                self.activate(Some(&queues));
             }
             Stage::Idle | Stage::Active | Stage::Quiescing(..) => {}
         }
@@ -167,7 +167,7 @@ impl VirtioPciDevice {
     /// DRIVER_OK, or the machine goes on with queues that were `held`: the device
     /// starts, or says that it can't. A queue of which nothing is known was broken when
     /// it was held, and stays alone.
-    pub(super) fn activate(&mut self, held: &[QueueState]) {
+    pub(super) fn activate(&mut self, held: Option<&[QueueState]>) {
         self.life.stage = Stage::Idle;
         let interrupt = Arc::clone(&self.shared) as Arc<dyn Interrupt>;
         let memory = &self.backplane.memory;
@@ -175,16 +175,14 @@ impl VirtioPciDevice {
             interrupt.needs_reset();
             return;
         };
-        let resumed = !held.is_empty();
         let mut queues = Vec::new();
         for (index, mut queue) in built {
-            match held.iter().find(|state| state.index == index) {
-                Some(state) => {
-                    queue.set_next_avail(state.next_available);
-                    queue.set_next_used(state.next_used);
-                }
-                None if resumed => continue,
-                None => {}
+            if let Some(held) = held {
+                let Some(state) = held.iter().find(|state| state.index == index) else {
+                    continue;
+                };
+                queue.set_next_avail(state.next_available);
+                queue.set_next_used(state.next_used);
             }
             let bell = self.doorbells.get(usize::from(index));
             queues.extend(bell.map(|bell| ActiveQueue {
@@ -199,7 +197,7 @@ impl VirtioPciDevice {
             features: self.common.features(),
             queues,
             interrupt,
-            resumed,
+            resumed: held.is_some(),
         });
     }
 }

@@ -268,7 +268,7 @@ impl PciDevice for VirtioPciDevice {
             match self.common.write(offset, data) {
                 Effect::None => {}
                 Effect::Reset => self.become_quiet(Then::Reset),
-                Effect::Activate => self.activate(&[]),
+                Effect::Activate => self.activate(None),
                 Effect::Vector => self.device.vectors_changed(),
             }
         } else if let Some(offset) = DEVICE.offset(at) {

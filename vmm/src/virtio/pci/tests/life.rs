@@ -88,17 +88,17 @@ fn a_held_device_goes_on_with_its_queues_where_they_stood() {
 }
 
 #[test]
-fn a_queue_that_was_broken_stays_alone() {
-    let mut bench = busy();
-    bench.function.quiesce(Quiesce::Hold);
-    bench.done(&STATES[1..]);
-    bench.function.resume();
-    let given = bench.probe.given.lock().unwrap();
-    let queues = &given.as_ref().unwrap().queues;
-    assert_eq!(
-        queues.iter().map(|queue| queue.index).collect::<Vec<_>>(),
-        [1]
-    );
+fn queues_that_were_broken_stay_alone() {
+    for (reported, left) in [(&STATES[1..], &[1][..]), (&[], &[])] {
+        let mut bench = busy();
+        bench.function.quiesce(Quiesce::Hold);
+        bench.done(reported);
+        bench.function.resume();
+        assert_eq!(bench.probe.log(), ["hold", "resume"]);
+        let given = bench.probe.given.lock().unwrap();
+        let queues = given.as_ref().unwrap().queues.iter();
+        assert!(queues.map(|queue| queue.index).eq(left.iter().copied()));
+    }
 }
 
 #[test]
