@@ -28,7 +28,9 @@ const ROOMS: [(&str, &[&str]); 19] = [
     // Devices never know KVM, and only their transport knows PCI.
     (
         "virtio",
-        &["block", "epoll", "irq", "jail", "memory", "net", "pci"],
+        &[
+            "block", "epoll", "irq", "jail", "memory", "net", "pci", "snapshot",
+        ],
     ),
     (
         "config",

@@ -36,6 +36,7 @@ pub(crate) mod testing;
 use std::io;
 use std::sync::Arc;
 
+use serde_json::Value;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,6 +45,7 @@ use self::quiet::{Quiet, Why};
 use self::thread::DeviceThread;
 use crate::jail::Profile;
 use crate::memory::Memory;
+use crate::snapshot::Refused;
 
 /// Feature bit: the device follows the non-legacy specification. Section 6.
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -206,6 +208,29 @@ pub trait VirtioDevice: Send {
     /// Has the device's threads let go of guest memory, after an activation. Whoever
     /// has a part in it keeps a clone of `quiet` for as long as it takes.
     fn quiesce(&mut self, why: Why, quiet: Quiet);
+
+    /// What it keeps beside its queues, while it is held or nobody drives it: a structure
+    /// with its version in its name, or null for nothing.
+    fn save(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes over what was saved, before anybody drives it: [`Activation::resumed`]
+    /// follows, or a new driver.
+    ///
+    /// # Errors
+    /// When there is no such state of this device.
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        nothing(state)
+    }
+}
+
+/// Refuses what is saved of a device that keeps nothing beside its queues.
+fn nothing(state: &Value) -> Result<(), Refused> {
+    match state {
+        Value::Null => Ok(()),
+        _ => Err(Refused::because("it keeps nothing beside its queues")),
+    }
 }
 
 /// Copies a part of a configuration structure; what is past its end reads 0.

@@ -11,6 +11,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 /// Why a device is to be quiet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
@@ -33,6 +35,38 @@ pub struct QueueState {
     pub next_available: u16,
     /// The place in the used ring of the next chain to return.
     pub next_used: u16,
+}
+
+/// [`QueueState`], saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueStateV1 {
+    /// Which of the device's queues.
+    pub index: u16,
+    /// The next place in the available ring.
+    pub next_available: u16,
+    /// The next place in the used ring.
+    pub next_used: u16,
+}
+
+impl From<QueueState> for QueueStateV1 {
+    fn from(state: QueueState) -> Self {
+        Self {
+            index: state.index,
+            next_available: state.next_available,
+            next_used: state.next_used,
+        }
+    }
+}
+
+impl From<QueueStateV1> for QueueState {
+    fn from(state: QueueStateV1) -> Self {
+        Self {
+            index: state.index,
+            next_available: state.next_available,
+            next_used: state.next_used,
+        }
+    }
 }
 
 /// Held by whoever still touches guest memory. When the last clone is dropped, the

@@ -5,11 +5,13 @@
 use std::sync::Arc;
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use super::shared::Shared;
 use crate::memory::Memory;
+use crate::snapshot::Refused;
 use crate::virtio::{F_EVENT_IDX, F_VERSION_1};
 
 bitflags! {
@@ -127,6 +129,38 @@ impl QueueRegisters {
     }
 }
 
+/// One queue's registers, saved: as the driver wrote them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueV1 {
+    /// Its descriptors.
+    pub size: u16,
+    /// Whether the driver has enabled it.
+    pub enabled: bool,
+    /// Where its descriptor table is.
+    pub desc: u64,
+    /// Where its available ring is.
+    pub driver: u64,
+    /// Where its used ring is.
+    pub device: u64,
+}
+
+/// The structure's registers, saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommonV1 {
+    /// The features that the driver has written.
+    pub features: u64,
+    /// Which half of those offered it reads.
+    pub device_feature_select: u32,
+    /// Which half of its own it reads and writes.
+    pub driver_feature_select: u32,
+    /// Which queue's registers it reads and writes.
+    pub queue_select: u16,
+    /// Every queue's.
+    pub queues: Vec<QueueV1>,
+}
+
 /// The structure's registers.
 pub(super) struct Common {
     offered: u64,
@@ -172,6 +206,67 @@ impl Common {
             *queue = QueueRegisters::new(queue.max_size);
         }
         self.shared.reset();
+    }
+
+    /// What the driver has written.
+    pub(super) fn save(&self) -> CommonV1 {
+        let save = |queue: &QueueRegisters| QueueV1 {
+            size: queue.size,
+            enabled: queue.enabled,
+            desc: queue.desc,
+            driver: queue.driver,
+            device: queue.device,
+        };
+        CommonV1 {
+            features: self.accepted,
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(save).collect(),
+        }
+    }
+
+    /// Takes over what was saved, with device status restored. Queues are judged where
+    /// they are used.
+    pub(super) fn restore(&mut self, state: &CommonV1) -> Result<(), Refused> {
+        let (own, saved) = (self.queues.len(), state.queues.len());
+        if own != saved {
+            let wrong = format!("it has {own} queues here and {saved} there");
+            return Err(Refused::because(wrong));
+        }
+        let status = self.shared.status();
+        if status.contains(Status::FEATURES_OK) {
+            let unknown = state.features & !self.offered;
+            if unknown != 0 {
+                let wrong = format!("its features {unknown:#x} are not offered here");
+                return Err(Refused::because(wrong));
+            }
+            if !self.agrees_on(state.features) {
+                return Err(Refused::because("its driver is a legacy one"));
+            }
+        } else if status.contains(Status::DRIVER_OK) {
+            return Err(Refused::because("it has a driver and no features"));
+        }
+        self.accepted = state.features;
+        self.device_feature_select = state.device_feature_select;
+        self.driver_feature_select = state.driver_feature_select;
+        self.queue_select = state.queue_select;
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            *queue = QueueRegisters {
+                max_size: queue.max_size,
+                size: saved.size,
+                enabled: saved.enabled,
+                desc: saved.desc,
+                driver: saved.driver,
+                device: saved.device,
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether a driver may have these features (section 3.1.1, step 5).
+    fn agrees_on(&self, features: u64) -> bool {
+        features & !self.offered == 0 && features & F_VERSION_1 != 0
     }
 
     /// Reads a register; what is none reads 0.
@@ -263,8 +358,7 @@ impl Common {
         let old = self.shared.status();
         // The driver may not clear bits, and NEEDS_RESET is the device's.
         let mut new = old | (Status::from_bits_truncate(value) - Status::NEEDS_RESET);
-        let agreed = self.accepted & !self.offered == 0 && self.accepted & F_VERSION_1 != 0;
-        if !old.contains(Status::FEATURES_OK) && !agreed {
+        if !old.contains(Status::FEATURES_OK) && !self.agrees_on(self.accepted) {
             // Section 2.2.2: the driver reads it back and sees that we refuse.
             new.remove(Status::FEATURES_OK);
         }

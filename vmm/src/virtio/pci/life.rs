@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioPciDevice;
-use crate::virtio::quiet::{QueueState, Quiet, Why};
+use super::{Status, VirtioPciDevice};
+use crate::snapshot::Refused;
+use crate::virtio::quiet::{QueueState, QueueStateV1, Quiet, Why};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// What follows once a device is quiet.
@@ -76,9 +77,23 @@ impl Life {
         matches!(self.stage, Stage::Idle | Stage::Held(_))
     }
 
+    /// Whether nobody drives it.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
     /// Whether the driver's writes are lost.
     pub(super) fn is_resetting(&self) -> bool {
         matches!(self.stage, Stage::Quiescing(_, Then::Reset | Then::PowerOn))
+    }
+
+    /// Where the queues of a held device stand; none: nobody drives it.
+    pub(super) fn save(&self) -> Result<Option<Vec<QueueStateV1>>, Refused> {
+        match &self.stage {
+            Stage::Idle => Ok(None),
+            Stage::Held(queues) => Ok(Some(queues.iter().copied().map(Into::into).collect())),
+            Stage::Active | Stage::Quiescing(..) => Err(Refused::because("it is at work")),
+        }
     }
 
     /// What a device gets to let go of when it is quiet.
@@ -149,6 +164,40 @@ impl VirtioPciDevice {
             Then::Hold => self.life.stage = Stage::Held(queues),
             Then::Resume => self.activate(Some(&queues)),
         }
+    }
+
+    /// A device that is idle becomes one that was held, with its queues where they stood:
+    /// its registers are restored. Those of the queues are judged as at DRIVER_OK.
+    pub(super) fn restore_held(&mut self, held: Option<&[QueueStateV1]>) -> Result<(), Refused> {
+        let status = self.shared.status();
+        let is_driven = status.contains(Status::DRIVER_OK);
+        let Some(held) = held else {
+            // One that couldn't start has a driver, and is at rest.
+            return match is_driven && !status.contains(Status::NEEDS_RESET) {
+                true => Err(Refused::because("it has a driver and no queues")),
+                false => Ok(()),
+            };
+        };
+        if !is_driven {
+            return Err(Refused::because("it has queues and no driver"));
+        }
+        let built = self.common.build_queues(&self.backplane.memory);
+        let built = built.map_err(|index| {
+            let wrong = format!("queue {index} is too large, misaligned or outside of memory");
+            Refused::because(wrong)
+        })?;
+        for (place, state) in held.iter().enumerate() {
+            let index = state.index;
+            let wrong = |what| Err(Refused::because(format!("queue {index} {what}")));
+            if !built.iter().any(|(enabled, _)| *enabled == index) {
+                return wrong("is not enabled");
+            }
+            if held[..place].iter().any(|other| other.index == index) {
+                return wrong("stands there twice");
+            }
+        }
+        self.life.stage = Stage::Held(held.iter().copied().map(Into::into).collect());
+        Ok(())
     }
 
     /// The machine goes on.

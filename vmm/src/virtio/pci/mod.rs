@@ -16,12 +16,15 @@ mod common;
 mod layout;
 mod life;
 mod shared;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::sync::Arc;
 
+use serde::Deserialize;
+use serde_json::Value;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::common::{Common, Effect};
@@ -39,8 +42,11 @@ use crate::memory::Memory;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;
 use crate::pci::{PciDevice, Quiesce};
+use crate::snapshot::Refused;
 
-pub use self::common::Status;
+pub use self::common::{CommonV1, QueueV1, Status};
+pub use self::shared::SharedV1;
+pub use self::state::VirtioFunctionV1;
 
 /// One queue's doorbell.
 struct Doorbell {
@@ -315,6 +321,14 @@ impl PciDevice for VirtioPciDevice {
 
     fn resume(&mut self) {
         self.go_on();
+    }
+
+    fn save(&self) -> Result<Value, Refused> {
+        Ok(serde_json::to_value(self.save_function()?)?)
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        self.restore_function(&VirtioFunctionV1::deserialize(state)?)
     }
 }
 

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::common::Status;
 use crate::pci::msix::Msix;
+use crate::snapshot::Refused;
 use crate::virtio::Interrupt;
 use crate::virtio::counters::{Counters, counters};
 
@@ -39,6 +41,22 @@ impl Counters for AllCounters {
     fn list(&self) -> Vec<(&'static str, u64)> {
         [self.device.list(), self.shared.counters.list()].concat()
     }
+}
+
+/// [`Shared`], saved, but for MSI-X.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedV1 {
+    /// Device status: [`Status`].
+    pub status: u8,
+    /// ISR status, which the driver has not read.
+    pub isr: u8,
+    /// Configuration generation.
+    pub generation: u8,
+    /// The vector of configuration changes; 0xffff: none.
+    pub config_vector: u16,
+    /// Every queue's vector.
+    pub queue_vectors: Vec<u16>,
 }
 
 /// The state both sides see.
@@ -74,6 +92,48 @@ impl Shared {
         for vector in &self.queue_vectors {
             vector.store(NO_VECTOR, Ordering::SeqCst);
         }
+    }
+
+    /// What both sides see.
+    pub(super) fn save(&self) -> SharedV1 {
+        let vectors = self.queue_vectors.iter();
+        SharedV1 {
+            status: self.status.load(Ordering::SeqCst),
+            isr: self.isr.load(Ordering::SeqCst),
+            generation: self.generation(),
+            config_vector: self.config_vector(),
+            queue_vectors: vectors
+                .map(|vector| vector.load(Ordering::SeqCst))
+                .collect(),
+        }
+    }
+
+    /// Takes over what was saved.
+    pub(super) fn restore(&self, state: &SharedV1) -> Result<(), Refused> {
+        let refuse = |wrong: String| Err(Refused::because(wrong));
+        if Status::from_bits(state.status).is_none() {
+            return refuse(format!("device status can't be {:#x}", state.status));
+        }
+        if state.isr & !(ISR_QUEUE | ISR_CONFIG) != 0 {
+            return refuse(format!("ISR status can't be {:#x}", state.isr));
+        }
+        let (own, saved) = (self.queue_vectors.len(), state.queue_vectors.len());
+        if own != saved {
+            return refuse(format!("it has {own} queues here and {saved} there"));
+        }
+        let mut vectors = state.queue_vectors.iter().chain([&state.config_vector]);
+        if let Some(vector) = vectors.find(|vector| self.known(**vector) != **vector) {
+            return refuse(format!("there is no vector {vector}"));
+        }
+        self.status.store(state.status, Ordering::SeqCst);
+        self.isr.store(state.isr, Ordering::SeqCst);
+        self.generation.store(state.generation, Ordering::SeqCst);
+        self.config_vector
+            .store(state.config_vector, Ordering::SeqCst);
+        for (own, saved) in self.queue_vectors.iter().zip(&state.queue_vectors) {
+            own.store(*saved, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     pub(super) fn status(&self) -> Status {

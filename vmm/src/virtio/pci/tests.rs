@@ -2,6 +2,7 @@
 
 mod life;
 mod registers;
+mod state;
 
 use std::sync::Mutex;
 
