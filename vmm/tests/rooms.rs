@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 /// Each room, and those that it may name.
 const ROOMS: [(&str, &[&str]); 19] = [
     ("memory", &[]),
-    ("arch", &["memory"]),
+    // Why a saved state is refused, which every machine that has one says.
+    ("snapshot", &[]),
+    ("arch", &["memory", "snapshot"]),
     ("epoll", &[]),
     ("error", &[]),
     // Whose system calls its filters are for.
     ("jail", &["arch"]),
     ("listener", &[]),
-    // Why a saved state is refused, which every machine that has one says.
-    ("snapshot", &[]),
     ("acpi", &["arch", "snapshot"]),
     // `irq/kvm.rs` has its addresses from there.
     ("irq", &["arch"]),

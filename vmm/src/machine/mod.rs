@@ -170,6 +170,7 @@ pub struct Machine {
     identity: smbios::Identity,
     generation: acpi::Generation,
     kvm: Kvm,
+    model: arch::kvm::Model,
     bus: Arc<Bus>,
     devices: devices::Devices,
     context: context::DeviceContext,
@@ -237,6 +238,7 @@ impl Machine {
             payload: parts.payload,
             identity: parts.identity,
             generation: acpi::Generation::fresh().map_err(host_error("generation id"))?,
+            model: arch::kvm::Model::new(&kvm, parts.vcpus).map_err(vm::refused)?,
             kvm,
             bus,
             devices: devices::Devices::default(),
@@ -296,7 +298,8 @@ impl Machine {
             &self.identity,
             &self.generation,
         )?;
-        let fds = vm::create_vcpus(&self.kvm, &vm, &self.memory, self.vcpu_count, entry)?;
+        let fds = vm::create_vcpus(&vm, &self.model, self.vcpu_count)?;
+        vm::enter(&fds, &self.memory, entry)?;
         let surroundings = Surroundings {
             bus: Arc::clone(&self.bus),
             reports: Arc::clone(&self.reports),

@@ -17,7 +17,7 @@ use crate::arch::layout::{ACPI, GENERATION, GSI_EVENTS, GSI_SERIAL, RESET_VECTOR
 use crate::memory::{Ram, Region};
 use crate::smbios;
 
-fn refused(arch::kvm::Refused { what, source }: arch::kvm::Refused) -> Error {
+pub(super) fn refused(arch::kvm::Refused { what, source }: arch::kvm::Refused) -> Error {
     Error::Kvm { what, source }
 }
 
@@ -108,26 +108,25 @@ pub(super) fn load(
     Ok(entry)
 }
 
-/// Makes the vCPUs; the first one is at the kernel's entry, the others wait for
-/// its SIPI.
+/// Makes the vCPUs, all waiting for their SIPI.
 pub(super) fn create_vcpus(
-    kvm: &Kvm,
     vm: &VmFd,
-    memory: &Ram,
+    model: &arch::kvm::Model,
     count: u8,
-    entry: Entry,
 ) -> Result<Vec<VcpuFd>, Error> {
-    let model = arch::kvm::Model::new(kvm, count).map_err(refused)?;
     (0..count)
         .map(|index| {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(kvm_error("create a vCPU"))?;
             model.reset(&vcpu, index).map_err(refused)?;
-            if index == 0 {
-                arch::kvm::enter(&vcpu, memory, entry).map_err(refused)?;
-            }
             Ok(vcpu)
         })
         .collect()
+}
+
+/// Puts the first vCPU at the kernel's entry.
+pub(super) fn enter(vcpus: &[VcpuFd], memory: &Ram, entry: Entry) -> Result<(), Error> {
+    let enter = |vcpu| arch::kvm::enter(vcpu, memory, entry).map_err(refused);
+    vcpus.first().map_or(Ok(()), enter)
 }

@@ -7,8 +7,10 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use super::boot::Entry;
 use super::cpuid::{self, LocalApic, Topology};
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::state::ProcessorV1;
 use super::{msrs, regs};
 use crate::memory::Ram;
+use crate::snapshot;
 
 /// What a machine can't do without, by name.
 pub const NEEDED: [(Cap, &str); 6] = [
@@ -63,27 +65,42 @@ pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), Refused> {
         .map_err(refused("create the interrupt controllers"))
 }
 
-/// What all vCPUs of a machine are made after.
-pub struct Model {
-    supported: CpuId,
-    apic: LocalApic,
-    vcpus: u8,
-}
+/// What the vCPUs of a machine are made after: CPUID of each.
+pub struct Model(Vec<CpuId>);
 
 impl Model {
-    /// Of a machine with so many vCPUs.
+    /// Of a machine with so many vCPUs: what this host can give them.
     ///
     /// # Errors
     /// When KVM doesn't say what it supports.
     pub fn new(kvm: &Kvm, vcpus: u8) -> Result<Self, Refused> {
-        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        Ok(Self {
-            supported: supported.map_err(refused("ask for the supported CPUID"))?,
-            apic: LocalApic {
-                tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-            },
-            vcpus,
-        })
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("ask for the supported CPUID"))?;
+        let apic = LocalApic {
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        };
+        let tables = (0..vcpus).map(|vcpu| {
+            cpuid::build(&supported, Topology { vcpu, vcpus }, apic)
+                .map_err(no_room("make the CPUID table"))
+        });
+        Ok(Self(tables.collect::<Result<_, _>>()?))
+    }
+
+    /// What the guest is told.
+    #[must_use]
+    pub fn save(&self) -> ProcessorV1 {
+        ProcessorV1::save(&self.0)
+    }
+
+    /// Becomes what another machine's guest was told, in place of what this host would
+    /// tell one that starts here.
+    ///
+    /// # Errors
+    /// When this host can't be that, or there are more or fewer vCPUs.
+    pub fn restore(&mut self, state: &ProcessorV1) -> Result<(), snapshot::Refused> {
+        self.0 = state.restore(&self.0)?;
+        Ok(())
     }
 
     /// Makes a fresh vCPU what it is at a machine's reset: it waits for its SIPI.
@@ -91,13 +108,9 @@ impl Model {
     /// # Errors
     /// When KVM refuses.
     pub fn reset(&self, vcpu: &VcpuFd, index: u8) -> Result<(), Refused> {
-        let topology = Topology {
-            vcpu: index,
-            vcpus: self.vcpus,
-        };
-        let table = cpuid::build(&self.supported, topology, self.apic)
-            .map_err(no_room("make the CPUID table"))?;
-        vcpu.set_cpuid2(&table)
+        let table = self.0.get(usize::from(index));
+        let table = table.ok_or(()).map_err(no_room("find a vCPU's CPUID"))?;
+        vcpu.set_cpuid2(table)
             .map_err(refused("set a vCPU's CPUID"))?;
         let msrs = Msrs::from_entries(&msrs::at_reset()).map_err(no_room("make the MSRs"))?;
         vcpu.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;

@@ -8,6 +8,7 @@ pub mod layout;
 pub mod memory;
 mod msrs;
 mod regs;
+pub mod state;
 
 /// Whose system call numbers the jail's filters are for.
 pub const SECCOMP_TARGET: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
