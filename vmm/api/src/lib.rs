@@ -232,6 +232,27 @@ fn one() -> u16 {
     1
 }
 
+/// How much a disk may do, over all of its queues, or an interface in each direction.
+/// What is missing is not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Requests or packets a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<u64>,
+    /// How many may come at once after a rest; where it is missing, as many as in a
+    /// second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops_burst: Option<u64>,
+    /// Bytes of data a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// How many may come at once after a rest; where it is missing, as many as in a
+    /// second. A request that is larger passes after a rest too, and is paid off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_burst: Option<u64>,
+}
+
 /// A disk to add while the guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

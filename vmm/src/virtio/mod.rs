@@ -22,6 +22,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod counters;
+pub mod limit;
 pub mod net;
 pub mod pci;
 pub mod queue;
