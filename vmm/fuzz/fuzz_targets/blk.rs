@@ -46,6 +46,7 @@ fuzz_target!(|data: &[u8]| {
         serial: "vol0".to_owned(),
         queues: 1,
         engine,
+        ..Options::default()
     };
     let backend = Backend::from_file(disk(), read_only).expect("a file");
     let mut block = Block::new(backend, &options).expect("a device");

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub use crate::epoll::Until;
 use crate::memory::{Memory, Segments};
 
 /// A disk on the host.
@@ -257,15 +258,15 @@ impl Engine {
         }
     }
 
-    /// Starts what was queued and collects what is done. With `block` it waits for
-    /// a completion, the doorbell or the stop event.
+    /// Starts what was queued and collects what is done. It waits for a completion, the
+    /// doorbell or the stop event.
     ///
     /// # Errors
     /// When the kernel refuses to wait.
-    pub fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
+    pub fn wait(&mut self, until: Until, done: &mut Vec<Completion>) -> io::Result<Wake> {
         match self {
-            Self::IoUring(uring) => uring.wait(block, done),
-            Self::Threads(pool) => pool.wait(block, done),
+            Self::IoUring(uring) => uring.wait(until, done),
+            Self::Threads(pool) => pool.wait(until, done),
         }
     }
 }

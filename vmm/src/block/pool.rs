@@ -117,9 +117,9 @@ impl Pool {
         Ok(())
     }
 
-    pub(super) fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
+    pub(super) fn wait(&mut self, until: Until, done: &mut Vec<Completion>) -> io::Result<Wake> {
         let mut events = [EpollEvent::default(); 3];
-        let count = self.epoll.wait(&mut events, Until::more(!block))?;
+        let count = self.epoll.wait(&mut events, until)?;
         done.append(&mut self.shared.lock().done);
         let has = |token| events[..count].iter().any(|event| event.data() == token);
         Ok(Wake {

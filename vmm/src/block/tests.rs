@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Weak;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
@@ -77,7 +78,7 @@ impl Bench {
     fn finish(&mut self, count: usize) -> Vec<(u16, i32)> {
         let mut done = Vec::new();
         while done.len() < count {
-            self.engine.wait(true, &mut done).unwrap();
+            self.engine.wait(Until::Event, &mut done).unwrap();
         }
         let result = |done: &Completion| (done.token, done.result);
         let mut results: Vec<_> = done.iter().map(result).collect();
@@ -264,14 +265,14 @@ fn an_engine_that_waits_is_woken_by_either_event() {
     on_all(|bench, _| {
         let mut done = Vec::new();
         assert_eq!(
-            bench.engine.wait(false, &mut done).unwrap(),
+            bench.engine.wait(Until::Now, &mut done).unwrap(),
             Wake::default()
         );
         bench.wakes.doorbell.write(1).unwrap();
-        let wake = bench.engine.wait(true, &mut done).unwrap();
+        let wake = bench.engine.wait(Until::Event, &mut done).unwrap();
         assert!(wake.rung && !wake.stop);
         bench.wakes.stop.write(1).unwrap();
-        let wake = bench.engine.wait(true, &mut done).unwrap();
+        let wake = bench.engine.wait(Until::Event, &mut done).unwrap();
         assert!(wake.stop && !wake.rung);
         assert!(done.is_empty());
     });
@@ -291,7 +292,7 @@ fn a_guest_that_always_has_one_more_request_does_not_hide_the_stop() {
                     bench.engine.submit(token, op).unwrap();
                 }
                 while done.len() <= usize::from(several) {
-                    stopped |= bench.engine.wait(true, &mut done).unwrap().stop;
+                    stopped |= bench.engine.wait(Until::Event, &mut done).unwrap().stop;
                 }
             }
             assert!(stopped);
@@ -357,11 +358,11 @@ fn a_ring_with_requests_in_flight_is_woken_by_either_event() {
         let op = bench.read(0, &[(DATA + 1024 * u64::from(token), 512)]);
         bench.engine.submit(token, op).unwrap();
     }
-    let nothing = bench.engine.wait(false, &mut done).unwrap();
+    let nothing = bench.engine.wait(Until::Now, &mut done).unwrap();
     assert_eq!((nothing, done.len()), (Wake::default(), 0));
     for _ in 0..3 {
         bench.wakes.doorbell.write(1).unwrap();
-        let wake = bench.engine.wait(true, &mut done).unwrap();
+        let wake = bench.engine.wait(Until::Event, &mut done).unwrap();
         assert!(wake.rung && !wake.stop && done.is_empty());
     }
     disk.write_all(&[5; 512]).unwrap();
@@ -370,9 +371,38 @@ fn a_ring_with_requests_in_flight_is_woken_by_either_event() {
     assert_eq!(result, 512);
     assert_eq!(bench.guest(DATA + 1024 * u64::from(token), 512), [5; 512]);
     bench.wakes.stop.write(1).unwrap();
-    let wake = bench.engine.wait(true, &mut done).unwrap();
+    let wake = bench.engine.wait(Until::Event, &mut done).unwrap();
     assert!(wake.stop && !wake.rung && done.is_empty());
     // What is still in flight ends with the disk.
+    drop(disk);
+}
+
+#[test]
+fn a_wait_with_and_without_requests_in_flight_ends_at_its_time() {
+    let on_time = |bench: &mut Bench| {
+        for _ in 0..3 {
+            let time = Instant::now() + Duration::from_micros(2500);
+            let mut done = Vec::new();
+            // A poll that is past may fire first: a wake for nothing.
+            while Instant::now() < time {
+                let wake = bench.engine.wait(Until::At(time), &mut done).unwrap();
+                assert_eq!((wake, done.len()), (Wake::default(), 0));
+            }
+            let late = Until::At(time + Duration::from_secs(60));
+            bench.wakes.doorbell.write(1).unwrap();
+            assert!(bench.engine.wait(late, &mut done).unwrap().rung);
+            assert!(time.elapsed() < Duration::from_secs(30));
+        }
+    };
+    on_all(|bench, _| on_time(bench));
+    let Some((mut bench, disk)) = that_waits() else {
+        return;
+    };
+    for token in [0, 1] {
+        let op = bench.read(0, &[(DATA, 512)]);
+        bench.engine.submit(token, op).unwrap();
+    }
+    on_time(&mut bench);
     drop(disk);
 }
 
@@ -387,13 +417,13 @@ fn a_stop_that_is_past_is_not_seen_again() {
         bench.engine.submit(0, op).unwrap();
         // Armed, and nothing to say: neither now nor of the round before.
         bench.wakes.doorbell.write(1).unwrap();
-        let wake = bench.engine.wait(true, &mut done).unwrap();
+        let wake = bench.engine.wait(Until::Event, &mut done).unwrap();
         assert!(wake.rung && !wake.stop, "round {round}");
         // Every other round ends without having heard the stop.
         if round % 2 == 0 {
             bench.wakes.stop.write(1).unwrap();
             // The poll of a round before may fire first: a wake for nothing.
-            while !bench.engine.wait(true, &mut done).unwrap().stop {}
+            while !bench.engine.wait(Until::Event, &mut done).unwrap().stop {}
             bench.wakes.stop.read().unwrap();
         }
         assert!(done.is_empty());
@@ -416,7 +446,7 @@ fn a_ring_is_done_with_memory_when_it_is_gone() {
         mut engine, memory, ..
     } = bench;
     engine.submit(0, op).unwrap();
-    engine.wait(false, &mut Vec::new()).unwrap();
+    engine.wait(Until::Now, &mut Vec::new()).unwrap();
     disk.write_all(&[5; 512]).unwrap();
     drop(engine);
     let mut data = [0; 512];

@@ -27,7 +27,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
 
 use io_uring::register::Restriction;
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
@@ -70,6 +70,8 @@ const COMPLETIONS: u32 = 512;
 
 /// `IORING_ENTER_GETEVENTS`: also run completions that are only due.
 const GET_EVENTS: u32 = 1;
+/// `IORING_ENTER_EXT_ARG`: the argument says how long to wait (Linux 5.11).
+const EXT_ARG: u32 = 8;
 
 /// A ring that takes no requests yet, and never others than ours.
 pub(super) struct Prepared {
@@ -261,7 +263,7 @@ impl Uring {
         Ok(())
     }
 
-    pub(super) fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<Wake> {
+    pub(super) fn wait(&mut self, until: Until, done: &mut Vec<Completion>) -> io::Result<Wake> {
         if let Some((token, op)) = self.alone.take() {
             if let Some(result) = self.short_cut.take(&self.backend, &op) {
                 done.push(Completion { token, result, op });
@@ -270,22 +272,22 @@ impl Uring {
             self.start(token, op)?;
         }
         if self.in_flight == 0 {
-            return self.wait_for_events(block);
+            return self.wait_for_events(until);
         }
         if !self.stop_armed {
             // Mostly all is done in the very call that submits it.
-            self.enter(0)?;
+            self.enter(0, Until::Event)?;
             // The poll of the doorbell outlives a reset of the driver.
             let Wake { rung, .. } = self.reap(done);
-            if !block || rung || !done.is_empty() {
+            if until == Until::Now || rung || !done.is_empty() {
                 let wake = self.glance()?;
                 let rung = rung || wake.rung;
                 return Ok(Wake { rung, ..wake });
             }
         }
         self.arm()?;
-        let ready = !self.ring.completion().is_empty();
-        self.enter(usize::from(block && !ready))?;
+        let block = until != Until::Now && self.ring.completion().is_empty();
+        self.enter(usize::from(block), until)?;
         Ok(self.reap(done))
     }
 
@@ -317,14 +319,14 @@ impl Uring {
             self.unwatched += 1;
             return Ok(Wake::default());
         }
-        self.wait_for_events(false)
+        self.wait_for_events(Until::Now)
     }
 
     /// Waits with nothing in flight, which needs no ring.
-    fn wait_for_events(&mut self, block: bool) -> io::Result<Wake> {
+    fn wait_for_events(&mut self, until: Until) -> io::Result<Wake> {
         self.unwatched = 0;
         let mut events = [EpollEvent::default(); 2];
-        let count = self.epoll.wait(&mut events, Until::more(!block))?;
+        let count = self.epoll.wait(&mut events, until)?;
         let has = |token| events[..count].iter().any(|event| event.data() == token);
         Ok(Wake {
             stop: has(epoll::STOP),
@@ -364,7 +366,7 @@ impl Uring {
         self.alone = None;
         let mut done = Vec::new();
         while self.in_flight > 0 {
-            let waited = self.enter(1);
+            let waited = self.enter(1, Until::Event);
             self.reap(&mut done);
             done.clear();
             if let (Err(error), true) = (waited, self.in_flight > 0) {
@@ -383,7 +385,8 @@ impl Uring {
         Ok(())
     }
 
-    fn enter(&mut self, wanted: usize) -> io::Result<()> {
+    /// Submits, and waits for so many completions.
+    fn enter(&mut self, wanted: usize, until: Until) -> io::Result<()> {
         let queued = {
             let mut queue = self.ring.submission();
             queue.sync();
@@ -391,15 +394,24 @@ impl Uring {
         };
         let queued = u32::try_from(queued).unwrap_or(u32::MAX);
         let wanted = u32::try_from(wanted).unwrap_or(1);
-        // SAFETY: no argument is passed; what the entries point to is in `ops`.
-        let result = unsafe {
-            self.ring
-                .submitter()
-                .enter::<libc::sigset_t>(queued, wanted, GET_EVENTS, None)
+        let submitter = self.ring.submitter();
+        let result = match until {
+            Until::At(_) if wanted > 0 => {
+                let left = Timespec::from(until.left().unwrap_or_default());
+                let limit = SubmitArgs::new().timespec(&left);
+                // SAFETY: the argument and the time in it are live; what the entries point
+                // to is in `ops`.
+                unsafe { submitter.enter(queued, wanted, GET_EVENTS | EXT_ARG, Some(&limit)) }
+            }
+            // SAFETY: no argument is passed; what the entries point to is in `ops`.
+            _ => unsafe { submitter.enter::<libc::sigset_t>(queued, wanted, GET_EVENTS, None) },
         };
         match result.map_err(|error| (error.raw_os_error(), error)) {
-            // Too many completions wait for us: they are reaped, then we come again.
-            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => Ok(()),
+            // Too many completions wait for us: they are reaped, then we come again. The
+            // time is over: so too.
+            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME), _)) => {
+                Ok(())
+            }
             Err((_, error)) => Err(error),
         }
     }
@@ -413,7 +425,7 @@ impl Uring {
             }
             // Full: a batch and the doorbell fit, so this is a resubmission.
             let before = self.ring.submission().len();
-            self.enter(0)?;
+            self.enter(0, Until::Event)?;
             if self.ring.submission().len() >= before {
                 return Err(io::Error::from(io::ErrorKind::ResourceBusy));
             }

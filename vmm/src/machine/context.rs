@@ -21,6 +21,7 @@ use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, Options};
+use crate::virtio::limit::Limits;
 use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
 use crate::virtio::pci::{Backplane, VirtioPciDevice};
 use crate::virtio::rng::Rng;
@@ -125,6 +126,7 @@ impl DeviceContext {
             serial: disk.serial.clone(),
             queues: disk.queues.unwrap_or(self.vcpus.into()),
             engine: disk.engine,
+            limits: Limits::NONE,
         };
         let device = Block::new(backend, &options).map_err(fail)?;
         let handle = device.handle();

@@ -27,7 +27,7 @@ fn started() -> Option<Uring> {
 
 fn result(uring: &mut Uring, entry: &squeue::Entry) -> i32 {
     uring.push(entry).unwrap();
-    uring.enter(1).unwrap();
+    uring.enter(1, Until::Event).unwrap();
     uring.ring.completion().next().unwrap().result()
 }
 

@@ -10,10 +10,12 @@ mod tests;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use self::queue_worker::{Job, QueueWorker};
 use self::request::ID_SIZE;
 use super::counters::{Counters, counters};
+use super::limit::{Limiter, Limits};
 use super::quiet::{Quiet, Why};
 use super::{
     Activation, Declaration, F_EVENT_IDX, Interrupt, Plug, Site, VirtioDevice, read_config,
@@ -66,6 +68,8 @@ pub struct Options {
     pub queues: u16,
     /// Who does the work.
     pub engine: EngineKind,
+    /// How much all queues together may do.
+    pub limits: Limits,
 }
 
 /// Operations of io_uring_register(2), whose highest bit says that the ring is named by
@@ -138,6 +142,7 @@ struct Shared {
     backend: Arc<Backend>,
     id: [u8; ID_SIZE],
     sectors: AtomicU64,
+    limiter: Arc<Limiter>,
     interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
 }
 
@@ -185,6 +190,11 @@ impl Handle {
         }
         Ok(size)
     }
+
+    /// Changes how much the disk may do, from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.limiter.change(limits, Instant::now());
+    }
 }
 
 impl Block {
@@ -209,6 +219,7 @@ impl Block {
                 backend: Arc::new(backend),
                 id,
                 sectors: AtomicU64::new(sectors),
+                limiter: Arc::new(Limiter::new(options.limits, Instant::now())),
                 interrupt: Mutex::new(None),
             }),
             queues: options.queues.clamp(1, MAX_QUEUES),
@@ -281,6 +292,7 @@ impl VirtioDevice for Block {
         let worker =
             |(index, doorbell)| QueueWorker::new(&self.shared, self.engine, index, doorbell);
         self.workers = all.map(worker).collect::<io::Result<_>>()?;
+        self.shared.limiter.wake_with(site.doorbells);
         Ok(())
     }
 

@@ -5,8 +5,9 @@
 //!  doorbell┤                                           ├─► engine.wait
 //!          └── return chains ◄─ status ◄─ completions ◄┘     (1 system call)
 //! ```
-
 //!
+//! A chain that the disk's limits don't let pass is put back, and taken again at its time:
+//! the wait is the engine's, so that completions and a stop come through as ever.
 //!
 //! The thread is made when the disk is plugged, and its ring for it: both stay until the
 //! device goes. It is no `virtio::thread`, as it waits on its ring and not on epoll.
@@ -23,13 +24,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::request::{Action, Rules, Status, parse};
+use super::request::{Action, HEADER, Rules, Status, parse};
 use super::{DECLARATION, DEPTH, Shared};
 use crate::block::{Completion, Engine, EngineKind, Op, Wakes};
+use crate::epoll::Until;
 use crate::memory::{HostByte, Memory};
+use crate::virtio::limit::{Claim, Cost};
 use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::quiet::{Quiet, Why};
 use crate::virtio::thread::spawn;
@@ -177,6 +181,7 @@ fn serve(
         depth: ring.size().min(DEPTH),
         ring,
         engine,
+        claim: Claim::new(&shared.limiter),
         requests: Vec::new(),
         free: Vec::new(),
         spare: Vec::new(),
@@ -217,6 +222,8 @@ struct Serving<'a> {
     engine: &'a mut Engine,
     /// The most requests at once.
     depth: u16,
+    /// To a part of what the disk may do.
+    claim: Claim,
     /// By token, as many as there ever were at once: an idle queue has none.
     requests: Vec<Option<InFlight>>,
     /// Tokens that are not in use.
@@ -235,9 +242,9 @@ impl Serving<'_> {
         let mut done = Vec::new();
         loop {
             self.ring.quiet();
-            let more = self.take()?;
+            let until = self.take()?;
             self.signal_used();
-            let wake = self.engine.wait(!more, &mut done)?;
+            let wake = self.engine.wait(until, &mut done)?;
             if wake.rung {
                 self.shared.counters.notifications.add(1);
             }
@@ -262,7 +269,7 @@ impl Serving<'_> {
     fn finish_all(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
         while self.free.len() < self.requests.len() {
-            self.engine.wait(true, &mut done)?;
+            self.engine.wait(Until::Event, &mut done)?;
             for completion in done.drain(..) {
                 self.finish(completion)?;
             }
@@ -280,27 +287,32 @@ impl Serving<'_> {
         })
     }
 
-    /// Takes what is available, a queueful at most. Returns whether there is more
-    /// that can be taken at once.
-    fn take(&mut self) -> io::Result<bool> {
+    /// Takes what is available, a queueful at most. Returns until when there is no more
+    /// that can be taken.
+    fn take(&mut self) -> io::Result<Until> {
+        // Looked at once: a disk without limits has nothing else of them.
+        let is_limited = self.claim.is_limited();
         for _ in 0..self.ring.size() {
             // With all tokens out, a completion wakes us before the next can start.
             let Some(token) = self.token() else {
-                return Ok(false);
+                return Ok(Until::Event);
             };
             // Not in use until a request starts.
             self.free.push(token);
             let mut buffers = self.spare.pop().unwrap_or_default();
             let popped = self.ring.pop(&mut buffers).map_err(io::Error::other)?;
-            match popped {
-                Some(head) => self.begin(head, buffers)?,
-                None => {
-                    self.spare.push(buffers);
-                    return Ok(self.ring.listen());
-                }
+            let Some(head) = popped else {
+                self.spare.push(buffers);
+                return Ok(Until::more(self.ring.listen()));
+            };
+            if is_limited && let Err(time) = self.claim.take(cost(&buffers), Instant::now()) {
+                self.ring.unpop();
+                self.spare.push(buffers);
+                return Ok(Until::At(time));
             }
+            self.begin(head, buffers)?;
         }
-        Ok(true)
+        Ok(Until::Now)
     }
 
     fn begin(&mut self, head: u16, mut buffers: Buffers) -> io::Result<()> {
@@ -420,6 +432,15 @@ impl Status {
             Self::IoError
         }
     }
+}
+
+/// Bytes of a request's status.
+const STATUS: usize = 1;
+
+/// What a request takes of what the disk may do: its data, without header and status.
+fn cost(buffers: &Buffers) -> Cost {
+    let whole = buffers.readable.length() + buffers.writable.length();
+    Cost::one(whole.saturating_sub(HEADER + STATUS))
 }
 
 /// Bytes that a transfer moves.

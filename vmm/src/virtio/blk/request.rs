@@ -10,7 +10,7 @@ use crate::virtio::queue::{Broken, Buffers};
 use super::{F_DISCARD, F_FLUSH, F_WRITE_ZEROES, MAX_DISCARD_SECTORS, SECTOR_SHIFT, SECTOR_SIZE};
 
 /// Bytes of the header.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
 const RANGE: usize = 16;
 /// Its flag "unmap".

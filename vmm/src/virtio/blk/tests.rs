@@ -1,6 +1,7 @@
 //! A driver, kind or hostile, against the whole device, on both engines.
 
 mod device;
+mod limits;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -44,6 +45,7 @@ impl Bench {
             serial: "vol0123456789abcdef0".into(),
             queues: 1,
             engine,
+            ..Options::default()
         };
         let mut block = Block::new(backend, &options).unwrap();
         let guest = Guest::new(1);
