@@ -91,7 +91,7 @@ fn devices_learn_where_their_bars_decode() {
         "moved 3 Some(10f0)",
     ];
     assert_eq!(moves(&log), expected);
-    assert!(copy.io_write(0x10f0, &[0; 2]).is_some());
+    assert_eq!(copy.io_write(0x10f0, &[0; 2]), Some(5));
     assert_eq!(copy.io_write(0x1004, &[0; 2]), None, "it is elsewhere");
 }
 
