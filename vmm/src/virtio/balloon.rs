@@ -9,6 +9,8 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
@@ -23,6 +25,7 @@ use super::{
 use crate::epoll::Until;
 use crate::jail::Profile;
 use crate::memory::Memory;
+use crate::snapshot::Refused;
 
 /// Feature bits. Section 5.5.3.
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
@@ -73,6 +76,16 @@ counters! {
         /// Bytes given to the host because the guest had them to spare.
         reported_bytes,
     }
+}
+
+/// [`Balloon`], saved: in pages of 4 KiB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonV1 {
+    /// What the host wants.
+    pub target: u32,
+    /// What the guest says it gave.
+    pub actual: u32,
 }
 
 /// What the device and its handles share.
@@ -208,6 +221,22 @@ impl VirtioDevice for Balloon {
         if let Some(port) = &self.port {
             port.stop(why, quiet);
         }
+    }
+
+    fn save(&self) -> Value {
+        let pages = |count: &AtomicU32| count.load(Ordering::SeqCst);
+        let state = BalloonV1 {
+            target: pages(&self.shared.target),
+            actual: pages(&self.shared.actual),
+        };
+        json!(state)
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        let BalloonV1 { target, actual } = BalloonV1::deserialize(state)?;
+        self.shared.target.store(target, Ordering::SeqCst);
+        self.shared.actual.store(actual, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -515,6 +544,26 @@ mod tests {
         assert_eq!((handle.target(), handle.actual()), (64 << 20, 1 << 20));
         reset(&mut balloon);
         assert_eq!(handle.actual(), 0);
+    }
+
+    #[test]
+    fn a_copy_wants_and_has_as_much_as_the_first() {
+        let mut first = Balloon::new();
+        first.handle().set_target(3 << PAGE_SHIFT);
+        first.config_write(ACTUAL, &2u32.to_le_bytes());
+        let mut copy = Balloon::new();
+        copy.restore(&first.save()).unwrap();
+        assert_eq!(copy.handle().target(), 3 << PAGE_SHIFT);
+        assert_eq!(copy.handle().actual(), 2 << PAGE_SHIFT);
+        assert_eq!(copy.save(), first.save());
+        for wrong in [
+            json!(null),
+            json!({"target": 1}),
+            json!({"target": -1, "actual": 0}),
+        ] {
+            assert!(copy.restore(&wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(copy.save(), first.save());
     }
 
     proptest! {
