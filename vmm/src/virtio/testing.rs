@@ -192,6 +192,12 @@ impl Guest {
         }
     }
 
+    /// Ends all that serves it, and goes on with the same memory where no device is
+    /// plugged yet: it is the copy's now.
+    pub(crate) fn move_on(&mut self) {
+        self.shared = DeviceThread::spawn("devices".into(), &SHARED).unwrap();
+    }
+
     /// Plugs a device in, as the transport does.
     pub(crate) fn plug(&self, device: &mut dyn VirtioDevice) {
         let site = Site {

@@ -9,18 +9,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_queue::QueueT;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::connection::{Connection, Key, Phase};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Op, STREAM};
-use super::{RECEIVE, TRANSMIT, VsockCounters};
+use super::{EVENT, RECEIVE, TRANSMIT, VsockCounters};
 use crate::epoll::Until;
 use crate::memory::Segments;
 use crate::virtio::queue::{Broken, Buffers, Ring};
-use crate::virtio::quiet::{QueueState, Quiet, Why};
+use crate::virtio::quiet::{Quiet, Why};
 use crate::virtio::thread::{Events, Service};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
@@ -42,12 +42,31 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 const LISTENER: u64 = 3;
 const FIRST_CONNECTION: u64 = 4;
 
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, the only event there is: the driver ends its
+/// streams and reads its CID again. Section 5.10.6.7.
+const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
+/// Bytes of an event.
+const EVENT_SIZE: u32 = 4;
+
+/// What the device is made of.
+pub(super) struct Parts {
+    pub(super) cid: u64,
+    pub(super) path: PathBuf,
+    pub(super) listener: Arc<UnixListener>,
+    pub(super) counters: Arc<VsockCounters>,
+    /// Whether it goes on where another was, which only the next start asks.
+    pub(super) is_copy: Arc<AtomicBool>,
+}
+
 /// The device on its thread.
 pub(super) struct Hub {
     cid: u64,
     path: PathBuf,
     listener: Arc<UnixListener>,
     counters: Arc<VsockCounters>,
+    is_copy: Arc<AtomicBool>,
+    /// The driver is to hear that the streams it knows of are gone.
+    reset_due: bool,
     events: Events,
     /// From start to stop.
     serving: Option<Serving>,
@@ -67,8 +86,7 @@ struct Serving {
     interrupt: Arc<dyn Interrupt>,
     receive: Ring,
     transmit: Ring,
-    /// Which the event queue is: nothing is ever sent there.
-    event: ActiveQueue,
+    event: Ring,
 }
 
 #[derive(Clone, Copy)]
@@ -86,17 +104,45 @@ impl Due {
     };
 }
 
+impl Serving {
+    /// Has the driver end its streams. Returns whether that is still due: with no room,
+    /// its next buffer rings.
+    fn send_reset(&mut self) -> Result<bool, Broken> {
+        let mut buffers = Buffers::default();
+        let head = match self.event.pop(&mut buffers)? {
+            None if self.event.listen() => self.event.pop(&mut buffers)?,
+            head => head,
+        };
+        let Some(head) = head else {
+            return Ok(true);
+        };
+        let written = buffers.writable.copy_in(0, &TRANSPORT_RESET);
+        if written < TRANSPORT_RESET.len() || buffers.readable.length() > 0 {
+            return Err(Broken::Request);
+        }
+        self.event.push_used(head, EVENT_SIZE);
+        if self.event.wants_interrupt() {
+            self.interrupt.queue(EVENT);
+        }
+        Ok(false)
+    }
+}
+
 impl Hub {
     /// # Errors
     /// When a doorbell or the listener can't be watched.
     pub(super) fn new(
-        cid: u64,
-        path: PathBuf,
-        listener: Arc<UnixListener>,
-        counters: Arc<VsockCounters>,
+        parts: Parts,
         doorbells: &[Arc<EventFd>],
         events: Events,
     ) -> io::Result<Self> {
+        let Parts {
+            cid,
+            path,
+            listener,
+            counters,
+            is_copy,
+        } = parts;
         events.watch_doorbells(doorbells)?;
         events.watch(listener.as_ref(), LISTENER, EventSet::IN)?;
         Ok(Self {
@@ -104,6 +150,8 @@ impl Hub {
             path,
             listener,
             counters,
+            is_copy,
+            reset_due: false,
             events,
             serving: None,
             connections: Vec::new(),
@@ -117,6 +165,9 @@ impl Hub {
 
     /// Moves packets.
     fn serve(&mut self, serving: &mut Serving) -> Result<bool, Broken> {
+        if self.reset_due {
+            self.reset_due = serving.send_reset()?;
+        }
         if std::mem::take(&mut self.due.accept) {
             self.accept();
         }
@@ -374,9 +425,9 @@ impl Service for Hub {
             memory,
             queues,
             interrupt,
+            resumed,
             ..
         } = activation;
-        // The event queue reports migration, which does not happen.
         let [receive, transmit, event]: [ActiveQueue; 3] = queues
             .try_into()
             .map_err(|_| io::Error::other("a socket queue is not enabled"))?;
@@ -389,9 +440,12 @@ impl Service for Hub {
             interrupt,
             receive,
             transmit: ring(&transmit)?,
-            event,
+            event: ring(&event)?,
         });
         self.due = Due::ALL;
+        // A driver that starts has no streams yet.
+        let is_copy = self.is_copy.swap(false, Ordering::SeqCst);
+        self.reset_due = resumed && (self.reset_due || is_copy);
         Ok(())
     }
 
@@ -427,11 +481,7 @@ impl Service for Hub {
         if let Some(serving) = self.serving.take() {
             quiet.report(serving.receive.state(RECEIVE));
             quiet.report(serving.transmit.state(TRANSMIT));
-            quiet.report(QueueState {
-                index: serving.event.index,
-                next_available: serving.event.queue.next_avail(),
-                next_used: serving.event.queue.next_used(),
-            });
+            quiet.report(serving.event.state(EVENT));
         }
     }
 }

@@ -21,15 +21,20 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use self::hub::Hub;
+use serde_json::Value;
+
+use self::hub::{Hub, Parts};
 use super::counters::{Counters, counters};
 use super::quiet::{Quiet, Why};
 use super::thread::Port;
 use super::{
-    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, read_config,
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, nothing,
+    read_config,
 };
 use crate::jail::{Allow, Argument, Profile};
+use crate::snapshot::Refused;
 
 /// Feature bit: streams. Section 5.10.3.
 const F_STREAM: u64 = 1 << 0;
@@ -41,6 +46,8 @@ const QUEUE_SIZE: u16 = 128;
 const RECEIVE: u16 = 0;
 /// The queue from the driver to the device.
 const TRANSMIT: u16 = 1;
+/// The queue by which the driver hears what happened to the device.
+const EVENT: u16 = 2;
 
 /// The first address that is a guest's, and the last. Section 5.10.4.
 const FIRST_CID: u32 = 3;
@@ -109,6 +116,9 @@ pub struct Vsock {
     cid: u32,
     path: PathBuf,
     listener: Arc<UnixListener>,
+    /// Whether it goes on where another device was, whose streams are gone, and its driver
+    /// hasn't been told.
+    is_copy: Arc<AtomicBool>,
     port: Option<Port>,
 }
 
@@ -134,6 +144,7 @@ impl Vsock {
             cid,
             path,
             listener: Arc::new(listener),
+            is_copy: Arc::default(),
             port: None,
         })
     }
@@ -174,11 +185,15 @@ impl VirtioDevice for Vsock {
 
     fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
         let (cid, path) = (self.cid.into(), self.path.clone());
-        let (listener, counters) = (Arc::clone(&self.listener), Arc::clone(&self.counters));
-        let port = site
-            .shared
-            .add(|events| Hub::new(cid, path, listener, counters, site.doorbells, events));
-        self.port = Some(port?);
+        let parts = Parts {
+            cid,
+            path,
+            listener: Arc::clone(&self.listener),
+            counters: Arc::clone(&self.counters),
+            is_copy: Arc::clone(&self.is_copy),
+        };
+        let hub = |events| Hub::new(parts, site.doorbells, events);
+        self.port = Some(site.shared.add(hub)?);
         Ok(())
     }
 
@@ -192,5 +207,13 @@ impl VirtioDevice for Vsock {
         if let Some(port) = &self.port {
             port.stop(why, quiet);
         }
+    }
+
+    /// Nothing is kept of streams: their other ends are programs on a host, which see them
+    /// end with this process.
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        nothing(state)?;
+        self.is_copy.store(true, Ordering::SeqCst);
+        Ok(())
     }
 }

@@ -13,6 +13,7 @@ use self::streams::ends;
 use super::connection::BUFFER;
 use super::packet::{HEADER_SIZE, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
+use crate::virtio::quiet::QueueState;
 use crate::virtio::testing::{FakeInterrupt, Guest, READ, SIZE, WRITE, quiesce, reset};
 
 const CID: u32 = 7;
@@ -460,6 +461,77 @@ fn a_held_device_keeps_its_streams() {
         heard[0] |= payload == b"meanwhile";
         heard[1] |= header.dst_port == 53;
     }
+}
+
+impl Bench {
+    /// Another device, with nothing of the first but what was saved, over the same guest.
+    fn copy(&mut self) {
+        let state = self.vsock.save();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vsock");
+        let mut copy = Vsock::new(Options { cid: CID, path }).unwrap();
+        self.guest.move_on();
+        self.guest.plug(&mut copy);
+        copy.restore(&state).unwrap();
+        (self.vsock, self.folder) = (copy, folder);
+        self.interrupt = Arc::default();
+    }
+
+    fn goes_on(&mut self, held: &[QueueState]) {
+        let resumption = self.guest.resumption(0, &self.interrupt, held);
+        self.vsock.activate(resumption);
+    }
+}
+
+#[test]
+fn a_copy_has_its_driver_end_its_streams_once() {
+    for is_waiting in [true, false] {
+        let mut bench = Bench::new();
+        let listener = bench.listen(80);
+        let (_stream, data) = bench.connect(&listener, 80);
+        let post = |bench: &Bench| {
+            bench.guest.write(OUT, &[0xff; 4]);
+            bench.guest.offer(EVENT, &[(OUT, 4, WRITE)]);
+        };
+        if is_waiting {
+            post(&bench);
+        }
+        let held = quiesce(&mut bench.vsock, Why::Hold);
+        bench.copy();
+        bench.goes_on(&held);
+        if !is_waiting {
+            // Held once more before there was room to tell it.
+            let held = quiesce(&mut bench.vsock, Why::Hold);
+            bench.goes_on(&held);
+            post(&bench);
+        }
+        bench.interrupt.wait(|said| said.queues.contains(&EVENT));
+        assert_eq!(bench.guest.used(EVENT), [(0, 4)]);
+        assert_eq!(bench.guest.read(OUT, 4), [0; 4]);
+        // What it says before it has looked is answered like any stranger.
+        bench.send(data, &[]);
+        bench.expect(Op::Reset);
+        post(&bench);
+        let held = quiesce(&mut bench.vsock, Why::Hold);
+        bench.goes_on(&held);
+        let held = quiesce(&mut bench.vsock, Why::Hold);
+        assert_eq!((held[2].next_available, held[2].next_used), (1, 1));
+        assert_eq!(bench.interrupt.wait(|_| true).needs_reset, 0);
+    }
+}
+
+#[test]
+fn a_driver_that_starts_on_a_copy_has_no_streams_to_end() {
+    let mut bench = Bench::new();
+    reset(&mut bench.vsock);
+    bench.copy();
+    bench.guest.start_over();
+    bench.guest.offer(EVENT, &[(OUT, 4, WRITE)]);
+    let activation = bench.guest.activation(0, &bench.interrupt);
+    bench.vsock.activate(activation);
+    let held = quiesce(&mut bench.vsock, Why::Hold);
+    assert_eq!(held[2].next_used, 0);
+    assert!(bench.vsock.restore(&Value::Bool(true)).is_err());
 }
 
 /// Any packet, most of them for connections that may exist.
