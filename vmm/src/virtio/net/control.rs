@@ -13,6 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
@@ -59,6 +60,9 @@ pub(super) struct Parts {
     pub(super) ports: Vec<Port>,
     pub(super) mtu: u16,
     pub(super) counted: Arc<Counted>,
+    /// How many pairs the driver uses. It is also what a device that goes on has to begin
+    /// with, in this process or where another was.
+    pub(super) in_use: Arc<AtomicUsize>,
 }
 
 /// The device on its first thread.
@@ -69,6 +73,7 @@ pub(super) struct Control {
     pumps: Vec<Pump>,
     ports: Vec<Port>,
     counted: Arc<Counted>,
+    in_use: Arc<AtomicUsize>,
     events: Events,
     broken: EventFd,
     is_broken: bool,
@@ -116,11 +121,19 @@ impl Control {
             kernel: parts.kernel,
             ports: parts.ports,
             counted: parts.counted,
+            in_use: parts.in_use,
             events,
             broken,
             is_broken: false,
             serving: None,
         })
+    }
+
+    /// Has the driver's packets go through the first `wanted` pairs.
+    fn enable(&mut self, wanted: usize) -> io::Result<()> {
+        let enabled = self.pairs.enable(wanted);
+        self.in_use.store(self.pairs.enabled(), Ordering::SeqCst);
+        enabled
     }
 
     /// The pairs that the driver has set up.
@@ -241,7 +254,7 @@ impl Control {
                     queue.ring.unpop();
                     return Ok(Until::At(now + delay));
                 }
-                if self.pairs.enable(wanted).is_ok() {
+                if self.enable(wanted).is_ok() {
                     ack = OK;
                 }
             }
@@ -272,13 +285,17 @@ impl Service for Control {
         if !activation.resumed {
             // Section 5.1.6.5.5: a driver begins with one pair. One that goes on has what
             // it had.
-            self.pairs.enable(1)?;
+            self.enable(1)?;
         }
         let offload = offload(activation.features);
         self.pairs.set_offload(offload, Instant::now())?;
         let live = self.live(&activation)?;
         let in_kernel = self.kernel_pairs(&activation, &live)?;
         let live = live.len();
+        if activation.resumed {
+            // A copy's links are as they were opened.
+            self.enable(self.in_use.load(Ordering::SeqCst).min(live))?;
+        }
         self.is_broken = false;
         self.serving = Some(Serving {
             live,

@@ -22,8 +22,11 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hearth_vmm_api::MAX_PAIRS;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use self::control::{Control, Parts};
 use self::counted::Counted;
@@ -37,6 +40,7 @@ use super::{
 };
 use crate::jail::{Allow, Argument, Profile};
 use crate::net::{Link, Offload, Vhost};
+use crate::snapshot::Refused;
 
 pub use self::kernel::KERNEL_FEATURES;
 
@@ -134,9 +138,19 @@ pub static DECLARATION: Declaration = Declaration {
 /// The queues of one pair.
 type ReceiveTransmit<'a> = [&'a ActiveQueue; 2];
 
+/// [`Net`], saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetV1 {
+    /// How many pairs of queues the driver uses: the first so many.
+    pub pairs: usize,
+}
+
 /// A network device.
 pub struct Net {
     counted: Arc<Counted>,
+    /// How many pairs its driver uses, which its first thread sees to.
+    in_use: Arc<AtomicUsize>,
     links: Vec<Arc<dyn Link>>,
     /// The kernel's half of each pair, or nothing.
     kernel: Vec<Arc<Vhost>>,
@@ -178,6 +192,8 @@ impl Net {
             .map(|link| Arc::new(link) as Arc<dyn Link>);
         Ok(Self {
             counted: Arc::new(Counted::new(false)),
+            // Section 5.1.6.5.5: as many as a driver begins with.
+            in_use: Arc::new(AtomicUsize::new(1)),
             links: links.collect(),
             kernel: Vec::new(),
             options,
@@ -301,6 +317,7 @@ impl VirtioDevice for Net {
             ports,
             mtu: self.options.mtu,
             counted: Arc::clone(&self.counted),
+            in_use: Arc::clone(&self.in_use),
         };
         self.port = Some(first.add(|events| Control::new(parts, site.doorbells, events))?);
         // Ended before the threads that it gives orders to.
@@ -324,6 +341,23 @@ impl VirtioDevice for Net {
         if let Some(port) = &self.port {
             port.stop(why, quiet);
         }
+    }
+
+    fn save(&self) -> Value {
+        json!(NetV1 {
+            pairs: self.in_use.load(Ordering::SeqCst),
+        })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        let NetV1 { pairs } = NetV1::deserialize(state)?;
+        let count = self.links.len();
+        if !(1..=count).contains(&pairs) {
+            let wrong = format!("of {count} pairs of queues, {pairs} can't be in use");
+            return Err(Refused::because(wrong));
+        }
+        self.in_use.store(pairs, Ordering::SeqCst);
+        Ok(())
     }
 }
 

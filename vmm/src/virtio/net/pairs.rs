@@ -89,6 +89,11 @@ impl Pairs {
         &self.links
     }
 
+    /// How many links are enabled.
+    pub(super) fn enabled(&self) -> usize {
+        self.enabled
+    }
+
     /// Pays for [`Self::enable`]. Those who only enable the first pair need not.
     ///
     /// # Errors

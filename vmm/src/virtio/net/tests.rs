@@ -266,7 +266,43 @@ fn features_are_those_of_a_card_with_a_tap() {
     assert_eq!(Bench::new(0).net.queue_sizes(), [256; 2]);
 }
 
-/// A card with two pairs of queues.
+/// A card with two pairs of queues, not plugged.
+struct Card {
+    net: Net,
+    wires: Vec<UnixDatagram>,
+    enabled: Vec<Arc<AtomicBool>>,
+    changes: Arc<AtomicUsize>,
+}
+
+impl Card {
+    fn new() -> Self {
+        let mut wires = Vec::new();
+        let mut enabled = Vec::new();
+        let changes = Arc::default();
+        let links: Vec<_> = (0..2)
+            .map(|_| {
+                let (wire, socket) = UnixDatagram::pair().unwrap();
+                socket.set_nonblocking(true).unwrap();
+                wires.push(wire);
+                enabled.push(Arc::new(AtomicBool::new(true)));
+                FakeLink {
+                    socket,
+                    enabled: Arc::clone(&enabled[enabled.len() - 1]),
+                    offload: Arc::default(),
+                    changes: Arc::clone(&changes),
+                }
+            })
+            .collect();
+        Self {
+            net: Net::with_pairs(links, OPTIONS).unwrap(),
+            wires,
+            enabled,
+            changes,
+        }
+    }
+}
+
+/// A guest that drives one.
 struct TwoPairs {
     guest: Guest,
     interrupt: Arc<FakeInterrupt>,
@@ -286,38 +322,31 @@ impl TwoPairs {
 
     /// Of the queues, the driver enables the first few.
     fn with(features: u64, queues: u16, enabled_queues: usize) -> Self {
-        let mut wires = Vec::new();
-        let mut enabled = Vec::new();
-        let changes = Arc::default();
-        let links: Vec<_> = (0..2)
-            .map(|_| {
-                let (wire, socket) = UnixDatagram::pair().unwrap();
-                socket.set_nonblocking(true).unwrap();
-                wires.push(wire);
-                enabled.push(Arc::new(AtomicBool::new(true)));
-                FakeLink {
-                    socket,
-                    enabled: Arc::clone(&enabled[enabled.len() - 1]),
-                    offload: Arc::default(),
-                    changes: Arc::clone(&changes),
-                }
-            })
-            .collect();
-        let mut net = Net::with_pairs(links, OPTIONS).unwrap();
-        let guest = Guest::new(queues);
-        let interrupt = Arc::new(FakeInterrupt::default());
-        guest.plug(&mut net);
-        let mut activation = guest.activation(features, &interrupt);
+        let card = Card::new();
+        let mut bench = Self {
+            guest: Guest::new(queues),
+            interrupt: Arc::default(),
+            net: card.net,
+            wires: card.wires,
+            enabled: card.enabled,
+            changes: card.changes,
+        };
+        bench.guest.plug(&mut bench.net);
+        let mut activation = bench.guest.activation(features, &bench.interrupt);
         activation.queues.truncate(enabled_queues);
-        net.activate(activation);
-        Self {
-            guest,
-            interrupt,
-            net,
-            wires,
-            enabled,
-            changes,
-        }
+        bench.net.activate(activation);
+        bench
+    }
+
+    /// Another card, with nothing of the first but what was saved, over the same guest.
+    fn copy(&mut self) {
+        let mut card = Card::new();
+        self.guest.plug(&mut card.net);
+        card.net.restore(&self.net.save()).unwrap();
+        self.net = card.net;
+        self.wires = card.wires;
+        self.enabled = card.enabled;
+        self.changes = card.changes;
     }
 
     /// Waits until the device serves its first pair, which it does once all is set up.
@@ -458,6 +487,61 @@ fn a_held_card_goes_on_where_it_was() {
     let activation = bench.guest.activation(features, &bench.interrupt);
     bench.net.activate(activation);
     bench.serves();
+    assert_eq!(bench.enabled(), [true, false]);
+}
+
+#[test]
+fn a_copy_uses_as_many_pairs() {
+    let features = F_CTRL_VQ | F_MQ;
+    for pairs in [1, 2] {
+        let mut bench = TwoPairs::new(features, 5);
+        assert_eq!(bench.command(&[4, 0, pairs, 0]), 0);
+        bench.guest.offer(RECEIVE, &[(DATA, 1600, WRITE)]);
+        let held = quiesce(&mut bench.net, Why::Hold);
+        bench.copy();
+        assert_eq!(bench.net.save(), json!({ "pairs": pairs }));
+        let resumption = bench.guest.resumption(features, &bench.interrupt, &held);
+        bench.net.activate(resumption);
+        bench.serves();
+        assert_eq!(bench.enabled(), [true, pairs == 2]);
+        bench.wires[0].send(&[0x22; 100]).unwrap();
+        bench
+            .interrupt
+            .wait(|_| bench.guest.used(RECEIVE).len() == 1);
+        assert_eq!(bench.guest.read(DATA + 12, 88), [0x22; 88]);
+        assert_eq!(bench.command(&[4, 0, 3 - pairs, 0]), 0);
+        assert_eq!(bench.enabled(), [true, pairs == 1]);
+        assert_eq!(bench.net.save(), json!({ "pairs": 3 - pairs }));
+    }
+}
+
+#[test]
+fn pairs_that_are_not_there_are_not_in_use() {
+    let mut bench = TwoPairs::new(F_CTRL_VQ | F_MQ, 5);
+    for (state, why) in [
+        (
+            json!({"pairs": 0}),
+            "of 2 pairs of queues, 0 can't be in use",
+        ),
+        (
+            json!({"pairs": 3}),
+            "of 2 pairs of queues, 3 can't be in use",
+        ),
+        (json!({}), "missing field `pairs`"),
+    ] {
+        let refused = bench.net.restore(&state).expect_err("not possible");
+        assert_eq!(refused.to_string(), why);
+    }
+    // Nor are those that the driver has not set up: a packet there would be lost.
+    bench.serves();
+    let held = quiesce(&mut bench.net, Why::Hold);
+    bench.copy();
+    bench.net.restore(&json!({"pairs": 2})).unwrap();
+    let mut resumption = bench.guest.resumption(0, &bench.interrupt, &held);
+    resumption.queues.truncate(2);
+    bench.net.activate(resumption);
+    bench.guest.offer(TRANSMIT, &[(DATA, 60, READ)]);
+    assert_eq!(bench.wires[0].recv(&mut [0; 100]).unwrap(), 60);
     assert_eq!(bench.enabled(), [true, false]);
 }
 
