@@ -5,6 +5,8 @@
 //! released doesn't change any more: what is new is a V2, which reads a V1. A field that
 //! isn't known is refused, since what it stands for would be lost.
 
+mod container;
 mod refused;
 
+pub use container::{Destination, Source};
 pub use refused::Refused;
