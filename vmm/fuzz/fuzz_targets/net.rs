@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 
 use arbitrary::Unstructured;
 use hearth_vmm::net::{Link, Offload};
+use hearth_vmm::virtio::limit::Limits;
 use hearth_vmm::virtio::net::{Net, Options};
 use libfuzzer_sys::fuzz_target;
 
@@ -48,6 +49,7 @@ fuzz_target!(|data: &[u8]| {
     let options = Options {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
+        limits: Limits::NONE,
     };
     let mut net = Net::with_pairs(links, options).expect("a device");
     let _ = hearth_vmm_fuzz::run(&mut net, u);

@@ -189,6 +189,7 @@ impl DeviceContext {
         let options = NetOptions {
             mac: nic.mac,
             mtu: nic.mtu,
+            limits: Limits::NONE,
         };
         let mut device = Net::with_pairs(links.map_err(fail)?, options).map_err(fail)?;
         let vhosts = self.vhosts(nic, vhosts).map_err(fail)?;

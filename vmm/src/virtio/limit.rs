@@ -10,9 +10,9 @@
 //! time `t` does more pass than burst + rate · t, but for what one such request is larger
 //! than the burst.
 //!
-//! Whoever was refused is in line until it has passed or is gone, and nobody passes
-//! before the first: else a queue of small requests would take away for ever what another
-//! one's large request saves up for.
+//! Whoever was refused is in line until it has passed, is gone, or doesn't come though it
+//! is its time, and nobody passes before the first: else a queue of small requests would
+//! take away for ever what another one's large request saves up for.
 //!
 //! All is counted in billionths of a token, of which a rate brings a whole number each
 //! nanosecond: nothing is rounded. Whoever asks brings the time along.
@@ -30,6 +30,10 @@ const SCALE: i128 = 1_000_000_000;
 
 /// When somebody who is not the first in line asks again, if those before it are late.
 const LATE: Duration = Duration::from_millis(1);
+
+/// How late the first in line may come before the others pass it: a device whose driver
+/// broke the rules on one queue serves its others.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The longest wait before asking again, so that no time is beyond the clock's end.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -161,14 +165,23 @@ impl Bucket {
     }
 }
 
+/// One who was refused.
+#[derive(Debug)]
+struct Waiting {
+    name: u64,
+    cost: Cost,
+    /// When it was told to ask again.
+    due: Instant,
+}
+
 /// Both buckets, and who waits for them.
 #[derive(Debug)]
 struct Buckets {
     operations: Option<Bucket>,
     bytes: Option<Bucket>,
     filled: Instant,
-    /// Who was refused, in turn, each once, and what it wants.
-    line: VecDeque<(u64, Cost)>,
+    /// In turn, each once.
+    line: VecDeque<Waiting>,
     /// Names given to those who ask.
     names: u64,
 }
@@ -207,16 +220,23 @@ impl Buckets {
         };
         self.operations = change(self.operations, limits.operations);
         self.bytes = change(self.bytes, limits.bytes);
+        if limits == Limits::NONE {
+            self.line.clear();
+        }
     }
 
     /// Whether `name` may pass with `cost`, of which nothing is taken out yet. One that
     /// may not is in line from here on, and asks again at the time.
     fn admit(&mut self, name: u64, cost: Cost, now: Instant) -> Result<(), Instant> {
         self.refill(now);
-        let place = self.line.iter().position(|(other, _)| *other == name);
+        let is_late = |first: &Waiting| first.name != name && first.due + PATIENCE < now;
+        while self.line.front().is_some_and(is_late) {
+            self.line.pop_front();
+        }
+        let place = self.line.iter().position(|other| other.name == name);
         let ahead = self.line.iter().take(place.unwrap_or(self.line.len()));
         let (mut count, mut operations, mut bytes) = (0, 0u128, 0u128);
-        for (_, cost) in ahead {
+        for Waiting { cost, .. } in ahead {
             count += 1;
             operations += u128::from(cost.operations);
             bytes += u128::from(cost.bytes);
@@ -235,13 +255,15 @@ impl Buckets {
             }
             return Ok(());
         }
-        match place {
-            // A hostile driver may have changed its request.
-            Some(place) => self.line[place].1 = cost,
-            None => self.line.push_back((name, cost)),
-        }
         let least = if count == 0 { Duration::ZERO } else { LATE };
-        Err(now.max(self.filled) + wait.max(least))
+        let due = now.max(self.filled) + wait.max(least);
+        // A hostile driver may have changed its request.
+        let waiting = Waiting { name, cost, due };
+        match place {
+            Some(place) => self.line[place] = waiting,
+            None => self.line.push_back(waiting),
+        }
+        Err(due)
     }
 
     fn spend(&mut self, cost: Cost) {
@@ -254,7 +276,7 @@ impl Buckets {
     }
 
     fn leave(&mut self, name: u64) {
-        self.line.retain(|(other, _)| *other != name);
+        self.line.retain(|other| other.name != name);
     }
 }
 
@@ -361,16 +383,11 @@ impl Claim {
     pub fn charge(&self, cost: Cost) {
         self.limiter.lock().spend(cost);
     }
-
-    /// Waits no longer.
-    pub fn leave(&self) {
-        self.limiter.lock().leave(self.name);
-    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.leave();
+        self.limiter.lock().leave(self.name);
     }
 }
 

@@ -23,7 +23,7 @@ use super::counted::Counted;
 use super::kernel::KernelPair;
 use super::pairs::{Pairs, Server, Watch};
 use super::pump::Pump;
-use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, RECEIVE, ReceiveTransmit, find, offload};
+use super::{CONTROL_BATCH, F_CTRL_VQ, F_MQ, Limiters, RECEIVE, ReceiveTransmit, find, offload};
 use crate::epoll::Until;
 use crate::net::{Link, Vhost};
 use crate::virtio::queue::{Broken, Buffers, Ring};
@@ -59,6 +59,7 @@ pub(super) struct Parts {
     /// The pumps of the last pairs, on threads of their own.
     pub(super) ports: Vec<Port>,
     pub(super) mtu: u16,
+    pub(super) limiters: Limiters,
     pub(super) counted: Arc<Counted>,
     /// How many pairs the driver uses. It is also what a device that goes on has to begin
     /// with, in this process or where another was.
@@ -113,8 +114,10 @@ impl Control {
                 events.watch(bell.as_ref(), token, EventSet::IN)?;
             }
         }
-        let pump =
-            |link: &Arc<dyn Link>| Pump::new(Arc::clone(link), parts.mtu, &parts.counted.counters);
+        let pump = |link: &Arc<dyn Link>| {
+            let (link, counters) = (Arc::clone(link), &parts.counted.counters);
+            Pump::new(link, parts.mtu, counters, &parts.limiters)
+        };
         Ok(Self {
             pumps: parts.links.iter().take(own).map(pump).collect(),
             pairs: Pairs::new(parts.links),

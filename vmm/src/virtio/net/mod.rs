@@ -23,6 +23,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use hearth_vmm_api::MAX_PAIRS;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,7 @@ use self::control::{Control, Parts};
 use self::counted::Counted;
 use self::pump::{OwnPump, Pump};
 use super::counters::Counters;
+use super::limit::{Limiter, Limits};
 use super::quiet::{Quiet, Why};
 use super::thread::{DeviceThread, Port};
 use super::{
@@ -95,6 +97,21 @@ pub struct Options {
     pub mac: [u8; 6],
     /// The MTU that the driver reads, in bytes without the Ethernet header.
     pub mtu: u16,
+    /// How much may pass in each direction, over all pairs.
+    pub limits: Limits,
+}
+
+/// The limits of both directions. All pairs draw on them.
+#[derive(Clone)]
+struct Limiters {
+    receive: Arc<Limiter>,
+    transmit: Arc<Limiter>,
+}
+
+impl Limiters {
+    fn both(&self) -> [&Limiter; 2] {
+        [&self.receive, &self.transmit]
+    }
 }
 
 /// The type of the ioctls of the kernel's virtio back ends, `VHOST_VIRTIO` of
@@ -155,6 +172,7 @@ pub struct Net {
     /// The kernel's half of each pair, or nothing.
     kernel: Vec<Arc<Vhost>>,
     options: Options,
+    limiters: Limiters,
     /// The first thread's service.
     port: Option<Port>,
     threads: Vec<DeviceThread>,
@@ -187,6 +205,7 @@ impl Net {
         if links.is_empty() || links.len() > MAX_PAIRS {
             return wrong("a network card has 1 to 16 queue pairs");
         }
+        let limiter = || Arc::new(Limiter::new(options.limits, Instant::now()));
         let links = links
             .into_iter()
             .map(|link| Arc::new(link) as Arc<dyn Link>);
@@ -197,6 +216,10 @@ impl Net {
             links: links.collect(),
             kernel: Vec::new(),
             options,
+            limiters: Limiters {
+                receive: limiter(),
+                transmit: limiter(),
+            },
             port: None,
             threads: Vec::new(),
         })
@@ -205,8 +228,11 @@ impl Net {
     /// Leaves the packets to the kernel, wherever the driver takes what that needs.
     ///
     /// # Errors
-    /// When there is not one for each pair.
+    /// When there is not one for each pair, or there are limits.
     pub fn in_kernel(mut self, vhosts: Vec<Vhost>) -> io::Result<Self> {
+        if self.options.limits != Limits::NONE {
+            return Err(no_limits());
+        }
         if vhosts.len() != self.links.len() {
             let wrong = "each pair of queues needs a vhost-net of its own";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
@@ -214,6 +240,15 @@ impl Net {
         self.kernel = vhosts.into_iter().map(Arc::new).collect();
         self.counted.moved(true);
         Ok(self)
+    }
+
+    /// A way to reach it later.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle {
+            limiters: self.limiters.clone(),
+            is_in_kernel: !self.kernel.is_empty(),
+        }
     }
 
     fn pair_count(&self) -> u16 {
@@ -230,6 +265,35 @@ impl Net {
         config[10..].copy_from_slice(&self.options.mtu.to_le_bytes());
         config
     }
+}
+
+/// Reaches a network device while the machine runs.
+#[derive(Clone)]
+pub struct Handle {
+    limiters: Limiters,
+    is_in_kernel: bool,
+}
+
+impl Handle {
+    /// Changes how much may pass in each direction, from now on.
+    ///
+    /// # Errors
+    /// When the kernel has the packets to move.
+    pub fn set_limits(&self, limits: Limits) -> io::Result<()> {
+        if self.is_in_kernel {
+            return Err(no_limits());
+        }
+        for limiter in self.limiters.both() {
+            limiter.change(limits, Instant::now());
+        }
+        Ok(())
+    }
+}
+
+fn no_limits() -> io::Error {
+    let why = "with vhost-net the kernel moves the packets, and has no limits: limit the tap \
+               with tc(8) on the host, or make the interface with vhost=off";
+    io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
 /// What the driver takes: segmentation only with checksums (section 5.1.3.1).
@@ -304,7 +368,8 @@ impl VirtioDevice for Net {
         let first = thread(String::new())?;
         let mut ports = Vec::new();
         for (pair, link) in self.links.iter().enumerate().skip(own) {
-            let pump = Pump::new(Arc::clone(link), self.options.mtu, &self.counted.counters);
+            let (link, counters) = (Arc::clone(link), &self.counted.counters);
+            let pump = Pump::new(link, self.options.mtu, counters, &self.limiters);
             let bells = site.doorbells.get(2 * pair..2 * pair + 2);
             let bells = bells.ok_or_else(|| io::Error::other("a pair has two doorbells"))?;
             let next = thread(format!("-q{pair}"))?;
@@ -316,10 +381,16 @@ impl VirtioDevice for Net {
             kernel: self.kernel.clone(),
             ports,
             mtu: self.options.mtu,
+            limiters: self.limiters.clone(),
             counted: Arc::clone(&self.counted),
             in_use: Arc::clone(&self.in_use),
         };
         self.port = Some(first.add(|events| Control::new(parts, site.doorbells, events))?);
+        for (queue, limiter) in self.limiters.both().into_iter().enumerate() {
+            let of_pairs = site.doorbells.iter().take(2 * self.links.len());
+            let bells: Vec<_> = of_pairs.skip(queue).step_by(2).cloned().collect();
+            limiter.wake_with(&bells);
+        }
         // Ended before the threads that it gives orders to.
         self.threads.insert(0, first);
         Ok(())

@@ -9,15 +9,17 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counted::NetCounters;
-use super::{F_MRG_RXBUF, HEADER_SIZE, NUM_BUFFERS, largest, offload};
+use super::{F_MRG_RXBUF, HEADER_SIZE, Limiters, NUM_BUFFERS, largest, offload};
 use crate::epoll::Until;
 use crate::memory::{MAX_SEGMENTS, Segments};
 use crate::net::Link;
+use crate::virtio::limit::{Claim, Cost};
 use crate::virtio::queue::{Broken, Buffers, Ring};
 use crate::virtio::quiet::{Quiet, Why};
 use crate::virtio::thread::{Events, Service};
@@ -52,6 +54,7 @@ struct Receiver {
     mergeable: bool,
     /// Room wanted before a packet is read: what doesn't fit is lost.
     needed: usize,
+    claim: Claim,
 }
 
 /// The transmit queue.
@@ -59,6 +62,7 @@ struct Transmitter {
     ring: Ring,
     index: u16,
     buffers: Buffers,
+    claim: Claim,
 }
 
 /// A link, and both queues while a driver has them.
@@ -66,10 +70,11 @@ pub(super) struct Pump {
     link: Arc<dyn Link>,
     mtu: u16,
     counters: Arc<NetCounters>,
+    limiters: Limiters,
     serving: Option<Serving>,
-    /// What there is to do.
-    receive: bool,
-    transmit: bool,
+    /// When there is something to do.
+    receive: Until,
+    transmit: Until,
 }
 
 struct Serving {
@@ -79,14 +84,20 @@ struct Serving {
 }
 
 impl Pump {
-    pub(super) fn new(link: Arc<dyn Link>, mtu: u16, counters: &Arc<NetCounters>) -> Self {
+    pub(super) fn new(
+        link: Arc<dyn Link>,
+        mtu: u16,
+        counters: &Arc<NetCounters>,
+        limiters: &Limiters,
+    ) -> Self {
         Self {
             link,
             mtu,
             counters: Arc::clone(counters),
+            limiters: limiters.clone(),
             serving: None,
-            receive: false,
-            transmit: false,
+            receive: Until::Event,
+            transmit: Until::Event,
         }
     }
 
@@ -116,6 +127,7 @@ impl Pump {
             room: Segments::default(),
             mergeable: features & F_MRG_RXBUF != 0,
             needed: largest(offload(features), self.mtu),
+            claim: Claim::new(&self.limiters.receive),
         };
         receiver.ring.quiet();
         self.serving = Some(Serving {
@@ -125,24 +137,30 @@ impl Pump {
                 ring: ring(&transmit)?,
                 index: transmit.index,
                 buffers: Buffers::default(),
+                claim: Claim::new(&self.limiters.transmit),
             },
         });
-        (self.receive, self.transmit) = (true, true);
+        (self.receive, self.transmit) = (Until::Now, Until::Now);
         Ok(())
     }
 
     /// The driver rang for its receive queue, or else for the other.
     pub(super) fn on_bell(&mut self, receive: bool) {
-        self.receive |= receive;
-        self.transmit |= !receive;
+        match receive {
+            true => self.receive = Until::Now,
+            false => self.transmit = Until::Now,
+        }
     }
 
     /// The link has packets, or room for some.
     pub(super) fn on_link(&mut self) {
-        self.receive = true;
+        // What must wait for its time waits however many come.
+        if self.receive == Until::Event {
+            self.receive = Until::Now;
+        }
     }
 
-    /// Moves packets. Returns whether there are more.
+    /// Moves packets. Returns until when there are no more that may pass.
     ///
     /// # Errors
     /// When a queue breaks the rules.
@@ -151,15 +169,15 @@ impl Pump {
             return Ok(Until::Event);
         };
         let (fd, interrupt) = (self.link.as_raw_fd(), serving.interrupt.as_ref());
-        if self.transmit {
-            let more = serving.transmitter.transmit(fd, interrupt, &self.counters);
-            self.transmit = more.map_err(io::Error::other)?;
+        if self.transmit.is_over() {
+            let until = serving.transmitter.transmit(fd, interrupt, &self.counters);
+            self.transmit = until.map_err(io::Error::other)?;
         }
-        if self.receive {
-            let more = serving.receiver.receive(fd, interrupt, &self.counters);
-            self.receive = more.map_err(io::Error::other)?;
+        if self.receive.is_over() {
+            let until = serving.receiver.receive(fd, interrupt, &self.counters);
+            self.receive = until.map_err(io::Error::other)?;
         }
-        Ok(Until::more(self.receive || self.transmit))
+        Ok(self.receive.min(self.transmit))
     }
 
     /// Lets go of the queues. Buffers that wait for packets are put back.
@@ -214,26 +232,35 @@ impl Service for OwnPump {
 }
 
 impl Transmitter {
-    /// Sends what is available. Returns whether there is more.
+    /// Sends what is available. Returns until when there is no more that may pass.
     fn transmit(
         &mut self,
         link: RawFd,
         interrupt: &dyn Interrupt,
         counters: &NetCounters,
-    ) -> Result<bool, Broken> {
+    ) -> Result<Until, Broken> {
         self.ring.quiet();
-        let mut more = true;
+        let is_limited = self.claim.is_limited();
+        let mut until = Until::Now;
         for done in 0..BATCH {
             if done % TELL == 0 && self.ring.wants_interrupt() {
                 interrupt.queue(self.index);
             }
             let Some(head) = self.ring.pop(&mut self.buffers)? else {
-                more = self.ring.listen();
+                until = Until::more(self.ring.listen());
                 break;
             };
             let packet = &self.buffers.readable;
             if packet.length() < HEADER_SIZE || self.buffers.writable.length() > 0 {
                 return Err(Broken::Request);
+            }
+            if is_limited
+                && let cost = Cost::one(packet.length() - HEADER_SIZE)
+                && let Err(time) = self.claim.take(cost, Instant::now())
+            {
+                self.ring.unpop();
+                until = Until::At(time);
+                break;
             }
             // What the link refuses (full, down, a header that makes no sense) is
             // lost, as on a wire.
@@ -254,26 +281,32 @@ impl Transmitter {
         if self.ring.wants_interrupt() {
             interrupt.queue(self.index);
         }
-        Ok(more)
+        Ok(until)
     }
 }
 
 impl Receiver {
-    /// Receives what has come. Returns whether there may be more, and room for it.
+    /// Receives what has come. Returns until when there is no more that may pass, or no
+    /// room for it.
     fn receive(
         &mut self,
         link: RawFd,
         interrupt: &dyn Interrupt,
         counters: &NetCounters,
-    ) -> Result<bool, Broken> {
-        let mut more = true;
+    ) -> Result<Until, Broken> {
+        let is_limited = self.claim.is_limited();
+        let mut until = Until::Now;
         for done in 0..BATCH {
             if done % TELL == 0 && self.ring.wants_interrupt() {
                 interrupt.queue(self.index);
             }
             if !self.refill()? {
                 // Starved: the driver's next buffer rings, unless it is there now.
-                more = self.ring.listen();
+                until = Until::more(self.ring.listen());
+                break;
+            }
+            if is_limited && let Err(time) = self.claim.ask(Instant::now()) {
+                until = Until::At(time);
                 break;
             }
             let list = self.target();
@@ -286,13 +319,16 @@ impl Receiver {
                     self.deliver(got)?;
                     counters.received_packets.add(1);
                     counters.received_bytes.add_length(got - HEADER_SIZE);
+                    if is_limited {
+                        self.claim.charge(Cost::one(got - HEADER_SIZE));
+                    }
                 }
                 // No packet at all: the next is read into the same room.
                 Ok(got) if got > 0 => {}
                 // Nothing there, or the link is down: an edge signals the next. (Looked at
                 // again at once, it would say the same.)
                 Ok(_) | Err(_) => {
-                    more = false;
+                    until = Until::Event;
                     break;
                 }
             }
@@ -300,7 +336,7 @@ impl Receiver {
         if self.ring.wants_interrupt() {
             interrupt.queue(self.index);
         }
-        Ok(more)
+        Ok(until)
     }
 
     /// Takes posted buffers until the largest packet fits. Returns whether it does.

@@ -1,5 +1,6 @@
 //! A driver against the whole device, with a pair of datagram sockets as the link.
 
+mod limits;
 mod packets;
 mod turns;
 
@@ -55,6 +56,7 @@ struct Bench {
 const OPTIONS: Options = Options {
     mac: [2, 0, 0, 0, 0, 1],
     mtu: 1500,
+    limits: Limits::NONE,
 };
 
 impl Bench {
