@@ -87,6 +87,7 @@ impl Bench {
             serial: Serial::new(Output::log(log).expect("log")).expect("serial"),
             devices: description.devices,
             taps: Taps::new(),
+            restore: None,
             began_ns: 0,
             pid: std::process::id(),
         };

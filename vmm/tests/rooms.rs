@@ -42,13 +42,13 @@ const ROOMS: [(&str, &[&str]); 19] = [
         "machine",
         &[
             "acpi", "arch", "block", "config", "irq", "jail", "memory", "net", "pci", "serial",
-            "smbios", "virtio",
+            "smbios", "snapshot", "virtio",
         ],
     ),
     (
         "run",
         &[
-            "arch", "config", "control", "error", "jail", "machine", "serial", "virtio",
+            "arch", "config", "control", "error", "jail", "machine", "serial", "snapshot", "virtio",
         ],
     ),
 ];

@@ -10,6 +10,7 @@
 //! | `PUT /v1/stop`           |              | 204, then the process ends |
 //! | `PUT /v1/pause`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/resume`         |              | 204             |
+//! | `PUT /v1/snapshot`       | [`NewSnapshot`] | [`Snapshot`]; 409 |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
 //! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
 //! | `GET /v1/balloon`        |              | [`BalloonState`] |
@@ -26,6 +27,11 @@
 //! A pause or reset is done when no device touches guest memory any more. Where a disk
 //! takes long to answer, [`Machine`] is `pausing` or `resetting` meanwhile, and
 //! `waits_for` names the disk; all other requests are answered as ever.
+//!
+//! A snapshot is of a paused machine, and takes as long as its memory takes to be written;
+//! other requests wait. It goes into a folder that is there and has none, with `--restore`
+//! as its way back; or into two open files that come in the same message, for memory and
+//! for `machine.json`, whose folder is then not in reach of the jail.
 //!
 //! With a new disk or interface may come open files in the same message
 //! (SCM_RIGHTS, unix(7)): the disk, or a tap opened with `IFF_TAP`, `IFF_NO_PI` and
@@ -290,6 +296,21 @@ pub struct NewNic {
     /// does if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vhost: Option<bool>,
+}
+
+/// Where a snapshot goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSnapshot {
+    /// The folder, which the process must be able to write to.
+    pub path: PathBuf,
+}
+
+/// A snapshot that is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Bytes of guest memory that were written: its pages of zeroes were not.
+    pub written_bytes: u64,
 }
 
 /// What the balloon shall hold.

@@ -26,6 +26,10 @@ pub(super) struct Flags {
         allow_hyphen_values = true
     )]
     pub(super) cmdline: String,
+    /// Go on from the snapshot in this folder; the other flags say where what it had is
+    /// now, and the kernel is for its next reset
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) restore: Option<PathBuf>,
     /// How many vCPUs
     #[arg(long, value_name = "N", default_value = "1")]
     pub(super) vcpus: u8,

@@ -40,6 +40,8 @@ pub struct Description {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// The folder of the snapshot that it goes on from.
+    pub restore: Option<PathBuf>,
     /// How many vCPUs.
     pub vcpus: u8,
     /// Guest memory in bytes.
@@ -236,6 +238,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         kernel: flags.kernel,
         initrd: flags.initrd,
         cmdline: flags.cmdline,
+        restore: flags.restore,
         vcpus: flags.vcpus,
         memory_bytes,
         memory,

@@ -1,6 +1,6 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::{ApiError, Balloon, MAX_PAIRS, NewDisk, NewNic, Reboot};
+use hearth_vmm_api::{ApiError, Balloon, MAX_PAIRS, NewDisk, NewNic, NewSnapshot, Reboot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -27,6 +27,8 @@ pub enum Command {
     Pause,
     /// The vCPUs let go.
     Resume,
+    /// The held machine saved.
+    Snapshot(NewSnapshot),
     /// A disk put in.
     AddDisk(NewDisk),
     /// The unplug of a disk.
@@ -49,6 +51,8 @@ impl Command {
     pub fn takes_descriptors(&self) -> usize {
         match self {
             Self::AddDisk(_) => 1,
+            // Guest memory and the state.
+            Self::Snapshot(_) => 2,
             // A tap's queue and a vhost-net for each pair.
             Self::AddNic(_) => 2 * MAX_PAIRS,
             _ => 0,
@@ -166,6 +170,10 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
         "/v1/reboot" => {
             takes("PUT")?;
             return body(request).map(Command::Reboot);
+        }
+        "/v1/snapshot" => {
+            takes("PUT")?;
+            return body(request).map(Command::Snapshot);
         }
         "/v1/balloon" if method != "GET" => {
             takes("PUT")?;

@@ -6,14 +6,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::acpi::registers::Registers;
 pub use crate::acpi::registers::Request;
+use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::{
     ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_PCI_WINDOW,
     PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
 };
 use crate::pci::{PciRoot, SLOT_COUNT, Windows};
 use crate::serial::Serial;
+use crate::snapshot::Refused;
 
 /// Keyboard controller: pulse the reset line (the PC AT's way to reset).
 const I8042_RESET: u8 = 0xfe;
@@ -223,6 +224,20 @@ impl Bus {
         self.pci.reset();
         self.serial.reset();
         *self.registers() = Registers::default();
+    }
+
+    /// What the ACPI registers have.
+    #[must_use]
+    pub fn save_registers(&self) -> RegistersV1 {
+        self.registers().save()
+    }
+
+    /// Takes over what ACPI registers had.
+    ///
+    /// # Errors
+    /// See [`Registers::restore`].
+    pub fn restore_registers(&self, state: &RegistersV1) -> Result<(), Refused> {
+        self.registers().restore(state)
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {

@@ -48,8 +48,18 @@ impl Made {
         &self.id
     }
 
-    /// Makes its threads and puts it into the next free slot.
-    pub(super) fn plug(self, pci: &PciRoot, backplane: &Backplane) -> Result<Device, Error> {
+    /// The name of its kind.
+    pub(super) fn kind(&self) -> &'static str {
+        self.device.declaration().name
+    }
+
+    /// Makes its threads and puts it into a slot, or the next free one.
+    pub(super) fn plug(
+        self,
+        slot: Option<u8>,
+        pci: &PciRoot,
+        backplane: &Backplane,
+    ) -> Result<Device, Error> {
         let Self {
             id,
             what,
@@ -61,7 +71,7 @@ impl Made {
             .map_err(|error| Error::Device(format!("{what}: {error}")))?;
         let counters = function.counters();
         let slot = pci
-            .add(None, Box::new(function))
+            .add(slot, Box::new(function))
             .map_err(|error| Error::Device(format!("{what}: {error}")))?;
         Ok(Device {
             id,

@@ -118,6 +118,18 @@ impl Devices {
         Some(device.slot)
     }
 
+    /// All of them.
+    pub(super) fn list(&self) -> impl Iterator<Item = &Device> {
+        self.0.iter()
+    }
+
+    /// Notes that the unplug of a device was requested before it was saved.
+    pub(super) fn request_unplug_of(&mut self, id: &str) {
+        if let Some(device) = self.0.iter_mut().find(|device| device.id == id) {
+            device.unplug_requested = device.declaration.plug == Plug::Hot;
+        }
+    }
+
     /// The slots whose unplug is requested, one bit for each.
     pub(super) fn unplug_requested(&self) -> u32 {
         let requested = self.0.iter().filter(|device| device.unplug_requested);

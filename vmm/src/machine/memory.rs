@@ -6,7 +6,23 @@ use std::sync::Arc;
 
 use super::{Error, Machine, host_error, kvm_error, vm};
 use crate::arch;
-use crate::memory::{Dirty, Memory};
+use crate::memory::{Dirty, Memory, Options, Ram};
+use crate::snapshot::Source;
+
+/// Guest memory of so many bytes: of zeroes, or what a snapshot has.
+pub(super) fn make(bytes: u64, options: Options, from: Option<&Source>) -> Result<Memory, Error> {
+    let regions = arch::memory::ram(bytes);
+    let memory = match from {
+        None => Ram::new(&regions, options).map_err(|source| Error::Memory {
+            mib: bytes >> 20,
+            source,
+        }),
+        Some(from) => {
+            Ram::restore(&regions, options, &from.memory).map_err(host_error("--restore: memory"))
+        }
+    };
+    memory.map(Arc::new)
+}
 
 impl Machine {
     /// Guest memory.

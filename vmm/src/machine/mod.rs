@@ -20,9 +20,11 @@
 pub mod bus;
 mod context;
 mod devices;
+mod error;
 mod ioctls;
 mod life;
 mod memory;
+mod snapshot;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -37,19 +39,24 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::acpi;
 use crate::acpi::registers::Registers;
 use crate::arch;
-use crate::arch::boot::{BootError, Payload};
+use crate::arch::boot::Payload;
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
 use crate::jail::{Confinement, Profiles};
-use crate::memory::{Memory, Options, Ram};
+use crate::memory::{Memory, Options};
 use crate::serial::Serial;
 use crate::smbios;
+use crate::snapshot::Source;
 use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Surroundings, Taken, TickRate, Vcpus};
 use crate::virtio::pci::Backplane;
 use crate::virtio::thread::DeviceThread;
 use crate::virtio::{self, Declaration, SHARED};
 use bus::{Bus, Target};
+pub use error::Error;
+pub(crate) use error::{host_error, kvm_error};
+use snapshot::Saved;
+pub use snapshot::Unsaved;
 
 /// What a machine is made of, with every file open.
 pub struct Parts {
@@ -71,6 +78,8 @@ pub struct Parts {
     pub devices: Vec<config::Device>,
     /// The taps that they name by descriptor.
     pub taps: Taps,
+    /// The snapshot that it goes on from, if it does.
+    pub restore: Option<Source>,
     /// When the program began ([`crate::vcpu::unix_ns`]).
     pub began_ns: u64,
     /// The process's id, as those outside know it.
@@ -89,66 +98,6 @@ pub fn profiles() -> Profiles {
 
 /// Taps that were handed down open, by their number.
 pub type Taps = BTreeMap<RawFd, OwnedFd>;
-
-/// Why a machine can't be built or made anew.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// `/dev/kvm` can't be used.
-    #[error("KVM: {what}")]
-    Kvm {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: kvm_ioctls::Error,
-    },
-    /// KVM is too old or lacks something.
-    #[error("this host's KVM lacks {0}")]
-    Capability(&'static str),
-    /// More vCPUs than KVM takes.
-    #[error("{asked} vCPUs asked for, this host's KVM takes at most {most}")]
-    TooManyVcpus {
-        /// What was asked for.
-        asked: u8,
-        /// What KVM takes.
-        most: usize,
-    },
-    /// No guest memory.
-    #[error("{mib} MiB of guest memory can't be had")]
-    Memory {
-        /// What was asked for, in MiB.
-        mib: u64,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The kernel can't be booted.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// A device can't be had. The message names its flag.
-    #[error("{0}")]
-    Device(String),
-    /// Tables don't fit.
-    #[error(transparent)]
-    Acpi(#[from] acpi::TablesTooLarge),
-    /// Tables don't fit.
-    #[error(transparent)]
-    Smbios(#[from] smbios::TablesTooLarge),
-    /// Anything else of the host.
-    #[error("{what}")]
-    Host {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-pub(crate) fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-    move |source| Error::Kvm { what, source }
-}
-
-pub(crate) fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Host { what, source }
-}
 
 fn taken(device: &config::Device) -> Error {
     Error::Device(format!("there is a device {:?} already", device.id()))
@@ -178,6 +127,8 @@ pub struct Machine {
     backplane: Option<Backplane>,
     /// Rung by devices that have become quiet.
     quieted: Arc<EventFd>,
+    /// What it goes on from: until the start.
+    restore: Option<Source>,
     /// Devices that are made and not plugged yet: until the start.
     made: Vec<context::Made>,
     /// The slots that a pause or a reset waits for, one bit for each.
@@ -204,12 +155,7 @@ impl Machine {
     pub fn build(parts: Parts) -> Result<Self, Error> {
         vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
         let kvm = vm::open(parts.vcpus)?;
-        let memory = Ram::new(&arch::memory::ram(parts.memory_bytes), parts.memory)
-            .map(Arc::new)
-            .map_err(|source| Error::Memory {
-                mib: parts.memory_bytes >> 20,
-                source,
-            })?;
+        let memory = memory::make(parts.memory_bytes, parts.memory, parts.restore.as_ref())?;
         let vm = vm::create(&kvm, &memory)?;
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
@@ -245,6 +191,7 @@ impl Machine {
             context,
             backplane: None,
             quieted: Arc::new(quieted),
+            restore: parts.restore,
             made,
             busy: 0,
             interrupts,
@@ -262,9 +209,9 @@ impl Machine {
         })
     }
 
-    /// Makes the devices' threads, loads the kernel and makes the vCPUs, paused: in a
-    /// confined process, since threads inherit what confines it, and whoever made the
-    /// kernel's image may be after its parser.
+    /// Makes the devices' threads, loads the kernel or reads what the machine goes on
+    /// from, and makes the vCPUs, paused: in a confined process, since threads inherit
+    /// what confines it, and whoever made the kernel's image may be after its parser.
     ///
     /// # Errors
     /// See [`Error`].
@@ -280,11 +227,22 @@ impl Machine {
             shared: Arc::new(shared.map_err(host_error("the devices' thread"))?),
             bell: Arc::clone(&self.quieted),
         };
+        let saved = self.restore.take();
+        let saved = saved.as_ref().map(Saved::read).transpose()?;
+        if let Some(saved) = &saved {
+            let here = self.made.iter().map(|made| (made.id(), made.kind()));
+            saved.check(&here.collect::<Vec<_>>())?;
+        }
         for made in std::mem::take(&mut self.made) {
-            self.devices.push(made.plug(&self.bus.pci, &backplane)?);
+            let slot = saved.as_ref().and_then(|saved| saved.slot(made.id()));
+            self.devices
+                .push(made.plug(slot, &self.bus.pci, &backplane)?);
         }
         self.backplane = Some(backplane);
-        self.power_on(vm)
+        match saved {
+            Some(saved) => self.go_on(&vm, saved),
+            None => self.power_on(vm),
+        }
     }
 
     /// Loads the kernel, writes the tables, makes the vCPUs.
@@ -300,6 +258,11 @@ impl Machine {
         )?;
         let fds = vm::create_vcpus(&vm, &self.model, self.vcpu_count)?;
         vm::enter(&fds, &self.memory, entry)?;
+        self.start_vcpus(fds)
+    }
+
+    /// Gives the vCPUs their threads, paused.
+    fn start_vcpus(&mut self, fds: Vec<kvm_ioctls::VcpuFd>) -> Result<(), Error> {
         let surroundings = Surroundings {
             bus: Arc::clone(&self.bus),
             reports: Arc::clone(&self.reports),
@@ -386,7 +349,7 @@ impl Machine {
             _ => return Err(Error::Device("the machine is being reset".to_owned())),
         };
         let made = self.context.make(device, &mut Taps::new(), open)?;
-        let added = made.plug(&self.bus.pci, backplane)?;
+        let added = made.plug(None, &self.bus.pci, backplane)?;
         let (slot, description) = (added.slot, describe(&added));
         self.devices.push(added);
         self.notify_guest(|registers| registers.slot_filled(slot))?;

@@ -1,14 +1,17 @@
 //! What a client of the control socket asks for, done.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
-use hearth_vmm_api::Exit;
+use hearth_vmm_api::{Exit, Snapshot};
 
 use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Machine, Unsaved};
+use crate::snapshot::Destination;
 use crate::virtio::{blk, net};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
@@ -42,6 +45,7 @@ pub(super) fn perform(
             machine.resume();
             Answer::done()
         }
+        Command::Snapshot(new) => snapshot(machine, new.path, descriptors),
         Command::Reset => match machine.reset() {
             Ok(true) => Answer::done(),
             Ok(false) => Answer::asked(),
@@ -85,6 +89,25 @@ pub(super) fn perform(
             *ending = Some(Exit::Stopped);
             Answer::done()
         }
+    }
+}
+
+/// Saves the machine, into files that are open where some came along.
+fn snapshot(machine: &mut Machine, path: PathBuf, mut descriptors: Vec<OwnedFd>) -> Answer {
+    let destination = match (descriptors.pop(), descriptors.pop()) {
+        (None, _) => Destination::Folder(path),
+        (Some(state), Some(memory)) => Destination::Files {
+            memory: memory.into(),
+            state: state.into(),
+        },
+        (Some(_), None) => return Answer::error(400, "two files are needed: memory and state"),
+    };
+    match machine.snapshot(destination) {
+        Ok(written_bytes) => Answer::value(&Snapshot { written_bytes }),
+        Err(Unsaved::Unwritten(error)) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Answer::error(500, &chain(&error))
+        }
+        Err(unsaved) => Answer::error(409, &chain(&unsaved)),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::error::chain;
 use crate::jail;
 use crate::machine::{Machine, Parts, Taps, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
+use crate::snapshot::Source;
 
 impl Process {
     /// Opens and builds everything.
@@ -41,6 +42,13 @@ impl Process {
                 None => None,
             },
             cmdline: description.cmdline.clone(),
+        };
+        let restore = match &description.restore {
+            Some(folder) => Some(
+                Source::open(folder)
+                    .map_err(|error| format!("--restore {}: {error}", folder.display()))?,
+            ),
+            None => None,
         };
         let mut log_options = OpenOptions::new();
         log_options.read(true).write(true).create(true).mode(0o600);
@@ -75,6 +83,7 @@ impl Process {
             serial,
             devices: places.devices,
             taps,
+            restore,
             began_ns,
             pid,
         })

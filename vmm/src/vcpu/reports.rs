@@ -82,6 +82,13 @@ impl Reports {
         }
     }
 
+    /// Whether there is nothing to take. An ending that was taken counts as one, for as
+    /// long as the machine has not started anew.
+    #[must_use]
+    pub fn are_taken(&self) -> bool {
+        matches!(*self.slot(), Slot::Open) && self.ejected.load(Ordering::Acquire) == 0
+    }
+
     /// Takes what there is, and silences the bell.
     #[must_use]
     pub fn take(&self) -> Taken {

@@ -9,6 +9,7 @@ mod jail;
 mod ports;
 mod power;
 mod process;
+mod snapshot;
 
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
@@ -38,6 +39,13 @@ const AWAIT_BUTTON: [u8; 9] = [0x66, 0xba, 0x10, 0x06, 0xec, 0xa8, 0x01, 0x74, 0
 const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 /// An instruction that is none; without an IDT, a triple fault.
 const UD2: [u8; 2] = [0x0f, 0x0b];
+
+/// Writes the generation id to the serial port: `mov esi, 0xdf010; mov ecx, 16; mov dx,
+/// 0x3f8; lodsb; out dx, al; loop` to the `lodsb`.
+const PRINT_GENERATION: [u8; 18] = [
+    0xbe, 0x10, 0xf0, 0x0d, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03, 0xac, 0xee,
+    0xe2, 0xfc,
+];
 
 /// A bzImage whose 64-bit entry is `code`: the setup header of the Linux boot
 /// protocol, and the code 0x200 bytes into the kernel.

@@ -56,13 +56,6 @@ fn a_reset_keeps_the_process() {
     }
 }
 
-/// Writes the generation id to the serial port: `mov esi, 0xdf010; mov ecx, 16; mov dx,
-/// 0x3f8; lodsb; out dx, al; loop` to the `lodsb`.
-const PRINT_GENERATION: [u8; 18] = [
-    0xbe, 0x10, 0xf0, 0x0d, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03, 0xac, 0xee,
-    0xe2, 0xfc,
-];
-
 #[test]
 fn a_generation_lasts_as_long_as_the_process() {
     let code = [&PRINT_GENERATION[..], &AWAIT_BUTTON, &power_off()].concat();

@@ -1,0 +1,234 @@
+//! A held machine, saved; and a machine that goes on from what was saved, in a process of
+//! its own.
+//!
+//! ```text
+//!   paused ── snapshot ──► folder ── --restore ──► paused, devices held ── resume ─►
+//! ```
+//! What the description says is not in the folder but on the command line: which kernel a
+//! reset loads, where disks and taps are by now. What the guest knows of it must be the
+//! same, and is compared.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Error, Machine, host_error, vm};
+use crate::acpi::registers::{Registers, RegistersV1};
+use crate::arch::layout::GENERATION;
+use crate::arch::state::{ClockV1, ControllersV1, ProcessorV1, VcpuV1, listed_msrs};
+use crate::memory::Ram;
+use crate::pci::BusV1;
+use crate::serial::SerialV1;
+use crate::snapshot::{Destination, Refused, Source};
+use crate::vcpu::Vcpus;
+
+use hearth_vmm_api::MachineState;
+
+/// How long a vCPU's thread, which does nothing else, has for its state.
+const VCPU_STATE: Duration = Duration::from_secs(10);
+
+/// A whole machine but its memory.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MachineV1 {
+    processor: ProcessorV1,
+    memory: Vec<RegionV1>,
+    devices: Vec<DeviceV1>,
+    clock: ClockV1,
+    vcpus: Vec<VcpuV1>,
+    controllers: ControllersV1,
+    registers: RegistersV1,
+    serial: SerialV1,
+    bus: BusV1,
+}
+
+/// A region of guest memory, in the order in which they are in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegionV1 {
+    start: u64,
+    size: u64,
+}
+
+/// A device: its state is the bus's to know.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceV1 {
+    id: String,
+    kind: String,
+    slot: u8,
+    unplug_requested: bool,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsaved {
+    /// The machine is not as it must be.
+    #[error("{0}")]
+    NotNow(&'static str),
+    /// The guest has done what can't be saved.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It can't be written.
+    #[error("write the snapshot")]
+    Unwritten(#[source] std::io::Error),
+}
+
+/// A saved machine, read.
+pub(super) struct Saved(MachineV1);
+
+impl Saved {
+    pub(super) fn read(source: &Source) -> Result<Self, Error> {
+        source.state().map(Self).map_err(within("machine.json"))
+    }
+
+    /// Whether it is one with these devices, by name and kind.
+    pub(super) fn check(&self, here: &[(&str, &str)]) -> Result<(), Error> {
+        let saved = self.0.devices.iter();
+        let mut saved: Vec<_> = saved.map(|one| (&*one.id, &*one.kind)).collect();
+        let mut here = here.to_vec();
+        saved.sort_unstable();
+        here.sort_unstable();
+        if saved == here {
+            return Ok(());
+        }
+        let list = |devices: &[(&str, &str)]| {
+            let names = devices.iter().map(|(id, kind)| format!("{id} ({kind})"));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (saved, here) = (list(&saved), list(&here));
+        let wrong = format!("its devices are {saved}, and here there are {here}");
+        Err(Error::Restore(Refused::because(wrong)))
+    }
+
+    /// The slot of a device.
+    pub(super) fn slot(&self, id: &str) -> Option<u8> {
+        let mut devices = self.0.devices.iter();
+        devices.find(|one| one.id == id).map(|one| one.slot)
+    }
+}
+
+fn within(part: &'static str) -> impl FnOnce(Refused) -> Error {
+    move |refused| Error::Restore(refused.within(part))
+}
+
+fn regions(memory: &Ram) -> Vec<RegionV1> {
+    let regions = memory.regions().map(|region| RegionV1 {
+        start: region.start(),
+        size: region.size(),
+    });
+    regions.collect()
+}
+
+/// Has a vCPU's thread do something, which says what it was refused.
+fn on_vcpu<T: Send + 'static>(
+    vcpus: &mut Vcpus,
+    index: usize,
+    call: impl FnOnce(&mut kvm_ioctls::VcpuFd) -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Refused> {
+    let done = vcpus.call(index, call, Instant::now() + VCPU_STATE);
+    done.unwrap_or_else(|error| Err(Refused::because(error.to_string())))
+        .map_err(|refused| refused.within(format_args!("vCPU {index}")))
+}
+
+impl Machine {
+    /// Writes what the machine is, which goes on from there when it is let go, and so can
+    /// others. It must be held. Returns the bytes of memory written; this waits for the
+    /// disk, and so do all whom the calling thread serves.
+    ///
+    /// # Errors
+    /// See [`Unsaved`]; there is no snapshot then.
+    pub fn snapshot(&mut self, destination: Destination) -> Result<u64, Unsaved> {
+        if self.state != MachineState::Paused {
+            return Err(Unsaved::NotNow("the machine is not paused"));
+        }
+        if !self.reports.are_taken() {
+            let why = "the guest has just ended, or let go of a device: ask again";
+            return Err(Unsaved::NotNow(why));
+        }
+        let state = self.state()?;
+        destination
+            .write(&state, |file| self.memory.save(file))
+            .map_err(Unsaved::Unwritten)
+    }
+
+    fn state(&mut self) -> Result<MachineV1, Refused> {
+        let msrs: Arc<[u32]> = listed_msrs(&self.kvm)?.into();
+        let mut states = Vec::new();
+        for index in 0..self.vcpu_count.into() {
+            let vcpus = self.vcpus.as_mut();
+            let vcpus = vcpus.ok_or_else(|| Refused::because("there are no vCPUs"))?;
+            let msrs = Arc::clone(&msrs);
+            states.push(on_vcpu(vcpus, index, move |fd| VcpuV1::save(fd, &msrs))?);
+        }
+        let devices = self.devices.list().map(|device| DeviceV1 {
+            id: device.id.clone(),
+            kind: device.declaration.name.to_owned(),
+            slot: device.slot,
+            unplug_requested: device.unplug_requested,
+        });
+        Ok(MachineV1 {
+            processor: self.model.save(),
+            memory: regions(&self.memory),
+            devices: devices.collect(),
+            vcpus: states,
+            controllers: ControllersV1::save(&self.vm)?,
+            clock: ClockV1::save(&self.vm)?,
+            registers: self.bus.save_registers(),
+            serial: self.bus.serial.save(),
+            bus: self.bus.pci.save()?,
+        })
+    }
+
+    /// Makes the vCPUs of a machine that goes on, in a VM that has its memory, and has
+    /// everything be as it was; but for the generation id, which says that this is a copy.
+    pub(super) fn go_on(
+        &mut self,
+        vm: &Arc<kvm_ioctls::VmFd>,
+        Saved(saved): Saved,
+    ) -> Result<(), Error> {
+        let refuse = |wrong: String| Err(Error::Restore(Refused::because(wrong)));
+        let (has, wants) = (regions(&self.memory), &saved.memory);
+        if has != *wants {
+            return refuse(format!("its memory is {wants:x?}, and here {has:x?}"));
+        }
+        let (has, wants) = (self.vcpu_count, saved.vcpus.len());
+        if usize::from(has) != wants {
+            return refuse(format!("it has {wants} vCPUs, and the machine {has}"));
+        }
+        let restored = self.model.restore(&saved.processor);
+        restored.map_err(within("processor"))?;
+        vm::connect(vm, &self.bus)?;
+        let fds = vm::create_vcpus(vm, &self.model, self.vcpu_count)?;
+        self.start_vcpus(fds)?;
+        let elapsed = saved.clock.elapsed();
+        let restored = saved.clock.restore(vm, elapsed);
+        restored.map_err(Error::Restore)?;
+        for (index, state) in saved.vcpus.into_iter().enumerate() {
+            let Some(vcpus) = &mut self.vcpus else {
+                return Ok(());
+            };
+            let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, elapsed);
+            on_vcpu(vcpus, index, restore).map_err(Error::Restore)?;
+        }
+        let restored = saved.controllers.restore(vm);
+        restored.map_err(Error::Restore)?;
+        // From here on, interrupts that waited are raised again.
+        let restored = self.bus.pci.restore(&saved.bus);
+        restored.map_err(within("PCI"))?;
+        let restored = self.bus.restore_registers(&saved.registers);
+        restored.map_err(within("ACPI registers"))?;
+        let restored = self.bus.serial.restore(&saved.serial);
+        restored.map_err(within("serial port"))?;
+        for device in saved.devices.iter().filter(|one| one.unplug_requested) {
+            self.devices.request_unplug_of(&device.id);
+        }
+        let id = self.generation.bytes();
+        let written = self.memory.write_slice(id, GuestAddress(GENERATION));
+        written
+            .map_err(|error| host_error("write the generation id")(std::io::Error::other(error)))?;
+        self.notify_guest(Registers::generation_changed)
+    }
+}

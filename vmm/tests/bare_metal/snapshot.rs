@@ -1,0 +1,199 @@
+//! A machine that is saved, and goes on in another process.
+
+use super::*;
+
+use hearth_vmm_api::Snapshot;
+
+/// Counts in a register and in memory, and says each to the serial port; halts when the
+/// two are not the same. `inc ebx; inc dword [0x200000]; cmp ebx, [0x200000]; jne` to the
+/// end; `mov dx, 0x3f8; mov al, bl; out dx, al; jmp` to the beginning.
+const COUNT: [u8; 27] = [
+    0xff, 0xc3, 0xff, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, 0x3b, 0x1c, 0x25, 0x00, 0x00, 0x20, 0x00,
+    0x75, 0x09, 0x66, 0xba, 0xf8, 0x03, 0x88, 0xd8, 0xee, 0xeb, 0xe5,
+];
+
+/// Asks for events until the generation id is another one: as for the power button.
+const AWAIT_GENERATION: [u8; 9] = [0x66, 0xba, 0x10, 0x06, 0xec, 0xa8, 0x04, 0x74, 0xf7];
+
+/// Whether it was answered so.
+fn is_status(answer: &str, status: u16) -> bool {
+    answer.starts_with(&format!("HTTP/1.1 {status} "))
+}
+
+impl Bench {
+    fn log(&self) -> Vec<u8> {
+        std::fs::read(self.path("serial")).unwrap_or_default()
+    }
+
+    /// Saves the machine, which is paused then.
+    fn snapshot(&self, folder: &str) -> Snapshot {
+        let folder = self.path(folder);
+        std::fs::create_dir(&folder).expect("folder");
+        self.pause();
+        let body = format!(r#"{{"path":"{}"}}"#, folder.display());
+        let answer = self.send("PUT /v1/snapshot", &body);
+        assert!(is_status(&answer, 200), "{answer}");
+        let body = answer.split("\r\n\r\n").nth(1).expect("body");
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    fn restored(&self, folder: &str) -> Command {
+        let mut command = self.command();
+        command.arg("--restore").arg(self.path(folder));
+        command
+    }
+
+    fn stop(&self, mut child: Vmm) {
+        assert!(is_status(&self.ask("PUT /v1/stop"), 204));
+        assert_eq!(child.wait().expect("ends").code(), Some(0));
+    }
+}
+
+#[test]
+fn a_guest_goes_on_counting() {
+    let Some(bench) = Bench::new(&COUNT) else {
+        return;
+    };
+    let vcpus = ["--vcpus", "2"];
+    let child = bench.command().args(vcpus).start();
+    bench.listens("socket");
+    until("it counts", || bench.log().len() > 1000);
+    let saved = bench.snapshot("snapshot");
+    // Tables and code, and no more than that of 64 MiB.
+    assert!((4096..4 << 20).contains(&saved.written_bytes), "{saved:?}");
+    bench.stop(child);
+    let saved = bench.log().len();
+    // A snapshot may be gone on from as often as one likes, and a machine that does be
+    // saved again.
+    let second = bench.restored("snapshot").args(vcpus).start();
+    until("it counts on", || bench.log().len() > saved + 1000);
+    bench.snapshot("another");
+    bench.ask("PUT /v1/resume");
+    let at = bench.log().len();
+    until("after it was saved", || bench.log().len() > at + 1000);
+    bench.stop(second);
+    let log = bench.log();
+    for (index, pair) in log.windows(2).enumerate() {
+        assert_eq!(
+            pair[1],
+            pair[0].wrapping_add(1),
+            "at {index}, saved at {saved}"
+        );
+    }
+    // From where the second was, and not from its end.
+    std::fs::remove_file(bench.path("serial")).expect("log");
+    let third = bench.restored("snapshot").args(vcpus).start();
+    until("it counts again", || bench.log().len() > 1000);
+    bench.stop(third);
+    assert_eq!(bench.log()[..1000], log[saved..saved + 1000]);
+}
+
+#[test]
+fn a_copy_has_another_generation_and_says_so() {
+    let print = &PRINT_GENERATION[..];
+    let code = [print, &AWAIT_GENERATION, print, &AWAIT_BUTTON, &power_off()].concat();
+    let Some(bench) = Bench::new(&code) else {
+        return;
+    };
+    let mut child = bench.command().start();
+    until("printed", || bench.log().len() == 16);
+    bench.listens("socket");
+    bench.snapshot("snapshot");
+    // As if the host lost its power.
+    child.kill().expect("killed");
+    child.wait().expect("ends");
+    let second = bench.restored("snapshot").start();
+    until("printed by the copy", || bench.log().len() == 32);
+    bench.listens("socket");
+    assert!(is_status(&bench.ask("PUT /v1/reset"), 204));
+    until("printed by the kernel", || bench.log().len() == 48);
+    bench.stop(second);
+    let log = bench.log();
+    let ids: Vec<_> = log.chunks(16).collect();
+    assert_ne!(ids[0], ids[1], "a copy has another one");
+    assert_eq!(ids[1], ids[2], "a reset keeps it");
+}
+
+#[test]
+fn only_a_held_machine_is_saved_and_only_once_in_a_folder() {
+    let Some(bench) = Bench::new(&COUNT) else {
+        return;
+    };
+    let child = bench.command().start();
+    bench.listens("socket");
+    let body = format!(r#"{{"path":"{}"}}"#, bench.path("snapshot").display());
+    let running = bench.send("PUT /v1/snapshot", &body);
+    assert!(is_status(&running, 409), "{running}");
+    bench.pause();
+    let missing = bench.send("PUT /v1/snapshot", &body);
+    assert!(
+        is_status(&missing, 500) && missing.contains("No such file"),
+        "{missing}"
+    );
+    bench.snapshot("snapshot");
+    let again = bench.send("PUT /v1/snapshot", &body);
+    assert!(
+        is_status(&again, 409) && again.contains("already"),
+        "{again}"
+    );
+    bench.stop(child);
+}
+
+/// A file with something done to its bytes.
+fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).expect("read");
+    change(&mut bytes);
+    std::fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn what_is_another_machine_or_damaged_is_refused() {
+    let Some(bench) = Bench::new(&COUNT) else {
+        return;
+    };
+    let child = bench.command().start();
+    bench.listens("socket");
+    bench.snapshot("snapshot");
+    bench.stop(child);
+    let refused = |arguments: &[&str]| {
+        let output = bench.restored("snapshot").args(arguments).output();
+        let output = output.expect("hearth-vmm runs");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let line = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.starts_with("hearth-vmm: --restore"), "{line}");
+        line
+    };
+    let two = refused(&["--vcpus", "2"]);
+    assert!(two.contains("it has 1 vCPUs, and the machine 2"), "{two}");
+    let balloon = refused(&["--balloon"]);
+    assert!(
+        balloon.contains("devices are rng (rng), and here"),
+        "{balloon}"
+    );
+    let state = bench.path("snapshot").join("machine.json");
+    let memory = bench.path("snapshot").join("memory");
+    let whole = std::fs::read(&state).expect("read");
+    change(&state, |bytes| bytes.truncate(whole.len() / 2));
+    assert!(refused(&[]).contains("machine.json: EOF"));
+    std::fs::write(&state, &whole).expect("written");
+    change(&state, |bytes| {
+        let at = bytes.len() / 2;
+        bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+    });
+    assert!(refused(&[]).contains("is damaged"));
+    std::fs::write(&state, &whole).expect("written");
+    change(&state, |bytes| {
+        let text = String::from_utf8_lossy(bytes).replacen("\"format\":1", "\"format\":7", 1);
+        *bytes = text.into_bytes();
+    });
+    assert!(refused(&[]).contains("is of format 7"));
+    std::fs::write(&state, &whole).expect("written");
+    let file = std::fs::File::options().write(true).open(&memory);
+    let file = file.expect("opens");
+    file.set_len(4096).expect("cut");
+    let cut = refused(&[]);
+    assert!(cut.contains("the saved memory has 4096 bytes"), "{cut}");
+    std::fs::remove_file(&state).expect("removed");
+    assert!(refused(&[]).contains("machine.json: No such file"));
+}
