@@ -17,9 +17,10 @@
 //! | `PUT /v1/balloon`        | [`Balloon`]  | 202: the guest was asked |
 //! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]        |
 //! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
-//! | `PATCH /v1/disks/{id}`   |              | [`Disk`]: its size was looked at again |
+//! | `PATCH /v1/disks/{id}`   | [`Change`], or nothing | [`Disk`]: its size was looked at again |
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
 //! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
+//! | `PATCH /v1/nics/{id}`    | [`Change`]   | [`Nic`]; 409: the kernel moves its packets |
 //!
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
@@ -202,6 +203,9 @@ pub struct Disk {
     pub read_only: bool,
     /// What `/dev/disk/by-id` shows: at most 20 bytes.
     pub serial: String,
+    /// How much it may do.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// Whether its unplug was requested and the guest has not ejected it yet. The
     /// request can be repeated.
     #[serde(default)]
@@ -228,6 +232,9 @@ pub struct Nic {
     /// mergeable buffers or no interrupts, the process moves them nevertheless.
     #[serde(default)]
     pub vhost: bool,
+    /// How much may pass in each direction.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// Whether its unplug was requested and the guest has not ejected it yet. The
     /// request can be repeated.
     #[serde(default)]
@@ -259,6 +266,22 @@ pub struct Limits {
     pub bytes_burst: Option<u64>,
 }
 
+impl Limits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What changes of a disk or an interface, while the guest uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// All of its limits from now on.
+    pub limits: Limits,
+}
+
 /// A disk to add while the guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -273,6 +296,9 @@ pub struct NewDisk {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// How much it may do.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 /// A network interface to add while the guest runs.
@@ -293,9 +319,12 @@ pub struct NewNic {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
     /// Whether the kernel shall move its packets (vhost-net); where it is missing, it
-    /// does if it can.
+    /// does if it can and there are no limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vhost: Option<bool>,
+    /// How much may pass in each direction.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 /// Where a snapshot goes.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::options::Options;
-use super::{check_device_id, parse_queues};
+use super::{check_device_id, limits, parse_queues};
 use crate::block::EngineKind;
 use crate::virtio::blk::MAX_QUEUES;
+use crate::virtio::limit::Limits;
 
 /// Virtio's limit for a disk's serial: `VIRTIO_BLK_ID_BYTES`.
 const MAX_SERIAL: usize = 20;
@@ -25,6 +26,8 @@ pub struct Disk {
     pub engine: EngineKind,
     /// Queues, each on a thread of its own: 1 to 16. None: one for each vCPU.
     pub queues: Option<u16>,
+    /// How much all queues together may do.
+    pub limits: Limits,
 }
 
 /// Reads the flag's text; `index` is the disk's place.
@@ -54,12 +57,14 @@ pub(super) fn parse(text: &str, index: usize) -> Result<Disk, String> {
             "--disk: queues {queues}: 1 to {MAX_QUEUES} are allowed"
         ));
     }
+    let limits = limits::take(&mut options)?;
     options.finish()?;
     let id = id.map_or_else(|| format!("disk{index}"), str::to_owned);
     Disk::new(id, path.into(), serial.map(str::to_owned), read_only)
         .map(|disk| Disk {
             engine,
             queues,
+            limits,
             ..disk
         })
         .map_err(|mistake| format!("--disk: {mistake}"))
@@ -93,6 +98,7 @@ impl Disk {
             read_only,
             engine: EngineKind::Auto,
             queues: None,
+            limits: Limits::NONE,
         })
     }
 }

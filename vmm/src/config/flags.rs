@@ -37,11 +37,13 @@ pub(super) struct Flags {
     #[arg(long, value_name = "MEMORY", default_value = "512")]
     pub(super) memory: String,
     /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]
-    /// [,engine=auto|io_uring|threads][,queues=N] (repeatable)
+    /// [,engine=auto|io_uring|threads][,queues=N][,ops=N][,ops-burst=N][,bytes=N]
+    /// [,bytes-burst=N] (repeatable)
     #[arg(long, value_name = "DISK")]
     pub(super) disk: Vec<String>,
     /// A network interface: tap=NAME or tap-fd=N[:N...][,id=NAME][,mac=MAC][,mtu=BYTES]
-    /// [,queues=N][,vhost=on|off] (repeatable)
+    /// [,queues=N][,vhost=on|off][,ops=N][,ops-burst=N][,bytes=N][,bytes-burst=N]
+    /// (repeatable)
     #[arg(long, value_name = "NIC")]
     pub(super) nic: Vec<String>,
     /// Short for --nic tap=NAME (repeatable)

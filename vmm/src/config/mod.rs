@@ -5,6 +5,7 @@
 mod disk;
 mod flags;
 mod identity;
+mod limits;
 mod memory;
 mod nic;
 mod options;

@@ -4,7 +4,9 @@ use hearth_vmm_api::MAX_PAIRS;
 
 use super::identity::hash;
 use super::options::Options;
-use super::{check_device_id, parse_queues};
+use super::{check_device_id, limits, parse_queues};
+use crate::virtio::limit::Limits;
+use crate::virtio::net::NO_LIMITS;
 
 /// `IFNAMSIZ` without the final zero.
 const MAX_TAP_NAME: usize = 15;
@@ -25,8 +27,11 @@ pub struct Nic {
     pub tap: Tap,
     /// Pairs of queues, each on a thread of its own: 1 to 16.
     pub queues: u16,
-    /// Whether the kernel moves the packets (vhost-net); none: where it can.
+    /// Whether the kernel moves the packets (vhost-net); none: where it can, and there
+    /// are no limits.
     pub vhost: Option<bool>,
+    /// How much may pass in each direction.
+    pub limits: Limits,
 }
 
 /// Which tap.
@@ -79,9 +84,11 @@ pub(super) fn parse(text: &str, index: usize, machine: &str) -> Result<Nic, Stri
         Some("off") => Some(false),
         Some(other) => return Err(format!("--nic: vhost {other:?} is neither on nor off")),
     };
+    let limits = limits::take(&mut options)?;
     options.finish()?;
     let id = id.map_or_else(|| format!("eth{index}"), str::to_owned);
     Nic::new(machine, id, tap, mac, mtu, queues, vhost)
+        .and_then(|nic| nic.limited(limits))
         .map_err(|mistake| format!("--nic: {mistake}"))
 }
 
@@ -149,7 +156,19 @@ impl Nic {
             tap,
             queues,
             vhost,
+            limits: Limits::NONE,
         })
+    }
+
+    /// The same with limits.
+    ///
+    /// # Errors
+    /// One line that says why it can't have any.
+    pub fn limited(self, limits: Limits) -> Result<Self, String> {
+        match self.vhost {
+            Some(true) if limits != Limits::NONE => Err(NO_LIMITS.to_owned()),
+            _ => Ok(Self { limits, ..self }),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use hearth_vmm_api::SandboxLayer;
 use super::*;
 use crate::block::EngineKind;
 use crate::memory::{Options, Pages};
+use crate::virtio::limit::{Limits, Rate};
 
 fn run(arguments: &[&str]) -> Result<Description, String> {
     let all = ["hearth-vmm", "--kernel", "/k"].iter().chain(arguments);
@@ -186,6 +187,7 @@ fn a_disk_has_what_its_flag_says() {
         read_only: true,
         engine: EngineKind::Threads,
         queues: Some(16),
+        limits: Limits::NONE,
     };
     assert_eq!(disk(full), expected);
     let plain = disk("path=/x,id=a-name-of-more-than-twenty");
@@ -218,6 +220,7 @@ fn a_nic_has_what_its_flag_says() {
         tap: Tap::Name("t".to_owned()),
         queues: 16,
         vhost: Some(true),
+        limits: Limits::NONE,
     };
     assert_eq!(full, expected);
     assert_eq!(nic("tap-fd=3").tap, Tap::Fds(vec![3]));
@@ -236,6 +239,37 @@ fn a_nic_has_what_its_flag_says() {
         let line = mistake(&["--nic", wrong]);
         assert!(line.contains(named), "{wrong}: {line}");
     }
+}
+
+#[test]
+fn a_disk_and_a_nic_may_be_limited() {
+    let words = "ops=100,ops-burst=7,bytes=1000";
+    let expected = Limits {
+        operations: Rate::new(100, 7),
+        bytes: Rate::new(1000, 1000),
+    };
+    assert_eq!(disk(&format!("path=/x,{words}")).limits, expected);
+    assert_eq!(nic(&format!("tap=t,vhost=off,{words}")).limits, expected);
+    assert_eq!(nic(&format!("tap=t,{words}")).limits, expected);
+    for (wrong, named) in [
+        ("ops=0", "ops"),
+        ("ops=1,ops-burst=0", "ops"),
+        ("bytes=-1", "bytes"),
+        ("bytes=10M", "bytes"),
+        ("bytes=18446744073709551616", "bytes"),
+        ("bytes-burst=1", "rate"),
+    ] {
+        let line = mistake(&["--disk", &format!("path=/x,{wrong}")]);
+        assert!(
+            line.contains("--disk") && line.contains(named),
+            "{wrong}: {line}"
+        );
+    }
+    let line = mistake(&["--nic", "tap=t,vhost=on,ops=1"]);
+    assert!(
+        line.contains("tc(8)") && line.contains("vhost=off"),
+        "{line}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::{ApiError, Balloon, MAX_PAIRS, NewDisk, NewNic, NewSnapshot, Reboot};
+use hearth_vmm_api::{ApiError, Balloon, Change, MAX_PAIRS, NewDisk, NewNic, NewSnapshot, Reboot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,8 +37,10 @@ pub enum Command {
     AddNic(NewNic),
     /// The unplug of a network interface.
     RemoveNic(String),
-    /// A disk's size looked at again.
-    ResizeDisk(String),
+    /// A disk's size looked at again, and what else shall change.
+    ChangeDisk(String, Option<Change>),
+    /// What shall change of a network interface.
+    ChangeNic(String, Change),
     /// How the balloon stands.
     Balloon,
     /// Memory asked of the guest, or given back.
@@ -181,6 +183,16 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
         }
         _ => {}
     }
+    if method == "PATCH" {
+        if let Some(id) = request.path.strip_prefix("/v1/disks/") {
+            let some = !request.body.is_empty();
+            let change = some.then(|| body(request)).transpose()?;
+            return Ok(Command::ChangeDisk(id.to_owned(), change));
+        }
+        if let Some(id) = request.path.strip_prefix("/v1/nics/") {
+            return body(request).map(|change| Command::ChangeNic(id.to_owned(), change));
+        }
+    }
     if !request.body.is_empty() {
         return Err(Answer::error(
             400,
@@ -188,12 +200,8 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
         ));
     }
     if let Some(id) = request.path.strip_prefix("/v1/disks/") {
-        let id = id.to_owned();
-        if method == "PATCH" {
-            return Ok(Command::ResizeDisk(id));
-        }
         takes("DELETE")?;
-        return Ok(Command::RemoveDisk(id));
+        return Ok(Command::RemoveDisk(id.to_owned()));
     }
     if let Some(id) = request.path.strip_prefix("/v1/nics/") {
         takes("DELETE")?;
@@ -213,6 +221,8 @@ fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Answer> {
 
 #[cfg(test)]
 mod tests {
+    use hearth_vmm_api::Limits;
+
     use super::*;
 
     fn request(method: &str, path: &str, body: &str) -> Request {
@@ -229,6 +239,30 @@ mod tests {
         assert!(matches!(route(&add), Ok(Command::AddDisk(disk)) if disk.id == "data"));
         let remove = request("DELETE", "/v1/nics/eth1", "");
         assert_eq!(route(&remove), Ok(Command::RemoveNic("eth1".into())));
+    }
+
+    #[test]
+    fn a_change_says_all_limits_and_a_disk_needs_none() {
+        let limits = Limits {
+            ops: Some(100),
+            ..Limits::default()
+        };
+        let limit = |path, body| route(&request("PATCH", path, body));
+        let body = r#"{"limits":{"ops":100}}"#;
+        let change = Change { limits };
+        let disk = |change| Ok(Command::ChangeDisk("a".into(), change));
+        assert_eq!(limit("/v1/disks/a", body), disk(Some(change)));
+        assert_eq!(limit("/v1/disks/a", ""), disk(None));
+        let nic = Command::ChangeNic("a".into(), change);
+        assert_eq!(limit("/v1/nics/a", body), Ok(nic));
+        for wrong in [
+            "",
+            "{}",
+            r#"{"limits":{"ops":-1}}"#,
+            r#"{"limits":{"op":1}}"#,
+        ] {
+            assert_eq!(limit("/v1/nics/a", wrong).expect_err("refused").status, 400);
+        }
     }
 
     #[test]

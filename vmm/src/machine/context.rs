@@ -136,7 +136,7 @@ impl DeviceContext {
             serial: disk.serial.clone(),
             queues: disk.queues.unwrap_or(self.vcpus.into()),
             engine: disk.engine,
-            limits: Limits::NONE,
+            limits: disk.limits,
         };
         let device = Block::new(backend, &options).map_err(fail)?;
         let handle = device.handle();
@@ -147,6 +147,7 @@ impl DeviceContext {
             size_bytes,
             read_only: disk.read_only,
             serial: disk.serial.clone(),
+            limits: disk.limits.into(),
             unplug_requested: false,
         };
         Ok(Made {
@@ -199,7 +200,7 @@ impl DeviceContext {
         let options = NetOptions {
             mac: nic.mac,
             mtu: nic.mtu,
-            limits: Limits::NONE,
+            limits: nic.limits,
         };
         let mut device = Net::with_pairs(links.map_err(fail)?, options).map_err(fail)?;
         let vhosts = self.vhosts(nic, vhosts).map_err(fail)?;
@@ -207,6 +208,7 @@ impl DeviceContext {
         if vhost {
             device = device.in_kernel(vhosts).map_err(fail)?;
         }
+        let handle = device.handle();
         let description = api::Nic {
             id: nic.id.clone(),
             slot: 0,
@@ -215,6 +217,7 @@ impl DeviceContext {
             mtu: nic.mtu,
             queues: nic.queues,
             vhost,
+            limits: nic.limits.into(),
             unplug_requested: false,
         };
         Ok(Made {
@@ -222,10 +225,13 @@ impl DeviceContext {
             what,
             device: Box::new(device),
             handle: Box::new(move |slot| {
-                Handle::Nic(api::Nic {
-                    slot,
-                    ..description
-                })
+                Handle::Nic(
+                    api::Nic {
+                        slot,
+                        ..description
+                    },
+                    handle,
+                )
             }),
         })
     }
@@ -236,6 +242,8 @@ impl DeviceContext {
         let memory = || Arc::clone(&self.memory);
         let vhosts: io::Result<_> = match (nic.vhost, open.is_empty()) {
             (Some(false), true) => return Ok(Vec::new()),
+            // Only a pump has limits.
+            (None, true) if nic.limits != Limits::NONE => return Ok(Vec::new()),
             (Some(false), false) => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "it is off, but descriptors of it came along",

@@ -8,7 +8,8 @@ use hearth_vmm_api as api;
 
 use crate::pci::PciRoot;
 use crate::virtio::counters::Counters;
-use crate::virtio::{Declaration, Plug, balloon, blk};
+use crate::virtio::limit::Limits;
+use crate::virtio::{Declaration, Plug, balloon, blk, net};
 
 /// A device in its slot.
 pub(super) struct Device {
@@ -31,7 +32,7 @@ pub(super) enum Handle {
     /// A disk.
     Disk(api::Disk, blk::Handle),
     /// A network interface.
-    Nic(api::Nic),
+    Nic(api::Nic, net::Handle),
     /// The balloon.
     Balloon(balloon::Handle),
     /// Nothing but its counters.
@@ -108,6 +109,31 @@ impl Devices {
         device.disk().map(Ok)
     }
 
+    /// Changes how much a disk may do; false: there is no disk of this name.
+    pub(super) fn limit_disk(&mut self, id: &str, limits: Limits) -> bool {
+        let device = self.0.iter_mut().find(|device| device.id == id);
+        let Some(Handle::Disk(disk, handle)) = device.map(|device| &mut device.handle) else {
+            return false;
+        };
+        handle.set_limits(limits);
+        disk.limits = limits.into();
+        true
+    }
+
+    /// Changes how much may pass through a network interface; none: there is none of
+    /// this name.
+    pub(super) fn limit_nic(&mut self, id: &str, limits: Limits) -> Option<io::Result<api::Nic>> {
+        let device = self.0.iter_mut().find(|device| device.id == id)?;
+        let Handle::Nic(nic, handle) = &mut device.handle else {
+            return None;
+        };
+        match handle.set_limits(limits) {
+            Ok(()) => nic.limits = limits.into(),
+            Err(error) => return Some(Err(error)),
+        }
+        device.nic().map(Ok)
+    }
+
     /// Notes that the unplug of a device is requested. Returns its slot; none: there is
     /// no such device, or it stays.
     pub(super) fn request_unplug(&mut self, kind: &Declaration, id: &str) -> Option<u8> {
@@ -169,7 +195,7 @@ impl Device {
     /// What the control socket shows, if it is a network interface.
     pub(super) fn nic(&self) -> Option<api::Nic> {
         match &self.handle {
-            Handle::Nic(nic) => Some(api::Nic {
+            Handle::Nic(nic, _) => Some(api::Nic {
                 unplug_requested: self.unplug_requested,
                 ..nic.clone()
             }),

@@ -17,6 +17,7 @@
 //! state of the old one can be put back; devices with their open files, the memory
 //! mapping and the process stay.
 
+mod adjust;
 pub mod bus;
 mod context;
 mod devices;
@@ -354,34 +355,6 @@ impl Machine {
         self.devices.push(added);
         self.notify_guest(|registers| registers.slot_filled(slot))?;
         Ok(description)
-    }
-
-    /// Looks at a disk's size again and notifies the guest if it changed; none: there is
-    /// no disk of this name.
-    ///
-    /// # Errors
-    /// When the size can't be read.
-    pub fn resize_disk(&mut self, id: &str) -> Result<Option<api::Disk>, Error> {
-        let resized = self.devices.resize_disk(id).transpose();
-        resized.map_err(host_error("look at the disk's size"))
-    }
-
-    /// How the balloon stands, if there is one.
-    #[must_use]
-    pub fn balloon(&self) -> Option<api::BalloonState> {
-        self.devices.balloon().map(|balloon| api::BalloonState {
-            target_bytes: balloon.target(),
-            actual_bytes: balloon.actual(),
-        })
-    }
-
-    /// Asks the guest for memory, or gives it back. False: there is no balloon.
-    #[must_use]
-    pub fn set_balloon(&self, bytes: u64) -> bool {
-        let balloon = self.devices.balloon();
-        balloon
-            .inspect(|balloon| balloon.set_target(bytes))
-            .is_some()
     }
 
     /// Guest memory in bytes.

@@ -56,6 +56,10 @@ pub(super) fn perform(
         },
         Command::AddDisk(new) => {
             let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
+            let disk = disk.and_then(|disk| {
+                let limits = new.limits.try_into()?;
+                Ok(config::Disk { limits, ..disk })
+            });
             added(disk, |disk| machine.add_disk(disk, descriptors.pop()))
         }
         Command::AddNic(new) => {
@@ -63,12 +67,29 @@ pub(super) fn perform(
             let mac = new.mac.as_deref();
             let (mtu, queues, vhost) = (new.mtu, new.queues, new.vhost);
             let nic = config::Nic::new(machine.id(), new.id, tap, mac, mtu, queues, vhost);
+            let nic = nic.and_then(|nic| nic.limited(new.limits.try_into()?));
             added(nic, |nic| machine.add_nic(nic, descriptors))
         }
-        Command::ResizeDisk(id) => match machine.resize_disk(&id) {
-            Ok(Some(disk)) => Answer::value(&disk),
-            Ok(None) => Answer::error(404, &format!("there is no device {id:?}")),
-            Err(error) => Answer::error(500, &chain(&error)),
+        Command::ChangeDisk(id, change) => {
+            if let Some(change) = change {
+                match change.limits.try_into() {
+                    Ok(limits) => machine.limit_disk(&id, limits),
+                    Err(mistake) => return Answer::error(400, &mistake),
+                };
+            }
+            match machine.resize_disk(&id) {
+                Ok(Some(disk)) => Answer::value(&disk),
+                Ok(None) => no_device(&id),
+                Err(error) => Answer::error(500, &chain(&error)),
+            }
+        }
+        Command::ChangeNic(id, change) => match change.limits.try_into() {
+            Ok(limits) => match machine.limit_nic(&id, limits) {
+                Some(Ok(nic)) => Answer::value(&nic),
+                None => no_device(&id),
+                Some(Err(error)) => Answer::error(409, &error.to_string()),
+            },
+            Err(mistake) => Answer::error(400, &mistake),
         },
         Command::Balloon => match machine.balloon() {
             Some(state) => Answer::value(&state),
@@ -133,7 +154,11 @@ fn added<D, T: serde::Serialize>(
 fn removed(id: &str, asked: Result<bool, machine::Error>) -> Answer {
     match asked {
         Ok(true) => Answer::asked(),
-        Ok(false) => Answer::error(404, &format!("there is no device {id:?}")),
+        Ok(false) => no_device(id),
         Err(error) => Answer::error(500, &chain(&error)),
     }
+}
+
+fn no_device(id: &str) -> Answer {
+    Answer::error(404, &format!("there is no device {id:?}"))
 }

@@ -145,17 +145,34 @@ fn a_grown_disk_is_seen_and_a_balloon_asked() {
     let mut child = bench
         .command()
         .arg("--disk")
-        .arg(format!("path={},id=a", bench.path("disk").display()))
+        .arg(format!("path={},id=a,ops=9", bench.path("disk").display()))
         .arg("--balloon")
         .arg("--vsock")
         .arg(format!("cid=3,path={}", bench.path("vsock").display()))
         .start();
     bench.listens("socket");
+    let limits = bench.machine().disks[0].limits;
+    assert_eq!((limits.ops, limits.ops_burst), (Some(9), Some(9)));
     disk.set_len(2 << 20).expect("2 MiB");
     let answer = bench.ask("PATCH /v1/disks/a");
     assert!(answer.contains("\"size_bytes\":2097152"), "{answer}");
     assert_eq!(bench.machine().disks[0].size_bytes, 2 << 20);
     assert!(bench.ask("PATCH /v1/disks/b").contains(" 404 "));
+    let limits = r#"{"limits":{"bytes":1000,"bytes_burst":500}}"#;
+    let answer = bench.send("PATCH /v1/disks/a", limits);
+    assert!(answer.contains(limits.trim_matches(['{', '}'])), "{answer}");
+    assert_eq!(bench.machine().disks[0].limits.bytes, Some(1000));
+    for (path, body, status) in [
+        ("/v1/disks/a", r#"{"limits":{"ops":0}}"#, " 400 "),
+        ("/v1/disks/b", limits, " 404 "),
+        ("/v1/nics/a", limits, " 404 "),
+        ("/v1/nics/a", "", " 400 "),
+    ] {
+        let answer = bench.send(&format!("PATCH {path}"), body);
+        assert!(answer.contains(status), "{path} {body}: {answer}");
+    }
+    bench.send("PATCH /v1/disks/a", r#"{"limits":{}}"#);
+    assert!(bench.machine().disks[0].limits.is_none());
     let metrics = bench.metrics().devices;
     let names: Vec<_> = metrics.keys().map(String::as_str).collect();
     assert_eq!(names, ["a", "balloon", "rng", "vsock"]);

@@ -290,10 +290,12 @@ impl Handle {
     }
 }
 
+/// Why an interface can't have limits.
+pub const NO_LIMITS: &str = "with vhost-net the kernel moves the packets, and has no limits: limit \
+                             the tap with tc(8) on the host, or make the interface with vhost=off";
+
 fn no_limits() -> io::Error {
-    let why = "with vhost-net the kernel moves the packets, and has no limits: limit the tap \
-               with tc(8) on the host, or make the interface with vhost=off";
-    io::Error::new(io::ErrorKind::Unsupported, why)
+    io::Error::new(io::ErrorKind::Unsupported, NO_LIMITS)
 }
 
 /// What the driver takes: segmentation only with checksums (section 5.1.3.1).
