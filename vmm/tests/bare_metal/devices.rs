@@ -2,14 +2,8 @@
 
 use hearth_vmm_api::ExitReason;
 
+use super::driver::out32;
 use super::*;
-
-/// `mov dx, port; mov eax, value; out dx, eax`.
-fn out32(port: u16, value: u32) -> Vec<u8> {
-    let [low, high] = port.to_le_bytes();
-    let [a, b, c, d] = value.to_le_bytes();
-    vec![0x66, 0xba, low, high, 0xb8, a, b, c, d, 0xef]
-}
 
 /// Rings 65,536 times at a port: `mov dx, port; mov ax, queue; mov ecx, 65536; out dx,
 /// ax; loop` to the `out`.

@@ -5,10 +5,13 @@
 
 mod console;
 mod devices;
+mod driver;
+mod hung;
 mod jail;
 mod ports;
 mod power;
 mod process;
+mod slow_disk;
 mod snapshot;
 
 use std::io::{Read, Write};

@@ -1,0 +1,170 @@
+//! What a guest of a few bytes is made of that drives virtio devices. The page tables of the entry map the first 4 GiB as they are.
+
+/// `mov dx, port; mov eax, value; out dx, eax`.
+pub(super) fn out32(port: u16, value: u32) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb8, a, b, c, d, 0xef]
+}
+
+/// `mov ebx, address`, then a store of one, two or four bytes.
+fn store(address: u32, instruction: &[u8], value: &[u8]) -> Vec<u8> {
+    [&[0xbb], &address.to_le_bytes()[..], instruction, value].concat()
+}
+
+/// `mov byte [address], value`.
+pub(super) fn store8(address: u32, value: u8) -> Vec<u8> {
+    store(address, &[0xc6, 0x03], &[value])
+}
+
+/// `mov word [address], value`.
+pub(super) fn store16(address: u32, value: u16) -> Vec<u8> {
+    store(address, &[0x66, 0xc7, 0x03], &value.to_le_bytes())
+}
+
+/// `mov dword [address], value`.
+pub(super) fn store32(address: u32, value: u32) -> Vec<u8> {
+    store(address, &[0xc7, 0x03], &value.to_le_bytes())
+}
+
+/// `code` without end: it, and `jmp` to its beginning.
+pub(super) fn forever(mut code: Vec<u8>) -> Vec<u8> {
+    let back = i32::try_from(code.len() + 5).expect("short code");
+    code.push(0xe9);
+    code.extend((-back).to_le_bytes());
+    code
+}
+
+/// Where a slot's BAR of memory is put by [`Function::place`].
+const BARS: u32 = 0xc000_0000;
+
+/// Virtio 1.2, section 4.1.4.3, and where our BAR has its structures.
+const DRIVER_FEATURE_SELECT: u32 = 0x08;
+const DRIVER_FEATURE: u32 = 0x0c;
+const STATUS: u32 = 0x14;
+const QUEUE_SELECT: u32 = 0x16;
+const QUEUE_SIZE: u32 = 0x18;
+const QUEUE_ENABLE: u32 = 0x1c;
+const QUEUE_DESC: u32 = 0x20;
+const QUEUE_DRIVER: u32 = 0x28;
+const QUEUE_DEVICE: u32 = 0x30;
+const NOTIFY: u32 = 0x3000;
+
+/// Entries of each queue.
+const SIZE: u16 = 16;
+
+/// A virtio function as its driver has it.
+#[derive(Clone, Copy)]
+pub(super) struct Function {
+    slot: u8,
+}
+
+impl Function {
+    pub(super) fn in_slot(slot: u8) -> Self {
+        Self { slot }
+    }
+
+    /// Where its BAR of memory is.
+    pub(super) fn bar(self) -> u32 {
+        BARS + u32::from(self.slot) * 0x1_0000
+    }
+
+    /// A write of its configuration space.
+    pub(super) fn config(self, register: u8, value: u32) -> Vec<u8> {
+        let address = 1 << 31 | u32::from(self.slot) << 11 | u32::from(register);
+        [out32(0xcf8, address), out32(0xcfc, value)].concat()
+    }
+
+    /// Places its BAR of memory and has it decode.
+    pub(super) fn place(self) -> Vec<u8> {
+        [
+            self.config(0x10, self.bar()),
+            self.config(0x14, 0),
+            self.config(0x04, 0b110),
+        ]
+        .concat()
+    }
+
+    /// Descriptor table of a queue; its available and used rings have a page each behind
+    /// it, and its buffers the fourth.
+    pub(super) fn table(self, queue: u16) -> u32 {
+        0x20_0000 + u32::from(self.slot) * 0x8_0000 + u32::from(queue) * 0x4000
+    }
+
+    /// Brings the device up with these queues.
+    pub(super) fn bring_up(self, queues: &[u16]) -> Vec<u8> {
+        let common = self.bar();
+        let mut code = [
+            store8(common + STATUS, 0),
+            store8(common + STATUS, 1 | 2),
+            store32(common + DRIVER_FEATURE_SELECT, 1),
+            store32(common + DRIVER_FEATURE, 1), // VIRTIO_F_VERSION_1
+            store8(common + STATUS, 1 | 2 | 8),
+        ]
+        .concat();
+        for queue in queues {
+            let table = self.table(*queue);
+            code.extend(store16(common + QUEUE_SELECT, *queue));
+            code.extend(store16(common + QUEUE_SIZE, SIZE));
+            for (register, page) in [(QUEUE_DESC, 0), (QUEUE_DRIVER, 1), (QUEUE_DEVICE, 2)] {
+                code.extend(store32(common + register, table + page * 0x1000));
+                code.extend(store32(common + register + 4, 0));
+            }
+            code.extend(store16(common + QUEUE_ENABLE, 1));
+        }
+        code.extend(store8(common + STATUS, 1 | 2 | 4 | 8));
+        code
+    }
+
+    /// Writes a descriptor: address, length, flags, next.
+    pub(super) fn describe(self, queue: u16, at: u16, chain: (u32, u32, u16, u16)) -> Vec<u8> {
+        let place = self.table(queue) + 16 * u32::from(at);
+        let (address, length, flags, next) = chain;
+        [
+            store32(place, address),
+            store32(place + 4, 0),
+            store32(place + 8, length),
+            store32(place + 12, u32::from(flags) | u32::from(next) << 16),
+        ]
+        .concat()
+    }
+
+    /// Makes the available ring's index so.
+    pub(super) fn available(self, queue: u16, index: u16) -> Vec<u8> {
+        store16(self.table(queue) + 0x1002, index)
+    }
+
+    /// Rings a queue's doorbell in memory.
+    pub(super) fn ring(self, queue: u16) -> Vec<u8> {
+        store16(self.bar() + NOTIFY + 4 * u32::from(queue), queue)
+    }
+
+    /// Has a disk read its first sector: the request at the table's head, made available
+    /// and rung for.
+    pub(super) fn read_sector(self, queue: u16) -> Vec<u8> {
+        let buffers = self.table(queue) + 0x3000;
+        [
+            // struct virtio_blk_req, virtio 1.2, section 5.2.6: VIRTIO_BLK_T_IN.
+            self.describe(queue, 0, (buffers, 16, 1, 1)),
+            self.describe(queue, 1, (buffers + 0x200, 512, 1 | 2, 2)),
+            self.describe(queue, 2, (buffers + 0x100, 1, 2, 0)),
+            self.available(queue, 1),
+            self.ring(queue),
+        ]
+        .concat()
+    }
+}
+
+/// `mov dx, port; in eax, dx`.
+pub(super) fn in32(port: u16) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xed]
+}
+
+/// Without end: reads a register of the configuration space, and ejects what the machine
+/// asks for (`mov dx, 0x61c; out dx, eax`).
+pub(super) fn looks_and_ejects() -> Vec<u8> {
+    let eject = [&in32(0x618)[..], &[0x66, 0xba, 0x1c, 0x06, 0xef]].concat();
+    let look = [out32(0xcf8, 0x8000_0800), in32(0xcfc)].concat();
+    forever([look, eject].concat())
+}

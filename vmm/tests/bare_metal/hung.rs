@@ -1,0 +1,214 @@
+//! A disk that doesn't answer is felt by its guest, and nowhere else.
+
+use hearth_vmm_api::{ExitRecord, MachineState};
+
+use super::driver::{Function, looks_and_ejects};
+use super::slow_disk::{Answers, SlowDisk};
+use super::*;
+
+/// How soon an answer is there.
+const PROMPT: Duration = Duration::from_millis(100);
+/// How soon a process that is to end has said so: a second for its disks, and a margin.
+const END: Duration = Duration::from_millis(1500);
+
+const ENGINES: [&str; 2] = ["io_uring", "threads"];
+
+/// Once the button is pressed: a request that hangs. Then it looks at the bus all the
+/// time, and ejects what it is asked for.
+fn guest() -> Vec<u8> {
+    let disk = Function::in_slot(1);
+    [
+        AWAIT_BUTTON.to_vec(),
+        disk.place(),
+        disk.bring_up(&[0]),
+        disk.read_sector(0),
+        looks_and_ejects(),
+    ]
+    .concat()
+}
+
+/// A machine with a request under way that its disk doesn't answer.
+struct Hung {
+    /// First, so that the process can be killed.
+    disk: SlowDisk,
+    vmm: Vmm,
+    bench: Bench,
+}
+
+impl Hung {
+    fn start(engine: &str, answers: Answers) -> Option<Self> {
+        let bench = Bench::new(&guest())?;
+        let disk = SlowDisk::new()?;
+        let flag = format!("path={},id=slow,queues=1,engine={engine}", disk.path());
+        let vmm = bench
+            .command()
+            .args(["--disk", &flag, "--pid-file"])
+            .arg(bench.path("pid"))
+            .start();
+        bench.listens("socket");
+        bench.machine();
+        disk.answers(answers);
+        bench.ask("PUT /v1/power-button");
+        let hung = Self { disk, vmm, bench };
+        until("hangs", || hung.disk.hangs());
+        Some(hung)
+    }
+
+    /// Asks what may be asked again, until it was answered as soon as it should: others
+    /// want the processors too.
+    fn ask(&self, request: &str) -> String {
+        self.send(request, "")
+    }
+
+    fn send(&self, request: &str, body: &str) -> String {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let asked = Instant::now();
+            let answer = self.bench.send(request, body);
+            times.push(asked.elapsed());
+            if times.last() < Some(&PROMPT) {
+                return answer;
+            }
+        }
+        panic!("{request} took {times:?}")
+    }
+
+    fn waits(&self, state: MachineState) {
+        let machine = self.bench.machine();
+        assert_eq!(machine.state, state);
+        assert_eq!(machine.waits_for, ["slow"]);
+    }
+
+    /// The guest goes on.
+    fn guest_runs(&self) {
+        let exits = || self.bench.metrics().vcpu_exits;
+        let before = exits();
+        until("it looks at the bus", || exits() > before + 500);
+    }
+
+    /// Has the guest eject its disk.
+    fn eject(&self) {
+        assert!(self.ask("DELETE /v1/disks/slow").contains(" 202 "));
+        self.guest_runs();
+        assert!(self.bench.machine().disks[0].unplug_requested);
+    }
+
+    /// It was asked to end at `asked`. Returns when that was done.
+    fn ends(&self, asked: Instant) {
+        until("it says why it ended", || {
+            std::fs::read(self.bench.path("exit")).is_ok_and(|exit| !exit.is_empty())
+        });
+        let took = asked.elapsed();
+        assert!(took < END, "{took:?}");
+        let record = std::fs::read(self.bench.path("exit")).expect("exit file");
+        let record: ExitRecord = serde_json::from_slice(&record).expect("JSON");
+        assert_eq!(record.exit, Exit::Stopped);
+        assert_eq!(record.unfinished, ["slow"]);
+        assert!(!self.bench.path("socket").exists());
+        assert!(!self.bench.path("pid").exists());
+    }
+
+    fn terminate(&self) {
+        let pid = libc::pid_t::try_from(self.vmm.id()).expect("a pid");
+        // SAFETY: a child that was not waited for has its pid.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    }
+}
+
+#[test]
+fn everything_is_answered_while_a_disk_hangs() {
+    for engine in ENGINES {
+        for answers in [Answers::NoTransfers, Answers::Nothing] {
+            let Some(mut hung) = Hung::start(engine, answers) else {
+                return;
+            };
+            hung.guest_runs();
+            assert!(hung.ask("GET /v1/machine").contains("\"running\""));
+            assert!(hung.ask("GET /v1/metrics").contains("slow"));
+            assert!(hung.ask("PUT /v1/pause").contains(" 202 "));
+            hung.waits(MachineState::Pausing);
+            assert!(hung.ask("PUT /v1/pause").contains(" 202 "));
+            assert!(hung.ask("PUT /v1/resume").contains(" 204 "));
+            assert_eq!(hung.bench.machine().state, MachineState::Running);
+            hung.guest_runs();
+            hung.eject();
+            let other = hung.bench.path("other");
+            let file = std::fs::File::create(&other);
+            file.and_then(|file| file.set_len(1 << 20)).expect("a disk");
+            let body = serde_json::json!({"id": "other", "path": other}).to_string();
+            let added = hung.bench.send("POST /v1/disks", &body);
+            assert!(added.contains(" 200 "), "{added}");
+            assert!(hung.ask("PUT /v1/reset").contains(" 202 "));
+            hung.waits(MachineState::Resetting);
+            assert!(hung.ask("PUT /v1/pause").contains(" 409 "));
+            assert!(hung.ask("GET /v1/metrics").contains("slow"));
+            assert_eq!(hung.bench.machine().resets, 0);
+            hung.terminate();
+            hung.ends(Instant::now());
+            if answers == Answers::NoTransfers {
+                // The kernel lets nobody go who waits for what the disk has taken:
+                // the process is there, as one that has ended, until it is answered.
+                assert_eq!(hung.vmm.try_wait().expect("a child"), None);
+                hung.disk.answers(Answers::Everything);
+            }
+            assert_eq!(hung.vmm.wait().expect("ends").code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_machine_whose_disk_hangs_is_stopped() {
+    for engine in ENGINES {
+        for begun in ["GET /v1/machine", "PUT /v1/pause", "DELETE /v1/disks/slow"] {
+            let Some(mut hung) = Hung::start(engine, Answers::Nothing) else {
+                return;
+            };
+            hung.ask(begun);
+            let asked = Instant::now();
+            assert!(hung.bench.ask("PUT /v1/stop").contains(" 204 "));
+            hung.ends(asked);
+            assert_eq!(hung.vmm.wait().expect("ends").code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn what_was_begun_is_done_when_the_disk_answers() {
+    for engine in ENGINES {
+        let begin = || Hung::start(engine, Answers::NoTransfers);
+        // Held, and going on: the request was returned before.
+        let Some(mut hung) = begin() else {
+            return;
+        };
+        let state = || hung.bench.machine().state;
+        assert!(hung.ask("PUT /v1/pause").contains(" 202 "));
+        hung.disk.answers(Answers::Everything);
+        until("held", || state() == MachineState::Paused);
+        assert_eq!(hung.bench.metrics().devices["slow"]["reads"], 1);
+        assert!(hung.bench.machine().waits_for.is_empty());
+        assert!(hung.ask("PUT /v1/resume").contains(" 204 "));
+        hung.guest_runs();
+        hung.bench.ask("PUT /v1/stop");
+        assert_eq!(hung.vmm.wait().expect("ends").code(), Some(0));
+
+        let mut hung = begin().expect("as before");
+        hung.eject();
+        hung.disk.answers(Answers::Everything);
+        until("ejected", || hung.bench.machine().disks.is_empty());
+        hung.bench.ask("PUT /v1/stop");
+        assert_eq!(hung.vmm.wait().expect("ends").code(), Some(0));
+
+        let mut hung = begin().expect("as before");
+        assert!(hung.ask("PUT /v1/reset").contains(" 202 "));
+        hung.disk.answers(Answers::Everything);
+        until("reset", || hung.bench.machine().resets == 1);
+        assert_eq!(hung.bench.machine().state, MachineState::Running);
+        // The guest begins anew, and drives the disk as before.
+        let reads = || hung.bench.metrics().devices["slow"]["reads"];
+        let before = reads();
+        hung.bench.ask("PUT /v1/power-button");
+        until("it reads", || reads() > before);
+        hung.bench.ask("PUT /v1/stop");
+        assert_eq!(hung.vmm.wait().expect("ends").code(), Some(0));
+    }
+}
