@@ -7,6 +7,8 @@
 
 mod container;
 mod refused;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use container::{Destination, Source};
 pub use refused::Refused;

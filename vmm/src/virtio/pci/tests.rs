@@ -1,5 +1,6 @@
 //! A driver against the registers, as a guest reaches them.
 
+mod copy;
 mod life;
 mod registers;
 mod state;

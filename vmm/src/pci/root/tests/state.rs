@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::snapshot::Refused;
+use crate::snapshot::testing::{changed, changes};
 
 /// A bus with devices in these slots.
 fn with(slots: &[u8]) -> (PciRoot, Log) {
@@ -73,6 +74,23 @@ proptest! {
         for place in moves(&log) {
             prop_assert!(place.contains("Some"), "{}", place);
         }
+    }
+
+    #[test]
+    fn no_state_breaks_the_bus(changes in changes(), command: u8) {
+        let (first, _) = with(&[2, 5]);
+        first.ecam_write(ecam(5, register::COMMAND), &[command, 0]);
+        let state = serde_json::to_value(first.save().unwrap()).unwrap();
+        let (copy, log) = with(&[2, 5]);
+        if let Ok(state) = serde_json::from_value(changed(state, changes)) {
+            let _ = copy.restore(&state);
+        }
+        for slot in [0, 2, 5] {
+            read32(&copy, ecam(slot, register::BAR0));
+        }
+        copy.reset();
+        copy.add(None, Probe::boxed(&log)).unwrap();
+        copy.save().unwrap();
     }
 }
 
