@@ -111,14 +111,21 @@ impl EngineKind {
     /// Makes what the engine of one queue needs and its thread can't make.
     ///
     /// # Errors
-    /// When io_uring is asked for and is not to be had.
+    /// When io_uring is asked for and is not to be had, or the process has run out of
+    /// descriptors.
     pub fn prepare(self, backend: &Backend, wakes: Wakes) -> io::Result<Prepared> {
-        let ring = match self {
-            Self::Threads => None,
-            Self::Auto => uring::Prepared::new(backend, &wakes).ok(),
-            Self::IoUring => Some(uring::Prepared::new(backend, &wakes)?),
+        let threads = || pool::Prepared::new(&wakes).map(Half::Threads);
+        let half = match self {
+            Self::Threads => threads()?,
+            Self::Auto => match uring::Prepared::new(backend, &wakes) {
+                Ok(ring) => Half::IoUring(Box::new(ring)),
+                // Threads would hide it for a moment, and cost more.
+                Err(error) if is_exhausted(&error) => return Err(error),
+                Err(_) => threads()?,
+            },
+            Self::IoUring => Half::IoUring(Box::new(uring::Prepared::new(backend, &wakes)?)),
         };
-        Ok(Prepared { ring, wakes })
+        Ok(Prepared { half, wakes })
     }
 }
 
@@ -189,8 +196,22 @@ pub struct Wakes {
 
 /// An engine that is not started yet.
 pub struct Prepared {
-    ring: Option<uring::Prepared>,
+    half: Half,
     wakes: Wakes,
+}
+
+/// What the main thread makes of an engine: every descriptor.
+enum Half {
+    IoUring(Box<uring::Prepared>),
+    Threads(pool::Prepared),
+}
+
+/// Whether a call failed for lack of descriptors, and not of io_uring.
+fn is_exhausted(error: &io::Error) -> bool {
+    let exhausted = [libc::EMFILE, libc::ENFILE];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| exhausted.contains(&errno))
 }
 
 impl Prepared {
@@ -205,11 +226,11 @@ impl Prepared {
     /// # Errors
     /// When the kernel has no resources for it.
     pub fn start(self, backend: Arc<Backend>, depth: u16) -> io::Result<Engine> {
-        match self.ring {
-            Some(ring) => ring
+        match self.half {
+            Half::IoUring(ring) => ring
                 .start(backend, self.wakes, depth)
                 .map(|uring| Engine::IoUring(Box::new(uring))),
-            None => pool::Pool::new(backend, self.wakes).map(Engine::Threads),
+            Half::Threads(pool) => pool.start(backend, self.wakes).map(Engine::Threads),
         }
     }
 }

@@ -81,22 +81,35 @@ pub struct Pool {
     memory: Option<Memory>,
 }
 
-impl Pool {
-    pub(super) fn new(backend: Arc<Backend>, wakes: Wakes) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            work: Condvar::new(),
-            idle: Condvar::new(),
-            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            backend,
-        });
+/// The descriptors of a pool without threads.
+pub(super) struct Prepared {
+    event: EventFd,
+    epoll: Epoll,
+}
+
+impl Prepared {
+    pub(super) fn new(wakes: &Wakes) -> io::Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let epoll = Epoll::new()?;
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         epoll.watch(wakes.stop.as_ref(), STOP, EventSet::IN)?;
         epoll.watch(wakes.doorbell.as_ref(), DOORBELL, edge)?;
-        epoll.watch(&shared.event, DONE, edge)?;
+        epoll.watch(&event, DONE, edge)?;
+        Ok(Self { event, epoll })
+    }
+
+    /// Makes the threads.
+    pub(super) fn start(self, backend: Arc<Backend>, wakes: Wakes) -> io::Result<Pool> {
+        let Self { event, epoll } = self;
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+            event,
+            backend,
+        });
         // From here on, dropping stops the threads there are.
-        let mut pool = Self {
+        let mut pool = Pool {
             shared,
             threads: Vec::new(),
             epoll,
@@ -110,7 +123,9 @@ impl Pool {
         }
         Ok(pool)
     }
+}
 
+impl Pool {
     pub(super) fn submit(&mut self, token: u16, op: Op) -> io::Result<()> {
         self.shared.lock().waiting.push_back((token, op));
         self.shared.work.notify_one();
@@ -180,7 +195,8 @@ mod tests {
             doorbell: event(),
             stop: event(),
         };
-        let mut pool = Pool::new(backend, wakes).unwrap();
+        let prepared = Prepared::new(&wakes).unwrap();
+        let mut pool = prepared.start(backend, wakes).unwrap();
         let ranges = [(0, 8 << 20)];
         let memory: Memory = Arc::new(Ram::private(&ranges).unwrap());
         let host = Host::new(Arc::clone(&memory));
