@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test may start programs")]
 
 mod console;
+mod cost;
 mod devices;
 mod driver;
 mod hung;
