@@ -148,6 +148,8 @@ impl Server {
                 }
             }
             let ready = self.is_ready();
+            // What was said while nothing came holds for what came then.
+            let answers = *self.state.answers.lock().expect("no panic");
             let hanging = self.held.len() + usize::from(ready && answers == Answers::Nothing);
             self.state.hanging.store(hanging, Ordering::SeqCst);
             if answers == Answers::Nothing {
