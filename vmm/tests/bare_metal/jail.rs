@@ -142,3 +142,81 @@ fn a_jailed_daemon_is_known_by_the_pid_that_others_see() {
     until("exit file", || bench.path("exit").exists());
     assert_eq!(bench.exit(), Exit::Stopped);
 }
+
+/// Sends a request with open files (SCM_RIGHTS); the answer.
+fn send_files(bench: &Bench, request: &str, body: &str, files: &[&std::fs::File]) -> String {
+    use std::os::fd::AsFd;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    let mut stream = UnixStream::connect(bench.path("socket")).expect("connects");
+    let length = body.len();
+    let text = format!("{request} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {length}\r\n\r\n{body}");
+    let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
+    let slices = [std::io::IoSlice::new(text.as_bytes())];
+    let sent = sendmsg(&stream, &slices, &mut ancillary, SendFlags::empty());
+    assert_eq!(sent.expect("sent"), text.len());
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answers");
+    answer
+}
+
+#[test]
+fn a_jailed_machine_is_saved_and_goes_on_in_a_jail() {
+    let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
+        return;
+    };
+    let inside = bench.path("inside");
+    std::fs::create_dir(&inside).expect("folder");
+    let outside = tempfile::tempdir().expect("folder");
+    // SAFETY: takes nothing.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let jailed = |mut command: Command| {
+        command.arg("--jail=best-effort");
+        if is_root {
+            command.args(["--uid", "64000", "--gid", "64000"]);
+        }
+        command.start()
+    };
+    if is_root {
+        for folder in [bench.folder.path(), &inside] {
+            std::os::unix::fs::chown(folder, Some(64_000), Some(64_000)).expect("chown");
+        }
+    }
+    let first = jailed(bench.command());
+    bench.listens("socket");
+    bench.pause();
+    let body = |folder: &Path| format!(r#"{{"path":"{}"}}"#, folder.display());
+    let answer = bench.send("PUT /v1/snapshot", &body(&inside));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // What is out of reach comes as open files.
+    let answer = bench.send("PUT /v1/snapshot", &body(outside.path()));
+    let layers = bench.machine().jail;
+    if layers.contains(&SandboxLayer::Chroot) || layers.contains(&SandboxLayer::Landlock) {
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    }
+    let made = tempfile::tempdir().expect("folder");
+    let open = |name: &str| {
+        let mut options = std::fs::File::options();
+        let options = options.read(true).write(true).create(true);
+        options.open(made.path().join(name)).expect("a file")
+    };
+    let files = [&open("memory"), &open("machine.json")];
+    let answer = send_files(&bench, "PUT /v1/snapshot", &body(made.path()), &files[..1]);
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let answer = send_files(&bench, "PUT /v1/snapshot", &body(made.path()), &files);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(first);
+    for folder in [inside.as_path(), made.path()] {
+        let mut command = bench.command();
+        command.arg("--restore").arg(folder);
+        let mut child = jailed(command);
+        bench.listens("socket");
+        bench.ask("PUT /v1/power-button");
+        assert_eq!(child.wait().expect("ends").code(), Some(0));
+        assert_eq!(bench.exit(), Exit::GuestPowerOff);
+    }
+}

@@ -6,6 +6,7 @@
 mod console;
 mod cost;
 mod devices;
+mod disk;
 mod driver;
 mod hung;
 mod jail;

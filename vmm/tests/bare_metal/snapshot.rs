@@ -2,7 +2,13 @@
 
 use super::*;
 
+use std::io::Seek;
+use std::process::Stdio;
+
+use hearth_vmm::snapshot::Destination;
 use hearth_vmm_api::Snapshot;
+use proptest::prelude::*;
+use serde_json::Value;
 
 /// Counts in a register and in memory, and says each to the serial port; halts when the
 /// two are not the same. `inc ebx; inc dword [0x200000]; cmp ebx, [0x200000]; jne` to the
@@ -21,12 +27,12 @@ fn is_status(answer: &str, status: u16) -> bool {
 }
 
 impl Bench {
-    fn log(&self) -> Vec<u8> {
+    pub(super) fn log(&self) -> Vec<u8> {
         std::fs::read(self.path("serial")).unwrap_or_default()
     }
 
     /// Saves the machine, which is paused then.
-    fn snapshot(&self, folder: &str) -> Snapshot {
+    pub(super) fn snapshot(&self, folder: &str) -> Snapshot {
         let folder = self.path(folder);
         std::fs::create_dir(&folder).expect("folder");
         self.pause();
@@ -37,13 +43,13 @@ impl Bench {
         serde_json::from_str(body).expect("JSON")
     }
 
-    fn restored(&self, folder: &str) -> Command {
+    pub(super) fn restored(&self, folder: &str) -> Command {
         let mut command = self.command();
         command.arg("--restore").arg(self.path(folder));
         command
     }
 
-    fn stop(&self, mut child: Vmm) {
+    pub(super) fn stop(&self, mut child: Vmm) {
         assert!(is_status(&self.ask("PUT /v1/stop"), 204));
         assert_eq!(child.wait().expect("ends").code(), Some(0));
     }
@@ -196,4 +202,88 @@ fn what_is_another_machine_or_damaged_is_refused() {
     assert!(cut.contains("the saved memory has 4096 bytes"), "{cut}");
     std::fs::remove_file(&state).expect("removed");
     assert!(refused(&[]).contains("machine.json: No such file"));
+}
+
+/// The leaves of a JSON value, each to be changed.
+fn leaves<'a>(value: &'a mut Value, found: &mut Vec<&'a mut Value>) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| leaves(item, found)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| leaves(field, found)),
+        leaf => found.push(leaf),
+    }
+}
+
+/// Makes another value of a leaf.
+fn distort(leaf: &mut Value, with: u64, at: usize) {
+    match leaf {
+        // KVM's structures, in hexadecimal.
+        Value::String(text) if text.len() > 7 && text.is_ascii() => {
+            let at = at % (text.len() - 7);
+            text.replace_range(at..at + 8, &format!("{with:08x}")[..8]);
+        }
+        Value::Number(_) => *leaf = Value::from(with),
+        Value::Bool(is) => *leaf = Value::from(!*is),
+        _ => *leaf = Value::Null,
+    }
+}
+
+#[test]
+fn a_state_that_somebody_made_up_is_no_panic() {
+    let Some(bench) = Bench::new(&COUNT) else {
+        return;
+    };
+    std::fs::File::create(bench.path("disk"))
+        .and_then(|file| file.set_len(1 << 20))
+        .expect("a disk");
+    let disk = format!("path={}", bench.path("disk").display());
+    let devices = ["--vcpus", "2", "--balloon", "--disk", &disk];
+    let child = bench.command().args(devices).start();
+    bench.listens("socket");
+    bench.snapshot("snapshot");
+    bench.stop(child);
+    let state = bench.path("snapshot").join("machine.json");
+    let bytes = std::fs::read(&state).expect("read");
+    let whole: Value = serde_json::from_slice(&bytes).expect("JSON");
+    let whole = whole["state"].clone();
+    let run = |at: usize, with: u64| {
+        let mut wrong = whole.clone();
+        // A part first: most leaves are of the processors.
+        let parts = wrong.as_object_mut().expect("parts");
+        let (count, mut all) = (parts.len(), Vec::new());
+        let part = parts.values_mut().nth(at % count).expect("one");
+        leaves(part, &mut all);
+        let (at, count) = (at / count, all.len());
+        distort(all.swap_remove(at % count), with, at / count);
+        // With its right digest.
+        let [memory, file] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+        let made = Destination::Files {
+            memory,
+            state: file.try_clone().expect("open"),
+        };
+        made.write(&wrong, |_| Ok(())).expect("written");
+        let mut sealed = Vec::new();
+        (&file).rewind().expect("a file");
+        (&file).read_to_end(&mut sealed).expect("read");
+        std::fs::write(&state, sealed).expect("written");
+        let mut command = bench.restored("snapshot");
+        let mut child = command.args(devices).stderr(Stdio::piped()).start();
+        let is_over = |child: &mut Vmm| child.try_wait().expect("waits").is_some();
+        until("it runs, or doesn't", || {
+            let stream = UnixStream::connect(bench.path("socket"));
+            let stop =
+                stream.and_then(|mut stream| stream.write_all(b"PUT /v1/stop HTTP/1.1\r\n\r\n"));
+            stop.is_ok() || is_over(&mut child)
+        });
+        let status = child.wait().expect("ends");
+        let mut said = String::new();
+        let errors = child.stderr.take().expect("a pipe");
+        { errors }.read_to_string(&mut said).expect("text");
+        assert!(
+            !said.contains("panicked") && !said.contains("internal error in"),
+            "{said}"
+        );
+        assert!(matches!(status.code(), Some(0..=2)), "{status}: {said}");
+    };
+    let config = ProptestConfig::with_cases(32);
+    proptest!(config, |(at: usize, with in prop_oneof![0u64..300, any::<u64>()])| run(at, with));
 }
