@@ -10,7 +10,7 @@ const GUEST_MIB: u64 = 64;
 
 impl Bench {
     /// A disk of this name, as the flag has it.
-    fn disk(&self, name: &str) -> PathBuf {
+    pub(super) fn disk(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         let file = std::fs::File::create(&path);
         file.and_then(|file| file.set_len(1 << 20)).expect("a disk");
@@ -46,7 +46,7 @@ fn ticks(pid: u32) -> u64 {
 }
 
 /// What a process uses for itself, in KiB: no guest memory, and none of its program's file.
-fn memory(pid: u32) -> u64 {
+pub(super) fn memory(pid: u32) -> u64 {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("its memory");
     let mut is_counted = false;
     let mut all = 0;

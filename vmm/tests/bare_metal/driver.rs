@@ -44,11 +44,13 @@ const DRIVER_FEATURE: u32 = 0x0c;
 const STATUS: u32 = 0x14;
 const QUEUE_SELECT: u32 = 0x16;
 const QUEUE_SIZE: u32 = 0x18;
+const QUEUE_MSIX_VECTOR: u32 = 0x1a;
 const QUEUE_ENABLE: u32 = 0x1c;
 const QUEUE_DESC: u32 = 0x20;
 const QUEUE_DRIVER: u32 = 0x28;
 const QUEUE_DEVICE: u32 = 0x30;
 const NOTIFY: u32 = 0x3000;
+const MSIX_TABLE: u32 = 0x4000;
 
 /// Entries of each queue.
 const SIZE: u16 = 16;
@@ -116,6 +118,28 @@ impl Function {
         code
     }
 
+    /// Resets the device, and doesn't wait for that.
+    pub(super) fn reset(self) -> Vec<u8> {
+        store8(self.bar() + STATUS, 0)
+    }
+
+    /// Gives a queue another vector.
+    pub(super) fn vector(self, queue: u16, vector: u16) -> Vec<u8> {
+        let select = store16(self.bar() + QUEUE_SELECT, queue);
+        [select, store16(self.bar() + QUEUE_MSIX_VECTOR, vector)].concat()
+    }
+
+    /// Unmasks a vector, with a message of this data. PCI 3.0, section 6.8.2.
+    pub(super) fn message(self, vector: u16, data: u32) -> Vec<u8> {
+        let entry = self.bar() + MSIX_TABLE + 16 * u32::from(vector);
+        [
+            store32(entry, 0xfee0_0000),
+            store32(entry + 8, data),
+            store32(entry + 12, 0),
+        ]
+        .concat()
+    }
+
     /// Writes a descriptor: address, length, flags, next.
     pub(super) fn describe(self, queue: u16, at: u16, chain: (u32, u32, u16, u16)) -> Vec<u8> {
         let place = self.table(queue) + 16 * u32::from(at);
@@ -167,4 +191,46 @@ pub(super) fn looks_and_ejects() -> Vec<u8> {
     let eject = [&in32(0x618)[..], &[0x66, 0xba, 0x1c, 0x06, 0xef]].concat();
     let look = [out32(0xcf8, 0x8000_0800), in32(0xcfc)].concat();
     forever([look, eject].concat())
+}
+
+/// Where the second processor starts, in real mode.
+const SECOND: u32 = 0x1_0000;
+
+/// Starts the second processor with `code`, of 16 bits. Intel SDM 3A, section 9.4.4.
+pub(super) fn start_second(code: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(code.len()).expect("short code");
+    // `lea rsi, [rip + 5]; jmp` over the code, `mov edi, SECOND; mov ecx, length; rep movsb`.
+    let over = [
+        &[0x48, 0x8d, 0x35, 5, 0, 0, 0, 0xe9],
+        &length.to_le_bytes()[..],
+    ]
+    .concat();
+    let [to, count] = [SECOND, length].map(u32::to_le_bytes);
+    let copy = [&[0xbf][..], &to, &[0xb9], &count, &[0xf3, 0xa4]].concat();
+    // `mov ecx, 20000; loop` to itself.
+    let pause = vec![0xb9, 0x20, 0x4e, 0, 0, 0xe2, 0xfe];
+    // The local APIC's interrupt command: INIT, then a start-up at the page.
+    let command = [
+        store32(0xfee0_00f0, 0x1ff), // enabled by software
+        store32(0xfee0_0310, 1 << 24),
+        store32(0xfee0_0300, 0x4500),
+        pause,
+        store32(0xfee0_0300, 0x4600 | SECOND >> 12),
+    ];
+    [&over, code, &copy, &command.concat()].concat()
+}
+
+/// In real mode: `mov dx, port; mov eax, value; out dx, eax`.
+pub(super) fn real_out32(port: u16, value: u32) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    vec![0xba, low, high, 0x66, 0xb8, a, b, c, d, 0x66, 0xef]
+}
+
+/// In real mode, without end: `code`, and `jmp` to its beginning.
+pub(super) fn real_forever(mut code: Vec<u8>) -> Vec<u8> {
+    let back = i16::try_from(code.len() + 3).expect("short code");
+    code.push(0xe9);
+    code.extend((-back).to_le_bytes());
+    code
 }

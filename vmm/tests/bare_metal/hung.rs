@@ -54,23 +54,8 @@ impl Hung {
         Some(hung)
     }
 
-    /// Asks what may be asked again, until it was answered as soon as it should: others
-    /// want the processors too.
     fn ask(&self, request: &str) -> String {
-        self.send(request, "")
-    }
-
-    fn send(&self, request: &str, body: &str) -> String {
-        let mut times = Vec::new();
-        for _ in 0..5 {
-            let asked = Instant::now();
-            let answer = self.bench.send(request, body);
-            times.push(asked.elapsed());
-            if times.last() < Some(&PROMPT) {
-                return answer;
-            }
-        }
-        panic!("{request} took {times:?}")
+        promptly(&self.bench, request)
     }
 
     fn waits(&self, state: MachineState) {
@@ -113,6 +98,21 @@ impl Hung {
         // SAFETY: a child that was not waited for has its pid.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
     }
+}
+
+/// Asks what may be asked again, until it was answered as soon as it should: others want
+/// the processors too.
+pub(super) fn promptly(bench: &Bench, request: &str) -> String {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let asked = Instant::now();
+        let answer = bench.ask(request);
+        times.push(asked.elapsed());
+        if times.last() < Some(&PROMPT) {
+            return answer;
+        }
+    }
+    panic!("{request} took {times:?}")
 }
 
 #[test]

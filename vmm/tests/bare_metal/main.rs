@@ -8,6 +8,7 @@ mod cost;
 mod devices;
 mod disk;
 mod driver;
+mod floods;
 mod hung;
 mod jail;
 mod ports;
