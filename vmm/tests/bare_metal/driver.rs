@@ -153,9 +153,9 @@ impl Function {
         .concat()
     }
 
-    /// Makes the available ring's index so.
-    pub(super) fn available(self, queue: u16, index: u16) -> Vec<u8> {
-        store16(self.table(queue) + 0x1002, index)
+    /// Where a queue's available ring has its index.
+    pub(super) fn available_index(self, queue: u16) -> u32 {
+        self.table(queue) + 0x1002
     }
 
     /// Rings a queue's doorbell in memory.
@@ -163,20 +163,46 @@ impl Function {
         store16(self.bar() + NOTIFY + 4 * u32::from(queue), queue)
     }
 
-    /// Has a disk read its first sector: the request at the table's head, made available
-    /// and rung for.
-    pub(super) fn read_sector(self, queue: u16) -> Vec<u8> {
+    /// The request to a disk to read its first sector, at the table's head.
+    pub(super) fn describe_read(self, queue: u16) -> Vec<u8> {
         let buffers = self.table(queue) + 0x3000;
         [
             // struct virtio_blk_req, virtio 1.2, section 5.2.6: VIRTIO_BLK_T_IN.
             self.describe(queue, 0, (buffers, 16, 1, 1)),
             self.describe(queue, 1, (buffers + 0x200, 512, 1 | 2, 2)),
             self.describe(queue, 2, (buffers + 0x100, 1, 2, 0)),
-            self.available(queue, 1),
+        ]
+        .concat()
+    }
+
+    /// Has a disk read its first sector, as the first of its requests.
+    pub(super) fn read_sector(self, queue: u16) -> Vec<u8> {
+        [
+            self.describe_read(queue),
+            store16(self.available_index(queue), 1),
             self.ring(queue),
         ]
         .concat()
     }
+}
+
+/// `add word [address], value`.
+pub(super) fn add16(address: u32, value: u8) -> Vec<u8> {
+    store(address, &[0x66, 0x83, 0x03], &[value])
+}
+
+/// `inc dword [address]`.
+pub(super) fn inc32(address: u32) -> Vec<u8> {
+    store(address, &[0xff, 0x03], &[])
+}
+
+/// Waits until a queue has returned all that is available: `mov ebx, used; mov ax, [rbx];
+/// mov ebx, available; cmp ax, [rbx]; jne` to the beginning.
+pub(super) fn await_used(function: Function, queue: u16) -> Vec<u8> {
+    let used = store(function.table(queue) + 0x2002, &[0x66, 0x8b, 0x03], &[]);
+    let available = function.available_index(queue);
+    let compare = store(available, &[0x66, 0x3b, 0x03, 0x75, 0xee], &[]);
+    [used, compare].concat()
 }
 
 /// `mov dx, port; in eax, dx`.
