@@ -8,7 +8,7 @@
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{SECCOMP_TARGET, boot, kvm, layout, memory, state, ticks};
+pub use x86_64::{SECCOMP_TARGET, boot, debug, kvm, layout, memory, state, ticks};
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("arch/ has no folder for this processor");

@@ -2,6 +2,7 @@
 
 pub mod boot;
 mod cpuid;
+pub mod debug;
 mod image;
 pub mod kvm;
 pub mod layout;
