@@ -6,10 +6,10 @@
 //! devices or further machines, or enable a capability that we left out.
 
 use kvm_bindings::{
-    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_dirty_log, kvm_fpu, kvm_ioeventfd,
-    kvm_irq_routing, kvm_irqchip, kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msr_list, kvm_msrs,
-    kvm_regs, kvm_sregs, kvm_sregs2, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_dirty_log, kvm_fpu, kvm_guest_debug,
+    kvm_ioeventfd, kvm_irq_routing, kvm_irqchip, kvm_irqfd, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs, kvm_sregs2, kvm_translation,
+    kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use libc::{_IO, _IOR, _IOW, _IOWR};
 
@@ -44,7 +44,7 @@ const fn exchange<T>(number: u32) -> Argument {
 
 /// A vCPU's thread: runs it, reads and writes its registers, and moves interrupts and
 /// doorbells as drivers set them up.
-const VCPU: [Argument; 30] = [
+const VCPU: [Argument; 32] = [
     // KVM_RUN: by far the most frequent, so it is looked for first.
     plain(0x80),
     // KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD: MSI-X tables, BARs.
@@ -83,6 +83,9 @@ const VCPU: [Argument; 30] = [
     set::<kvm_vcpu_events>(0xa0),
     get::<kvm_debugregs>(0xa1),
     set::<kvm_debugregs>(0xa2),
+    // What a debugger asks for: KVM_SET_GUEST_DEBUG, KVM_TRANSLATE.
+    set::<kvm_guest_debug>(0x9b),
+    exchange::<kvm_translation>(0x85),
 ];
 
 /// What the main thread makes besides: a reset makes the VM anew.

@@ -20,6 +20,7 @@
 mod adjust;
 pub mod bus;
 mod context;
+mod debug;
 mod devices;
 mod error;
 mod ioctls;
@@ -146,6 +147,8 @@ pub struct Machine {
     pid: u32,
     entry: Arc<Entry>,
     reports: Arc<Reports>,
+    /// A debugger has it: vCPUs that a reset makes stand still until it lets them go.
+    is_debugged: bool,
 }
 
 impl Machine {
@@ -207,6 +210,7 @@ impl Machine {
             pid: parts.pid,
             entry: Arc::default(),
             reports: Arc::new(Reports::new(bell)),
+            is_debugged: false,
         })
     }
 
@@ -271,6 +275,9 @@ impl Machine {
             entry: Arc::clone(&self.entry),
         };
         let vcpus = Vcpus::start(fds, &surroundings).map_err(host_error("vCPU threads"))?;
+        if self.is_debugged {
+            vcpus.hold();
+        }
         self.vcpus = Some(vcpus);
         self.state = api::MachineState::Paused;
         Ok(())

@@ -9,6 +9,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{Ending, Surroundings, kick};
 use crate::arch;
+use crate::arch::debug::Trap;
 use crate::machine::bus::{Request, Target};
 
 /// `KVM_SYSTEM_EVENT_*`: Documentation/virt/kvm/api.rst, KVM_EXIT_SYSTEM_EVENT.
@@ -21,6 +22,8 @@ pub(super) enum Step {
     Exit,
     /// The guest was not entered, or left for a signal. Nothing is left to do.
     Interrupted,
+    /// It was left where a debugger may have wanted it. Nothing is left to do.
+    Trapped(Trap),
     /// The vCPU can't run any more.
     End(Ending),
 }
@@ -82,6 +85,7 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
         Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => {
             (Other, Target::None, Ok(Step::End(Ending::Reset)))
         }
+        Ok(VcpuExit::Debug(exit)) => (Other, Target::None, Ok(Step::Trapped(exit.into()))),
         Ok(VcpuExit::Shutdown) => (Other, Target::None, Err("triple fault".to_owned())),
         Ok(VcpuExit::InternalError) => (Other, Target::None, Err(internal_error(fd))),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {

@@ -9,8 +9,9 @@
 //!              └─── end ──► ended ◄┘
 //! ```
 //!
-//! There is one order, the last one, and room for one call: no queue. An order is
-//! given and later obeyed; who gave it looks whether it was, waits for it, or is woken
+//! There is one order, the last one, and room for one call: no queue. Beside it a
+//! debugger may hold the thread: it is then parked, whatever else it would do, until it
+//! is released or ordered to end. An order is given and later obeyed; who gave it looks whether it was, waits for it, or is woken
 //! by the thread. It is the giver's to get the thread's attention: a thread in
 //! `KVM_RUN` doesn't look into its mailbox.
 
@@ -78,8 +79,19 @@ enum Slot<P> {
 
 struct State<P> {
     order: Order,
+    is_held: bool,
     stance: Stance,
     call: Slot<P>,
+}
+
+impl<P> State<P> {
+    /// The order, as far as a debugger lets it be obeyed.
+    fn order(&self) -> Order {
+        match self.order {
+            Order::Run if self.is_held => Order::Park,
+            order => order,
+        }
+    }
 }
 
 /// The mailbox of a thread that owns a `P`, its processor.
@@ -99,6 +111,7 @@ impl<P> Mailbox<P> {
             raised: AtomicBool::new(true),
             state: Mutex::new(State {
                 order: Order::Park,
+                is_held: false,
                 stance: Stance::Running,
                 call: Slot::Free,
             }),
@@ -111,9 +124,23 @@ impl<P> Mailbox<P> {
         let mut state = self.lock();
         if state.order != Order::End {
             state.order = order;
-            self.raised.store(order != Order::Run, Ordering::SeqCst);
-            self.changed.notify_all();
+            self.raise(&state);
         }
+    }
+
+    /// Holds the thread, besides its order: both sides may. It is parked as if that were
+    /// the order.
+    pub(super) fn hold(&self) {
+        let mut state = self.lock();
+        state.is_held = true;
+        self.raise(&state);
+    }
+
+    /// Leaves the thread to its order.
+    pub(super) fn release(&self) {
+        let mut state = self.lock();
+        state.is_held = false;
+        self.raise(&state);
     }
 
     /// Whether the thread stands still and stays so, or has ended.
@@ -154,7 +181,7 @@ impl<P> Mailbox<P> {
         if state.stance == Stance::Ended {
             return Err(CallError::Ended);
         }
-        if state.order != Order::Park {
+        if state.order() != Order::Park {
             return Err(CallError::Running);
         }
         if !is_free(&state) {
@@ -187,7 +214,7 @@ impl<P> Mailbox<P> {
     pub(super) fn obey(&self, processor: &mut P, ring: impl Fn()) -> Obeyed {
         let mut state = self.lock();
         loop {
-            match state.order {
+            match state.order() {
                 Order::End => return Obeyed::End,
                 Order::Run => {
                     let was_parked = state.stance == Stance::Parked;
@@ -230,6 +257,13 @@ impl<P> Mailbox<P> {
 }
 
 impl<P> Mailbox<P> {
+    /// Has everyone look at a state whose order or hold is another one.
+    fn raise(&self, state: &State<P>) {
+        self.raised
+            .store(state.order() != Order::Run, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<P>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -259,7 +293,7 @@ fn is_parked<P>(state: &State<P>) -> bool {
     match state.stance {
         Stance::Running => false,
         // One that was let go and hasn't noticed yet, may run any moment.
-        Stance::Parked => state.order != Order::Run,
+        Stance::Parked => state.order() != Order::Run,
         Stance::Ended => true,
     }
 }
@@ -355,6 +389,27 @@ mod tests {
             assert_eq!(mailbox.call(|count| *count, soon()), Ok(0));
             mailbox.order(Order::End);
         });
+    }
+
+    #[test]
+    fn a_held_thread_is_parked_until_it_is_released_and_ordered_to_run() {
+        let mailbox = Mailbox::new();
+        thread::scope(|scope| {
+            scope.spawn(|| counter(&mailbox));
+            for _ in 0..200 {
+                mailbox.hold();
+                mailbox.order(Order::Run);
+                let count = mailbox.call(|count| *count, soon()).expect("held");
+                mailbox.order(Order::Park);
+                mailbox.release();
+                assert_eq!(mailbox.call(|count| *count, soon()), Ok(count), "parked");
+                mailbox.order(Order::Run);
+                assert_eq!(mailbox.call(|_| (), soon()), Err(CallError::Running));
+            }
+            mailbox.hold();
+            mailbox.order(Order::End);
+        });
+        assert!(mailbox.has_ended(), "nobody holds it from that");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! `kvm_run`, so a kick that comes just before `KVM_RUN` is not lost: the call
 //! returns at once (Documentation/virt/kvm/api.rst, "immediate_exit").
 
+mod access;
 mod bell;
 mod entry;
 mod exits;
@@ -34,6 +35,7 @@ use std::time::Instant;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
+pub use self::access::Access;
 pub use self::bell::Bell;
 pub use self::entry::{Entry, unix_ns};
 pub use self::kick::install as install_kick_handler;
@@ -113,6 +115,21 @@ impl Vcpus {
         self.0.iter().all(|vcpu| vcpu.mailbox.wait_parked(deadline))
     }
 
+    /// Holds them for a debugger, beside whatever they are ordered, until its [`Access`]
+    /// releases them. Each rings the bell of its reports as it parks.
+    pub fn hold(&self) {
+        for vcpu in &self.0 {
+            vcpu.mailbox.hold();
+            vcpu.kick();
+        }
+    }
+
+    /// A debugger's way to them.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        Access::new(self.0.iter().map(|vcpu| Arc::clone(&vcpu.mailbox)))
+    }
+
     /// Asks them to end, for good. Each rings the bell of its reports as it does.
     pub fn begin_end(&self) {
         self.order(Order::End);
@@ -143,10 +160,16 @@ impl Vcpus {
         for vcpu in &self.0 {
             vcpu.mailbox.order(order);
             if order != Order::Run {
-                // It fails for a thread that has ended, which needs no kick.
-                let _ = vcpu.thread.kill(SIGRTMIN());
+                vcpu.kick();
             }
         }
+    }
+}
+
+impl Vcpu {
+    fn kick(&self) {
+        // It fails for a thread that has ended, which needs no kick.
+        let _ = self.thread.kill(SIGRTMIN());
     }
 }
 

@@ -1,5 +1,6 @@
 //! What vCPU threads report to the main loop. However fast a guest makes them do so, it
-//! is one ending, one mask and one bell that has rung: nothing grows.
+//! is one ending, one mask, one trap of each vCPU and one bell that has rung: nothing
+//! grows.
 //!
 //! ```text
 //!   open ── the first to end ──► ended ── take ──► taken ── clear ──► open
@@ -10,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::bell::Bell;
 use super::sync::{AtomicU32, Mutex, MutexGuard};
+use crate::arch::debug::Trap;
 
 /// Why a machine can't go on as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,7 @@ enum Slot {
 pub struct Reports {
     ending: Mutex<Slot>,
     ejected: AtomicU32,
+    traps: Mutex<Vec<(usize, Trap)>>,
     bell: Bell,
 }
 
@@ -53,6 +56,7 @@ impl Reports {
         Self {
             ending: Mutex::new(Slot::Open),
             ejected: AtomicU32::new(0),
+            traps: Mutex::new(Vec::new()),
             bell,
         }
     }
@@ -86,10 +90,24 @@ impl Reports {
     /// long as the machine has not started anew.
     #[must_use]
     pub fn are_taken(&self) -> bool {
-        matches!(*self.slot(), Slot::Open) && self.ejected.load(Ordering::Acquire) == 0
+        matches!(*self.slot(), Slot::Open)
+            && self.ejected.load(Ordering::Acquire) == 0
+            && self.traps().is_empty()
     }
 
-    /// Takes what there is, and silences the bell.
+    /// Reports that a trap holds this vCPU, which therefore has no second one.
+    pub fn trap(&self, index: usize, trap: Trap) {
+        self.traps().push((index, trap));
+        self.bell.ring();
+    }
+
+    /// Takes the traps that hold vCPUs until a debugger releases them, by their number.
+    #[must_use]
+    pub fn take_traps(&self) -> Vec<(usize, Trap)> {
+        std::mem::take(&mut *self.traps())
+    }
+
+    /// Takes what else there is, and silences the bell.
     #[must_use]
     pub fn take(&self) -> Taken {
         self.bell.silence();
@@ -112,6 +130,11 @@ impl Reports {
     pub fn clear(&self) {
         *self.slot() = Slot::Open;
         self.ejected.store(0, Ordering::Release);
+        self.traps().clear();
+    }
+
+    fn traps(&self) -> MutexGuard<'_, Vec<(usize, Trap)>> {
+        self.traps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {

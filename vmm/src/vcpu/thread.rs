@@ -9,6 +9,7 @@ use super::exits::{Step, step};
 use super::kick::IMMEDIATE_EXIT;
 use super::mailbox::{Mailbox, Obeyed};
 use super::{Ending, Surroundings};
+use crate::arch::debug::Trap;
 use crate::jail::{ThreadRole, confine_thread};
 
 /// The thread's own: which vCPU it is, and its half of everything.
@@ -17,6 +18,8 @@ pub(super) struct Vcpu<'a> {
     fd: VcpuFd,
     /// The last exit is done with on KVM's side as well.
     is_settled: bool,
+    /// Why a debugger may want it to stand still, not reported yet.
+    trap: Option<Trap>,
     surroundings: &'a Surroundings,
 }
 
@@ -28,6 +31,7 @@ impl<'a> Vcpu<'a> {
             index,
             fd,
             is_settled: true,
+            trap: None,
             surroundings,
         }
     }
@@ -38,6 +42,10 @@ impl<'a> Vcpu<'a> {
         match step(self.index, &mut self.fd, self.surroundings) {
             Step::Exit => self.is_settled = false,
             Step::Interrupted => self.is_settled = true,
+            Step::Trapped(trap) => {
+                self.is_settled = true;
+                self.trap = Some(trap);
+            }
             Step::End(ending) => return Some(ending),
         }
         None
@@ -64,12 +72,23 @@ impl<'a> Vcpu<'a> {
         &self.fd
     }
 
+    /// Reports a trap, and stands still from the next look for orders on: until a
+    /// debugger has seen to it, whatever orders come before that.
+    fn report_trap(&mut self, mailbox: &Mailbox<VcpuFd>) {
+        if let Some(trap) = self.trap.take() {
+            mailbox.hold();
+            self.surroundings.reports.trap(self.index, trap);
+        }
+    }
+
     /// Does as ordered until it is to run; false: to end.
     fn obey(&mut self, mailbox: &Mailbox<VcpuFd>) -> bool {
         if let Some(ending) = self.settle() {
             self.surroundings.reports.end(ending);
             return false;
         }
+        // A step's, whose instruction has just been completed.
+        self.report_trap(mailbox);
         let ring = || self.surroundings.reports.bell().ring();
         match mailbox.obey(&mut self.fd, ring) {
             Obeyed::End => false,
@@ -106,6 +125,7 @@ impl<'a> Vcpu<'a> {
                 self.surroundings.reports.end(ending);
                 return;
             }
+            self.report_trap(mailbox);
         }
     }
 }
