@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 mod epoll;
 pub mod error;
+pub mod gdb;
 pub mod irq;
 pub mod jail;
 pub mod listener;

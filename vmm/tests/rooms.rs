@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and those that it may name.
-const ROOMS: [(&str, &[&str]); 19] = [
+const ROOMS: [(&str, &[&str]); 20] = [
     ("memory", &[]),
     // Why a saved state is refused, which every machine that has one says.
     ("snapshot", &[]),
@@ -45,10 +45,13 @@ const ROOMS: [(&str, &[&str]); 19] = [
             "smbios", "snapshot", "virtio",
         ],
     ),
+    // A client of the machine, and of no more of it than its processors and memory.
+    ("gdb", &["arch", "error", "listener", "machine", "memory"]),
     (
         "run",
         &[
-            "arch", "config", "control", "error", "jail", "machine", "serial", "snapshot", "virtio",
+            "arch", "config", "control", "error", "gdb", "jail", "machine", "serial", "snapshot",
+            "virtio",
         ],
     ),
 ];

@@ -58,6 +58,9 @@ pub(super) struct Flags {
     /// Let others attach to the serial console here
     #[arg(long, value_name = "FILE")]
     pub(super) console_socket: Option<PathBuf>,
+    /// Let gdb attach here
+    #[arg(long, value_name = "FILE")]
+    pub(super) gdb: Option<PathBuf>,
     /// As the last act, write here why the machine ended
     #[arg(long, value_name = "FILE")]
     pub(super) exit_file: Option<PathBuf>,

@@ -58,6 +58,8 @@ pub struct Description {
     pub serial_log: Option<PathBuf>,
     /// Where others attach to the serial console.
     pub console_socket: Option<PathBuf>,
+    /// Where gdb attaches.
+    pub gdb: Option<PathBuf>,
     /// Where the reason of the end goes.
     pub exit_file: Option<PathBuf>,
     /// What the machine says it is.
@@ -233,6 +235,9 @@ fn check(flags: Flags) -> Result<Description, String> {
     if flags.console_socket.is_some() && flags.console_socket == flags.socket {
         return Err("--console-socket: the control socket is there".to_owned());
     }
+    if flags.gdb.is_some() && [&flags.socket, &flags.console_socket].contains(&&flags.gdb) {
+        return Err("--gdb: another socket is there".to_owned());
+    }
     Ok(Description {
         identity: identity::parse(flags.smbios.as_deref(), &flags.id)?,
         id: flags.id,
@@ -247,6 +252,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         socket: flags.socket,
         serial_log: flags.serial_log,
         console_socket: flags.console_socket,
+        gdb: flags.gdb,
         exit_file: flags.exit_file,
         daemonize: flags.daemonize,
         pid_file: flags.pid_file,

@@ -128,6 +128,8 @@ fn every_mistake_is_one_line_with_its_name() {
             &["--socket", "/s", "--console-socket", "/s"],
             "--console-socket",
         ),
+        (&["--socket", "/s", "--gdb", "/s"], "--gdb"),
+        (&["--console-socket", "/s", "--gdb", "/s"], "--gdb"),
         (&["--id", "a/b"], "--id"),
         (&["--nic", "tap=t,id=rng"], "\"rng\""),
         (&["--jail=sometimes"], "sometimes"),
@@ -432,6 +434,8 @@ fn files_and_limits_are_passed_on() {
         "/l",
         "--console-socket",
         "/c",
+        "--gdb",
+        "/d",
         "--exit-file",
         "/e",
         "--pid-file",
@@ -455,6 +459,7 @@ fn files_and_limits_are_passed_on() {
     assert_eq!(description.socket, path("/s"));
     assert_eq!(description.serial_log, path("/l"));
     assert_eq!(description.console_socket, path("/c"));
+    assert_eq!(description.gdb, path("/d"));
     assert_eq!(description.exit_file, path("/e"));
     assert_eq!(description.pid_file, path("/p"));
     assert_eq!((description.uid, description.gid), (Some(7), Some(8)));

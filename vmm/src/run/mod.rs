@@ -1,6 +1,6 @@
 //! The life of the process: open everything, build the machine, give up what is
 //! not needed any more, then one loop over signals, the control socket, the
-//! console and vCPU reports, until there is a reason to end.
+//! console, vCPU reports and a debugger, until there is a reason to end.
 //!
 //! Security is in the order, so the order is in the types: [`Machine::start`] takes the
 //! [`Confinement`](crate::jail::Confinement) that only the jail gives out, and gives out last.
@@ -39,6 +39,7 @@ use self::files::write_exit;
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
 use crate::control::Server;
+use crate::gdb::Debugger;
 use crate::jail;
 use crate::machine::{Machine, Taps};
 use crate::serial::{Console, StandardOutput, TICK};
@@ -153,6 +154,7 @@ struct Process {
     signals: File,
     terminal: Option<Terminal>,
     console: Option<Console>,
+    gdb: Option<Debugger>,
     exit_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     ending: Option<Exit>,
@@ -185,6 +187,10 @@ impl Process {
                 && let Err(error) = self.machine.progress()
             {
                 self.ending = Some(cannot_reset(&error));
+            }
+            // After all that may hold, reset or resume the machine.
+            if let Some(gdb) = &mut self.gdb {
+                gdb.progress(&mut self.machine);
             }
         }
     }
@@ -246,6 +252,10 @@ impl Process {
                 }),
             );
         }
+        if let Some(gdb) = &self.gdb {
+            let interests = gdb.interests();
+            fds.extend(interests.map(|(fd, events)| interest(fd, events)));
+        }
         let timeout = match more_output {
             true => i32::try_from(TICK.as_millis()).unwrap_or(0),
             false => -1,
@@ -283,6 +293,12 @@ impl Process {
         }
         drop(self.terminal);
         drop(self.console);
+        if let Some(gdb) = self.gdb {
+            gdb.end(match exit {
+                Exit::GuestPowerOff | Exit::Stopped => 0,
+                Exit::Crashed { .. } => STATUS_CRASHED,
+            });
+        }
         let unfinished = self.machine.end();
         for device in &unfinished {
             eprintln!("hearth-vmm: {device}: the host has not done its last requests");

@@ -19,6 +19,7 @@ use crate::arch::boot::Payload;
 use crate::config::{self, Description};
 use crate::control::Server;
 use crate::error::chain;
+use crate::gdb::Debugger;
 use crate::jail;
 use crate::machine::{Machine, Parts, Taps, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
@@ -73,6 +74,10 @@ impl Process {
             Some(path) => Some(Console::bind(path, &serial)?),
             None => None,
         };
+        let gdb = match &places.gdb {
+            Some(path) => Some(Debugger::bind(path)?),
+            None => None,
+        };
         let mut machine = Machine::build(Parts {
             id: description.id.clone(),
             vcpus: description.vcpus,
@@ -97,6 +102,7 @@ impl Process {
             let listeners = [
                 ("--socket", server.as_ref().map(Server::listener)),
                 ("--console-socket", console.as_ref().map(Console::listener)),
+                ("--gdb", gdb.as_ref().map(Debugger::listener)),
             ];
             for (flag, listener) in listeners {
                 listener
@@ -126,6 +132,7 @@ impl Process {
             signals,
             terminal,
             console,
+            gdb,
             exit_file: places.exit_file,
             pid_file: places.pid_file,
             ending: None,
@@ -139,6 +146,7 @@ struct Places {
     pid_file: Option<PathBuf>,
     socket: Option<PathBuf>,
     console_socket: Option<PathBuf>,
+    gdb: Option<PathBuf>,
     devices: Vec<config::Device>,
     /// The folders that stay in reach; those that lie in another one come after it.
     folders: Vec<PathBuf>,
@@ -156,8 +164,9 @@ impl Places {
             }
         }
         let console_socket = resolved("--console-socket", description.console_socket.as_deref())?;
+        let gdb = resolved("--gdb", description.gdb.as_deref())?;
         let sockets = devices.iter_mut().filter_map(config::Device::socket);
-        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket, &console_socket]
+        let mut folders: Vec<PathBuf> = [&exit_file, &pid_file, &socket, &console_socket, &gdb]
             .into_iter()
             .flatten()
             .chain(sockets.map(|(_, path)| &*path))
@@ -174,6 +183,7 @@ impl Places {
             pid_file,
             socket,
             console_socket,
+            gdb,
             devices,
             folders,
         })

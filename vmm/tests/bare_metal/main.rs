@@ -9,6 +9,7 @@ mod devices;
 mod disk;
 mod driver;
 mod floods;
+mod gdb;
 mod held;
 mod hung;
 mod jail;
