@@ -333,6 +333,15 @@ pub struct NewNic {
 pub struct NewSnapshot {
     /// The folder, which the process must be able to write to.
     pub path: PathBuf,
+    /// The folder of this machine's last snapshot, if that was to be followed: only the
+    /// pages that were written since are written, over a clone of its memory. On a file
+    /// system without clones (reflinks), all of it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
+    /// Whether this one is to be followed: writes to guest memory are marked from here on,
+    /// which costs the guest a little, until a snapshot that isn't.
+    #[serde(default)]
+    pub follow: bool,
 }
 
 /// A snapshot that is on the disk.

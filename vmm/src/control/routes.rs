@@ -272,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_says_where_and_since_when() {
+        let first = request("PUT", "/v1/snapshot", r#"{"path":"/a","follow":true}"#);
+        let second = request("PUT", "/v1/snapshot", r#"{"path":"/b","base":"/a"}"#);
+        let new = |path: &str, base: Option<&str>| NewSnapshot {
+            path: path.into(),
+            base: base.map(Into::into),
+            follow: base.is_none(),
+        };
+        assert_eq!(route(&first), Ok(Command::Snapshot(new("/a", None))));
+        assert_eq!(route(&second), Ok(Command::Snapshot(new("/b", Some("/a")))));
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
         let unknown = r#"{"id":"data","path":"/x","cache":"none"}"#;
         for (request, status) in [
@@ -279,6 +292,8 @@ mod tests {
             (request("POST", "/v1/disks", ""), 400),
             (request("GET", "/v1/disks", ""), 405),
             (request("PUT", "/v1/reboot", ""), 400),
+            (request("PUT", "/v1/snapshot", r#"{"folder":"/a"}"#), 400),
+            (request("GET", "/v1/snapshot", ""), 405),
             (request("POST", "/v1/reboot", r#"{"resets":0}"#), 405),
             (request("PUT", "/v1/pause", "{}"), 400),
             (request("GET", "/v2/machine", ""), 404),

@@ -129,6 +129,8 @@ pub struct Machine {
     backplane: Option<Backplane>,
     /// Rung by devices that have become quiet.
     quieted: Arc<EventFd>,
+    /// Memory of the last snapshot, if what is written since is marked.
+    followed: Option<snapshot::FileId>,
     /// What it goes on from: until the start.
     restore: Option<Source>,
     /// Devices that are made and not plugged yet: until the start.
@@ -195,6 +197,7 @@ impl Machine {
             context,
             backplane: None,
             quieted: Arc::new(quieted),
+            followed: None,
             restore: parts.restore,
             made,
             busy: 0,

@@ -8,6 +8,9 @@
 //! reset loads, where disks and taps are by now. What the guest knows of it must be the
 //! same, and is compared.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,9 +74,23 @@ pub enum Unsaved {
     /// The guest has done what can't be saved.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Memory can't be followed.
+    #[error(transparent)]
+    Machine(#[from] Error),
     /// It can't be written.
     #[error("write the snapshot")]
-    Unwritten(#[source] std::io::Error),
+    Unwritten(#[source] io::Error),
+}
+
+/// Which file it is: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId(u64, u64);
+
+impl FileId {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self(metadata.dev(), metadata.ino()))
+    }
 }
 
 /// A saved machine, read.
@@ -135,12 +152,20 @@ fn on_vcpu<T: Send + 'static>(
 
 impl Machine {
     /// Writes what the machine is, which goes on from there when it is let go, and so can
-    /// others. It must be held. Returns the bytes of memory written; this waits for the
-    /// disk, and so do all whom the calling thread serves.
+    /// others. It must be held. Of memory, only what was written since `base`, where that
+    /// is the last snapshot and was to be followed; and `follow` says whether this one is.
+    /// Returns the bytes of memory written; this waits for the disk, and so do all whom the
+    /// calling thread serves.
     ///
     /// # Errors
-    /// See [`Unsaved`]; there is no snapshot then.
-    pub fn snapshot(&mut self, destination: Destination) -> Result<u64, Unsaved> {
+    /// See [`Unsaved`]; there is no snapshot then, and the last one isn't followed any
+    /// more.
+    pub fn snapshot(
+        &mut self,
+        destination: Destination,
+        base: Option<&File>,
+        follow: bool,
+    ) -> Result<u64, Unsaved> {
         if self.state != MachineState::Paused {
             return Err(Unsaved::NotNow("the machine is not paused"));
         }
@@ -148,10 +173,35 @@ impl Machine {
             let why = "the guest has just ended, or let go of a device: ask again";
             return Err(Unsaved::NotNow(why));
         }
+        if let Some(base) = base {
+            let base = FileId::of(base).map_err(Unsaved::Unwritten)?;
+            if self.followed != Some(base) {
+                let why = "the base is not this machine's last snapshot, or wasn't followed";
+                return Err(Unsaved::NotNow(why));
+            }
+        }
         let state = self.state()?;
-        destination
-            .write(&state, |file| self.memory.save(file))
-            .map_err(Unsaved::Unwritten)
+        self.followed = None;
+        // Before it is written, while nobody writes: what fails then has left no snapshot.
+        let dirty = match self.memory.is_tracking() {
+            true => Some(self.take_dirty()?),
+            false => None,
+        };
+        match (self.memory.is_tracking(), follow) {
+            (false, true) => self.begin_dirty_tracking()?,
+            (true, false) => self.end_dirty_tracking()?,
+            _ => {}
+        }
+        let written = destination.write(&state, |file| {
+            let written = match (base, &dirty) {
+                (Some(base), Some(dirty)) => self.memory.save_since(file, base, dirty)?,
+                _ => self.memory.save(file)?,
+            };
+            Ok((written, FileId::of(file)?))
+        });
+        let (written, file) = written.map_err(Unsaved::Unwritten)?;
+        self.followed = follow.then_some(file);
+        Ok(written)
     }
 
     fn state(&mut self) -> Result<MachineV1, Refused> {
@@ -227,8 +277,7 @@ impl Machine {
         }
         let id = self.generation.bytes();
         let written = self.memory.write_slice(id, GuestAddress(GENERATION));
-        written
-            .map_err(|error| host_error("write the generation id")(std::io::Error::other(error)))?;
+        written.map_err(|error| host_error("write the generation id")(io::Error::other(error)))?;
         self.notify_guest(Registers::generation_changed)
     }
 }

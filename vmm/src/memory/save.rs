@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
 use rustix::io::Errno;
 use vm_memory::{GuestMemoryRegion, MemoryRegionAddress, ReadVolatile, WriteVolatile};
 
@@ -71,6 +71,19 @@ impl Ram {
             }
         }
         Ok(written)
+    }
+
+    /// Writes all of it to a file that is new: as a clone of one that it was saved to, with
+    /// the pages over it that changed since; whole where the file system has no clones.
+    /// Returns the bytes written.
+    ///
+    /// # Errors
+    /// As [`Self::save`] and [`Self::save_dirty`].
+    pub fn save_since(&self, file: &mut File, base: &File, dirty: &Dirty) -> io::Result<u64> {
+        match ioctl_ficlone(&*file, base) {
+            Ok(()) => self.save_dirty(file, dirty),
+            Err(_) => self.save(file),
+        }
     }
 
     /// Reads all of it from a file that it was saved to.

@@ -2,16 +2,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
-use hearth_vmm_api::{Exit, Snapshot};
+use hearth_vmm_api::{Exit, NewSnapshot, Snapshot};
 
 use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
 use crate::machine::{self, Machine, Unsaved};
-use crate::snapshot::Destination;
+use crate::snapshot::{Destination, Source};
 use crate::virtio::{blk, net};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
@@ -45,7 +44,7 @@ pub(super) fn perform(
             machine.resume();
             Answer::done()
         }
-        Command::Snapshot(new) => snapshot(machine, new.path, descriptors),
+        Command::Snapshot(new) => snapshot(machine, new, descriptors),
         Command::Reset => match machine.reset() {
             Ok(true) => Answer::done(),
             Ok(false) => Answer::asked(),
@@ -114,20 +113,25 @@ pub(super) fn perform(
 }
 
 /// Saves the machine, into files that are open where some came along.
-fn snapshot(machine: &mut Machine, path: PathBuf, mut descriptors: Vec<OwnedFd>) -> Answer {
+fn snapshot(machine: &mut Machine, new: NewSnapshot, mut descriptors: Vec<OwnedFd>) -> Answer {
     let destination = match (descriptors.pop(), descriptors.pop()) {
-        (None, _) => Destination::Folder(path),
+        (None, _) => Destination::Folder(new.path),
         (Some(state), Some(memory)) => Destination::Files {
             memory: memory.into(),
             state: state.into(),
         },
         (Some(_), None) => return Answer::error(400, "two files are needed: memory and state"),
     };
-    match machine.snapshot(destination) {
+    let base = match new.base.map(|folder| Source::open(&folder)).transpose() {
+        Ok(base) => base.map(|base| base.memory),
+        Err(error) => return Answer::error(409, &format!("base: {error}")),
+    };
+    match machine.snapshot(destination, base.as_ref(), new.follow) {
         Ok(written_bytes) => Answer::value(&Snapshot { written_bytes }),
         Err(Unsaved::Unwritten(error)) if error.kind() != io::ErrorKind::AlreadyExists => {
             Answer::error(500, &chain(&error))
         }
+        Err(unsaved @ Unsaved::Machine(_)) => Answer::error(500, &chain(&unsaved)),
         Err(unsaved) => Answer::error(409, &chain(&unsaved)),
     }
 }

@@ -33,10 +33,15 @@ impl Bench {
 
     /// Saves the machine, which is paused then.
     pub(super) fn snapshot(&self, folder: &str) -> Snapshot {
+        self.snapshot_with(folder, "")
+    }
+
+    /// The same, with more in the request.
+    fn snapshot_with(&self, folder: &str, more: &str) -> Snapshot {
         let folder = self.path(folder);
         std::fs::create_dir(&folder).expect("folder");
         self.pause();
-        let body = format!(r#"{{"path":"{}"}}"#, folder.display());
+        let body = format!(r#"{{"path":"{}"{more}}}"#, folder.display());
         let answer = self.send("PUT /v1/snapshot", &body);
         assert!(is_status(&answer, 200), "{answer}");
         let body = answer.split("\r\n\r\n").nth(1).expect("body");
@@ -92,6 +97,90 @@ fn a_guest_goes_on_counting() {
     until("it counts again", || bench.log().len() > 1000);
     bench.stop(third);
     assert_eq!(bench.log()[..1000], log[saved..saved + 1000]);
+}
+
+/// A file system with clones, mounted for as long as this is held.
+struct Xfs(PathBuf);
+
+impl Xfs {
+    /// None where it can't be had, said aloud.
+    fn mount(bench: &Bench) -> Option<Self> {
+        let (image, folder) = (bench.path("image"), bench.path("xfs"));
+        std::fs::create_dir(&folder).expect("folder");
+        let file = std::fs::File::create_new(&image).expect("an image");
+        file.set_len(320 << 20).expect("grows");
+        let done = |program: &str, arguments: &[&std::ffi::OsStr]| {
+            let output = Command::new(program).args(arguments).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        let made = done("mkfs.xfs", &["-q".as_ref(), image.as_ref()]);
+        let paths = [image.as_ref(), folder.as_ref()];
+        if made
+            && done(
+                "mount",
+                &[&["-o".as_ref(), "loop".as_ref()][..], &paths].concat(),
+            )
+        {
+            return Some(Self(folder));
+        }
+        eprintln!("SKIPPED: no XFS can be mounted");
+        None
+    }
+}
+
+impl Drop for Xfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_followed_makes_the_next_one_small() {
+    let Some(bench) = Bench::new(&COUNT) else {
+        return;
+    };
+    let xfs = Xfs::mount(&bench);
+    let place = if xfs.is_some() { "xfs/" } else { "" };
+    let name = |name: &str| format!("{place}{name}");
+    let base = |name: &str| format!(r#","base":"{}""#, bench.path(name).display());
+    let child = bench.command().start();
+    bench.listens("socket");
+    let goes_on = || {
+        bench.ask("PUT /v1/resume");
+        let before = bench.log().len();
+        until("it counts", || bench.log().len() > before + 300);
+    };
+    goes_on();
+    let first = bench.snapshot_with(&name("first"), r#","follow":true"#);
+    goes_on();
+    let since_first = base(&name("first")) + r#","follow":true"#;
+    let second = bench.snapshot_with(&name("second"), &since_first);
+    if xfs.is_some() {
+        assert!(second.written_bytes < first.written_bytes / 2, "{second:?}");
+    }
+    goes_on();
+    // The first is not the last any more.
+    let body = |path: &str, base: &str| format!(r#"{{"path":"{path}"{base}}}"#);
+    bench.pause();
+    let third = bench.path(&name("third"));
+    std::fs::create_dir(&third).expect("folder");
+    let third = third.display().to_string();
+    let answer = bench.send("PUT /v1/snapshot", &body(&third, &since_first));
+    assert!(is_status(&answer, 409), "{answer}");
+    let answer = bench.send("PUT /v1/snapshot", &body(&third, &base(&name("second"))));
+    assert!(is_status(&answer, 200), "{answer}");
+    // And the third is not followed.
+    let fourth = bench.send("PUT /v1/snapshot", &body("/", &base(&name("third"))));
+    assert!(is_status(&fourth, 409), "{fourth}");
+    bench.stop(child);
+    let saved = bench.log().len();
+    let mut child = bench.restored(&name("third")).start();
+    until("it counts", || bench.log().len() > saved + 300);
+    child.kill().expect("killed");
+    child.wait().expect("ends");
+    let log = bench.log();
+    let goes_on = |pair: &[u8]| pair[1] == pair[0].wrapping_add(1);
+    assert!(log[..saved + 300].windows(2).all(goes_on));
 }
 
 #[test]
