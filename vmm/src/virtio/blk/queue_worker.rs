@@ -154,11 +154,15 @@ fn serve_all(
                     guard.0.needs_reset();
                 }
             }
-            // Nothing is served: the queue was broken.
-            Order::Stop(..) => {}
+            // Nothing is served: the queue was broken, or never enabled.
+            Order::Stop(_, quiet) => {
+                // Nonblocking. It was written before the order was sent; and it is read
+                // before the word that all is quiet, since from then on it may be written
+                // for the next stop.
+                let _ = bell.read();
+                drop(quiet);
+            }
         }
-        // Nonblocking. It was written before the order was sent.
-        let _ = bell.read();
     }
 }
 

@@ -122,6 +122,41 @@ fn a_queue_that_broke_serves_again_after_a_reset() {
     });
 }
 
+/// A driver may come and go the moment that the device is quiet: whoever says so must
+/// be done with the stop before.
+#[test]
+fn a_stop_right_after_the_last_one_is_seen() {
+    for serving in [true, false] {
+        on_both(ALL, false, |bench| {
+            if !serving {
+                // A reset of a queue that is broken already.
+                bench.guest.offer(0, &[(HEADER, 16, READ)]);
+                bench.broken();
+            }
+            let worker = Arc::new(Mutex::new(bench.block.workers.remove(0)));
+            let (said, heard) = std::sync::mpsc::channel();
+            let next = bench.guest.activation(ALL, &bench.interrupt);
+            let shared = Arc::clone(&worker);
+            let quiet = Quiet::new(move |_| {
+                // On the queue's thread, before it looks at anything else.
+                let worker = shared.lock().unwrap();
+                let mut queues = next.queues;
+                worker.start(Job {
+                    memory: next.memory,
+                    features: next.features,
+                    interrupt: next.interrupt,
+                    active: queues.remove(0),
+                });
+                let quiet = Quiet::new(move |_| said.send(()).unwrap());
+                worker.stop(Why::Reset, quiet);
+            });
+            worker.lock().unwrap().stop(Why::Reset, quiet);
+            let limit = std::time::Duration::from_secs(10);
+            heard.recv_timeout(limit).expect("it stops again");
+        });
+    }
+}
+
 #[test]
 fn a_grown_disk_is_told() {
     on_both(ALL, false, |bench| {
