@@ -143,8 +143,9 @@ fn a_service_that_is_stopped_is_not_called_at_its_time() {
     let (other, other_heard) = bench.deaf_probe(vec![Some(Ok(later))]);
     other.start(bench.guest.activation(0, &Arc::default()));
     hear(&other_heard, &["start", "work", "work"]);
-    hear(&heard, &["start", "work", "Reset"]);
-    assert!(heard.try_recv().is_err());
+    // On a busy host its time may have come before the stop, but not after.
+    let said: Vec<String> = heard.try_iter().collect();
+    assert_eq!(said.last().map(String::as_str), Some("Reset"), "{said:?}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn a_driver_that_switches_without_end_is_answered_late() {
 #[test]
 fn packets_and_a_reset_do_not_wait_for_the_answer() {
     let mut bench = TwoPairs::new(F_CTRL_VQ | F_MQ, 5);
+    // Returns how many were answered before one that isn't, for a while.
     let unanswered = || {
         let done = bench.guest.used(CONTROL).len();
         bench.guest.write(DATA, &[4, 0, 2, 0]);
@@ -84,20 +85,22 @@ fn packets_and_a_reset_do_not_wait_for_the_answer() {
         let limit = Instant::now() + Duration::from_millis(50);
         while Instant::now() < limit {
             if bench.guest.used(CONTROL).len() > done {
-                return false;
+                return None;
             }
             std::thread::yield_now();
         }
-        true
+        Some(done)
     };
-    while !unanswered() {
+    let before = loop {
+        if let Some(before) = unanswered() {
+            break before;
+        }
         assert_eq!(bench.command(&[4, 0, 1, 0]), 0);
-    }
-    let answers = bench.guest.used(CONTROL).len();
+    };
     for _ in 0..3 {
         bench.serves();
     }
     reset(&mut bench.net);
-    let answered = bench.guest.used(CONTROL).len() > answers;
+    let answered = bench.guest.used(CONTROL).len() > before;
     assert_eq!(bench.enabled(), [true, answered]);
 }
