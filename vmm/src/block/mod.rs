@@ -10,7 +10,10 @@
 //! An engine is prepared by the main thread when its disk is plugged, and started by
 //! the thread of its queue, which may not make a ring.
 
-#![allow(unsafe_code, reason = "preadv2(2) and its like on guest memory")]
+#![allow(
+    unsafe_code,
+    reason = "preadv2(2) and its like on guest memory, a file closed elsewhere"
+)]
 
 mod pool;
 #[cfg(test)]
@@ -19,19 +22,27 @@ mod uring;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::Builder;
 
 use vmm_sys_util::eventfd::EventFd;
 
 pub use crate::epoll::Until;
 use crate::memory::{Memory, Segments};
 
-/// A disk on the host.
+/// Bytes of the stack of a thread that closes a file.
+const STACK_SIZE: usize = 64 << 10;
+
+/// A disk on the host. Nobody waits for its file to be closed, where a block device or a
+/// network's file system writes back what the page cache has: a thread does, and the
+/// process's end waits for that one no longer than for any other.
 #[derive(Debug)]
 pub struct Backend {
-    file: File,
+    /// Taken when it is dropped.
+    file: ManuallyDrop<File>,
     read_only: bool,
 }
 
@@ -59,7 +70,10 @@ impl Backend {
                 "a disk must be a file or a block device",
             ));
         }
-        Ok(Self { file, read_only })
+        Ok(Self {
+            file: ManuallyDrop::new(file),
+            read_only,
+        })
     }
 
     /// Another handle on the same disk.
@@ -68,7 +82,7 @@ impl Backend {
     /// When the process has no file descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
-            file: self.file.try_clone()?,
+            file: ManuallyDrop::new(self.file.try_clone()?),
             read_only: self.read_only,
         })
     }
@@ -85,7 +99,19 @@ impl Backend {
     /// When the file can't be asked.
     pub fn size(&self) -> io::Result<u64> {
         // Unlike metadata, this knows block devices too. Nothing uses the offset.
-        (&self.file).seek(SeekFrom::End(0))
+        (&*self.file).seek(SeekFrom::End(0))
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses it after this.
+        let file = unsafe { ManuallyDrop::take(&mut self.file) };
+        // Where no thread can be had, it is closed here.
+        let _ = Builder::new()
+            .name("blk-close".into())
+            .stack_size(STACK_SIZE)
+            .spawn(move || drop(file));
     }
 }
 

@@ -27,7 +27,7 @@ impl Bench {
     /// None where the kernel has no io_uring for us.
     fn new(kind: EngineKind, file: &File) -> Option<Self> {
         let backend = Backend {
-            file: file.try_clone().unwrap(),
+            file: ManuallyDrop::new(file.try_clone().unwrap()),
             read_only: false,
         };
         let event = || Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap());

@@ -37,8 +37,14 @@ struct Hung {
 
 impl Hung {
     fn start(engine: &str, answers: Answers) -> Option<Self> {
+        let hung = Self::with(SlowDisk::new()?, engine, answers)?;
+        until("hangs", || hung.disk.hangs());
+        Some(hung)
+    }
+
+    /// The guest has a request for this disk.
+    fn with(disk: SlowDisk, engine: &str, answers: Answers) -> Option<Self> {
         let bench = Bench::new(&guest())?;
-        let disk = SlowDisk::new()?;
         let flag = format!("path={},id=slow,queues=1,engine={engine}", disk.path());
         let vmm = bench
             .command()
@@ -49,9 +55,7 @@ impl Hung {
         bench.machine();
         disk.answers(answers);
         bench.ask("PUT /v1/power-button");
-        let hung = Self { disk, vmm, bench };
-        until("hangs", || hung.disk.hangs());
-        Some(hung)
+        Some(Self { disk, vmm, bench })
     }
 
     fn ask(&self, request: &str) -> String {
@@ -210,5 +214,38 @@ fn what_was_begun_is_done_when_the_disk_answers() {
         until("it reads", || reads() > before);
         hung.bench.ask("PUT /v1/stop");
         assert_eq!(hung.vmm.wait().expect("ends").code(), Some(0));
+    }
+}
+
+/// Where the host writes back when a disk is closed, that may take for ever too.
+#[test]
+fn nobody_waits_for_a_disk_to_be_closed() {
+    for engine in ENGINES {
+        for ends in [false, true] {
+            let begin = |disk| Hung::with(disk, engine, Answers::Everything);
+            let Some(mut machine) = SlowDisk::with_flush().and_then(begin) else {
+                return;
+            };
+            let bench = &machine.bench;
+            until("it reads", || bench.metrics().devices["slow"]["reads"] == 1);
+            machine.disk.answers(Answers::NoTransfers);
+            if !ends {
+                assert!(machine.ask("DELETE /v1/disks/slow").contains(" 202 "));
+                until("it is closed", || machine.disk.hangs());
+                machine.guest_runs();
+                assert!(machine.ask("GET /v1/machine").contains("\"running\""));
+                assert!(machine.ask("PUT /v1/reset").contains(" 204 "));
+            }
+            let asked = Instant::now();
+            machine.bench.ask("PUT /v1/stop");
+            until("it says why it ended", || {
+                std::fs::read(machine.bench.path("exit")).is_ok_and(|exit| !exit.is_empty())
+            });
+            let took = asked.elapsed();
+            assert!(took < END, "{took:?}");
+            assert_eq!(machine.bench.exit(), Exit::Stopped);
+            machine.disk.answers(Answers::Everything);
+            assert_eq!(machine.vmm.wait().expect("ends").code(), Some(0));
+        }
     }
 }

@@ -5,6 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -39,7 +40,7 @@ const UNANSWERED: [u32; 4] = [2, 36, 38, 42];
 pub(super) enum Answers {
     /// As a disk does.
     Everything,
-    /// Reads, writes and flushes are taken and not done: whoever waits for them can't be
+    /// Reads, writes, flushes and closes are taken and not done: whoever waits for them can't be
     /// killed.
     NoTransfers,
     /// Nothing is even looked at: whoever waits can be killed.
@@ -63,7 +64,22 @@ pub(super) struct SlowDisk {
 impl SlowDisk {
     /// A disk that answers. Nothing where one can't be had, said aloud.
     pub(super) fn new() -> Option<Self> {
-        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        // FOPEN_NOFLUSH: that it is closed is no request.
+        Self::opened_with(1 << 5)
+    }
+
+    /// A disk for which closing is a transfer too, as it is where the host writes back
+    /// then.
+    pub(super) fn with_flush() -> Option<Self> {
+        Self::opened_with(0)
+    }
+
+    fn opened_with(flags: u32) -> Option<Self> {
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/fuse");
         let (Ok(device), true) = (device, rustix::process::geteuid().is_root()) else {
             eprintln!("SKIPPED: there is no /dev/fuse, or no right to use it");
             return None;
@@ -92,6 +108,7 @@ impl SlowDisk {
             device,
             state: Arc::clone(&state),
             held: Vec::new(),
+            flags,
         };
         Some(Self {
             state,
@@ -135,31 +152,32 @@ struct Server {
     device: File,
     state: Arc<State>,
     held: Vec<Request>,
+    /// Of an open file: FOPEN_NOFLUSH or none.
+    flags: u32,
 }
 
 impl Server {
     fn run(mut self) {
         let mut buffer = vec![0; MAX_WRITE as usize + 8192];
-        while !self.state.ends.load(Ordering::SeqCst) {
-            let answers = *self.state.answers.lock().expect("no panic");
-            if answers == Answers::Everything {
+        let state = Arc::clone(&self.state);
+        while !state.ends.load(Ordering::SeqCst) {
+            let is_ready = self.is_ready();
+            // Held, so that what a test asks for holds for each request that follows.
+            let answers = state.answers.lock().expect("no panic");
+            if *answers == Answers::Everything {
                 for request in std::mem::take(&mut self.held) {
                     self.answer(&request);
                 }
             }
-            let ready = self.is_ready();
-            // What was said while nothing came holds for what came then.
-            let answers = *self.state.answers.lock().expect("no panic");
-            let hanging = self.held.len() + usize::from(ready && answers == Answers::Nothing);
-            self.state.hanging.store(hanging, Ordering::SeqCst);
-            if answers == Answers::Nothing {
+            let waits = is_ready && *answers == Answers::Nothing;
+            let hanging = self.held.len() + usize::from(waits);
+            state.hanging.store(hanging, Ordering::SeqCst);
+            if waits {
+                drop(answers);
                 std::thread::sleep(TICK);
-            } else if ready {
-                let Ok(length) = self.device.read(&mut buffer) else {
-                    continue;
-                };
+            } else if is_ready && let Ok(length) = self.device.read(&mut buffer) {
                 let request = Request::parse(&buffer[..length]);
-                if answers == Answers::NoTransfers && request.is_transfer() {
+                if *answers == Answers::NoTransfers && request.is_transfer() {
                     self.held.push(request);
                 } else {
                     self.answer(&request);
@@ -181,9 +199,8 @@ impl Server {
         let (error, body) = match request.opcode {
             INIT => (0, init()),
             GETATTR => (0, attributes()),
-            // A handle, FOPEN_DIRECT_IO: each transfer is a request, and FOPEN_NOFLUSH:
-            // that it is closed is none.
-            OPEN => (0, [0, 0, 1 | 1 << 5, 0].map(u32::to_le_bytes).concat()),
+            // A handle, and FOPEN_DIRECT_IO: each transfer is a request.
+            OPEN => (0, [0, 0, 1 | self.flags, 0].map(u32::to_le_bytes).concat()),
             READ => (0, vec![0; request.size as usize]),
             WRITE => (0, [request.size, 0].map(u32::to_le_bytes).concat()),
             RELEASE | FLUSH | FSYNC => (0, Vec::new()),
@@ -214,7 +231,7 @@ impl Request {
     }
 
     fn is_transfer(&self) -> bool {
-        matches!(self.opcode, READ | WRITE | FSYNC)
+        matches!(self.opcode, READ | WRITE | FSYNC | FLUSH)
     }
 }
 
