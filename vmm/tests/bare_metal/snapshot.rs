@@ -1,5 +1,6 @@
 //! A machine that is saved, and goes on in another process.
 
+use super::driver::{forever, looks_and_ejects, real_forever, start_second};
 use super::*;
 
 use std::io::Seek;
@@ -97,6 +98,48 @@ fn a_guest_goes_on_counting() {
     until("it counts again", || bench.log().len() > 1000);
     bench.stop(third);
     assert_eq!(bench.log()[..1000], log[saved..saved + 1000]);
+}
+
+/// Where the second processor counts.
+const SECOND_COUNTS: u32 = 0x1_0100;
+
+/// Has the second processor count in memory without end (`inc dword cs:[0x100]`, in real
+/// mode), and says a dot each time that there is more; halts when there is less.
+fn two_count() -> Vec<u8> {
+    let count = real_forever(vec![0x2e, 0x66, 0xff, 0x06, 0x00, 0x01]);
+    // And xor ecx, ecx.
+    let start = [start_second(&count), vec![0x31, 0xc9]];
+    let look = [
+        // mov eax, [count]; cmp eax, ecx; je to the mov; jb past the end of the loop.
+        [&[0x8b, 0x04, 0x25][..], &SECOND_COUNTS.to_le_bytes()].concat(),
+        vec![0x39, 0xc8, 0x74, 0xf5, 0x72, 0x0e],
+        // mov ecx, eax; mov dx, 0x3f8; mov al, '.'; out dx, al.
+        vec![0x89, 0xc1, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee],
+    ];
+    [start.concat(), forever(look.concat())].concat()
+}
+
+#[test]
+fn every_processor_goes_on() {
+    let Some(bench) = Bench::new(&two_count()) else {
+        return;
+    };
+    let vcpus = ["--vcpus", "2"];
+    let mut child = bench.command().args(vcpus).start();
+    for round in 0..4 {
+        let before = bench.log().len();
+        until(&format!("it counts in round {round}"), || {
+            bench.log().len() > before + 100
+        });
+        bench.listens("socket");
+        let folder = round.to_string();
+        bench.snapshot(&folder);
+        bench.stop(child);
+        child = bench.restored(&folder).args(vcpus).start();
+    }
+    let before = bench.log().len();
+    until("it counts at last", || bench.log().len() > before + 100);
+    bench.stop(child);
 }
 
 /// A file system with clones, mounted for as long as this is held.
@@ -207,6 +250,39 @@ fn a_copy_has_another_generation_and_says_so() {
     let ids: Vec<_> = log.chunks(16).collect();
     assert_ne!(ids[0], ids[1], "a copy has another one");
     assert_eq!(ids[1], ids[2], "a reset keeps it");
+}
+
+#[test]
+fn devices_are_in_the_slots_that_the_guest_knows() {
+    let Some(bench) = Bench::new(&looks_and_ejects()) else {
+        return;
+    };
+    let disks = ["first", "second"].map(|name| {
+        let file = std::fs::File::create_new(bench.path(name)).expect("a disk");
+        file.set_len(1 << 20).expect("grows");
+        format!("path={},id={name}", bench.path(name).display())
+    });
+    let mut command = bench.command();
+    let child = command
+        .args(disks.iter().flat_map(|disk| ["--disk", disk]))
+        .start();
+    bench.listens("socket");
+    bench.ask("DELETE /v1/disks/first");
+    until("ejected", || bench.machine().disks.len() == 1);
+    // One whose unplug is requested, and that the guest has not ejected yet.
+    bench.pause();
+    bench.ask("DELETE /v1/disks/second");
+    let before = bench.machine().disks;
+    assert_eq!((before[0].slot, before[0].unplug_requested), (2, true));
+    bench.snapshot("snapshot");
+    bench.stop(child);
+    let child = bench
+        .restored("snapshot")
+        .args(["--disk", &disks[1]])
+        .start();
+    bench.listens("socket");
+    until("ejected", || bench.machine().disks.is_empty());
+    bench.stop(child);
 }
 
 #[test]
