@@ -28,6 +28,7 @@
 //! A pause or reset is done when no device touches guest memory any more. Where a disk
 //! takes long to answer, [`Machine`] is `pausing` or `resetting` meanwhile, and
 //! `waits_for` names the disk; all other requests are answered as ever.
+//! What is paused stays so until it is resumed: a reset that its guest asked for comes then.
 //!
 //! A snapshot is of a paused machine, and takes as long as its memory takes to be written;
 //! other requests wait. It goes into a folder that is there and has none, with `--restore`

@@ -41,9 +41,14 @@ impl Machine {
         }
     }
 
-    /// Lets the machine run. One that is being reset will, by itself.
+    /// Lets the machine run. One that is being reset will, by itself; so will one whose
+    /// guest asked for that before it was held, which is reset now.
     pub fn resume(&mut self) {
         if self.state == MachineState::Resetting {
+            return;
+        }
+        if self.reset_due {
+            self.begin_reset();
             return;
         }
         if let Some(vcpus) = &self.vcpus {
@@ -81,14 +86,32 @@ impl Machine {
     /// but being dropped.
     pub fn reset(&mut self) -> Result<bool, Error> {
         if self.state != MachineState::Resetting {
-            if let Some(vcpus) = &self.vcpus {
-                vcpus.begin_end();
-            }
-            self.rebooting = false;
-            self.state = MachineState::Resetting;
+            self.begin_reset();
         }
         self.settle(MOMENT)?;
         Ok(self.state == MachineState::Running)
+    }
+
+    fn begin_reset(&mut self) {
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.begin_end();
+        }
+        self.rebooting = false;
+        self.reset_due = false;
+        self.state = MachineState::Resetting;
+    }
+
+    /// The guest asks for [`Self::reset`]. One that is held, or will be, stays so: whoever
+    /// was told that it stands still relies on that. It is reset as it goes on.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    pub fn reset_by_guest(&mut self) -> Result<(), Error> {
+        if matches!(self.state, MachineState::Pausing | MachineState::Paused) {
+            self.reset_due = true;
+            return Ok(());
+        }
+        self.reset().map(drop)
     }
 
     /// Goes on with what was begun, as far as that is possible now.

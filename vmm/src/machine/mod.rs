@@ -143,6 +143,8 @@ pub struct Machine {
     resets: u64,
     /// The guest's next power-off is the first half of a reboot.
     rebooting: bool,
+    /// The guest asked for a reset, and the machine is held.
+    reset_due: bool,
     stats: Arc<[ExitStats]>,
     ticks: TickRate,
     began_ns: u64,
@@ -207,6 +209,7 @@ impl Machine {
             state: api::MachineState::Paused,
             resets: 0,
             rebooting: false,
+            reset_due: false,
             stats: (0..parts.vcpus).map(|_| ExitStats::default()).collect(),
             ticks: TickRate::default(),
             began_ns: parts.began_ns,

@@ -169,6 +169,10 @@ impl Machine {
         if self.state != MachineState::Paused {
             return Err(Unsaved::NotNow("the machine is not paused"));
         }
+        if self.reset_due {
+            let why = "the guest asked for a reset, which comes as the machine goes on";
+            return Err(Unsaved::NotNow(why));
+        }
         if !self.reports.are_taken() {
             let why = "the guest has just ended, or let go of a device: ask again";
             return Err(Unsaved::NotNow(why));

@@ -276,7 +276,7 @@ impl Process {
                 self.ending = Some(Exit::GuestPowerOff);
             }
             Some(Ending::PowerOff | Ending::Reset) => {
-                if let Err(error) = self.machine.reset() {
+                if let Err(error) = self.machine.reset_by_guest() {
                     self.ending = Some(cannot_reset(&error));
                 }
             }

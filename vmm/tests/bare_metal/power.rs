@@ -56,6 +56,38 @@ fn a_reset_keeps_the_process() {
     }
 }
 
+/// Who was told that it stands still may rely on that, whatever the guest had just asked
+/// for.
+#[test]
+fn a_guest_that_resets_stays_held() {
+    for code in [out(0x602, 1), out(0x64, 0xfe)] {
+        let Some(bench) = Bench::new(&code) else {
+            return;
+        };
+        let mut child = bench.command().start();
+        bench.listens("socket");
+        for _ in 0..100 {
+            let resets = bench.machine().resets;
+            until("it resets", || bench.machine().resets > resets);
+            if !bench.ask("PUT /v1/pause").contains(" 204 ") {
+                continue;
+            }
+            let held = bench.machine();
+            for _ in 0..5 {
+                let machine = bench.machine();
+                assert_eq!(machine.state, MachineState::Paused);
+                assert_eq!(machine.resets, held.resets);
+            }
+            let resume = bench.ask("PUT /v1/resume");
+            assert!(resume.contains(" 204 "), "{resume}");
+        }
+        let resets = bench.machine().resets;
+        until("it goes on", || bench.machine().resets > resets);
+        assert!(bench.ask("PUT /v1/stop").contains(" 204 "));
+        assert_eq!(child.wait().expect("ends").code(), Some(0));
+    }
+}
+
 #[test]
 fn a_generation_lasts_as_long_as_the_process() {
     let code = [&PRINT_GENERATION[..], &AWAIT_BUTTON, &power_off()].concat();
