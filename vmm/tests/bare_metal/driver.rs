@@ -93,6 +93,11 @@ impl Function {
         0x20_0000 + u32::from(self.slot) * 0x8_0000 + u32::from(queue) * 0x4000
     }
 
+    /// Writes device status.
+    pub(super) fn status(self, value: u8) -> Vec<u8> {
+        store8(self.bar() + STATUS, value)
+    }
+
     /// Brings the device up with these queues.
     pub(super) fn bring_up(self, queues: &[u16]) -> Vec<u8> {
         let common = self.bar();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test may start programs")]
 
+mod chaos;
 mod console;
 mod cost;
 mod devices;
