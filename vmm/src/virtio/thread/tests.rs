@@ -109,6 +109,35 @@ fn a_service_works_at_once_and_after_each_event_and_while_there_is_more() {
     assert!(heard.recv().is_err(), "nothing more, and it is gone");
 }
 
+/// Always has more to do, as of a driver whose ring never ends.
+struct Endless;
+
+impl Service for Endless {
+    fn start(&mut self, _: Activation) -> io::Result<()> {
+        Ok(())
+    }
+    fn on_event(&mut self, _: u64, _: EventSet) {}
+    fn work(&mut self) -> io::Result<Until> {
+        Ok(Until::Now)
+    }
+    fn stop(&mut self, _: Why, _: &Quiet) {}
+}
+
+#[test]
+fn a_service_that_always_has_more_starves_nobody() {
+    let bench = Bench::new();
+    let endless = bench.thread.add(|_| Ok(Endless)).unwrap();
+    endless.start(bench.guest.activation(0, &Arc::default()));
+    let (port, heard) = bench.probe(Vec::new());
+    port.start(bench.guest.activation(0, &Arc::default()));
+    hear(&heard, &["start", "work"]);
+    bench.bell.write(1).unwrap();
+    hear(&heard, &["event 5", "work"]);
+    stop(&endless, Why::Reset);
+    stop(&port, Why::Reset);
+    hear(&heard, &["Reset"]);
+}
+
 #[test]
 fn a_service_that_has_work_later_is_called_then() {
     let bench = Bench::new();
