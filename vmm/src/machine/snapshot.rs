@@ -45,6 +45,8 @@ struct MachineV1 {
     registers: RegistersV1,
     serial: SerialV1,
     bus: BusV1,
+    /// The guest's next power-off is the first half of a reboot.
+    rebooting: bool,
 }
 
 /// A region of guest memory, in the order in which they are in its file.
@@ -233,6 +235,7 @@ impl Machine {
             registers: self.bus.save_registers(),
             serial: self.bus.serial.save(),
             bus: self.bus.pci.save()?,
+            rebooting: self.rebooting,
         })
     }
 
@@ -279,6 +282,7 @@ impl Machine {
         for device in saved.devices.iter().filter(|one| one.unplug_requested) {
             self.devices.request_unplug_of(&device.id);
         }
+        self.rebooting = saved.rebooting;
         let id = self.generation.bytes();
         let written = self.memory.write_slice(id, GuestAddress(GENERATION));
         written.map_err(|error| host_error("write the generation id")(io::Error::other(error)))?;

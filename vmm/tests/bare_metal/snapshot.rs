@@ -286,6 +286,24 @@ fn devices_are_in_the_slots_that_the_guest_knows() {
 }
 
 #[test]
+fn a_reboot_that_was_asked_for_is_one_of_the_copy() {
+    let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
+        return;
+    };
+    let child = bench.command().start();
+    bench.listens("socket");
+    bench.pause();
+    let asked = bench.send("PUT /v1/reboot", r#"{"resets":0}"#);
+    assert!(is_status(&asked, 204), "{asked}");
+    bench.snapshot("snapshot");
+    bench.stop(child);
+    let child = bench.restored("snapshot").start();
+    bench.listens("socket");
+    until("back", || bench.machine().resets == 1);
+    bench.stop(child);
+}
+
+#[test]
 fn only_a_held_machine_is_saved_and_only_once_in_a_folder() {
     let Some(bench) = Bench::new(&COUNT) else {
         return;
