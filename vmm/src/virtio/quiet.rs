@@ -9,6 +9,7 @@
 //! A disk that never answers keeps its clone: then the device isn't quiet, everybody can
 //! see that, and nobody stands still for it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,8 @@ type Done = Box<dyn FnOnce(Vec<QueueState>) + Send>;
 
 struct Inner {
     queues: Mutex<Vec<QueueState>>,
+    /// Whether no report counts.
+    is_broken: AtomicBool,
     done: Mutex<Option<Done>>,
 }
 
@@ -86,6 +89,7 @@ impl Quiet {
     pub fn new(done: impl FnOnce(Vec<QueueState>) + Send + 'static) -> Self {
         Self(Arc::new(Inner {
             queues: Mutex::default(),
+            is_broken: AtomicBool::new(false),
             done: Mutex::new(Some(Box::new(done))),
         }))
     }
@@ -94,6 +98,12 @@ impl Quiet {
     pub fn report(&self, queue: QueueState) {
         let mut queues = self.0.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.push(queue);
+    }
+
+    /// The device was broken, and is left alone until its driver resets it: nobody goes on
+    /// from where its queues stand, whatever is reported.
+    pub fn is_of_broken(&self) {
+        self.0.is_broken.store(true, Ordering::SeqCst);
     }
 }
 
@@ -104,6 +114,9 @@ impl Drop for Inner {
             .queues
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
+        if *self.is_broken.get_mut() {
+            queues.clear();
+        }
         if let Some(done) = done.take() {
             done(std::mem::take(queues));
         }
@@ -135,5 +148,20 @@ mod tests {
         quiet.report(queue(0));
         drop(quiet);
         assert_eq!(heard.try_recv(), Ok(vec![queue(1), queue(0)]));
+    }
+
+    #[test]
+    fn of_a_broken_device_nothing_is_known() {
+        let (said, heard) = channel();
+        let quiet = Quiet::new(move |queues| said.send(queues).unwrap());
+        let other = quiet.clone();
+        other.is_of_broken();
+        quiet.report(QueueState {
+            index: 0,
+            next_available: 7,
+            next_used: 5,
+        });
+        drop((quiet, other));
+        assert_eq!(heard.try_recv(), Ok(Vec::new()));
     }
 }

@@ -210,7 +210,7 @@ fn fill(buffers: &Buffers) -> Result<u32, Broken> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE, reset};
+    use crate::virtio::testing::{FakeInterrupt, Guest, READ, WRITE, quiesce, reset};
 
     fn start(guest: &Guest) -> (Rng, Arc<FakeInterrupt>) {
         let interrupt = Arc::new(FakeInterrupt::default());
@@ -253,5 +253,29 @@ mod tests {
             interrupt.wait(|said| said.needs_reset == 1);
             assert_eq!(guest.used(0), vec![]);
         }
+    }
+
+    /// Nobody goes on from behind the chain that broke it, until the driver has reset it.
+    #[test]
+    fn one_that_is_broken_stays_so_over_a_hold() {
+        let guest = Guest::new(1);
+        let (mut rng, interrupt) = start(&guest);
+        guest.offer(0, &[(0x10_0000, 64, READ)]);
+        interrupt.wait(|said| said.needs_reset == 1);
+        assert_eq!(quiesce(&mut rng, Why::Hold), []);
+        let nothing = Activation {
+            queues: Vec::new(),
+            resumed: true,
+            ..guest.activation(0, &interrupt)
+        };
+        rng.activate(nothing);
+        interrupt.wait(|said| said.needs_reset == 2);
+        assert_eq!(quiesce(&mut rng, Why::Hold), []);
+        reset(&mut rng);
+        guest.start_over();
+        rng.activate(guest.activation(0, &interrupt));
+        guest.offer(0, &[(0x10_0000, 64, WRITE)]);
+        interrupt.wait(|said| !said.queues.is_empty());
+        assert_eq!(quiesce(&mut rng, Why::Hold).len(), 1);
     }
 }

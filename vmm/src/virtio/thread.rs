@@ -255,6 +255,8 @@ struct Seat {
     service: Box<dyn Service>,
     /// Of the driver, from start to stop; none once the device is broken.
     interrupt: Option<Arc<dyn Interrupt>>,
+    /// It has failed since it was started.
+    is_broken: bool,
     /// When there is work.
     due: Until,
 }
@@ -268,6 +270,7 @@ impl Seat {
             Ok(Ok(done)) => Some(done),
             Ok(Err(_)) | Err(_) => {
                 self.due = Until::Event;
+                self.is_broken = true;
                 if let Some(interrupt) = self.interrupt.take() {
                     interrupt.needs_reset();
                 }
@@ -343,6 +346,7 @@ impl Loop {
                     self.seats[place] = Some(Seat {
                         service,
                         interrupt: None,
+                        is_broken: false,
                         due: Until::Event,
                     });
                 }
@@ -351,6 +355,10 @@ impl Loop {
                     if let Some(Some(seat)) = self.seats.get_mut(place) {
                         seat.interrupt = None;
                         seat.due = Until::Event;
+                        // What is left alone until the driver's reset is so over a hold.
+                        if seat.is_broken {
+                            quiet.is_of_broken();
+                        }
                         seat.attempt(|service| {
                             service.stop(why, &quiet);
                             Ok(())
@@ -379,6 +387,7 @@ impl Loop {
             return interrupt.needs_reset();
         };
         seat.interrupt = Some(interrupt);
+        seat.is_broken = false;
         let started = seat.attempt(|service| service.start(activation));
         seat.due = Until::more(started.is_some());
         seat.work();
