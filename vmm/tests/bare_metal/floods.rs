@@ -64,14 +64,17 @@ fn a_guest_that_floods_its_devices_is_not_felt_outside() {
     let after = memory(child.id());
     assert!(after < before + 256, "{before} KiB, then {after}");
     assert_eq!(bench.machine().disks.len(), 1);
-    let disk = &bench.metrics().devices["disk"];
-    let worked = ["notifications", "reads", "interrupts"].map(|name| disk[name]);
-    assert!(worked.iter().all(|count| *count > 10), "{disk:?}");
+    // On a busy host it gets nowhere between a resume and the next pause.
+    until("its disk works", || {
+        let disk = &bench.metrics().devices["disk"];
+        let worked = ["notifications", "reads", "interrupts"].map(|name| disk[name]);
+        worked.iter().all(|count| *count > 10)
+    });
     let asked = Instant::now();
     let pid = libc::pid_t::try_from(child.id()).expect("a pid");
     // SAFETY: a child that was not waited for has its pid.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
     assert_eq!(child.wait().expect("ends").code(), Some(0));
     let took = asked.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
