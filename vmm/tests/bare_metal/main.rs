@@ -5,6 +5,7 @@
 
 mod chaos;
 mod console;
+mod copies;
 mod cost;
 mod devices;
 mod disk;

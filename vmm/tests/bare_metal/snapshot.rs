@@ -1,6 +1,6 @@
 //! A machine that is saved, and goes on in another process.
 
-use super::driver::{forever, looks_and_ejects, real_forever, start_second};
+use super::driver::looks_and_ejects;
 use super::*;
 
 use std::io::Seek;
@@ -98,48 +98,6 @@ fn a_guest_goes_on_counting() {
     until("it counts again", || bench.log().len() > 1000);
     bench.stop(third);
     assert_eq!(bench.log()[..1000], log[saved..saved + 1000]);
-}
-
-/// Where the second processor counts.
-const SECOND_COUNTS: u32 = 0x1_0100;
-
-/// Has the second processor count in memory without end (`inc dword cs:[0x100]`, in real
-/// mode), and says a dot each time that there is more; halts when there is less.
-fn two_count() -> Vec<u8> {
-    let count = real_forever(vec![0x2e, 0x66, 0xff, 0x06, 0x00, 0x01]);
-    // And xor ecx, ecx.
-    let start = [start_second(&count), vec![0x31, 0xc9]];
-    let look = [
-        // mov eax, [count]; cmp eax, ecx; je to the mov; jb past the end of the loop.
-        [&[0x8b, 0x04, 0x25][..], &SECOND_COUNTS.to_le_bytes()].concat(),
-        vec![0x39, 0xc8, 0x74, 0xf5, 0x72, 0x0e],
-        // mov ecx, eax; mov dx, 0x3f8; mov al, '.'; out dx, al.
-        vec![0x89, 0xc1, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee],
-    ];
-    [start.concat(), forever(look.concat())].concat()
-}
-
-#[test]
-fn every_processor_goes_on() {
-    let Some(bench) = Bench::new(&two_count()) else {
-        return;
-    };
-    let vcpus = ["--vcpus", "2"];
-    let mut child = bench.command().args(vcpus).start();
-    for round in 0..4 {
-        let before = bench.log().len();
-        until(&format!("it counts in round {round}"), || {
-            bench.log().len() > before + 100
-        });
-        bench.listens("socket");
-        let folder = round.to_string();
-        bench.snapshot(&folder);
-        bench.stop(child);
-        child = bench.restored(&folder).args(vcpus).start();
-    }
-    let before = bench.log().len();
-    until("it counts at last", || bench.log().len() > before + 100);
-    bench.stop(child);
 }
 
 /// A file system with clones, mounted for as long as this is held.
