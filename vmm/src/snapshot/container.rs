@@ -9,7 +9,7 @@
 //! has no digest, since it is read page by page as the guest touches it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -105,7 +105,9 @@ impl Destination {
             } => {
                 let written = memory(&mut memory_file)?;
                 memory_file.sync_all()?;
+                // Whatever it held, and wherever whoever opened it stands.
                 state_file.set_len(0)?;
+                state_file.rewind()?;
                 state_file.write_all(&state)?;
                 state_file.sync_all()?;
                 Ok(written)
@@ -262,7 +264,8 @@ mod tests {
 
     #[test]
     fn open_files_will_do() {
-        let [memory, state] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+        let [memory, mut state] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+        state.write_all(b"of another").expect("written");
         let both = || [&memory, &state].map(|file| file.try_clone().expect("open"));
         let [memory_file, state_file] = both();
         let destination = Destination::Files {
@@ -272,7 +275,7 @@ mod tests {
         let write = |file: &mut File| file.write_all(b"memory");
         destination.write(&"state", write).expect("written");
         let [memory, mut state] = both();
-        io::Seek::rewind(&mut state).expect("a file");
+        state.rewind().expect("a file");
         let source = Source { state, memory };
         assert_eq!(source.state::<String>().as_deref(), Ok("state"));
     }
