@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -103,6 +103,10 @@ impl Destination {
                 memory: mut memory_file,
                 state: mut state_file,
             } => {
+                if identity(&memory_file)? == identity(&state_file)? {
+                    let twice = "memory and state need a file each";
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, twice));
+                }
                 let written = memory(&mut memory_file)?;
                 memory_file.sync_all()?;
                 // Whatever it held, and wherever whoever opened it stands.
@@ -114,6 +118,12 @@ impl Destination {
             }
         }
     }
+}
+
+/// Device and inode.
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn write_folder<T>(
@@ -267,17 +277,30 @@ mod tests {
         let [memory, mut state] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
         state.write_all(b"of another").expect("written");
         let both = || [&memory, &state].map(|file| file.try_clone().expect("open"));
-        let [memory_file, state_file] = both();
-        let destination = Destination::Files {
-            memory: memory_file,
-            state: state_file,
-        };
         let write = |file: &mut File| file.write_all(b"memory");
-        destination.write(&"state", write).expect("written");
+        // The same open files once more, which stand at their ends then.
+        for said in ["a longer one", "state"] {
+            let [memory, state] = both();
+            let destination = Destination::Files { memory, state };
+            destination.write(&said, write).expect("written");
+        }
         let [memory, mut state] = both();
         state.rewind().expect("a file");
         let source = Source { state, memory };
         assert_eq!(source.state::<String>().as_deref(), Ok("state"));
+    }
+
+    #[test]
+    fn one_file_is_not_two() {
+        let file = tempfile::tempfile().expect("a file");
+        let open = || file.try_clone().expect("open");
+        let destination = Destination::Files {
+            memory: open(),
+            state: open(),
+        };
+        let refused = destination.write(&"state", |_| Ok(()));
+        let refused = refused.expect_err("one would be written over the other");
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
