@@ -28,6 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::Builder;
 
+use rustix::fs::{OFlags, fcntl_getfl};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use crate::epoll::Until;
@@ -60,7 +61,7 @@ impl Backend {
     /// Uses an open file.
     ///
     /// # Errors
-    /// When it is neither a file nor a block device.
+    /// When it is neither a file nor a block device, or not open for what is done to it.
     pub fn from_file(file: File, read_only: bool) -> io::Result<Self> {
         use std::os::unix::fs::FileTypeExt;
         let kind = file.metadata()?.file_type();
@@ -68,6 +69,19 @@ impl Backend {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a disk must be a file or a block device",
+            ));
+        }
+        let flags = fcntl_getfl(&file)?;
+        let has_all = match flags & OFlags::ACCMODE {
+            OFlags::RDWR => true,
+            OFlags::RDONLY => read_only,
+            _ => false,
+        };
+        // What is opened to append has all writes at its end, wherever they are for.
+        if !has_all || flags.intersects(OFlags::APPEND | OFlags::PATH) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a disk must be open to read and, unless it is read-only, to write, not to append",
             ));
         }
         Ok(Self {

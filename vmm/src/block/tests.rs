@@ -488,3 +488,28 @@ fn a_disk_is_a_file_or_a_block_device_and_opened_as_asked() {
     assert!(Backend::from_file(null, true).is_err());
     assert!(Backend::open(Path::new("/tmp"), true).is_err());
 }
+
+/// Whoever hands an open file to us may have opened it for something else.
+#[test]
+fn a_disk_is_open_for_what_is_done_to_it() {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let is_taken = |options: &mut OpenOptions, read_only| {
+        let file = options.open(&path).unwrap();
+        Backend::from_file(file, read_only).is_ok()
+    };
+    let new = OpenOptions::new;
+    assert!(is_taken(new().read(true).write(true), false));
+    assert!(is_taken(new().read(true).write(true), true));
+    assert!(is_taken(new().read(true), true));
+    assert!(!is_taken(new().read(true), false));
+    assert!(!is_taken(new().write(true), false));
+    // Its first sector would be written behind its last.
+    assert!(!is_taken(new().read(true).append(true), false));
+    let path_only = new().read(true).custom_flags(libc::O_PATH).clone();
+    assert!(!is_taken(&mut path_only.clone(), true));
+}
