@@ -15,12 +15,13 @@ mod console;
 mod feed;
 mod log;
 mod outlet;
+mod port;
 mod state;
 mod stdout;
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial as Uart, Trigger};
@@ -31,6 +32,7 @@ use self::outlet::Outlet;
 pub use self::console::Console;
 pub use self::log::BoundedLog;
 pub use self::outlet::{Output, TICK};
+pub use self::port::{ConsolePort, INPUT_ROOM};
 pub use self::state::SerialV1;
 pub use self::stdout::StandardOutput;
 
@@ -116,6 +118,8 @@ pub struct Serial {
     interrupt: Interrupt,
     input_read: InputRead,
     output_waits: Arc<EventFd>,
+    /// Beside the UART, where the machine has a virtio console.
+    port: OnceLock<Arc<ConsolePort>>,
 }
 
 impl Serial {
@@ -140,7 +144,19 @@ impl Serial {
             interrupt,
             input_read,
             output_waits,
+            port: OnceLock::new(),
         })
+    }
+
+    /// The console's other port, the same at each call: what is written there is output
+    /// too, and takes the input while it is open.
+    ///
+    /// # Errors
+    /// When no eventfd can be made.
+    pub fn console_port(&self) -> io::Result<Arc<ConsolePort>> {
+        let (input_read, output_waits) = (&self.input_read.0, &self.output_waits);
+        let port = ConsolePort::new(Arc::clone(input_read), Arc::clone(output_waits))?;
+        Ok(Arc::clone(self.port.get_or_init(|| Arc::new(port))))
     }
 
     /// What raises its interrupt.
@@ -164,7 +180,14 @@ impl Serial {
     /// Carries output on to where it goes. Returns whether to call this again after
     /// [`TICK`]; if not, [`Self::output_waits`] is signalled then.
     pub fn progress(&self) -> bool {
-        self.sink.lock().progress()
+        let mut sink = self.sink.lock();
+        if let Some(port) = self.port.get() {
+            let output = port.take_output();
+            if !output.is_empty() {
+                sink.push(&output);
+            }
+        }
+        sink.progress()
     }
 
     /// Remembers the newest output from now on, beginning with that of the log.
@@ -204,12 +227,15 @@ impl Serial {
     /// How many bytes of input there is room for.
     #[must_use]
     pub fn input_capacity(&self) -> usize {
-        self.lock().fifo_capacity()
+        let port = self.port.get().and_then(|port| port.input_capacity());
+        port.unwrap_or_else(|| self.lock().fifo_capacity())
     }
 
     /// Gives the guest input; what does not fit is dropped.
     pub fn input(&self, bytes: &[u8]) {
-        let _ = self.lock().enqueue_raw_bytes(bytes);
+        if !self.port.get().is_some_and(|port| port.type_in(bytes)) {
+            let _ = self.lock().enqueue_raw_bytes(bytes);
+        }
     }
 
     /// Back to the state after power-on.
