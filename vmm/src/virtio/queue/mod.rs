@@ -49,7 +49,7 @@ pub enum Broken {
     #[error("a readable buffer follows a writable one")]
     Order,
     /// The chain is no request of this device.
-    #[error("a request is too short")]
+    #[error("a chain is no request of this device")]
     Request,
 }
 
