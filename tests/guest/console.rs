@@ -47,6 +47,24 @@ fn a_second_pair_of_hands_at_the_console() {
 }
 
 #[test]
+fn a_shell_on_the_virtio_console() {
+    let mut vm = Vm::of("debian-12").args(&["--virtio-console"]).boot();
+    // The answer comes by COM1; what is typed from then on goes to hvc0.
+    vm.run("modprobe virtio_console && setsid -f sh -c 'exec sh -i <>/dev/hvc0 >&0 2>&1'");
+    vm.wait_for_shell();
+    assert_eq!(vm.run("tty"), "/dev/hvc0");
+    // More than waits anywhere on the way out, and then a line on the way in.
+    vm.run("head -c 1000000 /dev/zero | tr '\\0' '.' | fold -w 100");
+    assert_eq!(vm.run("echo still there"), "still there");
+    let counted = &vm.api("GET", "/v1/metrics", None)["devices"]["console"];
+    assert!(
+        counted["transmitted_bytes"].as_u64() > Some(1_000_000),
+        "{counted}"
+    );
+    assert!(counted["received_bytes"].as_u64() > Some(100), "{counted}");
+}
+
+#[test]
 fn long_input_arrives_whole() {
     let mut vm = Vm::of("micro").boot();
     // A driver leaves off after 256 bytes: what comes faster must not be forgotten.

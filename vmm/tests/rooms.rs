@@ -29,7 +29,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     (
         "virtio",
         &[
-            "block", "epoll", "irq", "jail", "memory", "net", "pci", "snapshot",
+            "block", "epoll", "irq", "jail", "memory", "net", "pci", "serial", "snapshot",
         ],
     ),
     (

@@ -379,6 +379,7 @@ pub struct BalloonState {
 /// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it; while the kernel moves the packets (vhost), none of these and no `notifications`: it counts at the tap (`ip -s link`), and its interrupts nowhere |
 /// | `rng` | `requests`, `bytes` |
 /// | `balloon` | `requests`, `inflated_bytes`, `reported_bytes` |
+/// | `console` | `received_bytes` (typed), `transmitted_bytes`, as the guest sees it |
 /// | `vsock` | `connections`, `refused`, `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, as the guest sees it |
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {

@@ -85,6 +85,9 @@ pub(super) struct Flags {
     /// Plug a socket device: cid=N,path=FILE
     #[arg(long, value_name = "VSOCK")]
     pub(super) vsock: Option<String>,
+    /// Plug a virtio console, hvc0, at the same console as the serial port
+    #[arg(long)]
+    pub(super) virtio_console: bool,
     /// Keep this folder in reach of the jail, for disks added by path (repeatable)
     #[arg(long, value_name = "FOLDER")]
     pub(super) allow: Vec<PathBuf>,

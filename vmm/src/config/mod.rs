@@ -23,7 +23,7 @@ use crate::arch::layout::MAX_VCPUS;
 use crate::jail::Policy;
 use crate::smbios::{Identity, MAX_STRING};
 
-use crate::virtio::{DECLARATIONS, Plug, balloon, rng, vsock as virtio_vsock};
+use crate::virtio::{DECLARATIONS, Plug, balloon, console, rng, vsock as virtio_vsock};
 
 pub use self::disk::Disk;
 pub use self::nic::{Nic, Tap};
@@ -109,6 +109,8 @@ pub enum Device {
     Balloon,
     /// A socket device.
     Vsock(Vsock),
+    /// A console, beside the serial port.
+    Console,
 }
 
 impl Device {
@@ -121,6 +123,7 @@ impl Device {
             Self::Rng => rng::DECLARATION.name,
             Self::Balloon => balloon::DECLARATION.name,
             Self::Vsock(_) => virtio_vsock::DECLARATION.name,
+            Self::Console => console::DECLARATION.name,
         }
     }
 
@@ -128,7 +131,7 @@ impl Device {
     pub fn socket(&mut self) -> Option<(&'static str, &mut PathBuf)> {
         match self {
             Self::Vsock(vsock) => Some(("--vsock", &mut vsock.path)),
-            Self::Disk(_) | Self::Nic(_) | Self::Rng | Self::Balloon => None,
+            Self::Disk(_) | Self::Nic(_) | Self::Rng | Self::Balloon | Self::Console => None,
         }
     }
 }
@@ -215,6 +218,9 @@ fn check(flags: Flags) -> Result<Description, String> {
     }
     if let Some(text) = &flags.vsock {
         devices.push(Device::Vsock(vsock::parse(text)?));
+    }
+    if flags.virtio_console {
+        devices.push(Device::Console);
     }
     if devices.len() > MAX_DEVICES {
         return Err(format!(

@@ -360,6 +360,7 @@ fn names_have_letters_digits_and_few_signs() {
 #[test]
 fn devices_come_in_the_order_of_their_slots() {
     let all = devices(&[
+        "--virtio-console",
         "--balloon",
         "--vsock",
         "cid=3,path=/v",
@@ -371,12 +372,15 @@ fn devices_come_in_the_order_of_their_slots() {
         "path=/x",
     ]);
     let ids: Vec<&str> = all.iter().map(Device::id).collect();
-    assert_eq!(ids, ["disk0", "eth0", "eth1", "rng", "balloon", "vsock"]);
+    let expected = [
+        "disk0", "eth0", "eth1", "rng", "balloon", "vsock", "console",
+    ];
+    assert_eq!(ids, expected);
     let expected = Vsock {
         cid: 3,
         path: "/v".into(),
     };
-    assert_eq!(all.last(), Some(&Device::Vsock(expected)));
+    assert_eq!(all[5..], [Device::Vsock(expected), Device::Console]);
     for wrong in [
         "cid=2,path=/v",
         "cid=4294967295,path=/v",

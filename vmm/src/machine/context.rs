@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hearth_vmm_api as api;
 
+use super::bus::Bus;
 use super::devices::{Device, Handle};
 use super::{Error, Taps};
 use crate::block::Backend;
@@ -21,6 +22,7 @@ use crate::pci::PciRoot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, Options};
+use crate::virtio::console::Console;
 use crate::virtio::limit::Limits;
 use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
 use crate::virtio::pci::{Backplane, VirtioPciDevice};
@@ -31,6 +33,8 @@ use crate::virtio::vsock::{self, Vsock};
 pub(super) struct DeviceContext {
     pub(super) memory: Memory,
     pub(super) vcpus: u8,
+    /// Of the console.
+    pub(super) bus: Arc<Bus>,
 }
 
 /// A device with its files open, that no thread serves and no guest sees yet.
@@ -112,6 +116,12 @@ impl DeviceContext {
                 })
                 .map_err(|error| Error::Device(format!("{what}: {error}")))?;
                 Ok(fixed(what, Box::new(device), Handle::None))
+            }
+            config::Device::Console => {
+                let what = "--virtio-console".to_owned();
+                let port = self.bus.serial.console_port();
+                let port = port.map_err(|error| Error::Device(format!("{what}: {error}")))?;
+                Ok(fixed(what, Box::new(Console::new(port)), Handle::None))
             }
         }
     }

@@ -171,6 +171,7 @@ impl Machine {
         let context = context::DeviceContext {
             memory: Arc::clone(&memory),
             vcpus: parts.vcpus,
+            bus: Arc::clone(&bus),
         };
         let mut made: Vec<context::Made> = Vec::new();
         let mut taps = parts.taps;

@@ -21,6 +21,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod counters;
 pub mod limit;
 pub mod net;
@@ -84,12 +85,13 @@ pub enum Plug {
 }
 
 /// Every kind of device. One that isn't in it can't be plugged.
-pub static DECLARATIONS: [&Declaration; 5] = [
+pub static DECLARATIONS: &[&Declaration] = &[
     &blk::DECLARATION,
     &net::DECLARATION,
     &rng::DECLARATION,
     &balloon::DECLARATION,
     &vsock::DECLARATION,
+    &console::DECLARATION,
 ];
 
 /// What the thread asks of the kernel that serves all devices that are [`Plug::Fixed`]:
@@ -254,6 +256,7 @@ mod tests {
 
     use super::*;
     use crate::block::Backend;
+    use crate::serial::{Output, Serial};
 
     #[test]
     fn kinds_of_devices_are_told_apart() {
@@ -286,6 +289,8 @@ mod tests {
             path: folder.path().join("socket"),
         };
         let vsock = vsock::Vsock::new(vsock).expect("a device");
+        let serial = Serial::new(Output::Stdout).expect("a UART");
+        let port = serial.console_port().expect("a port");
         for (device, features, queues) in [
             (
                 Box::new(rng::Rng::new()) as Box<dyn VirtioDevice>,
@@ -294,6 +299,7 @@ mod tests {
             ),
             (Box::new(balloon::Balloon::new()), &[2, 5, 28, 29], 3),
             (Box::new(vsock), &[0, 28, 29], 3),
+            (Box::new(console::Console::new(port)), &[28, 29], 2),
             (Box::new(disk(true)), &[2, 5, 6, 9, 10, 12, 29], 3),
             (Box::new(disk(false)), &[2, 6, 9, 10, 12, 13, 14, 29], 3),
         ] {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Stdio;
 
+use super::driver::{Function, await_used, store16, store32};
 use super::*;
 
 /// Writes what comes from the serial port back to it, up to a 'q': `mov dx, 0x3fd; in
@@ -47,6 +48,54 @@ fn clients_sit_at_the_console_also_of_a_jailed_machine() {
         b">hibye, q"
     );
     assert!(!bench.path("console").exists());
+}
+
+/// Says "hvc0" at a virtio console, awaits input there and says its first byte.
+fn hvc_echo(console: Function) -> Vec<u8> {
+    let [received, sent] = [0, 1].map(|queue| console.table(queue) + 0x3000);
+    [
+        console.place(),
+        store32(sent, u32::from_le_bytes(*b"hvc0")),
+        console.describe(0, 0, (received, 64, 2, 0)),
+        console.describe(1, 0, (sent, 4, 0, 0)),
+        store16(console.available_index(0), 1),
+        store16(console.available_index(1), 1),
+        console.bring_up(&[0, 1]),
+        await_used(console, 1),
+        await_used(console, 0),
+        console.describe(1, 0, (received, 1, 0, 0)),
+        store16(console.available_index(1), 2),
+        console.ring(1),
+        await_used(console, 1),
+    ]
+    .concat()
+}
+
+#[test]
+fn a_virtio_console_is_the_same_console_also_in_a_jail() {
+    // Behind the entropy source.
+    let console = Function::in_slot(2);
+    let code = [out(0x3f8, b'>'), hvc_echo(console), power_off()].concat();
+    let Some(bench) = Bench::new(&code) else {
+        return;
+    };
+    let mut child = bench
+        .command()
+        .args(["--jail=best-effort", "--virtio-console"])
+        .arg("--console-socket")
+        .arg(bench.path("console"))
+        .start();
+    bench.listens("console");
+    let mut client = UnixStream::connect(bench.path("console")).expect("connects");
+    let mut got = [0; 5];
+    client.read_exact(&mut got).expect("output");
+    assert_eq!(&got, b">hvc0");
+    client.write_all(b"q").expect("types");
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).expect("the end");
+    assert_eq!(rest, b"q");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert_eq!(std::fs::read(bench.path("serial")).expect("log"), b">hvc0q");
 }
 
 /// Writes 100,000 bytes: `mov ecx, 100000; mov dx, 0x3f8; mov al, '.'; out dx, al; loop`
