@@ -312,7 +312,7 @@ impl ServedQueue {
         let mut buffers = Buffers::default();
         for _ in 0..BATCH {
             let Some(head) = self.ring.pop(&mut buffers)? else {
-                return Ok(self.ring.listen());
+                return Ok(self.ring.enable_notification());
             };
             match self.index {
                 INFLATE => counters

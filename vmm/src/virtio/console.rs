@@ -234,7 +234,7 @@ impl Serving {
                 return Ok(false);
             }
             let Some(head) = self.transmit.pop(&mut buffers)? else {
-                return Ok(self.transmit.listen());
+                return Ok(self.transmit.enable_notification());
             };
             let length = buffers.readable.length();
             if length > MAX_BYTES || buffers.writable.length() > 0 {
@@ -264,7 +264,7 @@ impl Serving {
                 return Ok(false);
             }
             let Some(head) = self.receive.pop(&mut buffers)? else {
-                return Ok(self.receive.listen());
+                return Ok(self.receive.enable_notification());
             };
             if buffers.writable.length() == 0 || buffers.readable.length() > 0 {
                 return Err(Broken::Request);

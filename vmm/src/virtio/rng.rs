@@ -169,7 +169,7 @@ impl Serving {
         let mut buffers = Buffers::default();
         for _ in 0..BATCH {
             let Some(head) = self.ring.pop(&mut buffers)? else {
-                return Ok(self.ring.listen());
+                return Ok(self.ring.enable_notification());
             };
             let written = fill(&buffers)?;
             self.ring.push_used(head, written);

@@ -245,7 +245,7 @@ impl Serving<'_> {
     ) -> io::Result<Option<(Why, Quiet)>> {
         let mut done = Vec::new();
         loop {
-            self.ring.quiet();
+            self.ring.disable_notification();
             let until = self.take()?;
             self.signal_used();
             let wake = self.engine.wait(until, &mut done)?;
@@ -307,7 +307,7 @@ impl Serving<'_> {
             let popped = self.ring.pop(&mut buffers).map_err(io::Error::other)?;
             let Some(head) = popped else {
                 self.spare.push(buffers);
-                return Ok(Until::more(self.ring.listen()));
+                return Ok(Until::more(self.ring.enable_notification()));
             };
             if is_limited && let Err(time) = self.claim.take(cost(&buffers), Instant::now()) {
                 self.ring.unpop();

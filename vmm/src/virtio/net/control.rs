@@ -245,7 +245,7 @@ impl Control {
         let mut buffers = Buffers::default();
         for _ in 0..CONTROL_BATCH {
             let Some(head) = queue.ring.pop(&mut buffers)? else {
-                return Ok(Until::more(queue.ring.listen()));
+                return Ok(Until::more(queue.ring.enable_notification()));
             };
             if buffers.writable.length() == 0 {
                 return Err(Broken::Request);

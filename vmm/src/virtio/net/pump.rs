@@ -129,7 +129,7 @@ impl Pump {
             needed: largest(offload(features), self.mtu),
             claim: Claim::new(&self.limiters.receive),
         };
-        receiver.ring.quiet();
+        receiver.ring.disable_notification();
         self.serving = Some(Serving {
             interrupt: activation.interrupt,
             receiver,
@@ -239,7 +239,7 @@ impl Transmitter {
         interrupt: &dyn Interrupt,
         counters: &NetCounters,
     ) -> Result<Until, Broken> {
-        self.ring.quiet();
+        self.ring.disable_notification();
         let is_limited = self.claim.is_limited();
         let mut until = Until::Now;
         for done in 0..BATCH {
@@ -247,7 +247,7 @@ impl Transmitter {
                 interrupt.queue(self.index);
             }
             let Some(head) = self.ring.pop(&mut self.buffers)? else {
-                until = Until::more(self.ring.listen());
+                until = Until::more(self.ring.enable_notification());
                 break;
             };
             let packet = &self.buffers.readable;
@@ -302,7 +302,7 @@ impl Receiver {
             }
             if !self.refill()? {
                 // Starved: the driver's next buffer rings, unless it is there now.
-                until = Until::more(self.ring.listen());
+                until = Until::more(self.ring.enable_notification());
                 break;
             }
             if is_limited && let Err(time) = self.claim.ask(Instant::now()) {

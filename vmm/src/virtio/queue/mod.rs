@@ -355,7 +355,7 @@ impl Ring {
 
     /// Asks for no doorbell from now on. With event indices none comes unless one
     /// was asked for, but for one that was asked for earlier.
-    pub fn quiet(&mut self) {
+    pub fn disable_notification(&mut self) {
         if !self.event_idx {
             self.used.store(0, NO_NOTIFY, Ordering::Relaxed);
         }
@@ -363,7 +363,7 @@ impl Ring {
 
     /// Asks for a doorbell for the next chain. Returns whether one is there
     /// already, and then there may be no doorbell.
-    pub fn listen(&mut self) -> bool {
+    pub fn enable_notification(&mut self) -> bool {
         if self.event_idx {
             let at = RING_ENTRIES + USED_ENTRY * usize::from(self.size);
             self.used.store(at, self.next, Ordering::Relaxed);

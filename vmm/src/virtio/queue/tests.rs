@@ -61,15 +61,15 @@ fn doorbells_are_asked_for_and_not() {
     let guest = Guest::new(1);
     let mut buffers = Buffers::default();
     let mut plain = ring(&guest, false);
-    plain.quiet();
+    plain.disable_notification();
     assert_eq!(get(&guest, Guest::used_ring(0), 0), 1);
-    assert!(!plain.listen());
+    assert!(!plain.enable_notification());
     assert_eq!(get(&guest, Guest::used_ring(0), 0), 0);
     guest.offer(0, &[(DATA, 16, READ)]);
-    assert!(plain.listen());
+    assert!(plain.enable_notification());
     let mut events = ring(&guest, true);
     assert_eq!(events.pop(&mut buffers), Ok(Some(0)));
-    assert!(!events.listen());
+    assert!(!events.enable_notification());
     let avail_event = 4 + 8 * u64::from(SIZE);
     assert_eq!(get(&guest, Guest::used_ring(0), avail_event), 1);
 }
@@ -243,7 +243,7 @@ fn a_chain_can_be_put_back() {
         assert_eq!(buffers.readable.length(), 16);
         ring.unpop();
     }
-    assert!(ring.listen());
+    assert!(ring.enable_notification());
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Serving {
     fn send_reset(&mut self) -> Result<bool, Broken> {
         let mut buffers = Buffers::default();
         let head = match self.event.pop(&mut buffers)? {
-            None if self.event.listen() => self.event.pop(&mut buffers)?,
+            None if self.event.enable_notification() => self.event.pop(&mut buffers)?,
             head => head,
         };
         let Some(head) = head else {
@@ -186,7 +186,7 @@ impl Hub {
 
     /// Takes packets from the guest. Returns whether there are more.
     fn take(&mut self, serving: &mut Serving) -> Result<bool, Broken> {
-        serving.transmit.quiet();
+        serving.transmit.disable_notification();
         let mut more = true;
         let mut buffers = Buffers::default();
         for _ in 0..BATCH {
@@ -194,7 +194,7 @@ impl Hub {
                 break;
             }
             let Some(head) = serving.transmit.pop(&mut buffers)? else {
-                more = serving.transmit.listen();
+                more = serving.transmit.enable_notification();
                 break;
             };
             let packet = &mut buffers.readable;
@@ -363,7 +363,7 @@ impl Hub {
             }
             let Some(head) = serving.receive.pop(&mut buffers)? else {
                 // Starved: the driver's next buffer rings, unless it is there now.
-                more = serving.receive.listen();
+                more = serving.receive.enable_notification();
                 break;
             };
             let room = &mut buffers.writable;
@@ -435,7 +435,7 @@ impl Service for Hub {
             Ring::new(&active.queue, Arc::clone(&memory)).map_err(io::Error::other)
         };
         let mut receive = ring(&receive)?;
-        receive.quiet();
+        receive.disable_notification();
         self.serving = Some(Serving {
             interrupt,
             receive,
