@@ -126,7 +126,7 @@ pub(crate) fn wait_gone(vm: &Vm, what: &str, left: usize) {
 }
 
 /// A pause is answered before it is complete where that takes long.
-fn wait_paused(vm: &Vm) {
+pub(crate) fn wait_paused(vm: &Vm) {
     wait::until("it is paused", 30, || {
         match vm.api("GET", "/v1/machine", None)["state"].take() {
             state if state == "paused" => Ok(()),

@@ -10,4 +10,5 @@ mod identity;
 mod jail;
 mod nics;
 mod power;
+mod snapshot;
 mod vsock;

@@ -1,6 +1,7 @@
 //! One machine in `hearth-vmm`, without the cloud: a guest test is a list of
 //! what a person would type at its console.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{IoSlice, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -37,6 +38,8 @@ pub struct Vm {
     pub dir: tempfile::TempDir,
     /// How much of the console has been read by [`Vm::run`].
     seen: usize,
+    /// How it was started.
+    line: Vec<OsString>,
 }
 
 #[derive(Default)]
@@ -199,15 +202,14 @@ impl Builder {
         }
         cmdline += &self.append;
         let vmm = binary("hearth-vmm", "HEARTH_VMM");
-        let mut command = match &self.netns {
-            None => Command::new(vmm),
-            Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(vmm);
-                command
-            }
-        };
-        let mut child = command
+        let mut line: Vec<OsString> = Vec::new();
+        if let Some(name) = &self.netns {
+            line.extend(["ip", "netns", "exec", name].map(OsString::from));
+        }
+        line.push(vmm.into());
+        // The command line is put together as that of a command that never runs.
+        let mut flags = Command::new("");
+        flags
             .args([
                 "--id",
                 "test",
@@ -227,31 +229,16 @@ impl Builder {
             .arg(dir.path().join("vmm.sock"))
             .arg("--exit-file")
             .arg(dir.path().join("exit.json"))
-            .args(&args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("hearth-vmm starts");
-        let console = Arc::new(Console::default());
-        let mut from = child.stdout.take().expect("piped");
-        let to = Arc::clone(&console);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(n @ 1..) = from.read(&mut buffer) {
-                to.text
-                    .lock()
-                    .expect("no panic while held")
-                    .extend_from_slice(&buffer[..n]);
-                to.more.notify_all();
-            }
-        });
-        let stdin = child.stdin.take().expect("piped");
+            .args(&args);
+        line.extend(flags.get_args().map(OsStr::to_owned));
+        let (child, stdin, console) = start(&line);
         Vm {
             child,
             stdin,
             console,
             dir,
             seen: 0,
+            line,
         }
     }
 
@@ -263,7 +250,44 @@ impl Builder {
     }
 }
 
+/// Starts a process, and remembers what it writes.
+fn start(line: &[OsString]) -> (Child, ChildStdin, Arc<Console>) {
+    let mut child = Command::new(&line[0])
+        .args(&line[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("hearth-vmm starts");
+    let console = Arc::new(Console::default());
+    let mut from = child.stdout.take().expect("piped");
+    let to = Arc::clone(&console);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            to.text
+                .lock()
+                .expect("no panic while held")
+                .extend_from_slice(&buffer[..n]);
+            to.more.notify_all();
+        }
+    });
+    let stdin = child.stdin.take().expect("piped");
+    (child, stdin, console)
+}
+
 impl Vm {
+    /// Kills the VMM, and starts another with the same flags that goes on from this
+    /// snapshot.
+    pub fn restore(&mut self, snapshot: &Path) {
+        self.kill();
+        std::fs::remove_file(self.dir.path().join("vmm.sock")).ok();
+        let mut line = self.line.clone();
+        line.push("--restore".into());
+        line.push(snapshot.into());
+        (self.child, self.stdin, self.console) = start(&line);
+        self.seen = 0;
+    }
+
     /// A machine from the image `micro` or `debian-12`.
     pub fn of(image: &str) -> Builder {
         Builder::new(image)
