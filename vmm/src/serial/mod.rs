@@ -1,6 +1,7 @@
-//! COM1: a 16550 (rust-vmm's register machine) whose output goes to a bounded log
-//! file or to standard output, and whose input comes from the console: the terminal,
-//! or who is attached to the console socket.
+//! The console. COM1 is a 16550 (rust-vmm's register machine) whose output goes to a
+//! bounded log file or to standard output, and whose input comes from the terminal, or
+//! who is attached to the console socket. A virtio console has a second port of it
+//! ([`ConsolePort`]).
 //!
 //! ```text
 //!  vCPU ─► UART ─► Outlet ──► log

@@ -1,4 +1,4 @@
-//! The serial port's other end: clients of the console socket, standard output.
+//! The console's other end, of COM1 and of hvc0: clients of its socket, standard output.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Stdio;

@@ -1,4 +1,5 @@
-//! What a guest of a few bytes is made of that drives virtio devices. The page tables of the entry map the first 4 GiB as they are.
+//! What a guest of a few bytes is made of that drives virtio devices. The page tables of
+//! the entry map the first 4 GiB as they are.
 
 /// `mov dx, port; mov eax, value; out dx, eax`.
 pub(super) fn out32(port: u16, value: u32) -> Vec<u8> {

@@ -67,6 +67,7 @@ pub struct Backplane {
     /// Rung when a device has become quiet.
     pub bell: Arc<EventFd>,
 }
+
 /// Places of [`Doorbell::bound`].
 const AT_PORT: usize = 0;
 const IN_MEMORY: usize = 1;
