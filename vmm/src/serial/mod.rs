@@ -183,10 +183,7 @@ impl Serial {
     pub fn progress(&self) -> bool {
         let mut sink = self.sink.lock();
         if let Some(port) = self.port.get() {
-            let output = port.take_output();
-            if !output.is_empty() {
-                sink.push(&output);
-            }
+            sink.carry(&port.take_output());
         }
         sink.progress()
     }

@@ -140,8 +140,20 @@ impl Outlet {
         Ok(())
     }
 
-    /// Takes output.
+    /// Takes output, and calls the main loop where it must come by.
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        let before = self.since;
+        self.carry(bytes);
+        let is_much = before < MUCH && self.since >= MUCH;
+        if !self.attended || is_much {
+            self.attended = true;
+            // Only a full counter makes this fail, and then it has rung.
+            let _ = self.bell.write(1);
+        }
+    }
+
+    /// Takes output that the main loop brings: it need not be called.
+    pub(super) fn carry(&mut self, bytes: &[u8]) {
         if let Some(recent) = &mut self.recent {
             recent.push(bytes);
         }
@@ -154,13 +166,7 @@ impl Outlet {
         if bytes.contains(&b'\n') {
             self.flush();
         }
-        let is_much = self.since < MUCH && self.since + bytes.len() >= MUCH;
         self.since = self.since.saturating_add(bytes.len());
-        if !self.attended || is_much {
-            self.attended = true;
-            // Only a full counter makes this fail, and then it has rung.
-            let _ = self.bell.write(1);
-        }
     }
 
     /// Carries on what waits. Returns whether to come by again after a [`TICK`]; if

@@ -6,8 +6,9 @@
 //!       └─ bell: input came, or output was taken
 //! ```
 //! Both ways are bounded memory: the thread serves other devices too, and must not wait
-//! for a log's disk. A guest that writes faster than the main loop takes is held back by
-//! its queue.
+//! for a log's disk. The main loop takes output as it comes by, for
+//! which nobody calls it before its [`TICK`](super::TICK); a guest that writes faster is
+//! held back by its queue.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,6 +27,8 @@ struct State {
     input: VecDeque<u8>,
     output: Vec<u8>,
     is_open: bool,
+    /// The main loop will come by without being called.
+    is_attended: bool,
 }
 
 /// A port of the console beside COM1. While it is open, what is typed goes here.
@@ -88,10 +91,10 @@ impl ConsolePort {
     /// [has room](Self::has_room).
     pub fn write(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        let was_empty = state.output.is_empty();
         state.output.extend_from_slice(bytes);
+        let was_attended = std::mem::replace(&mut state.is_attended, true);
         drop(state);
-        if was_empty {
+        if !was_attended {
             // As above.
             let _ = self.output_waits.write(1);
         }
@@ -150,9 +153,12 @@ impl ConsolePort {
         true
     }
 
-    /// The output that waits, and room for more.
+    /// The output that waits. If there is any, the main loop comes by again.
     pub(super) fn take_output(&self) -> Vec<u8> {
-        let output = std::mem::take(&mut self.lock().output);
+        let mut state = self.lock();
+        let output = std::mem::take(&mut state.output);
+        state.is_attended = !output.is_empty();
+        drop(state);
         if output.len() >= OUTPUT_ROOM {
             let _ = self.bell.write(1);
         }
@@ -205,6 +211,22 @@ mod tests {
         let mut text = Vec::new();
         serial.recent(0, 100, &mut text);
         assert_eq!(text, b"abcd");
+    }
+
+    #[test]
+    fn the_main_loop_comes_by_its_tick_however_much_there_is() {
+        let (serial, port) = serial();
+        let rung = || serial.output_waits().read().is_ok();
+        port.write(b"a");
+        assert!(rung());
+        for _ in 0..2 {
+            port.write(&[b'b'; OUTPUT_ROOM]);
+            assert!(serial.progress());
+            assert!(!rung(), "a tick will come");
+        }
+        assert!(!serial.progress());
+        port.write(b"c");
+        assert!(rung());
     }
 
     #[test]
