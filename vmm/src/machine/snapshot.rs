@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Error, Machine, host_error, vm};
 use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::GENERATION;
-use crate::arch::state::{ClockV1, ControllersV1, ProcessorV1, VcpuV1, listed_msrs};
+use crate::arch::state::{ClockV1, ControllersV1, ProcessorV1, VcpuV1, kept_msrs};
 use crate::memory::Ram;
 use crate::pci::BusV1;
 use crate::serial::SerialV1;
@@ -211,7 +211,7 @@ impl Machine {
     }
 
     fn state(&mut self) -> Result<MachineV1, Refused> {
-        let msrs: Arc<[u32]> = listed_msrs(&self.kvm)?.into();
+        let msrs: Arc<[u32]> = kept_msrs(&self.kvm)?.into();
         let mut states = Vec::new();
         for index in 0..self.vcpu_count.into() {
             let vcpus = self.vcpus.as_mut();
@@ -263,11 +263,13 @@ impl Machine {
         let elapsed = saved.clock.elapsed();
         let restored = saved.clock.restore(vm, elapsed);
         restored.map_err(Error::Restore)?;
+        let msrs: Arc<[u32]> = kept_msrs(&self.kvm).map_err(Error::Restore)?.into();
         for (index, state) in saved.vcpus.into_iter().enumerate() {
             let Some(vcpus) = &mut self.vcpus else {
                 return Ok(());
             };
-            let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, elapsed);
+            let msrs = Arc::clone(&msrs);
+            let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, &msrs, elapsed);
             on_vcpu(vcpus, index, restore).map_err(Error::Restore)?;
         }
         let restored = saved.controllers.restore(vm);

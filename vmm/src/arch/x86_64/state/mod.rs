@@ -23,7 +23,7 @@ mod time;
 mod vcpu;
 
 pub use controllers::ControllersV1;
-pub use msrs::listed as listed_msrs;
+pub use msrs::kept as kept_msrs;
 pub use processor::ProcessorV1;
 pub use time::{ClockV1, Elapsed};
 pub use vcpu::VcpuV1;

@@ -1,4 +1,8 @@
-//! A vCPU's model-specific registers: those that KVM lists and can read.
+//! A vCPU's model-specific registers: those that KVM lists, and the memory types, as far
+//! as it can read them.
+
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -11,6 +15,19 @@ use crate::snapshot::Refused;
 pub(super) const TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
+
+/// Registers that KVM has, and doesn't list: the memory types. Intel SDM volume 3, section
+/// 12.11.
+const UNLISTED: [RangeInclusive<u32>; 5] = [
+    // Variable ranges: base and mask of eight.
+    0x200..=0x20f,
+    // Fixed ranges of 64, 16 and 4 KiB.
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    // IA32_MTRR_DEF_TYPE: the default, and whether all this counts.
+    0x2ff..=0x2ff,
+];
 
 /// As many registers are moved at once: KVM takes 256 (`MAX_IO_MSRS`).
 const AT_ONCE: usize = 64;
@@ -29,10 +46,32 @@ pub(super) struct MsrV1 {
 ///
 /// # Errors
 /// When KVM doesn't say.
-pub fn listed(kvm: &Kvm) -> Result<Vec<u32>, Refused> {
+pub fn kept(kvm: &Kvm) -> Result<Vec<u32>, Refused> {
     let list = kvm.get_msr_index_list();
     let list = list.map_err(refused("ask which MSRs there are"))?;
-    Ok(list.as_slice().to_vec())
+    let mut kept = list.as_slice().to_vec();
+    kept.extend(UNLISTED.into_iter().flatten());
+    // A later KVM may list them, or one twice.
+    kept.sort_unstable();
+    kept.dedup();
+    Ok(kept)
+}
+
+/// Refuses what isn't among the registers that are kept here, and one that comes twice:
+/// no state that was saved has such, and KVM takes from this process what it wouldn't from
+/// a guest.
+pub(super) fn check(msrs: &[MsrV1], kept: &[u32]) -> Result<(), Refused> {
+    let mut seen = HashSet::new();
+    for MsrV1 { index, .. } in msrs {
+        if !kept.contains(index) {
+            let wrong = format!("MSR {index:#x} is none that is kept here");
+            return Err(Refused::because(wrong));
+        }
+        if !seen.insert(index) {
+            return Err(Refused::because(format!("MSR {index:#x} comes twice")));
+        }
+    }
+    Ok(())
 }
 
 fn table(msrs: &[MsrV1]) -> Result<Msrs, Refused> {

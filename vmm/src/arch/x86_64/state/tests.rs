@@ -89,7 +89,7 @@ impl Guest {
     }
 
     fn msrs(&self) -> Vec<u32> {
-        listed_msrs(&self.kvm).expect("a list")
+        kept_msrs(&self.kvm).expect("a list")
     }
 
     /// Whether its time stamp counter can be set at all.
@@ -106,6 +106,10 @@ impl Guest {
 
     fn save(&self) -> VcpuV1 {
         VcpuV1::save(&self.vcpu, &self.msrs()).expect("saved")
+    }
+
+    fn restore(&self, state: &VcpuV1, elapsed: Elapsed) -> Result<(), Refused> {
+        state.restore(&self.vcpu, &self.msrs(), elapsed)
     }
 }
 
@@ -137,7 +141,7 @@ fn a_vcpu_goes_on_in_another_vm() {
 
     let mut second = Guest::new().expect("as the first");
     second.put(&COUNT);
-    state.restore(&second.vcpu, AT_ONCE).expect("restored");
+    second.restore(&state, AT_ONCE).expect("restored");
     let mut again = second.save();
     // Time went on.
     let before = msr(&state, TSC);
@@ -164,7 +168,7 @@ fn time_goes_on_while_a_machine_is_a_file() {
     let hour = Elapsed::new(Duration::from_secs(3600));
     let second = Guest::new().expect("as the first");
     clock.restore(&second.vm, hour).expect("restored");
-    state.restore(&second.vcpu, hour).expect("restored");
+    second.restore(&state, hour).expect("restored");
     let later = ClockV1::save(&second.vm).expect("saved");
     let went = Duration::from_nanos(later.clock_ns - clock.clock_ns);
     let about_an_hour = Duration::from_secs(3600)..Duration::from_secs(3900);
@@ -206,6 +210,52 @@ fn the_deadline_is_set_last_and_one_that_has_run_out_runs_out_again() {
     assert_eq!(state.msrs_after(AT_ONCE), with(7));
     state.msrs[0].value = 99;
     assert_eq!(state.msrs_after(AT_ONCE), with(99));
+}
+
+#[test]
+fn memory_has_the_types_that_it_had() {
+    let Some(first) = Guest::new() else {
+        return;
+    };
+    // Some write-back, some write-protected, the rest uncacheable, and all of it
+    // in force. Intel SDM volume 3, section 12.11.
+    let types = [
+        (0x200, 0xc000_0006),
+        (0x201, 0xc000_0800),
+        (0x250, 0x0505_0505_0505_0505),
+        (0x26f, 0x0606_0606_0606_0606),
+        (0x2ff, 0xc00),
+    ];
+    let types = types.map(|(index, value)| MsrV1 { index, value });
+    msrs::restore(&first.vcpu, &types).expect("set");
+    let state = copied(&first.save());
+    let second = Guest::new().expect("as the first");
+    assert_ne!(msrs::save(&second.vcpu, &[0x2ff]), Ok(vec![types[4]]));
+    second.restore(&state, AT_ONCE).expect("restored");
+    let indices = types.map(|msr| msr.index);
+    assert_eq!(msrs::save(&second.vcpu, &indices), Ok(types.to_vec()));
+}
+
+#[test]
+fn an_msr_that_nobody_saves_and_one_that_comes_twice_are_refused() {
+    let Some(guest) = Guest::new() else {
+        return;
+    };
+    let kept = guest.msrs();
+    assert!(kept.is_sorted_by(|one, next| one < next), "{kept:x?}");
+    let state = guest.save();
+    let refused = |index| {
+        let mut state = copied(&state);
+        state.msrs.push(MsrV1 { index, value: 0 });
+        let refused = guest.restore(&state, AT_ONCE);
+        refused.expect_err("not as it was saved").to_string()
+    };
+    assert_eq!(refused(TSC), "MSR 0x10 comes twice");
+    // EFER, which is among the special registers.
+    assert_eq!(
+        refused(0xc000_0080),
+        "MSR 0xc0000080 is none that is kept here"
+    );
 }
 
 #[test]
@@ -281,7 +331,7 @@ fn what_is_no_state_is_no_panic() {
         let end = wrong.len().min(at + digits.len());
         wrong[at..end].copy_from_slice(&digits.as_bytes()[..end - at]);
         if let Ok(wrong) = serde_json::from_slice::<VcpuV1>(&wrong) {
-            let _ = wrong.restore(&second.vcpu, AT_ONCE);
+            let _ = second.restore(&wrong, AT_ONCE);
         }
     });
     let short = state.replacen("\"general\":\"00", "\"general\":\"", 1);

@@ -66,12 +66,14 @@ impl VcpuV1 {
         })
     }
 
-    /// Sets it all, for a vCPU that has its CPUID and was not there for so long.
+    /// Sets it all, for a vCPU that has its CPUID and was not there for so long. It may have
+    /// no MSRs but these numbers.
     ///
     /// # Errors
-    /// When KVM refuses, or the host's time stamp counter can't be what this one was; the
-    /// vCPU is good for nothing then.
-    pub fn restore(&self, vcpu: &VcpuFd, elapsed: Elapsed) -> Result<(), Refused> {
+    /// When KVM refuses, there are other MSRs, or the host's time stamp counter can't be
+    /// what this one was; the vCPU is good for nothing then.
+    pub fn restore(&self, vcpu: &VcpuFd, indices: &[u32], elapsed: Elapsed) -> Result<(), Refused> {
+        msrs::check(&self.msrs, indices)?;
         vcpu.set_mp_state(self.mp_state)
             .map_err(refused("set a vCPU's state"))?;
         // It clears what is pending, which the events bring back.
