@@ -4,6 +4,7 @@
 
 mod queue_worker;
 mod request;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -12,8 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use serde::Deserialize;
+use serde_json::{Value, json};
+
 use self::queue_worker::{Job, QueueWorker};
 use self::request::ID_SIZE;
+use self::state::BlockV1;
 use super::counters::{Counters, counters};
 use super::limit::{Limiter, Limits};
 use super::quiet::{Quiet, Why};
@@ -22,6 +27,7 @@ use super::{
 };
 use crate::block::{Backend, EngineKind};
 use crate::jail::{Allow, Argument, Profile};
+use crate::snapshot::Refused;
 
 /// Feature bits. Section 5.2.3.
 const F_SEG_MAX: u64 = 1 << 2;
@@ -328,5 +334,13 @@ impl VirtioDevice for Block {
         for worker in &self.workers {
             worker.stop(why, quiet.clone());
         }
+    }
+
+    fn save(&self) -> Value {
+        json!(self.state())
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), Refused> {
+        self.check(&BlockV1::deserialize(state)?)
     }
 }

@@ -159,8 +159,14 @@ type ReceiveTransmit<'a> = [&'a ActiveQueue; 2];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetV1 {
-    /// How many pairs of queues the driver uses: the first so many.
+    /// The hardware address, which the driver read once, as it did what follows.
+    pub mac: [u8; 6],
+    /// In bytes, without the Ethernet header.
+    pub mtu: u16,
+    /// How many pairs of queues there are.
     pub pairs: usize,
+    /// How many of them the driver uses: the first so many.
+    pub pairs_in_use: usize,
 }
 
 /// A network device.
@@ -418,18 +424,38 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> Value {
         json!(NetV1 {
-            pairs: self.in_use.load(Ordering::SeqCst),
+            mac: self.options.mac,
+            mtu: self.options.mtu,
+            pairs: self.links.len(),
+            pairs_in_use: self.in_use.load(Ordering::SeqCst),
         })
     }
 
     fn restore(&mut self, state: &Value) -> Result<(), Refused> {
-        let NetV1 { pairs } = NetV1::deserialize(state)?;
-        let count = self.links.len();
-        if !(1..=count).contains(&pairs) {
-            let wrong = format!("of {count} pairs of queues, {pairs} can't be in use");
-            return Err(Refused::because(wrong));
+        let saved = NetV1::deserialize(state)?;
+        let refuse = |wrong: String| Err(Refused::because(wrong));
+        let Options { mac, mtu, .. } = self.options;
+        if mac != saved.mac {
+            let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+            let (here, there) = (text(mac), text(saved.mac));
+            return refuse(format!("its address is {here} here and {there} there"));
         }
-        self.in_use.store(pairs, Ordering::SeqCst);
+        if mtu != saved.mtu {
+            let there = saved.mtu;
+            return refuse(format!("its MTU is {mtu} here and {there} there"));
+        }
+        let (pairs, in_use) = (self.links.len(), saved.pairs_in_use);
+        if pairs != saved.pairs {
+            let there = saved.pairs;
+            return refuse(format!(
+                "it has {pairs} pairs of queues here and {there} there"
+            ));
+        }
+        if !(1..=pairs).contains(&in_use) {
+            let wrong = format!("of {pairs} pairs of queues, {in_use} can't be in use");
+            return refuse(wrong);
+        }
+        self.in_use.store(in_use, Ordering::SeqCst);
         Ok(())
     }
 }

@@ -501,7 +501,7 @@ fn a_copy_uses_as_many_pairs() {
         bench.guest.offer(RECEIVE, &[(DATA, 1600, WRITE)]);
         let held = quiesce(&mut bench.net, Why::Hold);
         bench.copy();
-        assert_eq!(bench.net.save(), json!({ "pairs": pairs }));
+        assert_eq!(bench.net.save()["pairs_in_use"], json!(pairs));
         let resumption = bench.guest.resumption(features, &bench.interrupt, &held);
         bench.net.activate(resumption);
         bench.serves();
@@ -513,32 +513,58 @@ fn a_copy_uses_as_many_pairs() {
         assert_eq!(bench.guest.read(DATA + 12, 88), [0x22; 88]);
         assert_eq!(bench.command(&[4, 0, 3 - pairs, 0]), 0);
         assert_eq!(bench.enabled(), [true, pairs == 1]);
-        assert_eq!(bench.net.save(), json!({ "pairs": 3 - pairs }));
+        assert_eq!(bench.net.save()["pairs_in_use"], json!(3 - pairs));
     }
+}
+
+#[test]
+fn another_card_is_refused() {
+    let mut bench = TwoPairs::new(F_CTRL_VQ | F_MQ, 5);
+    let saved = bench.net.save();
+    for (field, value, why) in [
+        (
+            "mac",
+            json!([2, 0, 0, 0, 0, 0xab]),
+            "its address is 02:00:00:00:00:01 here and 02:00:00:00:00:ab there",
+        ),
+        ("mtu", json!(9001), "its MTU is 1500 here and 9001 there"),
+        (
+            "pairs",
+            json!(1),
+            "it has 2 pairs of queues here and 1 there",
+        ),
+    ] {
+        let mut state = saved.clone();
+        state[field] = value;
+        let refused = bench.net.restore(&state).expect_err("another card");
+        assert_eq!(refused.to_string(), why);
+    }
+    let refused = bench.net.restore(&json!({})).expect_err("nothing");
+    assert_eq!(refused.to_string(), "missing field `mac`");
+    assert_eq!(bench.net.restore(&saved), Ok(()));
 }
 
 #[test]
 fn pairs_that_are_not_there_are_not_in_use() {
     let mut bench = TwoPairs::new(F_CTRL_VQ | F_MQ, 5);
-    for (state, why) in [
-        (
-            json!({"pairs": 0}),
-            "of 2 pairs of queues, 0 can't be in use",
-        ),
-        (
-            json!({"pairs": 3}),
-            "of 2 pairs of queues, 3 can't be in use",
-        ),
-        (json!({}), "missing field `pairs`"),
-    ] {
-        let refused = bench.net.restore(&state).expect_err("not possible");
-        assert_eq!(refused.to_string(), why);
+    let saved = bench.net.save();
+    let with = |field: &str, value: Value| {
+        let mut state = saved.clone();
+        state[field] = value;
+        state
+    };
+    for in_use in [0, 3] {
+        let refused = bench.net.restore(&with("pairs_in_use", json!(in_use)));
+        assert_eq!(
+            refused.expect_err("not possible").to_string(),
+            format!("of 2 pairs of queues, {in_use} can't be in use")
+        );
     }
     // Nor are those that the driver has not set up: a packet there would be lost.
     bench.serves();
     let held = quiesce(&mut bench.net, Why::Hold);
     bench.copy();
-    bench.net.restore(&json!({"pairs": 2})).unwrap();
+    bench.net.restore(&with("pairs_in_use", json!(2))).unwrap();
     let mut resumption = bench.guest.resumption(0, &bench.interrupt, &held);
     resumption.queues.truncate(2);
     bench.net.activate(resumption);

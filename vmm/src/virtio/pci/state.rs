@@ -58,9 +58,10 @@ impl VirtioPciDevice {
             let wrong = format!("MSI-X is not as its control says: {control:#x}");
             return Err(Refused::because(wrong));
         }
+        // First: that it is another disk says more than that its features are others.
+        self.device.restore(&state.device)?;
         self.shared.restore(&state.shared)?;
         self.common.restore(&state.common)?;
-        self.device.restore(&state.device)?;
         self.shared.msix.restore(&state.msix)?;
         // Last: of what is refused, nothing goes on.
         self.restore_held(state.held.as_deref())

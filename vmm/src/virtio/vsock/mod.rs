@@ -23,15 +23,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use self::hub::{Hub, Parts};
 use super::counters::{Counters, counters};
 use super::quiet::{Quiet, Why};
 use super::thread::Port;
 use super::{
-    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, nothing,
-    read_config,
+    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, read_config,
 };
 use crate::jail::{Allow, Argument, Profile};
 use crate::snapshot::Refused;
@@ -108,6 +108,15 @@ counters! {
         /// Bytes of streams in them.
         transmitted_bytes,
     }
+}
+
+/// [`Vsock`], saved. Section 5.10.4. Nothing is kept of streams: their other ends are
+/// programs on a host, which see them end with this process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockV1 {
+    /// The guest's address, which its driver knows.
+    pub cid: u32,
 }
 
 /// A socket device.
@@ -209,10 +218,16 @@ impl VirtioDevice for Vsock {
         }
     }
 
-    /// Nothing is kept of streams: their other ends are programs on a host, which see them
-    /// end with this process.
+    fn save(&self) -> Value {
+        json!(VsockV1 { cid: self.cid })
+    }
+
     fn restore(&mut self, state: &Value) -> Result<(), Refused> {
-        nothing(state)?;
+        let VsockV1 { cid } = VsockV1::deserialize(state)?;
+        if cid != self.cid {
+            let wrong = format!("its CID is {} here and {cid} there", self.cid);
+            return Err(Refused::because(wrong));
+        }
         self.is_copy.store(true, Ordering::SeqCst);
         Ok(())
     }

@@ -531,7 +531,22 @@ fn a_driver_that_starts_on_a_copy_has_no_streams_to_end() {
     bench.vsock.activate(activation);
     let held = quiesce(&mut bench.vsock, Why::Hold);
     assert_eq!(held[2].next_used, 0);
-    assert!(bench.vsock.restore(&Value::Bool(true)).is_err());
+}
+
+#[test]
+fn a_guest_keeps_its_address() {
+    let mut bench = Bench::new();
+    let state = bench.vsock.save();
+    assert_eq!(state, json!({ "cid": CID }));
+    let refused = |bench: &mut Bench, state| {
+        let refused = bench.vsock.restore(&state).expect_err("another's");
+        assert!(!bench.vsock.is_copy.load(Ordering::SeqCst));
+        refused.to_string()
+    };
+    let wrong = format!("its CID is {CID} here and 77 there");
+    assert_eq!(refused(&mut bench, json!({"cid": 77})), wrong);
+    refused(&mut bench, Value::Null);
+    assert_eq!(bench.vsock.restore(&state), Ok(()));
 }
 
 /// Any packet, most of them for connections that may exist.
