@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::super::kvm::{Model, create_interrupt_controllers, prepare};
+use super::controllers::IoapicV1;
 use super::msrs::{MsrV1, TSC, TSC_DEADLINE};
 use super::*;
 use crate::memory::Ram;
@@ -271,6 +272,40 @@ fn controllers_are_what_they_were() {
     state.restore(&second.vm).expect("restored");
     let again = ControllersV1::save(&second.vm).expect("saved");
     assert_eq!(json(&again), json(&state));
+}
+
+#[test]
+fn an_ioapic_that_cannot_be_is_refused() {
+    let Some(guest) = Guest::new() else {
+        return;
+    };
+    let saved = ControllersV1::save(&guest.vm).expect("saved");
+    assert_eq!(saved.ioapic.check(), Ok(()));
+    let refused = |change: fn(&mut IoapicV1)| {
+        let mut state = copied(&saved);
+        change(&mut state.ioapic);
+        let refused = state.restore(&guest.vm);
+        refused.expect_err("not possible").to_string()
+    };
+    assert_eq!(
+        refused(|ioapic| ioapic.base_address = 0),
+        "IOAPIC: it is at 0xfec00000 here and at 0x0 there"
+    );
+    assert_eq!(
+        refused(|ioapic| ioapic.id = 0x10),
+        "IOAPIC: its id can't be 0x10"
+    );
+    assert_eq!(
+        refused(|ioapic| ioapic.selected = 0x100),
+        "IOAPIC: there is no register 0x100"
+    );
+    assert_eq!(
+        refused(|ioapic| ioapic.asserted = 0x100_0000),
+        "IOAPIC: of 24 pins, 0x1000000 can't be asserted"
+    );
+    // Nothing of it was taken.
+    let again = ControllersV1::save(&guest.vm).expect("saved");
+    assert_eq!(json(&again), json(&saved));
 }
 
 /// A table of one vCPU: its maker and its features.
