@@ -39,9 +39,7 @@ fn a_guest_goes_on_in_a_copy() {
     let snapshot = vm.dir.path().join("snapshot");
     std::fs::create_dir(&snapshot).expect("a folder");
     let body = json!({ "path": snapshot });
-    for _ in 0..2 {
-        vm.api("PUT", "/v1/snapshot", Some(&body));
-    }
+    vm.api("PUT", "/v1/snapshot", Some(&body));
     vm.restore(&snapshot);
 
     assert_eq!(vm.run("cat /mnt/word"), "kept");
@@ -55,7 +53,6 @@ fn a_guest_goes_on_in_a_copy() {
     let read = vm.run("dd if=/dev/vdb bs=64k count=64 2>/dev/null | md5sum");
     assert_eq!(read, sum);
     vm.run("dd if=/dev/zero of=/dev/vdb bs=64k count=64 conv=fsync 2>/dev/null");
-    vm.run("head -c 16 /dev/hwrng > /dev/null");
     let complaints = vm.try_run("dmesg | grep -iE 'lockup|stall|i/o error|hung'");
     assert_eq!(complaints.stdout, "", "{}", complaints.stdout);
 
