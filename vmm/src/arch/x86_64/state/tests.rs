@@ -178,9 +178,27 @@ fn time_goes_on_while_a_machine_is_a_file() {
         eprintln!("SKIPPED: this KVM gives guests the host's TSC");
         return;
     }
+    let khz = state.tsc_khz.expect("a frequency");
     let ticks = msr(&second.save(), TSC).wrapping_sub(msr(&state, TSC));
-    let went = Duration::from_millis(ticks / u64::from(state.tsc_khz));
+    let went = Duration::from_millis(ticks / u64::from(khz));
     assert!(about_an_hour.contains(&went), "{went:?}");
+}
+
+#[test]
+fn a_host_need_not_know_how_fast_its_time_stamps_go() {
+    let Some(first) = Guest::new() else {
+        return;
+    };
+    let mut state = first.save();
+    state.tsc_khz = None;
+    state.msrs.retain(|msr| msr.index == TSC);
+    let state = copied(&state);
+    assert!(json(&state).contains(r#""tsc_khz":null"#));
+    let hour = Elapsed::new(Duration::from_secs(3600));
+    assert_eq!(state.msrs_after(hour), state.msrs);
+    let second = Guest::new().expect("as the first");
+    second.restore(&state, hour).expect("restored");
+    assert_eq!(second.save().tsc_khz, first.save().tsc_khz, "as it was");
 }
 
 #[test]

@@ -33,11 +33,18 @@ pub struct VcpuV1 {
     debug: kvm_debugregs,
     #[serde(with = "raw")]
     pub(super) lapic: kvm_lapic_state,
-    /// Frequency of the time stamp counter.
-    pub(super) tsc_khz: u32,
+    /// Frequency of the time stamp counter, which a host whose own isn't stable doesn't say.
+    pub(super) tsc_khz: Option<u32>,
     pub(super) msrs: Vec<MsrV1>,
     #[serde(with = "raw")]
     events: kvm_vcpu_events,
+}
+
+/// The frequency of a vCPU's time stamp counter. KVM_GET_TSC_KHZ fails where
+/// KVM_CAP_GET_TSC_KHZ is missing, or the host's counter isn't stable (EIO); the crate
+/// doesn't pass on which.
+fn tsc_khz(vcpu: &VcpuFd) -> Option<u32> {
+    vcpu.get_tsc_khz().ok().filter(|khz| *khz != 0)
 }
 
 impl VcpuV1 {
@@ -57,9 +64,7 @@ impl VcpuV1 {
                 .get_debug_regs()
                 .map_err(refused("get debug registers"))?,
             lapic: vcpu.get_lapic().map_err(refused("get a local APIC"))?,
-            tsc_khz: vcpu
-                .get_tsc_khz()
-                .map_err(refused("get the TSC's frequency"))?,
+            tsc_khz: tsc_khz(vcpu),
             msrs: msrs::save(vcpu, indices)?,
             // Last: those before may raise some.
             events: vcpu.get_vcpu_events().map_err(refused("get events"))?,
@@ -93,9 +98,10 @@ impl VcpuV1 {
         // Before its deadline, which is an MSR and needs the timer's mode.
         vcpu.set_lapic(&self.lapic)
             .map_err(refused("set a local APIC"))?;
-        let khz = vcpu.get_tsc_khz();
-        if khz.map_err(refused("get the TSC's frequency"))? != self.tsc_khz {
-            vcpu.set_tsc_khz(self.tsc_khz)
+        if let Some(khz) = self.tsc_khz
+            && tsc_khz(vcpu) != Some(khz)
+        {
+            vcpu.set_tsc_khz(khz)
                 .map_err(refused("set the TSC's frequency"))?;
         }
         msrs::restore(vcpu, &self.msrs_after(elapsed))?;
@@ -109,8 +115,10 @@ impl VcpuV1 {
         let mut tsc = 0;
         let mut msrs = self.msrs.clone();
         for msr in msrs.iter_mut().filter(|msr| msr.index == TSC) {
-            // It comes round after centuries.
-            msr.value = msr.value.wrapping_add(elapsed.cycles(self.tsc_khz));
+            // It comes round after centuries. One of unknown frequency goes on from where it
+            // stood: its guest has KVM's clock, which knows better.
+            let cycles = self.tsc_khz.map_or(0, |khz| elapsed.cycles(khz));
+            msr.value = msr.value.wrapping_add(cycles);
             tsc = msr.value;
         }
         for msr in msrs.iter_mut().filter(|msr| msr.index == TSC_DEADLINE) {
