@@ -291,7 +291,8 @@ impl Msix {
         }
     }
 
-    /// Takes over what was saved: the interrupt controller has its messages then.
+    /// Takes over what was saved: the interrupt controller has its messages then. What is
+    /// pending and not masked is sent, and nothing else.
     ///
     /// # Errors
     /// When it has another number of vectors.
@@ -516,6 +517,40 @@ mod tests {
         let state = msix.save();
         assert!(state.is_of(0x8002));
         assert!(!state.is_of(0x0002) && !state.is_of(0xc002));
+    }
+
+    #[test]
+    fn a_copy_sends_what_pends_and_is_not_masked_and_nothing_else() {
+        let vector = |masked, pending| VectorV1 {
+            address: 0xfee0_0000,
+            data: 0x40,
+            masked,
+            pending,
+        };
+        let vectors = [
+            vector(false, true),
+            vector(false, false),
+            vector(true, true),
+            vector(true, false),
+        ];
+        for (enabled, masked, sent) in [
+            (true, false, [1, 0, 0, 0]),
+            (true, true, [0; 4]),
+            (false, false, [0; 4]),
+        ] {
+            let fake = FakeInterrupts::default();
+            let copy = Msix::new(4, &fake).unwrap();
+            let mut state = MsixV1 {
+                enabled,
+                masked,
+                vectors: vectors.to_vec(),
+            };
+            copy.restore(&state).unwrap();
+            assert_eq!([0, 1, 2, 3].map(|vector| fake.signals(vector)), sent);
+            // What was sent pends no more.
+            state.vectors[0].pending = sent[0] == 0;
+            assert_eq!(copy.save(), state);
+        }
     }
 
     proptest! {
