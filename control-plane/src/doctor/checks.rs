@@ -253,16 +253,22 @@ fn records(unreadable: &Result<Option<Vec<String>>, String>) -> Row {
 }
 
 fn volumes(strays: &Result<Vec<String>, String>) -> Row {
-    let found = strays.clone().and_then(|strays| match strays.len() {
-        0 => Ok("none without its record".into()),
-        n => Err(format!("{n} that no record knows: {}", named(&strays))),
-    });
-    row(
-        "volumes",
-        found,
-        Level::Lesser,
-        "nothing uses these, and nothing removes them: unless hearth.db is an older copy, delete volumes/ID.raw in the data folder",
-    )
+    let (found, advice) = match strays {
+        Ok(strays) if strays.is_empty() => (Ok("none without its record".into()), ""),
+        Ok(strays) => (
+            Err(format!(
+                "{} that no record knows: {}",
+                strays.len(),
+                named(strays)
+            )),
+            "nothing removes these: where hearth.db is neither new nor an older copy, and no instance runs on them, delete volumes/ID.raw in the data folder",
+        ),
+        Err(why) => (
+            Err(why.clone()),
+            "so nobody knows which volumes are in use: delete none",
+        ),
+    };
+    row("volumes", found, Level::Lesser, advice)
 }
 
 /// The first of them.
@@ -389,6 +395,14 @@ mod tests {
         let found = "5 that no record knows: vol-1, vol-2, vol-3, vol-4, vol-5";
         assert_eq!(row.found, found);
         assert!(able(&rows));
+        // What can't be looked at may be somebody's only data.
+        let facts = Facts {
+            stray_volumes: Err("no hearth.db".into()),
+            ..good()
+        };
+        let rows = judge(&facts);
+        let row = rows.iter().find(|row| row.name == "volumes").unwrap();
+        assert!(row.advice.contains("delete none"), "{row:?}");
     }
 
     #[test]

@@ -48,8 +48,7 @@ pub fn gather() -> Facts {
             .map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20),
         unreadable: records.as_ref().map(unreadable).map_err(String::clone),
         stray_volumes: found.and_then(|found| {
-            let view = records?.unwrap_or_default();
-            let strays = strays(&view, found);
+            let strays = known_strays(records?.as_ref(), found)?;
             // What has gone meanwhile may have gone with its record.
             let there = volumes(&wanted)?;
             let strays = strays.intersection(&there);
@@ -62,6 +61,22 @@ pub fn gather() -> Facts {
 
 fn volumes(data_folder: &Path) -> Result<BTreeSet<VolumeId>, String> {
     found_in(data_folder).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+}
+
+/// The volumes that no record knows, where there are records: without a store, volumes
+/// may be all that is left of what somebody had.
+fn known_strays(
+    view: Option<&View>,
+    found: BTreeSet<VolumeId>,
+) -> Result<BTreeSet<VolumeId>, String> {
+    match view {
+        Some(view) => Ok(strays(view, found)),
+        None if found.is_empty() => Ok(found),
+        None => Err(format!(
+            "{} there, and no hearth.db that says whose they are",
+            found.len()
+        )),
+    }
 }
 
 /// The volumes that no record knows. One that can't be read still says by its key which
@@ -201,7 +216,14 @@ mod tests {
         let [one, two] = [1, 2].map(VolumeId::from_random);
         let view = View::default().with(samples::volume(1));
         assert_eq!(strays(&view, found.clone()), [two.clone()].into());
-        assert_eq!(strays(&View::default(), found), [one, two].into());
+        assert_eq!(
+            strays(&View::default(), found.clone()),
+            [one, two.clone()].into()
+        );
+        assert_eq!(known_strays(Some(&view), found.clone()), Ok([two].into()));
+        let unknown = known_strays(None, found).expect_err("there is no store");
+        assert!(unknown.contains("no hearth.db"), "{unknown}");
+        assert_eq!(known_strays(None, BTreeSet::new()), Ok(BTreeSet::new()));
     }
 
     #[tokio::test]

@@ -53,8 +53,8 @@ pub(super) async fn make_next(ctx: &Ctx, once: &Once, pool: PublicPool) -> Resul
             }
             // Not by waiting, and maybe it is made whole yet: no error that says it isn't.
             Err(why) => {
-                let launch = &once.made;
-                tracing::error!(launch, %error, "a launch that failed can't be taken back");
+                let (launch, cause) = (&once.made, &error.internal);
+                tracing::error!(launch, %error, ?cause, "a launch that failed can't be taken back");
                 return Err(why);
             }
         }
