@@ -1,6 +1,8 @@
 //! What a guest of a few bytes writes to its memory, on whatever `/dev/kvm` is here: seen
 //! in KVM's log, saved, saved again over it, restored. And to a doorbell there.
 
+mod image;
+
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ use hearth_vmm::machine::{Machine, Parts, Taps};
 use hearth_vmm::memory::{Options, PAGE, Pages, Ram};
 use hearth_vmm::serial::{Output, Serial};
 use vm_memory::{Bytes, GuestAddress};
+
+use image::{AWAIT_BUTTON, bzimage};
 
 const MEMORY: u64 = 64 << 20;
 /// Memory that is added, apart from the rest.
@@ -28,32 +32,6 @@ fn store(address: u64, value: u8) -> Vec<u8> {
 /// `mov dx, 0x3f8; mov al, '\n'; out dx, al`: a line on the serial port, whose log has it
 /// at once.
 const SAY: [u8; 7] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee];
-
-/// Asks for events until the power button was pressed: `mov dx, 0x610; in al, dx;
-/// test al, 1; jz` to the beginning.
-const AWAIT_BUTTON: [u8; 9] = [0x66, 0xba, 0x10, 0x06, 0xec, 0xa8, 0x01, 0x74, 0xf7];
-/// `hlt; jmp` to it.
-const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
-
-/// A bzImage whose 64-bit entry is `code`: the setup header of the Linux boot
-/// protocol, and the code 0x200 bytes into the kernel.
-fn bzimage(code: &[u8]) -> Vec<u8> {
-    let mut image = vec![0; 1024 + 512];
-    image.extend_from_slice(code);
-    image.extend_from_slice(&HALT);
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0x1f1, &[1]); // setup_sects
-    put(0x202, b"HdrS");
-    put(0x206, &0x20fu16.to_le_bytes()); // version
-    put(0x211, &[1]); // loadflags: LOADED_HIGH
-    put(0x214, &0x10_0000u32.to_le_bytes()); // code32_start
-    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
-    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
-    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
-    put(0x258, &0x10_0000u64.to_le_bytes()); // pref_address
-    put(0x260, &0x1_0000u32.to_le_bytes()); // init_size
-    image
-}
 
 /// A machine in this process, and what it says.
 struct Bench {

@@ -506,6 +506,28 @@ pub struct ApiError {
 mod tests {
     use super::*;
 
+    /// Who reads the file only to learn why, reads it as that.
+    #[test]
+    fn a_record_of_an_exit_reads_as_the_exit() {
+        for exit in [
+            Exit::Stopped,
+            Exit::Crashed {
+                detail: "why".to_owned(),
+            },
+        ] {
+            let record = ExitRecord {
+                exit: exit.clone(),
+                unfinished: vec!["root".to_owned()],
+            };
+            let json = serde_json::to_string(&record).expect("JSON");
+            assert_eq!(serde_json::from_str::<Exit>(&json).expect("an exit"), exit);
+            assert_eq!(
+                serde_json::from_str::<ExitRecord>(&json).expect("all of it"),
+                record
+            );
+        }
+    }
+
     #[test]
     fn reasons_have_one_name_everywhere() {
         for (place, reason) in ExitReason::ALL.into_iter().enumerate() {

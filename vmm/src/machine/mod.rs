@@ -49,7 +49,7 @@ use crate::jail::{Confinement, Profiles};
 use crate::memory::{Memory, Options};
 use crate::serial::Serial;
 use crate::smbios;
-use crate::snapshot::Source;
+use crate::snapshot::{FileId, Source};
 use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Surroundings, Taken, TickRate, Vcpus};
 use crate::virtio::pci::Backplane;
 use crate::virtio::thread::DeviceThread;
@@ -130,7 +130,7 @@ pub struct Machine {
     /// Rung by devices that have become quiet.
     quieted: Arc<EventFd>,
     /// Memory of the last snapshot, if what is written since is marked.
-    followed: Option<snapshot::FileId>,
+    followed: Option<FileId>,
     /// What it goes on from: until the start.
     restore: Option<Source>,
     /// Devices that are made and not plugged yet: until the start.

@@ -10,7 +10,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,7 @@ use crate::arch::state::{ClockV1, ControllersV1, ProcessorV1, VcpuV1, kept_msrs}
 use crate::memory::Ram;
 use crate::pci::BusV1;
 use crate::serial::SerialV1;
-use crate::snapshot::{Destination, Refused, Source};
+use crate::snapshot::{Destination, FileId, Refused, Source};
 use crate::vcpu::Vcpus;
 
 use hearth_vmm_api::MachineState;
@@ -82,17 +81,6 @@ pub enum Unsaved {
     /// It can't be written.
     #[error("write the snapshot")]
     Unwritten(#[source] io::Error),
-}
-
-/// Which file it is: device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileId(u64, u64);
-
-impl FileId {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self(metadata.dev(), metadata.ino()))
-    }
 }
 
 /// A saved machine, read.

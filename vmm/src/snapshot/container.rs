@@ -103,7 +103,7 @@ impl Destination {
                 memory: mut memory_file,
                 state: mut state_file,
             } => {
-                if identity(&memory_file)? == identity(&state_file)? {
+                if FileId::of(&memory_file)? == FileId::of(&state_file)? {
                     let twice = "memory and state need a file each";
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, twice));
                 }
@@ -120,10 +120,19 @@ impl Destination {
     }
 }
 
-/// Device and inode.
-fn identity(file: &File) -> io::Result<(u64, u64)> {
-    let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
+/// Which file it is: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId(u64, u64);
+
+impl FileId {
+    /// That of an open file.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self(metadata.dev(), metadata.ino()))
+    }
 }
 
 fn write_folder<T>(

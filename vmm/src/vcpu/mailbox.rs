@@ -11,9 +11,9 @@
 //!
 //! There is one order, the last one, and room for one call: no queue. Beside it a
 //! debugger may hold the thread: it is then parked, whatever else it would do, until it
-//! is released or ordered to end. An order is given and later obeyed; who gave it looks whether it was, waits for it, or is woken
-//! by the thread. It is the giver's to get the thread's attention: a thread in
-//! `KVM_RUN` doesn't look into its mailbox.
+//! is released or ordered to end. An order is given and later obeyed; who gave it looks
+//! whether it was, waits for it, or is woken by the thread. It is the giver's to get the
+//! thread's attention: a thread in `KVM_RUN` doesn't look into its mailbox.
 
 use std::mem;
 use std::sync::atomic::Ordering;

@@ -205,6 +205,10 @@ impl VirtioDevice for Balloon {
         Ok(())
     }
 
+    fn port(&self) -> Option<&Port> {
+        self.port.as_ref()
+    }
+
     fn activate(&mut self, activation: Activation) {
         *self.shared.interrupt() = Some(Arc::clone(&activation.interrupt));
         if let Some(port) = &self.port {

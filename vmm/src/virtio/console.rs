@@ -128,16 +128,8 @@ impl VirtioDevice for Console {
         Ok(())
     }
 
-    fn activate(&mut self, activation: Activation) {
-        if let Some(port) = &self.port {
-            port.start(activation);
-        }
-    }
-
-    fn quiesce(&mut self, why: Why, quiet: Quiet) {
-        if let Some(port) = &self.port {
-            port.stop(why, quiet);
-        }
+    fn port(&self) -> Option<&Port> {
+        self.port.as_ref()
     }
 
     fn save(&self) -> Value {

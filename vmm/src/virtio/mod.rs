@@ -44,7 +44,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::counters::Counters;
 use self::quiet::{Quiet, Why};
-use self::thread::DeviceThread;
+use self::thread::{DeviceThread, Port};
 use crate::jail::Profile;
 use crate::memory::Memory;
 use crate::snapshot::Refused;
@@ -198,19 +198,36 @@ pub trait VirtioDevice: Send {
     /// Writes device configuration; read-only fields keep their value.
     fn config_write(&mut self, offset: u64, data: &[u8]);
 
+    /// The way to the service on its thread that is all of it at work, from when it is
+    /// plugged; none: it sees to its activations itself.
+    fn port(&self) -> Option<&Port>;
+
     /// The driver set DRIVER_OK, or the machine goes on: has the device's threads serve
     /// its queues. One that can't sets DEVICE_NEEDS_RESET.
-    fn activate(&mut self, activation: Activation);
+    fn activate(&mut self, activation: Activation) {
+        match self.port() {
+            Some(port) => port.start(activation),
+            None => activation.interrupt.needs_reset(),
+        }
+    }
 
     /// The driver gave a queue another vector, or none, after DRIVER_OK. It must do so
     /// before it enables the queue (section 4.1.4.3.2), but some come later, and then
     /// whatever holds a queue's [`Interrupt::event`] has an old one. A back end that
     /// can't be given the new one sets DEVICE_NEEDS_RESET.
-    fn vectors_changed(&mut self) {}
+    fn vectors_changed(&mut self) {
+        if let Some(port) = self.port() {
+            port.vectors_changed();
+        }
+    }
 
     /// Has the device's threads let go of guest memory, after an activation. Whoever
     /// has a part in it keeps a clone of `quiet` for as long as it takes.
-    fn quiesce(&mut self, why: Why, quiet: Quiet);
+    fn quiesce(&mut self, why: Why, quiet: Quiet) {
+        if let Some(port) = self.port() {
+            port.stop(why, quiet);
+        }
+    }
 
     /// What it keeps beside its queues, while it is held or nobody drives it: a structure
     /// with its version in its name, or null for nothing.

@@ -101,16 +101,8 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn activate(&mut self, activation: Activation) {
-        if let Some(port) = &self.port {
-            port.start(activation);
-        }
-    }
-
-    fn quiesce(&mut self, why: Why, quiet: Quiet) {
-        if let Some(port) = &self.port {
-            port.stop(why, quiet);
-        }
+    fn port(&self) -> Option<&Port> {
+        self.port.as_ref()
     }
 }
 

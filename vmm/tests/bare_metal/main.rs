@@ -14,6 +14,8 @@ mod floods;
 mod gdb;
 mod held;
 mod hung;
+#[path = "../image/mod.rs"]
+mod image;
 mod jail;
 mod ports;
 mod power;
@@ -31,6 +33,8 @@ use std::time::{Duration, Instant};
 use hearth_vmm_api::{Exit, Machine, MachineState, Metrics, SandboxLayer};
 use serde::de::DeserializeOwned;
 
+use image::{AWAIT_BUTTON, HALT, bzimage};
+
 /// `mov dx, port; mov al, value; out dx, al`, in long mode.
 fn out(port: u16, value: u8) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();
@@ -42,11 +46,6 @@ fn power_off() -> Vec<u8> {
     out(0x600, 5 << 2 | 1 << 5)
 }
 
-/// Asks for events until the power button was pressed: `mov dx, 0x610; in al, dx;
-/// test al, 1; jz` to the beginning.
-const AWAIT_BUTTON: [u8; 9] = [0x66, 0xba, 0x10, 0x06, 0xec, 0xa8, 0x01, 0x74, 0xf7];
-/// `hlt; jmp` to it.
-const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 /// An instruction that is none; without an IDT, a triple fault.
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
@@ -56,26 +55,6 @@ const PRINT_GENERATION: [u8; 18] = [
     0xbe, 0x10, 0xf0, 0x0d, 0x00, 0xb9, 0x10, 0x00, 0x00, 0x00, 0x66, 0xba, 0xf8, 0x03, 0xac, 0xee,
     0xe2, 0xfc,
 ];
-
-/// A bzImage whose 64-bit entry is `code`: the setup header of the Linux boot
-/// protocol, and the code 0x200 bytes into the kernel.
-fn bzimage(code: &[u8]) -> Vec<u8> {
-    let mut image = vec![0; 1024 + 512];
-    image.extend_from_slice(code);
-    image.extend_from_slice(&HALT);
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0x1f1, &[1]); // setup_sects
-    put(0x202, b"HdrS");
-    put(0x206, &0x20fu16.to_le_bytes()); // version
-    put(0x211, &[1]); // loadflags: LOADED_HIGH
-    put(0x214, &0x10_0000u32.to_le_bytes()); // code32_start
-    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
-    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
-    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
-    put(0x258, &0x10_0000u64.to_le_bytes()); // pref_address
-    put(0x260, &0x1_0000u32.to_le_bytes()); // init_size
-    image
-}
 
 struct Bench {
     folder: tempfile::TempDir,

@@ -22,6 +22,7 @@ use self::state::BlockV1;
 use super::counters::{Counters, counters};
 use super::limit::{Limiter, Limits};
 use super::quiet::{Quiet, Why};
+use super::thread::Port;
 use super::{
     Activation, Declaration, F_EVENT_IDX, Interrupt, Plug, Site, VirtioDevice, read_config,
 };
@@ -300,6 +301,10 @@ impl VirtioDevice for Block {
         self.workers = all.map(worker).collect::<io::Result<_>>()?;
         self.shared.limiter.wake_with(site.doorbells);
         Ok(())
+    }
+
+    fn port(&self) -> Option<&Port> {
+        None
     }
 
     fn activate(&mut self, activation: Activation) {

@@ -34,11 +34,9 @@ use self::counted::Counted;
 use self::pump::{OwnPump, Pump};
 use super::counters::Counters;
 use super::limit::{Limiter, Limits};
-use super::quiet::{Quiet, Why};
 use super::thread::{DeviceThread, Port};
 use super::{
-    Activation, ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice,
-    read_config,
+    ActiveQueue, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, read_config,
 };
 use crate::jail::{Allow, Argument, Profile};
 use crate::net::{Link, Offload, Vhost};
@@ -404,22 +402,8 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
-    fn activate(&mut self, activation: Activation) {
-        if let Some(port) = &self.port {
-            port.start(activation);
-        }
-    }
-
-    fn vectors_changed(&mut self) {
-        if let Some(port) = &self.port {
-            port.vectors_changed();
-        }
-    }
-
-    fn quiesce(&mut self, why: Why, quiet: Quiet) {
-        if let Some(port) = &self.port {
-            port.stop(why, quiet);
-        }
+    fn port(&self) -> Option<&Port> {
+        self.port.as_ref()
     }
 
     fn save(&self) -> Value {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::virtio::quiet::Why;
 use crate::virtio::testing::{FakeInterrupt, Guest, NEXT, READ, SIZE, WRITE, quiesce, reset};
 
 const DATA: u64 = 0x20_0000;

@@ -17,6 +17,7 @@ use crate::pci::config::register;
 use crate::virtio::counters::counters;
 use crate::virtio::quiet::{QueueState, Quiet, Why};
 use crate::virtio::testing::{FakeInterrupts, Guest};
+use crate::virtio::thread::Port;
 use crate::virtio::{
     Activation, Declaration, F_EVENT_IDX, F_VERSION_1, Interrupt, Plug, SHARED, blk,
 };
@@ -79,6 +80,9 @@ impl VirtioDevice for Probe {
     fn plugged(&mut self, site: &Site<'_>) -> io::Result<()> {
         assert_eq!(site.doorbells.len(), 2);
         Ok(())
+    }
+    fn port(&self) -> Option<&Port> {
+        None
     }
     fn activate(&mut self, activation: Activation) {
         let what = if activation.resumed {

@@ -28,11 +28,8 @@ use serde_json::{Value, json};
 
 use self::hub::{Hub, Parts};
 use super::counters::{Counters, counters};
-use super::quiet::{Quiet, Why};
 use super::thread::Port;
-use super::{
-    Activation, Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, read_config,
-};
+use super::{Declaration, F_EVENT_IDX, F_INDIRECT_DESC, Plug, Site, VirtioDevice, read_config};
 use crate::jail::{Allow, Argument, Profile};
 use crate::snapshot::Refused;
 
@@ -206,16 +203,8 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 
-    fn activate(&mut self, activation: Activation) {
-        if let Some(port) = &self.port {
-            port.start(activation);
-        }
-    }
-
-    fn quiesce(&mut self, why: Why, quiet: Quiet) {
-        if let Some(port) = &self.port {
-            port.stop(why, quiet);
-        }
+    fn port(&self) -> Option<&Port> {
+        self.port.as_ref()
     }
 
     fn save(&self) -> Value {

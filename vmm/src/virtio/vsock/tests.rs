@@ -14,6 +14,7 @@ use super::connection::BUFFER;
 use super::packet::{HEADER_SIZE, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
 use crate::virtio::quiet::QueueState;
+use crate::virtio::quiet::Why;
 use crate::virtio::testing::{FakeInterrupt, Guest, READ, SIZE, WRITE, quiesce, reset};
 
 const CID: u32 = 7;
