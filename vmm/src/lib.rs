@@ -23,5 +23,6 @@ pub mod run;
 pub mod serial;
 pub mod smbios;
 pub mod snapshot;
+mod sync;
 pub mod vcpu;
 pub mod virtio;

@@ -9,10 +9,11 @@
 //! is then among the next ones; marked before, it would be among the last ones, and lost
 //! to who has read the page by then.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::mapping::PAGE_BYTES;
+use crate::sync::{AtomicBool, AtomicU64, RwLock};
 
 /// Bytes of a page: one mark, for KVM and vhost alike (`VHOST_PAGE_SIZE`).
 pub const PAGE: u64 = PAGE_BYTES as u64;

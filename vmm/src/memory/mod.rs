@@ -5,6 +5,8 @@
 mod dirty;
 mod host;
 mod mapping;
+#[cfg(all(test, loom))]
+mod models;
 mod ram;
 mod region;
 mod save;

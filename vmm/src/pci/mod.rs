@@ -15,6 +15,8 @@
 
 mod bridge;
 pub mod config;
+#[cfg(all(test, loom))]
+mod models;
 pub mod msix;
 mod root;
 pub mod window;

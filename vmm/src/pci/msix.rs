@@ -9,14 +9,15 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{Interrupts, MsiMessage, MsiVector};
 use crate::snapshot::Refused;
+use crate::sync::{AtomicBool, Mutex, MutexGuard};
 
 /// Capability ID of MSI-X. PCI Local Bus 3.0, appendix H.
 pub const CAPABILITY_ID: u8 = 0x11;
@@ -237,10 +238,12 @@ impl Msix {
         let Some(vector) = self.vectors.get(usize::from(index)) else {
             return;
         };
+        let mut state = lock(&vector.state);
+        // Under the lock, which a reset takes once it has disabled all: what comes later
+        // than that must not pend for the next driver.
         if !self.enabled.load(Ordering::Acquire) {
             return;
         }
-        let mut state = lock(&vector.state);
         // A write to a full eventfd is the only error; then one is on its way.
         if state.routed.is_none() || vector.way.signal().is_err() {
             state.pending = true;
@@ -356,7 +359,7 @@ fn message(entry: &[u8; ENTRY_SIZE]) -> MsiMessage {
 }
 
 /// A poisoned lock guards plain registers, which are never left half-written.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

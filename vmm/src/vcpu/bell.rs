@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
 
-use super::sync::EventFd;
+use crate::sync::EventFd;
 
 /// Readable from when it is rung until it is silenced.
 #[derive(Debug)]

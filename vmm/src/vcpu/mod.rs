@@ -21,7 +21,6 @@ mod mailbox;
 mod models;
 mod reports;
 mod stats;
-mod sync;
 #[cfg(all(test, not(loom)))]
 #[allow(unsafe_code, reason = "KVM is handed an address of guest memory")]
 mod tests;

@@ -1,7 +1,7 @@
 //! Every order in which a vCPU's thread, the main loop and other vCPUs can meet:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --target-dir target/loom -p hearth-vmm --lib vcpu::models
+//! RUSTFLAGS="--cfg loom" cargo test --target-dir target/loom -p hearth-vmm --lib models::
 //! ```
 
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use loom::thread;
 
 use super::mailbox::{CallError, Mailbox, Obeyed, Order};
-use super::sync::{Condvar, Mutex};
 use super::{Bell, Ending, Reports};
+use crate::sync::{Condvar, Mutex};
 
 /// Never comes: there is no time in a model.
 fn deadline() -> Instant {

@@ -10,8 +10,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::bell::Bell;
-use super::sync::{AtomicU32, Mutex, MutexGuard};
 use crate::arch::debug::Trap;
+use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// Why a machine can't go on as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

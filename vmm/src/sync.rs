@@ -1,22 +1,22 @@
-//! What vCPU threads and the main loop share is made of these: the standard library's,
-//! or those of loom, which tries every order in which threads can meet (`models.rs`).
+//! What threads share is made of these, where a model tries every order in which they can
+//! meet (a `models.rs` in the room): the standard library's, or those of loom.
 
 #[cfg(not(all(test, loom)))]
-pub(super) use std::sync::{
-    Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU32},
+pub(crate) use std::sync::{
+    Condvar, Mutex, MutexGuard, RwLock,
+    atomic::{AtomicBool, AtomicU32, AtomicU64},
 };
 
 #[cfg(all(test, loom))]
-pub(super) use loom::sync::{
-    Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU32},
+pub(crate) use loom::sync::{
+    Condvar, Mutex, MutexGuard, RwLock,
+    atomic::{AtomicBool, AtomicU32, AtomicU64},
 };
 #[cfg(not(all(test, loom)))]
-pub(super) use vmm_sys_util::eventfd::EventFd;
+pub(crate) use vmm_sys_util::eventfd::EventFd;
 
 #[cfg(all(test, loom))]
-pub(super) use self::modelled::EventFd;
+pub(crate) use self::modelled::EventFd;
 
 #[cfg(all(test, loom))]
 mod modelled {
