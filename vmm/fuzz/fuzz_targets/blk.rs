@@ -2,13 +2,10 @@
 
 #![no_main]
 
-use std::fs::File;
-use std::os::fd::FromRawFd;
-
 use arbitrary::{Result, Unstructured};
 use hearth_vmm::block::{Backend, EngineKind};
 use hearth_vmm::virtio::blk::{Block, Options};
-use hearth_vmm_fuzz::STEP;
+use hearth_vmm_fuzz::{STEP, disk};
 use libfuzzer_sys::fuzz_target;
 
 /// Headers that are mostly right, virtio 1.2 section 5.2.6, and ranges to discard.
@@ -22,17 +19,6 @@ fn headers(u: &mut Unstructured) -> Result<Vec<u8>> {
         painted.resize(start + usize::try_from(STEP).unwrap_or(0), 0);
     }
     Ok(painted)
-}
-
-/// A disk in memory, of 64 KiB.
-fn disk() -> File {
-    // SAFETY: the name is a string that ends with a zero.
-    let fd = unsafe { libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0, "no memory file");
-    // SAFETY: the descriptor is open and nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(64 << 10).expect("length");
-    file
 }
 
 fuzz_target!(|data: &[u8]| {

@@ -5,7 +5,9 @@
 //! thread serves its queues once before it looks for more orders, so that every
 //! input runs the same way.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::FromRawFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 
@@ -44,7 +46,8 @@ pub fn memory() -> Memory {
 }
 
 /// Where a queue's table and its two rings are.
-fn areas(queue: u16) -> [GuestAddress; 3] {
+#[must_use]
+pub fn areas(queue: u16) -> [GuestAddress; 3] {
     let base = 0x1000 + 0x1000 * u64::from(queue);
     [base, base + 0x400, base + 0x800].map(GuestAddress)
 }
@@ -94,7 +97,10 @@ fn tidy_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> {
 
 /// Writes a queue's descriptors and available ring, mostly near to what a driver
 /// would write: a fuzzer would never find valid addresses among 2^64.
-fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> {
+///
+/// # Errors
+/// When the input is too short.
+pub fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> {
     if u.ratio(1, 2)? {
         return tidy_queue(memory, queue, u);
     }
@@ -127,6 +133,18 @@ fn paint_queue(memory: &Memory, queue: u16, u: &mut Unstructured) -> Result<()> 
     }
     memory.write_slice(&ring, available).expect("in memory");
     Ok(())
+}
+
+/// A disk in memory, of 64 KiB.
+#[must_use]
+pub fn disk() -> File {
+    // SAFETY: the name is a string that ends with a zero.
+    let fd = unsafe { libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0, "no memory file");
+    // SAFETY: the descriptor is open and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(64 << 10).expect("length");
+    file
 }
 
 /// Says nothing to anybody.
