@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hearth_vmm::arch::boot::Payload;
 use hearth_vmm::config;
 use hearth_vmm::jail;
-use hearth_vmm::machine::{Machine, Parts, Taps};
+use hearth_vmm::machine::{Built, Machine, Origin, Parts, Taps};
 use hearth_vmm::memory::{Options, PAGE, Pages, Ram};
 use hearth_vmm::serial::{Output, Serial};
 use vm_memory::{Bytes, GuestAddress};
@@ -65,11 +65,13 @@ impl Bench {
             serial: Serial::new(Output::log(log).expect("log")).expect("serial"),
             devices: description.devices,
             taps: Taps::new(),
-            restore: None,
+            origin: Origin::PowerOn,
             began_ns: 0,
             pid: std::process::id(),
         };
-        let machine = Machine::build(parts).expect("a machine");
+        let confinement = jail::confine_outside(None, None).expect("without the jail");
+        let machine = Built::new(parts).and_then(|built| built.start(&confinement));
+        let machine = machine.expect("a machine");
         Some(Self { machine, folder })
     }
 
@@ -88,11 +90,6 @@ impl Bench {
     /// Holds it, and waits until it stands still.
     fn pause(&mut self) {
         while self.machine.pause() == Ok(false) {}
-    }
-
-    fn start(&mut self) {
-        let confinement = jail::confine_outside(None, None).expect("without the jail");
-        self.machine.start(&confinement).expect("starts");
     }
 }
 
@@ -120,7 +117,6 @@ fn what_a_guest_writes_is_seen_and_saved_and_restored() {
         let Some(mut bench) = Bench::new(&code, kind) else {
             return;
         };
-        bench.start();
         bench.machine.add_memory(ADDED.0, ADDED.1).expect("added");
         for taken in [0, 0xc000_0000] {
             assert!(bench.machine.add_memory(taken, ADDED.1).is_err());
@@ -206,7 +202,6 @@ fn a_doorbell_in_memory_costs_an_exit_once() {
     let Some(mut bench) = Bench::new(&code, Options::default()) else {
         return;
     };
-    bench.start();
     bench.run_until_said(1);
     let exits = bench.machine.metrics().vcpu_exits;
     assert!((5..100).contains(&exits), "{exits}");
@@ -223,7 +218,6 @@ fn a_reset_writes_all_and_goes_on_being_tracked() {
     let Some(mut bench) = Bench::new(&code, Options::default()) else {
         return;
     };
-    bench.start();
     bench.machine.begin_dirty_tracking().expect("tracks");
     bench.run_until_said(1);
     bench.machine.reset().expect("reset");

@@ -54,6 +54,11 @@ impl Devices {
         self.0.push(device);
     }
 
+    /// The newest in a slot.
+    pub(super) fn at(&self, slot: u8) -> Option<&Device> {
+        self.0.iter().rfind(|device| device.slot == slot)
+    }
+
     /// The name of the one in a slot, or that of the slot once it is empty.
     pub(super) fn name(&self, slot: u8) -> String {
         let device = self.0.iter().find(|device| device.slot == slot);

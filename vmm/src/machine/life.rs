@@ -216,8 +216,8 @@ impl Machine {
         self.interrupts
             .replace(Arc::clone(&vm))
             .map_err(host_error("interrupt routes"))?;
-        self.vm = Arc::clone(&vm);
-        self.power_on(vm)?;
+        self.vm = vm;
+        self.power_on()?;
         self.resets += 1;
         self.resume();
         Ok(())

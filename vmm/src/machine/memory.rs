@@ -4,21 +4,20 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::{Error, Machine, host_error, kvm_error, vm};
+use super::{Error, Machine, Origin, host_error, kvm_error, vm};
 use crate::arch;
 use crate::memory::{Dirty, Memory, Options, Ram};
-use crate::snapshot::Source;
 
 /// Guest memory of so many bytes: of zeroes, or what a snapshot has.
-pub(super) fn make(bytes: u64, options: Options, from: Option<&Source>) -> Result<Memory, Error> {
+pub(super) fn make(bytes: u64, options: Options, origin: &Origin) -> Result<Memory, Error> {
     let regions = arch::memory::ram(bytes);
-    let memory = match from {
-        None => Ram::new(&regions, options).map_err(|source| Error::Memory {
+    let memory = match origin {
+        Origin::PowerOn => Ram::new(&regions, options).map_err(|source| Error::Memory {
             mib: bytes >> 20,
             source,
         }),
-        Some(from) => {
-            Ram::restore(&regions, options, &from.memory).map_err(host_error("--restore: memory"))
+        Origin::Snapshot(source) => {
+            Ram::restore(&regions, options, &source.memory).map_err(host_error("--restore: memory"))
         }
     };
     memory.map(Arc::new)

@@ -1,7 +1,7 @@
 //! The machine: built from its description, run, held, reset and taken down.
 //!
 //! ```text
-//!   build ──► paused ◄─resume─ ─pause─► pausing
+//!   Built ──► paused ◄─resume─ ─pause─► pausing
 //!               │  ▲                      │   ▲
 //!               │  └──── all is quiet ────┘   │ pause
 //!               └─ resume ─► running ─────────┘ ──► (report) ──► end
@@ -18,6 +18,7 @@
 //! mapping and the process stay.
 
 mod adjust;
+mod built;
 pub mod bus;
 mod context;
 mod debug;
@@ -29,64 +30,33 @@ mod memory;
 mod snapshot;
 mod vm;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hearth_vmm_api as api;
 use kvm_ioctls::Kvm;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi;
 use crate::acpi::registers::Registers;
 use crate::arch;
 use crate::arch::boot::Payload;
 use crate::config;
-use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
-use crate::jail::{Confinement, Profiles};
-use crate::memory::{Memory, Options};
+use crate::jail::Profiles;
+use crate::memory::Memory;
 use crate::serial::Serial;
 use crate::smbios;
-use crate::snapshot::{FileId, Source};
+use crate::snapshot::FileId;
 use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Surroundings, Taken, TickRate, Vcpus};
 use crate::virtio::pci::Backplane;
-use crate::virtio::thread::DeviceThread;
-use crate::virtio::{self, Declaration, SHARED};
+use crate::virtio::{self, Declaration};
+pub use built::{Built, Origin, Parts, Taps};
 use bus::{Bus, Target};
 pub use error::Error;
 pub(crate) use error::{host_error, kvm_error};
-use snapshot::Saved;
 pub use snapshot::Unsaved;
-
-/// What a machine is made of, with every file open.
-pub struct Parts {
-    /// Its name.
-    pub id: String,
-    /// How many vCPUs: 1 to 32.
-    pub vcpus: u8,
-    /// Guest memory in bytes.
-    pub memory_bytes: u64,
-    /// What guest memory is made of.
-    pub memory: Options,
-    /// What it boots.
-    pub payload: Payload,
-    /// What it says it is.
-    pub identity: smbios::Identity,
-    /// COM1.
-    pub serial: Serial,
-    /// Its devices, in slot order.
-    pub devices: Vec<config::Device>,
-    /// The taps that they name by descriptor.
-    pub taps: Taps,
-    /// The snapshot that it goes on from, if it does.
-    pub restore: Option<Source>,
-    /// When the program began ([`crate::vcpu::unix_ns`]).
-    pub began_ns: u64,
-    /// The process's id, as those outside know it.
-    pub pid: u32,
-}
 
 /// What the machine asks of the kernel, by the threads that do.
 #[must_use]
@@ -98,19 +68,14 @@ pub fn profiles() -> Profiles {
     }
 }
 
-/// Taps that were handed down open, by their number.
-pub type Taps = BTreeMap<RawFd, OwnedFd>;
-
 fn taken(device: &config::Device) -> Error {
     Error::Device(format!("there is a device {:?} already", device.id()))
 }
 
 /// The machine.
 pub struct Machine {
-    /// First, so that they are ended before what they use goes.
+    /// First, so that they are ended before what they use goes. None while it is reset.
     vcpus: Option<Vcpus>,
-    /// The VM before its first start.
-    fresh: Option<Arc<kvm_ioctls::VmFd>>,
     /// The VM.
     vm: Arc<kvm_ioctls::VmFd>,
     jail: Vec<api::SandboxLayer>,
@@ -125,16 +90,11 @@ pub struct Machine {
     bus: Arc<Bus>,
     devices: devices::Devices,
     context: context::DeviceContext,
-    /// From the start on: it has a thread.
-    backplane: Option<Backplane>,
+    backplane: Backplane,
     /// Rung by devices that have become quiet.
     quieted: Arc<EventFd>,
     /// Memory of the last snapshot, if what is written since is marked.
     followed: Option<FileId>,
-    /// What it goes on from: until the start.
-    restore: Option<Source>,
-    /// Devices that are made and not plugged yet: until the start.
-    made: Vec<context::Made>,
     /// The slots that a pause or a reset waits for, one bit for each.
     busy: u32,
     interrupts: Arc<KvmInterrupts>,
@@ -156,110 +116,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine, still without any thread: every file is open.
-    ///
-    /// # Errors
-    /// See [`Error`]; nothing is left behind.
-    pub fn build(parts: Parts) -> Result<Self, Error> {
-        vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
-        let kvm = vm::open(parts.vcpus)?;
-        let memory = memory::make(parts.memory_bytes, parts.memory, parts.restore.as_ref())?;
-        let vm = vm::create(&kvm, &memory)?;
-        let interrupts =
-            KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
-        let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
-        let context = context::DeviceContext {
-            memory: Arc::clone(&memory),
-            vcpus: parts.vcpus,
-            bus: Arc::clone(&bus),
-        };
-        let mut made: Vec<context::Made> = Vec::new();
-        let mut taps = parts.taps;
-        for device in &parts.devices {
-            if made.iter().any(|other| other.id() == device.id()) {
-                return Err(taken(device));
-            }
-            made.push(context.make(device, &mut taps, Vec::new())?);
-        }
-        let quieted = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?;
-        let bell = Bell::new().map_err(host_error("eventfd"))?;
-        Ok(Self {
-            fresh: Some(Arc::clone(&vm)),
-            vm,
-            jail: Vec::new(),
-            id: parts.id,
-            vcpu_count: parts.vcpus,
-            memory_bytes: parts.memory_bytes,
-            payload: parts.payload,
-            identity: parts.identity,
-            generation: acpi::Generation::fresh().map_err(host_error("generation id"))?,
-            model: arch::kvm::Model::new(&kvm, parts.vcpus).map_err(vm::refused)?,
-            kvm,
-            bus,
-            devices: devices::Devices::default(),
-            context,
-            backplane: None,
-            quieted: Arc::new(quieted),
-            followed: None,
-            restore: parts.restore,
-            made,
-            busy: 0,
-            interrupts,
-            memory,
-            vcpus: None,
-            state: api::MachineState::Paused,
-            resets: 0,
-            rebooting: false,
-            reset_due: false,
-            stats: (0..parts.vcpus).map(|_| ExitStats::default()).collect(),
-            ticks: TickRate::default(),
-            began_ns: parts.began_ns,
-            pid: parts.pid,
-            entry: Arc::default(),
-            reports: Arc::new(Reports::new(bell)),
-            is_debugged: false,
-        })
-    }
-
-    /// Makes the devices' threads, loads the kernel or reads what the machine goes on
-    /// from, and makes the vCPUs, paused: in a confined process, since threads inherit
-    /// what confines it, and whoever made the kernel's image may be after its parser.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn start(&mut self, confinement: &Confinement) -> Result<(), Error> {
-        self.jail = confinement.layers().to_vec();
-        let Some(vm) = self.fresh.take() else {
-            return Ok(());
-        };
-        let shared = DeviceThread::spawn("devices".to_owned(), &SHARED);
-        let backplane = Backplane {
-            memory: Arc::clone(&self.memory),
-            interrupts: Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
-            shared: Arc::new(shared.map_err(host_error("the devices' thread"))?),
-            bell: Arc::clone(&self.quieted),
-        };
-        let saved = self.restore.take();
-        let saved = saved.as_ref().map(Saved::read).transpose()?;
-        if let Some(saved) = &saved {
-            let here = self.made.iter().map(|made| (made.id(), made.kind()));
-            saved.check(&here.collect::<Vec<_>>())?;
-        }
-        for made in std::mem::take(&mut self.made) {
-            let slot = saved.as_ref().and_then(|saved| saved.slot(made.id()));
-            self.devices
-                .push(made.plug(slot, &self.bus.pci, &backplane)?);
-        }
-        self.backplane = Some(backplane);
-        match saved {
-            Some(saved) => self.go_on(&vm, saved),
-            None => self.power_on(vm),
-        }
-    }
-
     /// Loads the kernel, writes the tables, makes the vCPUs.
-    fn power_on(&mut self, vm: Arc<kvm_ioctls::VmFd>) -> Result<(), Error> {
-        vm::connect(&vm, &self.bus)?;
+    fn power_on(&mut self) -> Result<(), Error> {
+        vm::connect(&self.vm, &self.bus)?;
         let entry = vm::load(
             &self.memory,
             self.memory_bytes,
@@ -268,7 +127,7 @@ impl Machine {
             &self.identity,
             &self.generation,
         )?;
-        let fds = vm::create_vcpus(&vm, &self.model, self.vcpu_count)?;
+        let fds = vm::create_vcpus(&self.vm, &self.model, self.vcpu_count)?;
         vm::enter(&fds, &self.memory, entry)?;
         self.start_vcpus(fds)
     }
@@ -359,16 +218,22 @@ impl Machine {
         if self.devices.has(device.id()) {
             return Err(taken(device));
         }
-        let backplane = match &self.backplane {
-            Some(backplane) if self.state != api::MachineState::Resetting => backplane,
-            _ => return Err(Error::Device("the machine is being reset".to_owned())),
-        };
+        if self.state == api::MachineState::Resetting {
+            return Err(Error::Device("the machine is being reset".to_owned()));
+        }
         let made = self.context.make(device, &mut Taps::new(), open)?;
-        let added = made.plug(None, &self.bus.pci, backplane)?;
-        let (slot, description) = (added.slot, describe(&added));
-        self.devices.push(added);
+        let slot = self.plug(made, None)?;
+        let description = self.devices.at(slot).and_then(describe);
         self.notify_guest(|registers| registers.slot_filled(slot))?;
         Ok(description)
+    }
+
+    /// Puts a device into a slot, or the next free one. Returns which.
+    fn plug(&mut self, made: context::Made, slot: Option<u8>) -> Result<u8, Error> {
+        let device = made.plug(slot, &self.bus.pci, &self.backplane)?;
+        let slot = device.slot;
+        self.devices.push(device);
+        Ok(slot)
     }
 
     /// Guest memory in bytes.

@@ -229,11 +229,7 @@ impl Machine {
 
     /// Makes the vCPUs of a machine that goes on, in a VM that has its memory, and has
     /// everything be as it was; but for the generation id, which says that this is a copy.
-    pub(super) fn go_on(
-        &mut self,
-        vm: &Arc<kvm_ioctls::VmFd>,
-        Saved(saved): Saved,
-    ) -> Result<(), Error> {
+    pub(super) fn go_on(&mut self, Saved(saved): Saved) -> Result<(), Error> {
         let refuse = |wrong: String| Err(Error::Restore(Refused::because(wrong)));
         let (has, wants) = (regions(&self.memory), &saved.memory);
         if has != *wants {
@@ -245,11 +241,11 @@ impl Machine {
         }
         let restored = self.model.restore(&saved.processor);
         restored.map_err(within("processor"))?;
-        vm::connect(vm, &self.bus)?;
-        let fds = vm::create_vcpus(vm, &self.model, self.vcpu_count)?;
+        vm::connect(&self.vm, &self.bus)?;
+        let fds = vm::create_vcpus(&self.vm, &self.model, self.vcpu_count)?;
         self.start_vcpus(fds)?;
         let elapsed = saved.clock.elapsed();
-        let restored = saved.clock.restore(vm, elapsed);
+        let restored = saved.clock.restore(&self.vm, elapsed);
         restored.map_err(Error::Restore)?;
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm).map_err(Error::Restore)?.into();
         for (index, state) in saved.vcpus.into_iter().enumerate() {
@@ -260,7 +256,7 @@ impl Machine {
             let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, &msrs, elapsed);
             on_vcpu(vcpus, index, restore).map_err(Error::Restore)?;
         }
-        let restored = saved.controllers.restore(vm);
+        let restored = saved.controllers.restore(&self.vm);
         restored.map_err(Error::Restore)?;
         // From here on, interrupts that waited are raised again.
         let restored = self.bus.pci.restore(&saved.bus);

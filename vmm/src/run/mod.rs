@@ -2,15 +2,17 @@
 //! not needed any more, then one loop over signals, the control socket, the
 //! console, vCPU reports and a debugger, until there is a reason to end.
 //!
-//! Security is in the order, so the order is in the types: [`Machine::start`] takes the
+//! Security is in the order, so the order is in the types: [`Built::start`] takes the
 //! [`Confinement`](crate::jail::Confinement) that only the jail gives out, and gives out last.
+//!
+//! [`Built::start`]: crate::machine::Built::start
 //!
 //! ```text
 //!  command line      read, inherited taps taken over           ┐ everything that we were
 //!  Process::prepare  files, sockets, taps, disks opened,       │ given, and not a byte that
 //!                    rings and KVM's VM made, memory mapped    ┘ a stranger wrote
 //!  ══ jail::enter: cgroup ─ namespaces ─ chroot ─ user ─ capabilities ─ Landlock ─ seccomp
-//!  Machine::start    devices' threads made: confined further  ┐
+//!  Built::start      devices' threads made: confined further  ┐
 //!                    kernel parsed, initrd read, tables made,  │ whoever takes over any of
 //!                    vCPU threads made: confined further       │ it finds all layers up
 //!  Machine::resume   the guest runs                            │

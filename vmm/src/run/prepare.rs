@@ -21,7 +21,7 @@ use crate::control::Server;
 use crate::error::chain;
 use crate::gdb::Debugger;
 use crate::jail;
-use crate::machine::{Machine, Parts, Taps, profiles};
+use crate::machine::{Built, Origin, Parts, Taps, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
 use crate::snapshot::Source;
 
@@ -44,12 +44,11 @@ impl Process {
             },
             cmdline: description.cmdline.clone(),
         };
-        let restore = match &description.restore {
-            Some(folder) => Some(
-                Source::open(folder)
-                    .map_err(|error| format!("--restore {}: {error}", folder.display()))?,
-            ),
-            None => None,
+        let origin = match &description.restore {
+            Some(folder) => Source::open(folder)
+                .map(Origin::Snapshot)
+                .map_err(|error| format!("--restore {}: {error}", folder.display()))?,
+            None => Origin::PowerOn,
         };
         let mut log_options = OpenOptions::new();
         log_options.read(true).write(true).create(true).mode(0o600);
@@ -78,7 +77,7 @@ impl Process {
             Some(path) => Some(Debugger::bind(path)?),
             None => None,
         };
-        let mut machine = Machine::build(Parts {
+        let built = Built::new(Parts {
             id: description.id.clone(),
             vcpus: description.vcpus,
             memory_bytes: description.memory_bytes,
@@ -88,7 +87,7 @@ impl Process {
             serial,
             devices: places.devices,
             taps,
-            restore,
+            origin,
             began_ns,
             pid,
         })
@@ -119,7 +118,7 @@ impl Process {
             Some(policy) => jail::enter(&places.folders, uid, gid, policy, profiles(), daemon)?,
             None => jail::confine_outside(uid, gid)?,
         };
-        machine.start(&confinement).map_err(|error| chain(&error))?;
+        let machine = built.start(&confinement).map_err(|error| chain(&error))?;
         if let Some(path) = &places.exit_file {
             jail::may_write_beside(path)
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;

@@ -1,0 +1,241 @@
+//! A machine on its way: with every file open and no thread yet, then, in a confined
+//! process, started in the one way that what it is made from says.
+//!
+//! ```text
+//!   Parts ── Built::new ──► Built ══ the process confines itself ══ start ─┬─► power on  ─┐
+//!            KVM, memory,           threads, slots                         └─► restore  ──┴─► Machine
+//!            devices, files
+//! ```
+
+use std::collections::BTreeMap;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
+
+use hearth_vmm_api as api;
+use kvm_ioctls::{Kvm, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::bus::Bus;
+use super::context::{DeviceContext, Made};
+use super::devices::Devices;
+use super::snapshot::Saved;
+use super::{Error, Machine, host_error, memory, taken, vm};
+use crate::acpi;
+use crate::arch;
+use crate::arch::boot::Payload;
+use crate::config;
+use crate::irq::Interrupts;
+use crate::irq::kvm::KvmInterrupts;
+use crate::jail::Confinement;
+use crate::memory::{Memory, Options};
+use crate::serial::Serial;
+use crate::smbios;
+use crate::snapshot::Source;
+use crate::vcpu::{self, Bell, ExitStats, Reports, TickRate};
+use crate::virtio::SHARED;
+use crate::virtio::pci::Backplane;
+use crate::virtio::thread::DeviceThread;
+
+/// Taps that were handed down open, by their number.
+pub type Taps = BTreeMap<RawFd, OwnedFd>;
+
+/// Where a machine comes from.
+#[derive(Debug)]
+pub enum Origin {
+    /// Nowhere: its kernel is loaded.
+    PowerOn,
+    /// What was saved of one.
+    Snapshot(Source),
+}
+
+/// What a machine is made of, with every file open.
+pub struct Parts {
+    /// Its name.
+    pub id: String,
+    /// How many vCPUs: 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// What guest memory is made of.
+    pub memory: Options,
+    /// What it boots, at once or by a reset.
+    pub payload: Payload,
+    /// What it says it is.
+    pub identity: smbios::Identity,
+    /// COM1.
+    pub serial: Serial,
+    /// Its devices, in slot order.
+    pub devices: Vec<config::Device>,
+    /// The taps that they name by descriptor.
+    pub taps: Taps,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// When the program began ([`crate::vcpu::unix_ns`]).
+    pub began_ns: u64,
+    /// The process's id, as those outside know it.
+    pub pid: u32,
+}
+
+/// A machine with every file open, and without any thread: what it is made from was not
+/// looked at yet.
+pub struct Built {
+    id: String,
+    vcpus: u8,
+    memory_bytes: u64,
+    payload: Payload,
+    identity: smbios::Identity,
+    origin: Origin,
+    began_ns: u64,
+    pid: u32,
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    model: arch::kvm::Model,
+    generation: acpi::Generation,
+    memory: Memory,
+    interrupts: Arc<KvmInterrupts>,
+    bus: Arc<Bus>,
+    context: DeviceContext,
+    devices: Vec<Made>,
+    bell: Bell,
+    quieted: Arc<EventFd>,
+}
+
+impl Built {
+    /// Builds a machine.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is left behind.
+    pub fn new(parts: Parts) -> Result<Self, Error> {
+        vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
+        let kvm = vm::open(parts.vcpus)?;
+        let memory = memory::make(parts.memory_bytes, parts.memory, &parts.origin)?;
+        let vm = vm::create(&kvm, &memory)?;
+        let interrupts =
+            KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
+        let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
+        let context = DeviceContext {
+            memory: Arc::clone(&memory),
+            vcpus: parts.vcpus,
+            bus: Arc::clone(&bus),
+        };
+        let mut devices: Vec<Made> = Vec::new();
+        let mut taps = parts.taps;
+        for device in &parts.devices {
+            if devices.iter().any(|other| other.id() == device.id()) {
+                return Err(taken(device));
+            }
+            devices.push(context.make(device, &mut taps, Vec::new())?);
+        }
+        let quieted = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?;
+        Ok(Self {
+            id: parts.id,
+            vcpus: parts.vcpus,
+            memory_bytes: parts.memory_bytes,
+            payload: parts.payload,
+            identity: parts.identity,
+            origin: parts.origin,
+            began_ns: parts.began_ns,
+            pid: parts.pid,
+            model: arch::kvm::Model::new(&kvm, parts.vcpus).map_err(vm::refused)?,
+            kvm,
+            vm,
+            generation: acpi::Generation::fresh().map_err(host_error("generation id"))?,
+            memory,
+            interrupts,
+            bus,
+            context,
+            devices,
+            bell: Bell::new().map_err(host_error("eventfd"))?,
+            quieted: Arc::new(quieted),
+        })
+    }
+
+    /// Makes the devices' threads, loads the kernel or reads what the machine goes on
+    /// from, and makes the vCPUs, paused: in a confined process, since threads inherit
+    /// what confines it, and whoever made the kernel's image may be after its parser.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start(self, confinement: &Confinement) -> Result<Machine, Error> {
+        let shared = DeviceThread::spawn("devices".to_owned(), &SHARED);
+        let backplane = Backplane {
+            memory: Arc::clone(&self.memory),
+            interrupts: Arc::clone(&self.interrupts) as Arc<dyn Interrupts>,
+            shared: Arc::new(shared.map_err(host_error("the devices' thread"))?),
+            bell: Arc::clone(&self.quieted),
+        };
+        let jail = confinement.layers().to_vec();
+        let (mut machine, made, origin) = self.assemble(backplane, jail);
+        match origin {
+            Origin::PowerOn => machine.cold_start(made)?,
+            Origin::Snapshot(source) => machine.restore(made, Saved::read(&source)?)?,
+        }
+        Ok(machine)
+    }
+
+    /// The machine, still without its devices and vCPUs: those, and where they are from.
+    fn assemble(
+        self,
+        backplane: Backplane,
+        jail: Vec<api::SandboxLayer>,
+    ) -> (Machine, Vec<Made>, Origin) {
+        let machine = Machine {
+            vcpus: None,
+            vm: self.vm,
+            jail,
+            id: self.id,
+            vcpu_count: self.vcpus,
+            memory_bytes: self.memory_bytes,
+            payload: self.payload,
+            identity: self.identity,
+            generation: self.generation,
+            kvm: self.kvm,
+            model: self.model,
+            bus: self.bus,
+            devices: Devices::default(),
+            context: self.context,
+            backplane,
+            quieted: self.quieted,
+            followed: None,
+            busy: 0,
+            interrupts: self.interrupts,
+            memory: self.memory,
+            state: api::MachineState::Paused,
+            resets: 0,
+            rebooting: false,
+            reset_due: false,
+            stats: (0..self.vcpus).map(|_| ExitStats::default()).collect(),
+            ticks: TickRate::default(),
+            began_ns: self.began_ns,
+            pid: self.pid,
+            entry: Arc::default(),
+            reports: Arc::new(Reports::new(self.bell)),
+            is_debugged: false,
+        };
+        (machine, self.devices, self.origin)
+    }
+}
+
+impl Machine {
+    /// Plugs the devices into the next free slots, and loads the kernel.
+    fn cold_start(&mut self, made: Vec<Made>) -> Result<(), Error> {
+        for device in made {
+            self.plug(device, None)?;
+        }
+        self.power_on()
+    }
+
+    /// Plugs the devices into the slots where the saved machine has them, and has all of
+    /// it be as it was. A device that the saved machine lacks would be plugged when that
+    /// is done, as one that comes while the guest runs, its guest notified; today it is
+    /// refused.
+    fn restore(&mut self, made: Vec<Made>, saved: Saved) -> Result<(), Error> {
+        let here = made.iter().map(|made| (made.id(), made.kind()));
+        saved.check(&here.collect::<Vec<_>>())?;
+        for device in made {
+            let slot = saved.slot(device.id());
+            self.plug(device, slot)?;
+        }
+        self.go_on(saved)
+    }
+}
