@@ -77,7 +77,7 @@ impl Bench {
 
     /// Lets it run until it has said so many lines, and holds it.
     fn run_until_said(&mut self, lines: u64) {
-        self.machine.resume();
+        self.machine.resume().expect("nothing is saved");
         let log = self.folder.path().join("serial");
         let deadline = Instant::now() + Duration::from_secs(60);
         while std::fs::metadata(&log).expect("log").len() < lines {

@@ -5,11 +5,11 @@
 //! |--------------------------|--------------|-----------------|
 //! | `GET /v1/machine`        |              | [`Machine`]     |
 //! | `PUT /v1/power-button`   |              | 204             |
-//! | `PUT /v1/reset`          |              | 204; 202: it was begun |
+//! | `PUT /v1/reset`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/reboot`         | [`Reboot`]   | 204: the guest was asked; 409 |
 //! | `PUT /v1/stop`           |              | 204, then the process ends |
 //! | `PUT /v1/pause`          |              | 204; 202: it was begun; 409 |
-//! | `PUT /v1/resume`         |              | 204             |
+//! | `PUT /v1/resume`         |              | 204; 409        |
 //! | `PUT /v1/snapshot`       | [`NewSnapshot`] | [`Snapshot`]; 409 |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
 //! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
@@ -30,8 +30,10 @@
 //! `waits_for` names the disk; all other requests are answered as ever.
 //! What is paused stays so until it is resumed: a reset that its guest asked for comes then.
 //!
-//! A snapshot is of a paused machine, and takes as long as its memory takes to be written;
-//! other requests wait. It goes into a folder that is there and has none, with `--restore`
+//! A snapshot is of a paused machine. Its answer comes when all of it is on the disk, as
+//! long as that takes; until then the machine is `saving`, and other requests are answered
+//! as ever, but `resume`, `reset` and a second snapshot with 409. A machine that is stopped
+//! meanwhile leaves none; the client may leave, and `saving` ends all the same. It goes into a folder that is there and has none, with `--restore`
 //! as its way back; or into two open files that come in the same message, for memory and
 //! for `machine.json`, whose folder is then not in reach of the jail.
 //!
@@ -176,6 +178,8 @@ pub enum MachineState {
     Pausing,
     /// The vCPUs are held, and no device touches guest memory.
     Paused,
+    /// As `paused`, and a snapshot is being written.
+    Saving,
     /// No vCPU is there, and devices finish what they have; then the machine runs anew.
     Resetting,
 }

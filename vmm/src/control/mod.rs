@@ -41,8 +41,18 @@ struct Connection {
     received: Vec<u8>,
     /// What came along with the bytes (SCM_RIGHTS).
     descriptors: Vec<OwnedFd>,
+    answer: Reply,
+}
+
+/// Where the answer to a connection's one request stands.
+#[derive(Debug)]
+enum Reply {
+    /// The request isn't whole.
+    Unasked,
+    /// It comes with the end of what was begun.
+    Later,
     /// The answer, and how much of it is out.
-    answer: Option<(Vec<u8>, usize)>,
+    Now(Vec<u8>, usize),
 }
 
 impl Server {
@@ -70,27 +80,37 @@ impl Server {
         let connections = self
             .connections
             .iter()
-            .map(|one| (one.stream.as_raw_fd(), one.answer.is_some()));
+            .filter(|one| !matches!(one.answer, Reply::Later))
+            .map(|one| (one.stream.as_raw_fd(), matches!(one.answer, Reply::Now(..))));
         std::iter::once(listener).chain(connections).collect()
     }
 
+    /// Answers the request that `handle` had no answer for yet, if who asked is still
+    /// there.
+    pub fn answer_late(&mut self, answer: &Answer) {
+        self.connections.retain_mut(|one| match one.answer {
+            Reply::Later => {
+                one.answer = Reply::Now(http::render(answer), 0);
+                one.send()
+            }
+            _ => true,
+        });
+    }
+
     /// Does what can be done without waiting. `handle` answers one request, which
-    /// may have come with open files.
-    pub fn progress(&mut self, mut handle: impl FnMut(Command, Vec<OwnedFd>) -> Answer) {
+    /// may have come with open files; none: [`Self::answer_late`] does, and until then
+    /// there is no other such request.
+    pub fn progress(&mut self, mut handle: impl FnMut(Command, Vec<OwnedFd>) -> Option<Answer>) {
         let connections = &mut self.connections;
-        while let Some(stream) = self.listener.accept(|| {
-            let has_one = !connections.is_empty();
-            connections.drain(..usize::from(has_one));
-            has_one
-        }) {
+        while let Some(stream) = self.listener.accept(|| drop_oldest(connections)) {
             if connections.len() == MAX_CONNECTIONS {
-                connections.remove(0);
+                drop_oldest(connections);
             }
             connections.push(Connection {
                 stream,
                 received: Vec::new(),
                 descriptors: Vec::new(),
-                answer: None,
+                answer: Reply::Unasked,
             });
         }
         self.connections
@@ -98,28 +118,40 @@ impl Server {
     }
 }
 
+/// Drops who has been there longest and waits for no answer; false: there is nobody.
+fn drop_oldest(connections: &mut Vec<Connection>) -> bool {
+    let mut all = connections.iter();
+    let oldest = all.position(|one| !matches!(one.answer, Reply::Later));
+    oldest.map(|place| connections.remove(place)).is_some()
+}
+
 impl Connection {
     /// False: done with it.
-    fn progress(&mut self, handle: &mut impl FnMut(Command, Vec<OwnedFd>) -> Answer) -> bool {
-        if self.answer.is_none() {
+    fn progress(
+        &mut self,
+        handle: &mut impl FnMut(Command, Vec<OwnedFd>) -> Option<Answer>,
+    ) -> bool {
+        if let Reply::Unasked = self.answer {
             match self.receive() {
                 Receive::Wait => return true,
                 Receive::Gone => return false,
-                Receive::Answer(answer) => self.answer = Some((answer, 0)),
+                Receive::Answer(answer) => self.answer = Reply::Now(answer, 0),
                 Receive::Request(request) => {
                     let answer = match route(&request) {
                         Ok(command) => match command.takes_descriptors() {
                             most if self.descriptors.len() <= most => {
                                 handle(command, std::mem::take(&mut self.descriptors))
                             }
-                            0 => Answer::error(400, "this request takes no descriptor"),
+                            0 => Some(Answer::error(400, "this request takes no descriptor")),
                             most => {
-                                Answer::error(400, &format!("at most {most} descriptors, please"))
+                                let wrong = format!("at most {most} descriptors, please");
+                                Some(Answer::error(400, &wrong))
                             }
                         },
-                        Err(answer) => answer,
+                        Err(answer) => Some(answer),
                     };
-                    self.answer = Some((http::render(&answer), 0));
+                    self.answer =
+                        answer.map_or(Reply::Later, |answer| Reply::Now(http::render(&answer), 0));
                 }
             }
         }
@@ -174,7 +206,7 @@ impl Connection {
     }
 
     fn send(&mut self) -> bool {
-        let Some((bytes, sent)) = &mut self.answer else {
+        let Reply::Now(bytes, sent) = &mut self.answer else {
             return true;
         };
         while *sent < bytes.len() {
@@ -206,7 +238,7 @@ mod tests {
     fn ask(server: &mut Server, path: &Path, request: &str) -> String {
         let mut client = UnixStream::connect(path).expect("connects");
         client.write_all(request.as_bytes()).expect("sends");
-        server.progress(|_, _| Answer::done());
+        server.progress(|_, _| Some(Answer::done()));
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answers");
         answer
@@ -240,7 +272,7 @@ mod tests {
         client.write_all(b"PUT /v1/pause HT").expect("sends");
         server.progress(|_, _| unreachable!("half a request"));
         client.write_all(b"TP/1.1\r\n\r\n").expect("sends");
-        server.progress(|_, _| Answer::done());
+        server.progress(|_, _| Some(Answer::done()));
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answers");
         assert!(answer.contains(" 204 "));
@@ -254,7 +286,7 @@ mod tests {
         let _clients: Vec<_> = (0..3 * MAX_CONNECTIONS)
             .map(|_| {
                 let client = UnixStream::connect(&path).expect("connects");
-                server.progress(|_, _| Answer::done());
+                server.progress(|_, _| Some(Answer::done()));
                 client
             })
             .collect();
@@ -320,7 +352,7 @@ mod tests {
             sendmsg(&client, &bytes, &mut ancillary, SendFlags::empty()).expect("sends");
             server.progress(|_, descriptors| {
                 assert_eq!(descriptors.len(), count);
-                Answer::done()
+                Some(Answer::done())
             });
             let mut answer = String::new();
             client.read_to_string(&mut answer).expect("answers");

@@ -197,6 +197,7 @@ impl Built {
             backplane,
             quieted: self.quieted,
             followed: None,
+            saving: None,
             busy: 0,
             interrupts: self.interrupts,
             memory: self.memory,

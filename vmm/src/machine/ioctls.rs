@@ -18,16 +18,7 @@ use crate::jail::{Allow, Argument};
 /// What running a vCPU costs its thread.
 pub(super) const VCPU_THREAD: &[Allow] = &[Allow::when(libc::SYS_ioctl, &VCPU)];
 /// What making the VM costs the main thread.
-pub(super) const MAIN_THREAD: &[Allow] = &[
-    Allow::when(libc::SYS_ioctl, &MAIN),
-    // A snapshot's memory, made a clone of the one before; and what writing it costs.
-    Allow::when(libc::SYS_ioctl, &[Argument::is(1, FICLONE)]),
-    Allow::any(libc::SYS_fallocate),
-    Allow::any(libc::SYS_fsync),
-];
-
-/// `linux/fs.h`.
-const FICLONE: u64 = 0x4004_9409;
+pub(super) const MAIN_THREAD: &[Allow] = &[Allow::when(libc::SYS_ioctl, &MAIN)];
 
 /// The request is this very one: numbers alone are not enough, of which some stand for
 /// one thing on a VM and another on a vCPU.

@@ -12,6 +12,7 @@ use hearth_vmm_api::MachineState;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::snapshot::SAVING;
 use super::{Error, Machine, host_error, vm};
 
 /// How long an answer waits for what is begun: nearly always it takes a millisecond.
@@ -26,6 +27,16 @@ impl Machine {
     #[must_use]
     pub fn quieted(&self) -> &EventFd {
         &self.quieted
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(self.state, MachineState::Paused | MachineState::Saving)
+    }
+
+    /// Why the machine can't be reset now, if it can't.
+    #[must_use]
+    pub fn refuses_reset(&self) -> Option<&'static str> {
+        (self.state == MachineState::Saving).then_some(SAVING)
     }
 
     fn is_under_way(&self) -> bool {
@@ -43,14 +54,20 @@ impl Machine {
 
     /// Lets the machine run. One that is being reset will, by itself; so will one whose
     /// guest asked for that before it was held, which is reset now.
-    pub fn resume(&mut self) {
-        if self.state == MachineState::Resetting {
-            return;
+    ///
+    /// # Errors
+    /// One line: a snapshot is being written.
+    pub fn resume(&mut self) -> Result<(), &'static str> {
+        match self.state {
+            MachineState::Saving => return Err(SAVING),
+            MachineState::Resetting => return Ok(()),
+            _ if self.reset_due => self.begin_reset(),
+            _ => self.let_go(),
         }
-        if self.reset_due {
-            self.begin_reset();
-            return;
-        }
+        Ok(())
+    }
+
+    fn let_go(&mut self) {
         if let Some(vcpus) = &self.vcpus {
             // Before the guest can ring.
             self.bus.pci.resume();
@@ -75,7 +92,7 @@ impl Machine {
         }
         // A hold doesn't make the machine anew, which is all that could fail.
         let _ = self.settle(MOMENT);
-        Ok(self.state == MachineState::Paused)
+        Ok(self.is_held())
     }
 
     /// Power-cycles the machine and lets it run. Returns whether it does already; else
@@ -107,7 +124,7 @@ impl Machine {
     /// # Errors
     /// As [`Self::reset`].
     pub fn reset_by_guest(&mut self) -> Result<(), Error> {
-        if matches!(self.state, MachineState::Pausing | MachineState::Paused) {
+        if self.state == MachineState::Pausing || self.is_held() {
             self.reset_due = true;
             return Ok(());
         }
@@ -219,7 +236,7 @@ impl Machine {
         self.vm = vm;
         self.power_on()?;
         self.resets += 1;
-        self.resume();
+        self.let_go();
         Ok(())
     }
 
@@ -233,6 +250,12 @@ impl Machine {
             vcpus.begin_end();
             while !vcpus.have_ended() && !left().is_zero() {
                 self.wait(left());
+            }
+        }
+        if let Some(saving) = self.saving.take() {
+            saving.cancel();
+            while !saving.has_ended() && !left().is_zero() {
+                self.wait(left().min(MOMENT));
             }
         }
         match self.vcpus.take_if(|vcpus| !vcpus.have_ended()) {

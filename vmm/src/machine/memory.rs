@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Error, Machine, Origin, host_error, kvm_error, vm};
 use crate::arch;
-use crate::memory::{Dirty, Memory, Options, Ram};
+use crate::memory::{Cancel, Dirty, Memory, Options, Ram};
 
 /// Guest memory of so many bytes: of zeroes, or what a snapshot has.
 pub(super) fn make(bytes: u64, options: Options, origin: &Origin) -> Result<Memory, Error> {
@@ -35,8 +35,12 @@ impl Machine {
     ///
     /// # Errors
     /// When it isn't one of whole pages, overlaps another or a device, or the host can't
-    /// have it; while writes are tracked.
+    /// have it; while writes are tracked, or a snapshot is being written.
     pub fn add_memory(&mut self, start: u64, size: u64) -> Result<(), Error> {
+        if self.saving.is_some() {
+            let busy = io::Error::from(io::ErrorKind::ResourceBusy);
+            return Err(host_error("add guest memory while it is saved")(busy));
+        }
         if !arch::memory::may_be_ram(start, size) {
             let devices = io::Error::from(io::ErrorKind::InvalidInput);
             return Err(host_error("add guest memory where devices are")(devices));
@@ -113,7 +117,7 @@ impl Machine {
     /// When the file can't be written.
     pub fn save_memory(&self, file: &mut File) -> Result<u64, Error> {
         self.memory
-            .save(file)
+            .save(file, &Cancel::default())
             .map_err(host_error("save guest memory"))
     }
 
@@ -124,7 +128,7 @@ impl Machine {
     /// When the file can't be written, or is another memory's.
     pub fn save_dirty_memory(&self, file: &mut File, dirty: &Dirty) -> Result<u64, Error> {
         self.memory
-            .save_dirty(file, dirty)
+            .save_dirty(file, dirty, &Cancel::default())
             .map_err(host_error("save guest memory"))
     }
 }

@@ -9,6 +9,9 @@
 //!                         reset ▼  │ all is quiet: memory cleared, KVM VM made anew,
 //!                            resetting                           kernel loaded again
 //! ```
+//! A snapshot that is being written holds it: `paused ── snapshot ─► saving ── written ─►
+//! paused`.
+//!
 //! "Quiet" is when no vCPU runs and no device touches guest memory: a disk that doesn't
 //! answer keeps the machine pausing or resetting, and nobody waiting (`life`).
 //!
@@ -27,6 +30,7 @@ mod error;
 mod ioctls;
 mod life;
 mod memory;
+mod saving;
 mod snapshot;
 mod vm;
 
@@ -61,10 +65,12 @@ pub use snapshot::Unsaved;
 /// What the machine asks of the kernel, by the threads that do.
 #[must_use]
 pub fn profiles() -> Profiles {
+    let mut threads = virtio::profiles();
+    threads.push(&saving::PROFILE);
     Profiles {
         vcpu: ioctls::VCPU_THREAD,
         main: ioctls::MAIN_THREAD,
-        devices: virtio::profiles(),
+        devices: threads,
     }
 }
 
@@ -95,6 +101,8 @@ pub struct Machine {
     quieted: Arc<EventFd>,
     /// Memory of the last snapshot, if what is written since is marked.
     followed: Option<FileId>,
+    /// The snapshot that is being written.
+    saving: Option<saving::Saving>,
     /// The slots that a pause or a reset waits for, one bit for each.
     busy: u32,
     interrupts: Arc<KvmInterrupts>,

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::saving::{Content, Saving};
 use super::{Error, Machine, host_error, vm};
 use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::GENERATION;
@@ -30,6 +31,9 @@ use hearth_vmm_api::MachineState;
 
 /// How long a vCPU's thread, which does nothing else, has for its state.
 const VCPU_STATE: Duration = Duration::from_secs(10);
+
+/// Why what changes a machine has to wait.
+pub(super) const SAVING: &str = "a snapshot of the machine is being written";
 
 /// A whole machine but its memory.
 #[derive(Serialize, Deserialize)]
@@ -141,21 +145,24 @@ fn on_vcpu<T: Send + 'static>(
 }
 
 impl Machine {
-    /// Writes what the machine is, which goes on from there when it is let go, and so can
-    /// others. It must be held. Of memory, only what was written since `base`, where that
-    /// is the last snapshot and was to be followed; and `follow` says whether this one is.
-    /// Returns the bytes of memory written; this waits for the disk, and so do all whom the
-    /// calling thread serves.
+    /// Begins to write what the machine is, which goes on from there when it is let go, and
+    /// so can others. It must be held, and stays so until all is written, which
+    /// [`saved`](Self::saved) tells. Of memory, only what was written since `base`, where
+    /// that is the last snapshot and was to be followed; and `follow` says whether this one
+    /// is.
     ///
     /// # Errors
     /// See [`Unsaved`]; there is no snapshot then, and the last one isn't followed any
     /// more.
-    pub fn snapshot(
+    pub fn begin_snapshot(
         &mut self,
         destination: Destination,
-        base: Option<&File>,
+        base: Option<File>,
         follow: bool,
-    ) -> Result<u64, Unsaved> {
+    ) -> Result<(), Unsaved> {
+        if self.saving.is_some() {
+            return Err(Unsaved::NotNow(SAVING));
+        }
         if self.state != MachineState::Paused {
             return Err(Unsaved::NotNow("the machine is not paused"));
         }
@@ -167,7 +174,7 @@ impl Machine {
             let why = "the guest has just ended, or let go of a device: ask again";
             return Err(Unsaved::NotNow(why));
         }
-        if let Some(base) = base {
+        if let Some(base) = &base {
             let base = FileId::of(base).map_err(Unsaved::Unwritten)?;
             if self.followed != Some(base) {
                 let why = "the base is not this machine's last snapshot, or wasn't followed";
@@ -186,16 +193,16 @@ impl Machine {
             (true, false) => self.end_dirty_tracking()?,
             _ => {}
         }
-        let written = destination.write(&state, |file| {
-            let written = match (base, &dirty) {
-                (Some(base), Some(dirty)) => self.memory.save_since(file, base, dirty)?,
-                _ => self.memory.save(file)?,
-            };
-            Ok((written, FileId::of(file)?))
-        });
-        let (written, file) = written.map_err(Unsaved::Unwritten)?;
-        self.followed = follow.then_some(file);
-        Ok(written)
+        let content = match (base, dirty) {
+            (Some(base), Some(dirty)) => Content::Since(base, dirty),
+            _ => Content::Whole,
+        };
+        let files = destination.open(&state).map_err(Unsaved::Unwritten)?;
+        let (memory, bell) = (Arc::clone(&self.memory), Arc::clone(&self.quieted));
+        let saving = Saving::begin(files, memory, content, follow, bell);
+        self.saving = Some(saving.map_err(Unsaved::Unwritten)?);
+        self.state = MachineState::Saving;
+        Ok(())
     }
 
     fn state(&mut self) -> Result<MachineV1, Refused> {

@@ -20,6 +20,7 @@ pub use self::dirty::{Dirty, Log, PAGE};
 pub(crate) use self::host::{Area, Host, WritableArea};
 pub use self::ram::{Follower, Ram};
 pub use self::region::{Region, Writes};
+pub use self::save::Cancel;
 pub use self::segments::{HostByte, Segments};
 
 /// The guest's memory, as devices share it.

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
 use rustix::io::Errno;
@@ -25,14 +26,35 @@ enum Zeroes {
     Stale,
 }
 
+/// What is written by one call: none is cancelled in the midst of it.
+const CHUNK: u64 = 8 << 20;
+
+/// Has a save that is under way on another thread fail soon.
+#[derive(Debug, Default)]
+pub struct Cancel(AtomicBool);
+
+impl Cancel {
+    /// Has it fail.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("cancelled")),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Ram {
     /// Writes all of it to a file, which is emptied first. Returns the bytes written,
     /// which those of zeroes are not.
     ///
     /// # Errors
-    /// When the file can't be written, and what it has is then good for nothing; or this
-    /// memory is still read from it.
-    pub fn save(&self, file: &mut File) -> io::Result<u64> {
+    /// When the file can't be written, or it was cancelled, and what it has is then good
+    /// for nothing; or this memory is still read from it.
+    pub fn save(&self, file: &mut File, cancel: &Cancel) -> io::Result<u64> {
         self.refuse_origin(file)?;
         file.set_len(0)?;
         file.set_len(self.size())?;
@@ -42,10 +64,10 @@ impl Ram {
                 // To look at a hole of a memory file would fill it.
                 Some(memory) => {
                     for part in data(memory.file(), 0..region.size()) {
-                        written += write(file, region, part?, Zeroes::Hole)?;
+                        written += write(file, region, part?, Zeroes::Hole, cancel)?;
                     }
                 }
-                None => written += write(file, region, 0..region.size(), Zeroes::Hole)?,
+                None => written += write(file, region, 0..region.size(), Zeroes::Hole, cancel)?,
             }
         }
         Ok(written)
@@ -58,7 +80,7 @@ impl Ram {
     /// When it is another memory's file, by its size, or this memory is still read from
     /// it; or when it can't be written. What is in it is then neither the old nor the
     /// new; the same pages may be saved again.
-    pub fn save_dirty(&self, file: &mut File, dirty: &Dirty) -> io::Result<u64> {
+    pub fn save_dirty(&self, file: &mut File, dirty: &Dirty, cancel: &Cancel) -> io::Result<u64> {
         self.refuse_origin(file)?;
         if file.metadata()?.len() != self.size() {
             let wrong = "there is another machine's memory in the file";
@@ -67,7 +89,7 @@ impl Ram {
         let mut written = 0;
         for region in self.regions() {
             for (begin, end) in dirty.runs(region.start(), region.size()) {
-                written += write(file, region, begin..end, Zeroes::Stale)?;
+                written += write(file, region, begin..end, Zeroes::Stale, cancel)?;
             }
         }
         Ok(written)
@@ -79,10 +101,16 @@ impl Ram {
     ///
     /// # Errors
     /// As [`Self::save`] and [`Self::save_dirty`].
-    pub fn save_since(&self, file: &mut File, base: &File, dirty: &Dirty) -> io::Result<u64> {
+    pub fn save_since(
+        &self,
+        file: &mut File,
+        base: &File,
+        dirty: &Dirty,
+        cancel: &Cancel,
+    ) -> io::Result<u64> {
         match ioctl_ficlone(&*file, base) {
-            Ok(()) => self.save_dirty(file, dirty),
-            Err(_) => self.save(file),
+            Ok(()) => self.save_dirty(file, dirty, cancel),
+            Err(_) => self.save(file, cancel),
         }
     }
 
@@ -123,13 +151,21 @@ fn is_zero(region: &Region, at: u64) -> io::Result<bool> {
 }
 
 /// Writes part of a region to its place in the file. Returns the bytes written.
-fn write(file: &mut File, region: &Region, part: Range<u64>, zeroes: Zeroes) -> io::Result<u64> {
+fn write(
+    file: &mut File,
+    region: &Region,
+    part: Range<u64>,
+    zeroes: Zeroes,
+    cancel: &Cancel,
+) -> io::Result<u64> {
     let mut written = 0;
     let mut at = part.start;
     while at < part.end {
+        cancel.check()?;
         let is_hole = is_zero(region, at)?;
         let mut end = at + PAGE;
-        while end < part.end && is_zero(region, end)? == is_hole {
+        let most = part.end.min(at + CHUNK);
+        while end < most && is_zero(region, end)? == is_hole {
             end += PAGE;
         }
         let position = region.position() + at;

@@ -236,7 +236,11 @@ fn what_is_saved_is_restored() {
             put(&ram, address, value);
         }
         let mut file = file();
-        assert_eq!(ram.save(&mut file).unwrap(), 5 * PAGE, "{saved:?}");
+        assert_eq!(
+            ram.save(&mut file, &Cancel::default()).unwrap(),
+            5 * PAGE,
+            "{saved:?}"
+        );
         assert_eq!(file.metadata().unwrap().len(), ram.size());
         for restored in kinds() {
             let again = Ram::restore(&REGIONS, restored, &file).unwrap();
@@ -261,15 +265,22 @@ fn what_is_saved_is_restored() {
 #[test]
 fn nothing_is_written_to_the_file_that_memory_is_read_from() {
     let mut file = file();
-    Ram::private(&REGIONS).unwrap().save(&mut file).unwrap();
+    Ram::private(&REGIONS)
+        .unwrap()
+        .save(&mut file, &Cancel::default())
+        .unwrap();
     let lazy = Ram::restore(&REGIONS, Options::default(), &file).unwrap();
     let dirty = Dirty::default();
-    assert!(lazy.save(&mut file).is_err());
-    assert!(lazy.save_dirty(&mut file, &dirty).is_err());
+    assert!(lazy.save(&mut file, &Cancel::default()).is_err());
+    assert!(
+        lazy.save_dirty(&mut file, &dirty, &Cancel::default())
+            .is_err()
+    );
     assert_eq!(file.metadata().unwrap().len(), lazy.size());
     let shared = options(true, Pages::Small);
     let read = Ram::restore(&REGIONS, shared, &file).unwrap();
-    read.save_dirty(&mut file, &dirty).unwrap();
+    read.save_dirty(&mut file, &dirty, &Cancel::default())
+        .unwrap();
 }
 
 #[test]
@@ -278,7 +289,7 @@ fn restored_memory_is_read_when_touched() {
     let full = vec![1; 4 << 20];
     ram.write_slice(&full, GuestAddress(0)).unwrap();
     let mut file = file();
-    ram.save(&mut file).unwrap();
+    ram.save(&mut file, &Cancel::default()).unwrap();
     let small = options(false, Pages::Small);
     let again = Ram::restore(&REGIONS, small, &file).unwrap();
     let rss = || {
@@ -311,7 +322,7 @@ fn what_changed_is_saved_over_what_was() {
             put(&ram, address, 1);
         }
         let mut file = file();
-        ram.save(&mut file).unwrap();
+        ram.save(&mut file, &Cancel::default()).unwrap();
         ram.begin_tracking().unwrap();
         put(&ram, 0x1000, 0);
         put(&ram, HIGH + 0x5000, 2);
@@ -321,7 +332,11 @@ fn what_changed_is_saved_over_what_was() {
         ram.end_tracking();
         put(&ram, 0x2000, 3);
         dirty.merge_at(0x2000, &[1]);
-        assert_eq!(ram.save_dirty(&mut file, &dirty).unwrap(), 2 * PAGE);
+        assert_eq!(
+            ram.save_dirty(&mut file, &dirty, &Cancel::default())
+                .unwrap(),
+            2 * PAGE
+        );
         let again = Ram::restore(&REGIONS, Options::default(), &file).unwrap();
         let found = [0, 0x1000, 0x2000, HIGH, HIGH + 0x5000].map(|at| get(&again, at));
         assert_eq!(found, [1, 0, 3, 1, 2], "{kind:?}");
@@ -332,7 +347,10 @@ fn what_changed_is_saved_over_what_was() {
 fn the_memory_of_another_machine_is_refused() {
     let ram = Ram::private(&REGIONS).unwrap();
     let mut file = file();
-    assert!(ram.save_dirty(&mut file, &Dirty::default()).is_err());
+    assert!(
+        ram.save_dirty(&mut file, &Dirty::default(), &Cancel::default())
+            .is_err()
+    );
     for kind in kinds() {
         let error = Ram::restore(&REGIONS, kind, &file).unwrap_err();
         assert!(error.to_string().contains("100 bytes"), "{error}");

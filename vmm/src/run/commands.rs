@@ -15,14 +15,16 @@ use crate::virtio::{blk, net};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
 
-/// Does what a client of the control socket asks for.
+/// Does what a client of the control socket asks for. None: it is begun, and the answer
+/// comes with its end.
 pub(super) fn perform(
     machine: &mut Machine,
     ending: &mut Option<Exit>,
     command: Command,
     mut descriptors: Vec<OwnedFd>,
-) -> Answer {
-    match command {
+) -> Option<Answer> {
+    Some(match command {
+        Command::Snapshot(new) => return snapshot(machine, new, descriptors),
         Command::Describe => Answer::value(&machine.describe()),
         Command::Metrics => Answer::value(&machine.metrics()),
         Command::Prometheus => Answer::text(prometheus::text(&machine.metrics())),
@@ -40,11 +42,11 @@ pub(super) fn perform(
             Ok(false) => Answer::asked(),
             Err(why) => Answer::error(409, why),
         },
-        Command::Resume => {
-            machine.resume();
-            Answer::done()
-        }
-        Command::Snapshot(new) => snapshot(machine, new, descriptors),
+        Command::Resume => match machine.resume() {
+            Ok(()) => Answer::done(),
+            Err(why) => Answer::error(409, why),
+        },
+        Command::Reset if let Some(why) = machine.refuses_reset() => Answer::error(409, why),
         Command::Reset => match machine.reset() {
             Ok(true) => Answer::done(),
             Ok(false) => Answer::asked(),
@@ -73,7 +75,7 @@ pub(super) fn perform(
             if let Some(change) = change {
                 match change.limits.try_into() {
                     Ok(limits) => machine.limit_disk(&id, limits),
-                    Err(mistake) => return Answer::error(400, &mistake),
+                    Err(mistake) => return Some(Answer::error(400, &mistake)),
                 };
             }
             match machine.resize_disk(&id) {
@@ -96,7 +98,8 @@ pub(super) fn perform(
         },
         Command::SetBalloon(wanted) => {
             if wanted.target_bytes >= machine.memory_bytes() {
-                return Answer::error(400, "target_bytes: the guest has not that much memory");
+                let wrong = "target_bytes: the guest has not that much memory";
+                return Some(Answer::error(400, wrong));
             }
             match machine.set_balloon(wanted.target_bytes) {
                 true => Answer::asked(),
@@ -109,24 +112,38 @@ pub(super) fn perform(
             *ending = Some(Exit::Stopped);
             Answer::done()
         }
-    }
+    })
 }
 
-/// Saves the machine, into files that are open where some came along.
-fn snapshot(machine: &mut Machine, new: NewSnapshot, mut descriptors: Vec<OwnedFd>) -> Answer {
+/// Begins to save the machine, into files that are open where some came along. The answer
+/// of what can't be begun.
+fn snapshot(
+    machine: &mut Machine,
+    new: NewSnapshot,
+    mut descriptors: Vec<OwnedFd>,
+) -> Option<Answer> {
     let destination = match (descriptors.pop(), descriptors.pop()) {
         (None, _) => Destination::Folder(new.path),
         (Some(state), Some(memory)) => Destination::Files {
             memory: memory.into(),
             state: state.into(),
         },
-        (Some(_), None) => return Answer::error(400, "two files are needed: memory and state"),
+        (Some(_), None) => {
+            let wrong = "two files are needed: memory and state";
+            return Some(Answer::error(400, wrong));
+        }
     };
     let base = match new.base.map(|folder| Source::open(&folder)).transpose() {
         Ok(base) => base.map(|base| base.memory),
-        Err(error) => return Answer::error(409, &format!("base: {error}")),
+        Err(error) => return Some(Answer::error(409, &format!("base: {error}"))),
     };
-    match machine.snapshot(destination, base.as_ref(), new.follow) {
+    let begun = machine.begin_snapshot(destination, base, new.follow);
+    begun.err().map(|unsaved| saved(Err(unsaved)))
+}
+
+/// What became of a snapshot.
+pub(super) fn saved(outcome: Result<u64, Unsaved>) -> Answer {
+    match outcome {
         Ok(written_bytes) => Answer::value(&Snapshot { written_bytes }),
         Err(Unsaved::Unwritten(error)) if error.kind() != io::ErrorKind::AlreadyExists => {
             Answer::error(500, &chain(&error))

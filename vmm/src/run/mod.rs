@@ -40,7 +40,7 @@ use self::commands::{cannot_reset, perform};
 use self::files::write_exit;
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
-use crate::control::Server;
+use crate::control::{Answer, Server};
 use crate::gdb::Debugger;
 use crate::jail;
 use crate::machine::{Machine, Taps};
@@ -95,7 +95,8 @@ pub fn main() -> ExitCode {
             None => return wrong(&line),
         },
     };
-    process.machine.resume();
+    // It is paused, and no snapshot is under way.
+    let _ = process.machine.resume();
     if parent.is_some() {
         // So that what is said to the parent is true, also where there are fewer
         // processors than threads that want to run.
@@ -189,6 +190,11 @@ impl Process {
                 && let Err(error) = self.machine.progress()
             {
                 self.ending = Some(cannot_reset(&error));
+            }
+            if let Some(outcome) = self.machine.saved()
+                && let Some(server) = &mut self.server
+            {
+                server.answer_late(&commands::saved(outcome));
             }
             // After all that may hold, reset or resume the machine.
             if let Some(gdb) = &mut self.gdb {
@@ -295,6 +301,9 @@ impl Process {
         }
         drop(self.terminal);
         drop(self.console);
+        if let Some(server) = &mut self.server {
+            server.answer_late(&Answer::error(409, "the machine has ended"));
+        }
         if let Some(gdb) = self.gdb {
             gdb.end(match exit {
                 Exit::GuestPowerOff | Exit::Stopped => 0,

@@ -73,6 +73,7 @@ pub struct Source {
 }
 
 /// Files that go again unless they are kept.
+#[derive(Debug, Default)]
 struct Unfinished(Vec<PathBuf>);
 
 impl Drop for Unfinished {
@@ -85,38 +86,81 @@ impl Drop for Unfinished {
 }
 
 impl Destination {
-    /// Writes a snapshot: what `memory` writes into its file, and the state. When this
-    /// returns, it is on the disk. Returns what `memory` does.
+    /// Makes or takes the files of a snapshot, in which there is none yet. What is left is
+    /// to write them, on whichever thread.
     ///
     /// # Errors
-    /// When it can't be written, and there is none then; `AlreadyExists`: there is one in
-    /// the folder, which stays.
-    pub fn write<T>(
-        self,
-        state: &impl Serialize,
-        memory: impl FnOnce(&mut File) -> io::Result<T>,
-    ) -> io::Result<T> {
+    /// When they can't be made; `AlreadyExists`: there is a snapshot in the folder, which
+    /// stays.
+    pub fn open(self, state: &impl Serialize) -> io::Result<Opened> {
         let state = sealed(state)?;
         match self {
-            Self::Folder(folder) => write_folder(&folder, &state, memory),
+            Self::Folder(folder) => open_folder(&folder, state),
             Self::Files {
-                memory: mut memory_file,
-                state: mut state_file,
+                memory,
+                state: state_file,
             } => {
-                if FileId::of(&memory_file)? == FileId::of(&state_file)? {
+                if FileId::of(&memory)? == FileId::of(&state_file)? {
                     let twice = "memory and state need a file each";
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, twice));
                 }
-                let written = memory(&mut memory_file)?;
-                memory_file.sync_all()?;
-                // Whatever it held, and wherever whoever opened it stands.
-                state_file.set_len(0)?;
-                state_file.rewind()?;
-                state_file.write_all(&state)?;
-                state_file.sync_all()?;
-                Ok(written)
+                Ok(Opened {
+                    memory,
+                    state_file,
+                    state,
+                    folder: None,
+                    unfinished: Unfinished::default(),
+                })
             }
         }
+    }
+}
+
+/// A snapshot's files, open. Those that were made go again unless it is written.
+#[derive(Debug)]
+pub struct Opened {
+    memory: File,
+    state_file: File,
+    state: Vec<u8>,
+    /// Where the files get their names when they are whole.
+    folder: Option<InFolder>,
+    unfinished: Unfinished,
+}
+
+/// The folder of a snapshot.
+#[derive(Debug)]
+struct InFolder {
+    path: PathBuf,
+    /// None in a jail, which keeps folders from being opened.
+    open: Option<File>,
+}
+
+impl Opened {
+    /// Writes it: what `memory` writes into its file, and the state. When this returns, it
+    /// is on the disk. Returns what `memory` does. Opens nothing.
+    ///
+    /// # Errors
+    /// When it can't be written, and there is none then.
+    pub fn write<T>(mut self, memory: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
+        let written = memory(&mut self.memory)?;
+        self.memory.sync_all()?;
+        // Whatever it held, and wherever whoever opened it stands.
+        self.state_file.set_len(0)?;
+        self.state_file.rewind()?;
+        self.state_file.write_all(&self.state)?;
+        self.state_file.sync_all()?;
+        let Some(folder) = self.folder else {
+            return Ok(written);
+        };
+        fs::rename(folder.path.join(UNFINISHED), folder.path.join(STATE))?;
+        self.unfinished.0.clear();
+        // The names too. Where the folder can't be opened, what the journal has of the
+        // file is all there is.
+        match folder.open {
+            Some(folder) => folder.sync_all()?,
+            None => self.state_file.sync_all()?,
+        }
+        Ok(written)
     }
 }
 
@@ -135,11 +179,7 @@ impl FileId {
     }
 }
 
-fn write_folder<T>(
-    folder: &Path,
-    state: &[u8],
-    memory: impl FnOnce(&mut File) -> io::Result<T>,
-) -> io::Result<T> {
+fn open_folder(folder: &Path, state: Vec<u8>) -> io::Result<Opened> {
     let place = |name| folder.join(name);
     if place(STATE).exists() {
         let taken = "there is a snapshot already";
@@ -153,7 +193,7 @@ fn write_folder<T>(
             _ => {}
         }
     }
-    let mut unfinished = Unfinished(Vec::new());
+    let mut unfinished = Unfinished::default();
     let mut make = |name| {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -161,20 +201,17 @@ fn write_folder<T>(
         unfinished.0.push(place(name));
         io::Result::Ok(file)
     };
-    let mut memory_file = make(MEMORY)?;
-    let written = memory(&mut memory_file)?;
-    memory_file.sync_all()?;
-    let mut state_file = make(UNFINISHED)?;
-    state_file.write_all(state)?;
-    state_file.sync_all()?;
-    fs::rename(place(UNFINISHED), place(STATE))?;
-    unfinished.0.clear();
-    // The names too. A jail keeps folders from being opened, and then what the journal
-    // has of the file is all there is.
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .or_else(|_| state_file.sync_all())?;
-    Ok(written)
+    let (memory, state_file) = (make(MEMORY)?, make(UNFINISHED)?);
+    Ok(Opened {
+        memory,
+        state_file,
+        state,
+        folder: Some(InFolder {
+            path: folder.to_owned(),
+            open: File::open(folder).ok(),
+        }),
+        unfinished,
+    })
 }
 
 fn sealed(state: &impl Serialize) -> io::Result<Vec<u8>> {
@@ -259,7 +296,9 @@ mod tests {
 
     fn saved(folder: &Path) -> io::Result<usize> {
         let destination = Destination::Folder(folder.to_owned());
-        destination.write(&[1, 2, 3], |file| file.write(b"memory"))
+        destination
+            .open(&[1, 2, 3])?
+            .write(|file| file.write(b"memory"))
     }
 
     #[test]
@@ -291,7 +330,8 @@ mod tests {
         for said in ["a longer one", "state"] {
             let [memory, state] = both();
             let destination = Destination::Files { memory, state };
-            destination.write(&said, write).expect("written");
+            let opened = destination.open(&said).expect("opens");
+            opened.write(write).expect("written");
         }
         let [memory, mut state] = both();
         state.rewind().expect("a file");
@@ -307,7 +347,7 @@ mod tests {
             memory: open(),
             state: open(),
         };
-        let refused = destination.write(&"state", |_| Ok(()));
+        let refused = destination.open(&"state");
         let refused = refused.expect_err("one would be written over the other");
         assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
@@ -320,7 +360,8 @@ mod tests {
             file.write_all(b"as far as it goes")?;
             io::Result::<()>::Err(io::ErrorKind::StorageFull.into())
         };
-        assert!(destination.write(&0, full).is_err());
+        let opened = destination.open(&0).expect("opens");
+        assert!(opened.write(full).is_err());
         assert_eq!(names(folder.path()), [""; 0]);
         let missing = folder.path().join("missing");
         assert!(saved(&missing).is_err());

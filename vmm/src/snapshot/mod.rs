@@ -10,5 +10,5 @@ mod refused;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use container::{Destination, FileId, Source};
+pub use container::{Destination, FileId, Opened, Source};
 pub use refused::Refused;

@@ -144,12 +144,17 @@ fn a_jailed_daemon_is_known_by_the_pid_that_others_see() {
 }
 
 /// Sends a request with open files (SCM_RIGHTS); the answer.
-fn send_files(bench: &Bench, request: &str, body: &str, files: &[&std::fs::File]) -> String {
+pub(super) fn send_files(
+    socket: &Path,
+    request: &str,
+    body: &str,
+    files: &[&std::fs::File],
+) -> String {
     use std::os::fd::AsFd;
 
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-    let mut stream = UnixStream::connect(bench.path("socket")).expect("connects");
+    let mut stream = UnixStream::connect(socket).expect("connects");
     let length = body.len();
     let text = format!("{request} HTTP/1.1\r\nHost: vmm\r\nContent-Length: {length}\r\n\r\n{body}");
     let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
@@ -205,9 +210,19 @@ fn a_jailed_machine_is_saved_and_goes_on_in_a_jail() {
         options.open(made.path().join(name)).expect("a file")
     };
     let files = [&open("memory"), &open("machine.json")];
-    let answer = send_files(&bench, "PUT /v1/snapshot", &body(made.path()), &files[..1]);
+    let answer = send_files(
+        &bench.path("socket"),
+        "PUT /v1/snapshot",
+        &body(made.path()),
+        &files[..1],
+    );
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-    let answer = send_files(&bench, "PUT /v1/snapshot", &body(made.path()), &files);
+    let answer = send_files(
+        &bench.path("socket"),
+        "PUT /v1/snapshot",
+        &body(made.path()),
+        &files,
+    );
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     drop(first);
     for folder in [inside.as_path(), made.path()] {

@@ -25,6 +25,7 @@ const MAX_WRITE: u32 = 1 << 16;
 const TICK: Duration = Duration::from_millis(2);
 
 const GETATTR: u32 = 3;
+const SETATTR: u32 = 4;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
@@ -144,7 +145,7 @@ impl Drop for SlowDisk {
 struct Request {
     opcode: u32,
     unique: u64,
-    /// Bytes of a transfer.
+    /// Bytes of a transfer, or the size to set.
     size: u32,
 }
 
@@ -198,7 +199,9 @@ impl Server {
         }
         let (error, body) = match request.opcode {
             INIT => (0, init()),
-            GETATTR => (0, attributes()),
+            GETATTR => (0, attributes(u32::try_from(SIZE).expect("a small disk"))),
+            // All that is ever set is its size, which is then said to be so.
+            SETATTR => (0, attributes(request.size)),
             // A handle, and FOPEN_DIRECT_IO: each transfer is a request.
             OPEN => (0, [0, 0, 1 | self.flags, 0].map(u32::to_le_bytes).concat()),
             READ => (0, vec![0; request.size as usize]),
@@ -217,7 +220,8 @@ impl Server {
 }
 
 impl Request {
-    /// `struct fuse_in_header`, and the size of `struct fuse_read_in` and its like.
+    /// `struct fuse_in_header`, and the size of `struct fuse_read_in` and its like (of
+    /// `fuse_setattr_in`, the lower half).
     fn parse(bytes: &[u8]) -> Self {
         let word = |at: usize| {
             let bytes = bytes.get(at..at + 4).unwrap_or(&[0; 4]);
@@ -243,12 +247,12 @@ fn init() -> Vec<u8> {
     words.map(u32::to_le_bytes).concat()
 }
 
-/// `struct fuse_attr_out`: a file of the size of the disk, for an hour.
-fn attributes() -> Vec<u8> {
+/// `struct fuse_attr_out`: a file of this size, for an hour.
+fn attributes(size: u32) -> Vec<u8> {
     let mut words = [0u32; 26];
     words[0] = 3600;
     words[4] = 1; // ino
-    words[6] = u32::try_from(SIZE).expect("a small disk");
+    words[6] = size;
     words[19] = 0o100_600; // mode
     words[20] = 1; // nlink
     words[24] = 4096; // blksize

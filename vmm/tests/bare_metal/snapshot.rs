@@ -1,10 +1,15 @@
 //! A machine that is saved, and goes on in another process.
 
 use super::driver::looks_and_ejects;
+use super::hung::promptly;
+use super::jail::send_files;
+use super::slow_disk::{Answers, SlowDisk};
 use super::*;
 
+use std::fs::File;
 use std::io::Seek;
 use std::process::Stdio;
+use std::thread::JoinHandle;
 
 use hearth_vmm::snapshot::Destination;
 use hearth_vmm_api::Snapshot;
@@ -108,7 +113,7 @@ impl Xfs {
     fn mount(bench: &Bench) -> Option<Self> {
         let (image, folder) = (bench.path("image"), bench.path("xfs"));
         std::fs::create_dir(&folder).expect("folder");
-        let file = std::fs::File::create_new(&image).expect("an image");
+        let file = File::create_new(&image).expect("an image");
         file.set_len(320 << 20).expect("grows");
         let done = |program: &str, arguments: &[&std::ffi::OsStr]| {
             let output = Command::new(program).args(arguments).output();
@@ -216,7 +221,7 @@ fn devices_are_in_the_slots_that_the_guest_knows() {
         return;
     };
     let disks = ["first", "second"].map(|name| {
-        let file = std::fs::File::create_new(bench.path(name)).expect("a disk");
+        let file = File::create_new(bench.path(name)).expect("a disk");
         file.set_len(1 << 20).expect("grows");
         format!("path={},id={name}", bench.path(name).display())
     });
@@ -336,7 +341,7 @@ fn what_is_another_machine_or_damaged_is_refused() {
     });
     assert!(refused(&[]).contains("is of format 7"));
     std::fs::write(&state, &whole).expect("written");
-    let file = std::fs::File::options().write(true).open(&memory);
+    let file = File::options().write(true).open(&memory);
     let file = file.expect("opens");
     file.set_len(4096).expect("cut");
     let cut = refused(&[]);
@@ -373,7 +378,7 @@ fn a_state_that_somebody_made_up_is_no_panic() {
     let Some(bench) = Bench::new(&COUNT) else {
         return;
     };
-    std::fs::File::create(bench.path("disk"))
+    File::create(bench.path("disk"))
         .and_then(|file| file.set_len(1 << 20))
         .expect("a disk");
     let disk = format!("path={}", bench.path("disk").display());
@@ -401,7 +406,8 @@ fn a_state_that_somebody_made_up_is_no_panic() {
             memory,
             state: file.try_clone().expect("open"),
         };
-        made.write(&wrong, |_| Ok(())).expect("written");
+        let opened = made.open(&wrong).expect("opens");
+        opened.write(|_| Ok(())).expect("written");
         let mut sealed = Vec::new();
         (&file).rewind().expect("a file");
         (&file).read_to_end(&mut sealed).expect("read");
@@ -427,4 +433,81 @@ fn a_state_that_somebody_made_up_is_no_panic() {
     };
     let config = ProptestConfig::with_cases(32);
     proptest!(config, |(at: usize, with in prop_oneof![0u64..300, any::<u64>()])| run(at, with));
+}
+
+/// Asks for a snapshot into open files, on a thread of its own, whose answer is the
+/// client's.
+fn saves_to(bench: &Bench, disk: &SlowDisk, state: &File) -> JoinHandle<String> {
+    let options = File::options().read(true).write(true).clone();
+    let memory = options.open(disk.path()).expect("a file that is slow");
+    let state = state.try_clone().expect("open");
+    let path = bench.path("socket");
+    std::thread::spawn(move || {
+        let body = r#"{"path":"there"}"#;
+        send_files(&path, "PUT /v1/snapshot", body, &[&memory, &state])
+    })
+}
+
+#[test]
+fn nobody_waits_for_a_snapshot_but_who_asked_for_it() {
+    let (Some(bench), Some(disk)) = (Bench::new(&COUNT), SlowDisk::new()) else {
+        return;
+    };
+    let child = bench.command().start();
+    bench.listens("socket");
+    let state = tempfile::tempfile().expect("a file");
+    until("it counts", || bench.log().len() > 1000);
+    bench.pause();
+    disk.answers(Answers::NoTransfers);
+    let client = saves_to(&bench, &disk, &state);
+    until("it is being written", || disk.hangs());
+    assert_eq!(bench.machine().state, MachineState::Saving);
+    for refused in ["PUT /v1/resume", "PUT /v1/reset"] {
+        let answer = promptly(&bench, refused);
+        assert!(
+            is_status(&answer, 409) && answer.contains("snapshot"),
+            "{answer}"
+        );
+    }
+    let second = bench.send("PUT /v1/snapshot", r#"{"path":"/nowhere"}"#);
+    assert!(is_status(&second, 409), "{second}");
+    assert!(is_status(&promptly(&bench, "PUT /v1/pause"), 204));
+    // More who ask at once than are let in don't push out who waits.
+    let many: Vec<_> = (0..20)
+        .map(|_| UnixStream::connect(bench.path("socket")))
+        .collect();
+    promptly(&bench, "GET /v1/metrics");
+    drop(many);
+    assert!(!client.is_finished());
+    disk.answers(Answers::Everything);
+    let answer = client.join().expect("a client");
+    assert!(is_status(&answer, 200), "{answer}");
+    assert_eq!(bench.machine().state, MachineState::Paused);
+    assert!(state.metadata().expect("a file").len() > 0);
+    let before = bench.log().len();
+    assert!(is_status(&bench.ask("PUT /v1/resume"), 204));
+    until("it counts on", || bench.log().len() > before + 1000);
+    bench.stop(child);
+}
+
+#[test]
+fn who_is_stopped_while_it_is_saved_ends_at_once_and_leaves_no_snapshot() {
+    let (Some(bench), Some(disk)) = (Bench::new(&COUNT), SlowDisk::new()) else {
+        return;
+    };
+    let _child = bench.command().start();
+    bench.listens("socket");
+    let state = tempfile::tempfile().expect("a file");
+    bench.pause();
+    disk.answers(Answers::NoTransfers);
+    let client = saves_to(&bench, &disk, &state);
+    until("it is being written", || disk.hangs());
+    assert!(is_status(&bench.ask("PUT /v1/stop"), 204));
+    let answer = client.join().expect("a client");
+    assert!(is_status(&answer, 409), "{answer}");
+    until("it says why it ended", || bench.path("exit").exists());
+    assert_eq!(bench.exit(), Exit::Stopped);
+    assert_eq!(state.metadata().expect("a file").len(), 0);
+    // Its process can go when its write can.
+    disk.answers(Answers::Everything);
 }
