@@ -76,6 +76,22 @@ impl std::fmt::Display for Uuid {
     }
 }
 
+impl Identity {
+    /// What is this machine's alone, in each form in which the tables, or a kernel that has
+    /// read them, have it: always the same forms in the same order.
+    #[must_use]
+    pub fn own(&self) -> [Vec<u8>; 5] {
+        let text = self.uuid.to_string();
+        [
+            text.to_ascii_uppercase().into_bytes(),
+            text.into_bytes(),
+            self.uuid.0.to_vec(),
+            self.uuid.little_endian().to_vec(),
+            self.asset_tag.clone().into_bytes(),
+        ]
+    }
+}
+
 /// The longest string we put into a structure: section 6.1.3 sets no limit any
 /// more, and 64 bytes is what the older ones promised.
 pub const MAX_STRING: usize = 64;

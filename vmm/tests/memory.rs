@@ -65,6 +65,7 @@ impl Bench {
             serial: Serial::new(Output::log(log).expect("log")).expect("serial"),
             devices: description.devices,
             taps: Taps::new(),
+            template: None,
             origin: Origin::PowerOn,
             began_ns: 0,
             pid: std::process::id(),

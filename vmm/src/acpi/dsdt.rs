@@ -3,9 +3,10 @@
 //!
 //! An event reaches the guest as one edge on [`GSI_EVENTS`]. The Generic Event
 //! Device (ACPI 6.5, section 5.6.9) then runs `_EVT`, which reads the event byte
-//! once (that clears it) and notifies the power button, or walks the hotplug bits
-//! and notifies the slots: 1 "device check", 3 "eject request". Linux answers an
-//! eject with `_EJ0`, which writes the slot's bit to the eject port.
+//! once (that clears it) and notifies the generation counter, the power button, or walks
+//! the hotplug bits and notifies the slots: 1 "device check", 3 "eject request". In this
+//! order: a copy that is given a disk has other random numbers before it finds that. Linux
+//! answers an eject with `_EJ0`, which writes the slot's bit to the eject port.
 
 use acpi_tables::aml::{
     Acquire, AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Equal, Field,
@@ -305,6 +306,11 @@ impl Aml for EventDevice {
                     true,
                     vec![
                         &Store::new(&Local(0), &status),
+                        &And::new(&Local(1), &Local(0), &generation),
+                        &If::new(
+                            &Equal::new(&Local(1), &generation),
+                            vec![&Notify::new(&counter, &NOTIFY_GENERATION)],
+                        ),
                         &And::new(&Local(1), &Local(0), &power),
                         &If::new(
                             &Equal::new(&Local(1), &power),
@@ -314,11 +320,6 @@ impl Aml for EventDevice {
                         &If::new(
                             &Equal::new(&Local(1), &pci),
                             vec![&MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![])],
-                        ),
-                        &And::new(&Local(1), &Local(0), &generation),
-                        &If::new(
-                            &Equal::new(&Local(1), &generation),
-                            vec![&Notify::new(&counter, &NOTIFY_GENERATION)],
                         ),
                     ],
                 ),

@@ -30,6 +30,16 @@ pub(super) struct Flags {
     /// now, and the kernel is for its next reset
     #[arg(long, value_name = "FOLDER")]
     pub(super) restore: Option<PathBuf>,
+    /// Make a template: N slots stay free in front of the devices, for disks and
+    /// interfaces that are plugged into machines that go on from its snapshots; --smbios
+    /// says what it is called until then, which must be found nowhere else
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "restore",
+        requires = "smbios"
+    )]
+    pub(super) template: Option<u8>,
     /// How many vCPUs
     #[arg(long, value_name = "N", default_value = "1")]
     pub(super) vcpus: u8,

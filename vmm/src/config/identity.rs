@@ -39,6 +39,19 @@ pub(super) fn parse(text: Option<&str>, id: &str) -> Result<Identity, String> {
     })
 }
 
+/// The fewest bytes of an asset tag that is found nowhere else in memory.
+const PLACEHOLDER: usize = 16;
+
+/// Whether a template may be called so: by what it is found in memory later.
+pub(super) fn check_placeholder(identity: &Identity) -> Result<(), String> {
+    match identity.asset_tag.len() {
+        PLACEHOLDER.. => Ok(()),
+        few => Err(format!(
+            "--template: its asset-tag in --smbios has {few} bytes, and less than {PLACEHOLDER} may be found elsewhere in memory"
+        )),
+    }
+}
+
 /// A UUID out of the machine's name, as version 8 (RFC 9562, section 5.8); the
 /// first byte keeps it from looking like EC2's.
 fn derived_uuid(id: &str) -> Uuid {

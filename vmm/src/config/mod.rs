@@ -43,6 +43,8 @@ pub struct Description {
     pub cmdline: String,
     /// The folder of the snapshot that it goes on from.
     pub restore: Option<PathBuf>,
+    /// Of a template: how many slots stay free in front of its devices.
+    pub template: Option<u8>,
     /// How many vCPUs.
     pub vcpus: u8,
     /// Guest memory in bytes.
@@ -222,7 +224,8 @@ fn check(flags: Flags) -> Result<Description, String> {
     if flags.virtio_console {
         devices.push(Device::Console);
     }
-    if devices.len() > MAX_DEVICES {
+    let free = usize::from(flags.template.unwrap_or(0));
+    if free + devices.len() > MAX_DEVICES {
         return Err(format!(
             "--disk and --nic: the machine has {MAX_DEVICES} slots for devices, one of them taken"
         ));
@@ -244,13 +247,18 @@ fn check(flags: Flags) -> Result<Description, String> {
     if flags.gdb.is_some() && [&flags.socket, &flags.console_socket].contains(&&flags.gdb) {
         return Err("--gdb: another socket is there".to_owned());
     }
+    let identity = identity::parse(flags.smbios.as_deref(), &flags.id)?;
+    if flags.template.is_some() {
+        identity::check_placeholder(&identity)?;
+    }
     Ok(Description {
-        identity: identity::parse(flags.smbios.as_deref(), &flags.id)?,
+        identity,
         id: flags.id,
         kernel: flags.kernel,
         initrd: flags.initrd,
         cmdline: flags.cmdline,
         restore: flags.restore,
+        template: flags.template,
         vcpus: flags.vcpus,
         memory_bytes,
         memory,

@@ -494,3 +494,18 @@ fn a_message_is_its_first_paragraph_on_one_line() {
     let line = "the following are missing: --kernel <FILE>";
     assert_eq!(one_line(message), line);
 }
+
+#[test]
+fn a_template_is_called_what_is_found_nowhere_else() {
+    let with = |tag: &str| {
+        let smbios = format!("uuid=ec2c0ffe-dead-beef-0bad-f00dfeedface,asset-tag={tag}");
+        mistake(&["--template", "2", "--smbios", &smbios])
+    };
+    assert!(with("short").contains("has 5 bytes"), "{}", with("short"));
+    assert!(mistake(&["--template", "2"]).contains("--smbios"));
+    let smbios = ["--smbios", "asset-tag=0123456789abcdef"];
+    let many = [&["--template", "31"][..], &smbios].concat();
+    assert!(mistake(&many).contains("31 slots"));
+    let both = [&["--template", "2", "--restore", "x"][..], &smbios].concat();
+    assert!(mistake(&both).contains("--restore"));
+}

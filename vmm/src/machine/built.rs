@@ -68,6 +68,8 @@ pub struct Parts {
     pub devices: Vec<config::Device>,
     /// The taps that they name by descriptor.
     pub taps: Taps,
+    /// Of a template: how many slots stay free in front of its devices.
+    pub template: Option<u8>,
     /// Where it comes from.
     pub origin: Origin,
     /// When the program began ([`crate::vcpu::unix_ns`]).
@@ -84,6 +86,7 @@ pub struct Built {
     memory_bytes: u64,
     payload: Payload,
     identity: smbios::Identity,
+    template: Option<u8>,
     origin: Origin,
     began_ns: u64,
     pid: u32,
@@ -133,6 +136,7 @@ impl Built {
             memory_bytes: parts.memory_bytes,
             payload: parts.payload,
             identity: parts.identity,
+            template: parts.template,
             origin: parts.origin,
             began_ns: parts.began_ns,
             pid: parts.pid,
@@ -188,6 +192,7 @@ impl Built {
             memory_bytes: self.memory_bytes,
             payload: self.payload,
             identity: self.identity,
+            template: self.template,
             generation: self.generation,
             kvm: self.kvm,
             model: self.model,
@@ -218,25 +223,30 @@ impl Built {
 }
 
 impl Machine {
-    /// Plugs the devices into the next free slots, and loads the kernel.
+    /// Plugs the devices into the next free slots, in a template behind those that stay
+    /// free, and loads the kernel.
     fn cold_start(&mut self, made: Vec<Made>) -> Result<(), Error> {
-        for device in made {
-            self.plug(device, None)?;
+        let first = self.template.map(|free| free.saturating_add(1));
+        for (index, device) in (0..).zip(made) {
+            self.plug(device, first.map(|first| first.saturating_add(index)))?;
         }
         self.power_on()
     }
 
     /// Plugs the devices into the slots where the saved machine has them, and has all of
-    /// it be as it was. A device that the saved machine lacks would be plugged when that
-    /// is done, as one that comes while the guest runs, its guest notified; today it is
-    /// refused.
-    fn restore(&mut self, made: Vec<Made>, saved: Saved) -> Result<(), Error> {
-        let here = made.iter().map(|made| (made.id(), made.kind()));
-        saved.check(&here.collect::<Vec<_>>())?;
+    /// it be as it was. A disk or interface that the saved machine lacks is plugged when
+    /// that is done, as one that comes while the guest runs, its guest notified.
+    fn restore(&mut self, mut made: Vec<Made>, saved: Saved) -> Result<(), Error> {
+        let new = saved.split(&mut made)?;
         for device in made {
             let slot = saved.slot(device.id());
             self.plug(device, slot)?;
         }
-        self.go_on(saved)
+        self.go_on(saved)?;
+        for device in new {
+            let slot = self.plug(device, None)?;
+            self.notify_guest(|registers| registers.slot_filled(slot))?;
+        }
+        Ok(())
     }
 }

@@ -19,7 +19,6 @@ use crate::config;
 use crate::memory::Memory;
 use crate::net::{Tap, Vhost};
 use crate::pci::PciRoot;
-use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, Options};
 use crate::virtio::console::Console;
@@ -28,6 +27,7 @@ use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
 use crate::virtio::pci::{Backplane, VirtioPciDevice};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock};
+use crate::virtio::{Plug, VirtioDevice};
 
 /// What a device needs of the machine.
 pub(super) struct DeviceContext {
@@ -55,6 +55,11 @@ impl Made {
     /// The name of its kind.
     pub(super) fn kind(&self) -> &'static str {
         self.device.declaration().name
+    }
+
+    /// Whether it may come while the guest runs.
+    pub(super) fn is_hot(&self) -> bool {
+        self.device.declaration().plug == Plug::Hot
     }
 
     /// Makes its threads and puts it into a slot, or the next free one.

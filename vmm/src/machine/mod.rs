@@ -32,6 +32,7 @@ mod life;
 mod memory;
 mod saving;
 mod snapshot;
+mod template;
 mod vm;
 
 use std::io;
@@ -90,6 +91,8 @@ pub struct Machine {
     memory_bytes: u64,
     payload: Payload,
     identity: smbios::Identity,
+    /// Of a template: how many slots stay free in front of its devices.
+    template: Option<u8>,
     generation: acpi::Generation,
     kvm: Kvm,
     model: arch::kvm::Model,

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::context::Made;
 use super::saving::{Content, Saving};
+use super::template::TemplateV1;
 use super::{Error, Machine, host_error, vm};
 use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::GENERATION;
@@ -50,6 +52,9 @@ struct MachineV1 {
     bus: BusV1,
     /// The guest's next power-off is the first half of a reboot.
     rebooting: bool,
+    /// What it is called, where it is a template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    template: Option<TemplateV1>,
 }
 
 /// A region of guest memory, in the order in which they are in its file.
@@ -95,15 +100,20 @@ impl Saved {
         source.state().map(Self).map_err(within("machine.json"))
     }
 
-    /// Whether it is one with these devices, by name and kind.
-    pub(super) fn check(&self, here: &[(&str, &str)]) -> Result<(), Error> {
+    /// Takes out those of the devices, all of which are here, that it doesn't have: they
+    /// are plugged when it goes on.
+    pub(super) fn split(&self, here: &mut Vec<Made>) -> Result<Vec<Made>, Error> {
+        let has = |one: &Made| self.0.devices.iter().any(|saved| saved.id == one.id());
+        let is_new = |one: &mut Made| one.is_hot() && !has(one);
+        let new = here.extract_if(.., is_new).collect();
         let saved = self.0.devices.iter();
         let mut saved: Vec<_> = saved.map(|one| (&*one.id, &*one.kind)).collect();
-        let mut here = here.to_vec();
+        let here = here.iter().map(|made| (made.id(), made.kind()));
+        let mut here: Vec<_> = here.collect();
         saved.sort_unstable();
         here.sort_unstable();
         if saved == here {
-            return Ok(());
+            return Ok(new);
         }
         let list = |devices: &[(&str, &str)]| {
             let names = devices.iter().map(|(id, kind)| format!("{id} ({kind})"));
@@ -231,6 +241,7 @@ impl Machine {
             serial: self.bus.serial.save(),
             bus: self.bus.pci.save()?,
             rebooting: self.rebooting,
+            template: self.save_template()?,
         })
     }
 
@@ -276,6 +287,7 @@ impl Machine {
             self.devices.request_unplug_of(&device.id);
         }
         self.rebooting = saved.rebooting;
+        self.take_name(saved.template.as_ref())?;
         let id = self.generation.bytes();
         let written = self.memory.write_slice(id, GuestAddress(GENERATION));
         written.map_err(|error| host_error("write the generation id")(io::Error::other(error)))?;

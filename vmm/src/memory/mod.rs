@@ -10,6 +10,7 @@ mod models;
 mod ram;
 mod region;
 mod save;
+mod search;
 mod segments;
 #[cfg(test)]
 mod tests;

@@ -133,7 +133,7 @@ impl Ram {
 }
 
 /// Part of a region.
-fn slice<'a>(
+pub(super) fn slice<'a>(
     region: &'a Region,
     part: &Range<u64>,
 ) -> io::Result<vm_memory::VolatileSlice<'a, vm_memory::bitmap::BS<'a, super::Writes>>> {
@@ -197,7 +197,7 @@ fn punch(file: &mut File, part: Range<u64>) -> io::Result<()> {
 }
 
 /// The parts of a file within a range that are no holes.
-fn data(file: &File, range: Range<u64>) -> impl Iterator<Item = io::Result<Range<u64>>> {
+pub(super) fn data(file: &File, range: Range<u64>) -> impl Iterator<Item = io::Result<Range<u64>>> {
     let mut next = range.start;
     std::iter::from_fn(move || {
         if next >= range.end {

@@ -87,6 +87,7 @@ impl Process {
             serial,
             devices: places.devices,
             taps,
+            template: description.template,
             origin,
             began_ns,
             pid,

@@ -22,6 +22,7 @@ mod power;
 mod process;
 mod slow_disk;
 mod snapshot;
+mod template;
 
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
