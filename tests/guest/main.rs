@@ -11,4 +11,5 @@ mod jail;
 mod nics;
 mod power;
 mod snapshot;
+mod vcpus;
 mod vsock;

@@ -19,7 +19,7 @@ use crate::Output;
 /// A machine that isn't started yet.
 pub struct Builder {
     image: String,
-    vcpus: u8,
+    vcpus: String,
     memory_mib: u64,
     init: Option<&'static str>,
     args: Vec<String>,
@@ -81,7 +81,7 @@ impl Builder {
     pub fn new(image: &str) -> Self {
         Self {
             image: image.to_owned(),
-            vcpus: 1,
+            vcpus: "1".to_owned(),
             memory_mib: 256,
             init: Some("/bin/sh"),
             args: Vec::new(),
@@ -95,7 +95,14 @@ impl Builder {
     /// How many vCPUs.
     #[must_use]
     pub fn vcpus(mut self, vcpus: u8) -> Self {
-        self.vcpus = vcpus;
+        self.vcpus = vcpus.to_string();
+        self
+    }
+
+    /// How many vCPUs, and how many there may be.
+    #[must_use]
+    pub fn vcpus_of(mut self, vcpus: u8, most: u8) -> Self {
+        self.vcpus = format!("{vcpus},max={most}");
         self
     }
 
@@ -214,7 +221,7 @@ impl Builder {
                 "--id",
                 "test",
                 "--vcpus",
-                &self.vcpus.to_string(),
+                &self.vcpus,
                 "--memory",
                 &self.memory_mib.to_string(),
             ])

@@ -12,6 +12,11 @@ use hearth_vmm::acpi;
 use hearth_vmm::arch::layout::{self, ACPI, GIB};
 use hearth_vmm::arch::memory;
 
+const ONE_VCPU: acpi::Hardware = acpi::Hardware {
+    vcpus: 1,
+    most_vcpus: None,
+};
+
 fn document() -> String {
     read("BOOT.md")
 }
@@ -55,7 +60,7 @@ fn places() -> BTreeMap<String, u64> {
         SMBIOS_SIZE RESET_VECTOR HIGH_RAM HOLE ABOVE_4G PCI_WINDOW PCI_WINDOW_SIZE ECAM ECAM_SIZE
         IOAPIC LAPIC KVM_IDENTITY_MAP KVM_TSS PORT_I8042 PORT_SERIAL PORT_SLEEP_CONTROL
         PORT_SLEEP_STATUS PORT_RESET RESET_VALUE PORT_EVENTS PORT_HOTPLUG_UP PORT_HOTPLUG_DOWN
-        PORT_HOTPLUG_EJECT PORT_PCI_ADDRESS PORT_PCI_DATA PORT_PCI_WINDOW PORT_PCI_WINDOW_SIZE
+        PORT_HOTPLUG_EJECT PORT_CPUS_UP PORT_CPUS_DOWN PORT_CPUS PORT_PCI_ADDRESS PORT_PCI_DATA PORT_PCI_WINDOW PORT_PCI_WINDOW_SIZE
         GSI_SERIAL GSI_EVENTS GSI_MSI_FIRST
     }
 }
@@ -111,7 +116,7 @@ fn fadt(image: &[u8]) -> &[u8] {
 
 #[test]
 fn every_field_of_the_fadt_is_told() {
-    let image = acpi::build(1).expect("fits");
+    let image = acpi::build(ONE_VCPU).expect("fits");
     let mut rest = fadt(&image).to_vec();
     rest[..36].fill(0);
     for row in table(&document(), "| field | offset | bytes | value | why |") {
@@ -168,7 +173,7 @@ fn the_asl_is_the_dsdt() {
         eprintln!("SKIPPED: iasl (acpica-tools) is not installed");
         return;
     }
-    let image = acpi::build(1).expect("fits");
+    let image = acpi::build(ONE_VCPU).expect("fits");
     let dsdt = acpi_table(&image, u64_at(fadt(&image), 140));
     let folder = tempfile::tempdir().expect("folder");
     let write = |name: &str, bytes: &[u8]| {

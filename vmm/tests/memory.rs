@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hearth_vmm::arch::boot::Payload;
 use hearth_vmm::config;
 use hearth_vmm::jail;
-use hearth_vmm::machine::{Built, Machine, Origin, Parts, Taps};
+use hearth_vmm::machine::{Built, Machine, Origin, Parts, Taps, VcpuCount};
 use hearth_vmm::memory::{Options, PAGE, Pages, Ram};
 use hearth_vmm::serial::{Output, Serial};
 use vm_memory::{Bytes, GuestAddress};
@@ -53,7 +53,10 @@ impl Bench {
         let log = File::create(file("serial")).expect("log");
         let parts = Parts {
             id: description.id,
-            vcpus: 1,
+            vcpus: VcpuCount {
+                first: 1,
+                most: None,
+            },
             memory_bytes: MEMORY,
             memory,
             payload: Payload {

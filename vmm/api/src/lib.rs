@@ -4,6 +4,7 @@
 //! | method and path          | request      | answer          |
 //! |--------------------------|--------------|-----------------|
 //! | `GET /v1/machine`        |              | [`Machine`]     |
+//! | `PATCH /v1/machine`      | [`MachineChange`] | [`Machine`]: the guest was asked |
 //! | `PUT /v1/power-button`   |              | 204             |
 //! | `PUT /v1/reset`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/reboot`         | [`Reboot`]   | 204: the guest was asked; 409 |
@@ -21,6 +22,10 @@
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
 //! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
 //! | `PATCH /v1/nics/{id}`    | [`Change`]   | [`Nic`]; 409: the kernel moves its packets |
+//!
+//! More vCPUs are plugged at once, and the guest is notified. To unplug some it is asked:
+//! [`Machine`] has more than `vcpus_requested` until it has let go of them, and the request
+//! can be repeated. It needs `--vcpus N,max=N`.
 //!
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
@@ -67,8 +72,14 @@ pub struct Machine {
     pub pid: u32,
     /// Where its life stands.
     pub state: MachineState,
-    /// How many vCPUs the guest sees.
+    /// How many vCPUs are plugged.
     pub vcpus: u8,
+    /// How many were asked for last: the guest has not let go of those beyond.
+    #[serde(default)]
+    pub vcpus_requested: u8,
+    /// How many there may be.
+    #[serde(default)]
+    pub vcpus_max: u8,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// How often the guest was reset since the process began.
@@ -191,6 +202,15 @@ pub struct Reboot {
     /// [`Machine::resets`] as the caller knows it. A machine that was reset since
     /// is not asked, so that who asks again never reboots it twice.
     pub resets: u64,
+}
+
+/// What changes of a machine. What is missing stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineChange {
+    /// How many vCPUs there shall be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
 }
 
 /// A disk.

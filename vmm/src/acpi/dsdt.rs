@@ -17,8 +17,9 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
+use super::processors::Container;
 use super::registers::Event;
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{Hardware, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout::{
     ECAM, ECAM_SIZE, GENERATION, GSI_EVENTS, GSI_SERIAL, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_EVENTS,
     PORT_HOTPLUG_UP, PORT_PCI_ADDRESS, PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
@@ -27,28 +28,32 @@ use crate::arch::layout::{
 
 /// The slots of a bus. Slot 0 is the host bridge and never goes.
 const SLOTS: u8 = 32;
-const NOTIFY_DEVICE_CHECK: u8 = 1;
-const NOTIFY_EJECT_REQUEST: u8 = 3;
+/// A device came. ACPI 6.5, table 5.166.
+pub(super) const NOTIFY_DEVICE_CHECK: u8 = 1;
+/// A device shall go.
+pub(super) const NOTIFY_EJECT_REQUEST: u8 = 3;
 /// The power button was pressed: section 4.8.2.2.1.2.
 const NOTIFY_BUTTON: u8 = 0x80;
 /// The generation id has changed: the specification's own number.
 const NOTIFY_GENERATION: u8 = 0x80;
 
-pub(super) fn build() -> Sdt {
+pub(super) fn build(hardware: Hardware) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = Vec::new();
-    Scope::new(
-        "_SB_".into(),
-        vec![
-            &Board,
-            &PciRoot,
-            &Serial,
-            &PowerButton,
-            &GenerationCounter,
-            &EventDevice,
-        ],
-    )
-    .to_aml_bytes(&mut body);
+    let container = hardware.most_vcpus.map(|most| Container { most });
+    let events = EventDevice {
+        has_processors: container.is_some(),
+    };
+    let mut devices: Vec<&dyn Aml> = vec![
+        &Board,
+        &PciRoot,
+        &Serial,
+        &PowerButton,
+        &GenerationCounter,
+        &events,
+    ];
+    devices.extend(container.iter().map(|container| container as &dyn Aml));
+    Scope::new("_SB_".into(), devices).to_aml_bytes(&mut body);
     // S5 is sleep type 5; the others are not offered.
     Name::new("_S5_".into(), &Package::new(vec![&5u8, &ZERO])).to_aml_bytes(&mut body);
     dsdt.append_slice(&body);
@@ -271,16 +276,47 @@ impl Aml for GenerationCounter {
 }
 
 /// The Generic Event Device.
-struct EventDevice;
+struct EventDevice {
+    /// Whether there are processors that come and go.
+    has_processors: bool,
+}
 
 impl Aml for EventDevice {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let power: u8 = Event::POWER_BUTTON.bits();
         let pci: u8 = Event::PCI.bits();
         let generation: u8 = Event::GENERATION.bits();
+        let processors: u8 = Event::PROCESSORS.bits();
         let status = Path::new("ESTS");
         let button = Path::new("\\_SB_.PWRB");
         let counter = Path::new("\\_SB_.VGEN");
+        let take = Store::new(&Local(0), &status);
+        let is = |bit| And::new(&Local(1), &Local(0), bit);
+        let [is_power, is_pci] = [&power, &pci].map(|bit| is(bit));
+        let [is_generation, is_processors] = [&generation, &processors].map(|bit| is(bit));
+        let was = |bit| Equal::new(&Local(1), bit);
+        let [was_power, was_pci] = [&power, &pci].map(|bit| was(bit));
+        let [was_generation, was_processors] = [&generation, &processors].map(|bit| was(bit));
+        let press = Notify::new(&button, &NOTIFY_BUTTON);
+        let scan_slots = MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![]);
+        let count = Notify::new(&counter, &NOTIFY_GENERATION);
+        let scan_processors = MethodCall::new("\\_SB_.CPUC.CSCN".into(), vec![]);
+        let on_power = If::new(&was_power, vec![&press]);
+        let on_pci = If::new(&was_pci, vec![&scan_slots]);
+        let on_generation = If::new(&was_generation, vec![&count]);
+        let on_processors = If::new(&was_processors, vec![&scan_processors]);
+        let mut handler: Vec<&dyn Aml> = vec![
+            &take,
+            &is_generation,
+            &on_generation,
+            &is_power,
+            &on_power,
+            &is_pci,
+            &on_pci,
+        ];
+        if self.has_processors {
+            handler.extend([&is_processors as &dyn Aml, &on_processors]);
+        }
         Device::new(
             "GED_".into(),
             vec![
@@ -300,29 +336,7 @@ impl Aml for EventDevice {
                     FieldUpdateRule::WriteAsZeroes,
                     vec![FieldEntry::Named(*b"ESTS", 8)],
                 ),
-                &Method::new(
-                    "_EVT".into(),
-                    1,
-                    true,
-                    vec![
-                        &Store::new(&Local(0), &status),
-                        &And::new(&Local(1), &Local(0), &generation),
-                        &If::new(
-                            &Equal::new(&Local(1), &generation),
-                            vec![&Notify::new(&counter, &NOTIFY_GENERATION)],
-                        ),
-                        &And::new(&Local(1), &Local(0), &power),
-                        &If::new(
-                            &Equal::new(&Local(1), &power),
-                            vec![&Notify::new(&button, &NOTIFY_BUTTON)],
-                        ),
-                        &And::new(&Local(1), &Local(0), &pci),
-                        &If::new(
-                            &Equal::new(&Local(1), &pci),
-                            vec![&MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![])],
-                        ),
-                    ],
-                ),
+                &Method::new("_EVT".into(), 1, true, handler),
             ],
         )
         .to_aml_bytes(sink);

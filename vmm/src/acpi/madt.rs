@@ -5,19 +5,26 @@ use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{Hardware, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout::{IOAPIC, LAPIC};
 
 #[expect(clippy::cast_possible_truncation, reason = "both lie below 4 GiB")]
-pub(super) fn build(vcpus: u8) -> MADT {
+pub(super) fn build(hardware: Hardware) -> MADT {
     let mut madt = MADT::new(
         OEM_ID,
         OEM_TABLE_ID,
         OEM_REVISION,
         LocalInterruptController::Address(LAPIC as u32),
     );
-    for vcpu in 0..vcpus {
-        madt.add_structure(ProcessorLocalApic::new(vcpu, vcpu, EnabledStatus::Enabled));
+    let Hardware { vcpus, most_vcpus } = hardware;
+    for vcpu in 0..most_vcpus.unwrap_or(vcpus).max(vcpus) {
+        // One that may be plugged later (section 5.2.12.2, "online capable") is counted
+        // as possible by Linux, which ignores any other that is not enabled.
+        let status = match vcpu < vcpus {
+            true => EnabledStatus::Enabled,
+            false => EnabledStatus::DisabledOnlineCapable,
+        };
+        madt.add_structure(ProcessorLocalApic::new(vcpu, vcpu, status));
     }
     madt.add_structure(IoApic::new(0, IOAPIC as u32, 0));
     madt

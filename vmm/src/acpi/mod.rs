@@ -9,6 +9,7 @@ mod dsdt;
 mod fadt;
 mod generation;
 mod madt;
+pub mod processors;
 pub mod registers;
 
 pub use generation::{Generation, GenerationV1};
@@ -34,17 +35,26 @@ pub struct TablesTooLarge {
     size: u64,
 }
 
+/// What the tables are about that not every machine has alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// The processors that are there at the start.
+    pub vcpus: u8,
+    /// How many there may ever be, where they come and go.
+    pub most_vcpus: Option<u8>,
+}
+
 /// All tables, as they lie from [`ACPI`] on; the RSDP is the first.
 ///
 /// # Errors
 /// When they outgrow their place.
-pub fn build(vcpus: u8) -> Result<Vec<u8>, TablesTooLarge> {
+pub fn build(hardware: Hardware) -> Result<Vec<u8>, TablesTooLarge> {
     let mut image = Image {
         bytes: vec![0; Rsdp::len()],
     };
-    let dsdt = image.append(&bytes(&dsdt::build()));
+    let dsdt = image.append(&bytes(&dsdt::build(hardware)));
     let fadt = image.append(&bytes(&fadt::build(dsdt)));
-    let madt = image.append(&bytes(&madt::build(vcpus)));
+    let madt = image.append(&bytes(&madt::build(hardware)));
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg.add_ecam(ECAM, 0, 0, 0);
     let mcfg = image.append(&bytes(&mcfg));
@@ -88,6 +98,14 @@ mod tests {
     use super::*;
     use crate::arch::layout::GENERATION;
 
+    /// A machine whose processors neither come nor go.
+    fn fixed(vcpus: u8) -> Hardware {
+        Hardware {
+            vcpus,
+            most_vcpus: None,
+        }
+    }
+
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
@@ -119,7 +137,7 @@ mod tests {
     #[test]
     fn every_checksum_is_right() {
         for vcpus in [1, 2, 32, u8::MAX] {
-            let image = build(vcpus).expect("fits");
+            let image = build(fixed(vcpus)).expect("fits");
             assert_eq!(&image[..8], b"RSD PTR ");
             assert_eq!(sum(&image[..20]), 0);
             assert_eq!(sum(&image[..36]), 0);
@@ -138,15 +156,47 @@ mod tests {
 
     #[test]
     fn madt_has_one_local_apic_for_each_vcpu() {
-        let image = build(3).expect("fits");
+        let image = build(fixed(3)).expect("fits");
         let madt = tables(&image)[1];
         assert_eq!(madt.len(), 44 + 3 * 8 + 12);
         assert_eq!(madt[44 + 2 * 8 + 3], 2, "the third one's APIC id");
     }
 
     #[test]
+    fn processors_that_may_come_are_online_capable_and_have_a_device() {
+        let hardware = Hardware {
+            vcpus: 2,
+            most_vcpus: Some(4),
+        };
+        let image = build(hardware).expect("fits");
+        let madt = tables(&image)[1];
+        assert_eq!(madt.len(), 44 + 4 * 8 + 12);
+        let flags = [0, 1, 2, 3].map(|at| madt[44 + at * 8 + 4]);
+        assert_eq!(flags, [1, 1, 2, 2]);
+        let dsdt = table(&image, u64_at(tables(&image)[0], 140));
+        let container = device(dsdt, b"CPUC");
+        assert!(has(container, b"_HID\x0dACPI0010\0"));
+        for processor in 0..4u8 {
+            let name = format!("C{processor:03}");
+            let one = device(container, name.as_bytes().try_into().expect("4 bytes"));
+            assert!(has(one, b"_HID\x0dACPI0007\0"), "{name}");
+            assert_eq!(has(one, b"_EJ0"), processor > 0, "{name}");
+            // Its entry of the MADT while it is there, and before and after.
+            for flags in [1, 2] {
+                let entry = [0, 8, processor, processor, flags, 0, 0, 0];
+                assert!(has(one, &entry), "{name}");
+            }
+            let bit = bytes(&(1u32 << processor));
+            let notify = [&b"\x93\x60"[..], &bit, b"\x86", name.as_bytes(), b"\x69"].concat();
+            assert!(has(container, &notify), "{name}");
+        }
+        assert!(has(device(dsdt, b"GED_"), b"CSCN"));
+        assert!(!has(&self::dsdt(), b"CSCN"), "nor in a machine whose stay");
+    }
+
+    #[test]
     fn the_dsdt_leads_to_the_generation_id() {
-        let image = build(1).expect("fits");
+        let image = build(fixed(1)).expect("fits");
         let dsdt = table(&image, u64_at(tables(&image)[0], 140));
         let find = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|part| part == bytes);
         assert!(find(b"_CID\x0dVM_Gen_Counter\0"));
@@ -160,7 +210,7 @@ mod tests {
     }
 
     fn dsdt() -> Vec<u8> {
-        let image = build(1).expect("fits");
+        let image = build(fixed(1)).expect("fits");
         table(&image, u64_at(tables(&image)[0], 140)).to_vec()
     }
 
@@ -253,7 +303,7 @@ mod tests {
     /// ACPI 6.5, table 5.9.
     #[test]
     fn the_fadt_says_what_is_not_there_and_how_to_end() {
-        let image = build(1).expect("fits");
+        let image = build(fixed(1)).expect("fits");
         let fadt = tables(&image)[0];
         // No VGA, no ASPM, no CMOS clock.
         assert_eq!(fadt[109..111], [0x34, 0]);
@@ -279,7 +329,11 @@ mod tests {
             eprintln!("SKIPPED: iasl (acpica-tools) is not installed");
             return;
         }
-        let image = build(2).expect("fits");
+        let hardware = Hardware {
+            vcpus: 2,
+            most_vcpus: Some(32),
+        };
+        let image = build(hardware).expect("fits");
         let folder = tempfile::tempdir().expect("folder");
         let aml = folder.path().join("dsdt.aml");
         std::fs::write(&aml, table(&image, u64_at(tables(&image)[0], 140))).expect("write");

@@ -3,9 +3,10 @@
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
+use super::processors::{Processors, ProcessorsV1};
 use crate::arch::layout::{
-    PORT_EVENTS, PORT_HOTPLUG_DOWN, PORT_HOTPLUG_EJECT, PORT_HOTPLUG_UP, PORT_RESET,
-    PORT_SLEEP_CONTROL, RESET_VALUE,
+    PORT_CPUS, PORT_CPUS_DOWN, PORT_CPUS_UP, PORT_EVENTS, PORT_HOTPLUG_DOWN, PORT_HOTPLUG_EJECT,
+    PORT_HOTPLUG_UP, PORT_RESET, PORT_SLEEP_CONTROL, RESET_VALUE,
 };
 use crate::snapshot::Refused;
 
@@ -19,6 +20,8 @@ bitflags! {
         const PCI = 1 << 1;
         /// The generation id is another one: the machine goes on from a copy.
         const GENERATION = 1 << 2;
+        /// A processor was plugged, or its unplug is requested.
+        const PROCESSORS = 1 << 3;
     }
 }
 
@@ -38,6 +41,8 @@ pub enum Request {
     Reset,
     /// To have the devices in these slots taken out: one bit for each.
     Eject(u32),
+    /// To have these processors taken out: one bit for each.
+    EjectProcessors(u32),
 }
 
 /// [`Registers`], saved. Slots are one bit for each.
@@ -52,6 +57,8 @@ pub struct RegistersV1 {
     pub down: u32,
     /// Slots whose unplug was requested and that were not ejected since.
     pub ejectable: u32,
+    /// The processors.
+    pub processors: ProcessorsV1,
 }
 
 /// The slot of the host bridge, which neither comes nor goes.
@@ -65,14 +72,24 @@ pub struct Registers {
     down: u32,
     /// Slots whose unplug was requested and that were not ejected since.
     ejectable: u32,
+    processors: Processors,
 }
 
 impl Registers {
+    /// Those of a machine that is switched on with so many processors.
+    #[must_use]
+    pub fn new(processors: u8) -> Self {
+        Self {
+            processors: Processors::new(processors),
+            ..Self::default()
+        }
+    }
+
     /// Whether a port is one of these registers.
     #[must_use]
     pub fn has(port: u16) -> bool {
         (PORT_SLEEP_CONTROL..=PORT_RESET).contains(&port)
-            || (PORT_EVENTS..PORT_HOTPLUG_EJECT + 4).contains(&port)
+            || (PORT_EVENTS..PORT_CPUS + 4).contains(&port)
     }
 
     /// Presses the power button; the caller raises the interrupt.
@@ -99,6 +116,19 @@ impl Registers {
         self.events |= Event::GENERATION.bits();
     }
 
+    /// The processors.
+    #[must_use]
+    pub fn processors(&self) -> Processors {
+        self.processors
+    }
+
+    /// Has so many processors be there: see [`Processors::request`]. The caller has made
+    /// those that are [missing](Processors::missing), and raises the interrupt.
+    pub fn request_processors(&mut self, count: u8) {
+        self.processors.request(count);
+        self.events |= Event::PROCESSORS.bits();
+    }
+
     /// What the guest has not heard of yet, and may eject.
     #[must_use]
     pub fn save(&self) -> RegistersV1 {
@@ -107,6 +137,7 @@ impl Registers {
             up: self.up,
             down: self.down,
             ejectable: self.ejectable,
+            processors: self.processors.save(),
         }
     }
 
@@ -121,6 +152,7 @@ impl Registers {
             up,
             down,
             ejectable,
+            ref processors,
         } = *state;
         if Event::from_bits(events).is_none() {
             return Err(Refused::because(format!("no such events: {events:#x}")));
@@ -128,11 +160,13 @@ impl Registers {
         if (up | down | ejectable) & BRIDGE != 0 {
             return Err(Refused::because("slot 0 is the host bridge's"));
         }
+        let processors = Processors::restored(processors)?;
         *self = Self {
             events,
             up,
             down,
             ejectable,
+            processors,
         };
         Ok(())
     }
@@ -148,6 +182,9 @@ impl Registers {
             }
             (PORT_HOTPLUG_DOWN, 4) => {
                 data.copy_from_slice(&std::mem::take(&mut self.down).to_le_bytes());
+            }
+            (PORT_CPUS_UP | PORT_CPUS_DOWN | PORT_CPUS, 4) => {
+                data.copy_from_slice(&self.processors.read(port).to_le_bytes());
             }
             // The sleep status among them: no sleep but S5, and no waking from that one.
             _ => {}
@@ -172,6 +209,11 @@ impl Registers {
                 self.ejectable &= !slots;
                 (slots != 0).then_some(Request::Eject(slots))
             }
+            (PORT_CPUS, &[a, b, c, d]) => {
+                let processors = u32::from_le_bytes([a, b, c, d]);
+                let ejected = self.processors.eject(processors);
+                (ejected != 0).then_some(Request::EjectProcessors(ejected))
+            }
             _ => None,
         }
     }
@@ -193,9 +235,11 @@ mod tests {
             filled in prop::collection::vec(1u8..32, 0..4),
             unplugged in prop::collection::vec(1u8..32, 0..4),
             pressed: bool,
+            processors in 1u8..4,
             read in prop::sample::subsequence(&PORTS[..], 0..3),
         ) {
-            let mut first = Registers::default();
+            let mut first = Registers::new(2);
+            first.request_processors(processors);
             filled.into_iter().for_each(|slot| first.slot_filled(slot));
             unplugged.into_iter().for_each(|slot| first.request_unplug(slot));
             if pressed {
@@ -217,21 +261,26 @@ mod tests {
             for port in PORTS {
                 prop_assert_eq!(ask(&mut copy, port), ask(&mut first, port));
             }
-            let eject = |registers: &mut Registers| registers.write(PORT_HOTPLUG_EJECT, &[0xff; 4]);
-            prop_assert_eq!(eject(&mut copy), eject(&mut first));
+            for port in [PORT_HOTPLUG_EJECT, PORT_CPUS] {
+                let eject = |registers: &mut Registers| registers.write(port, &[0xff; 4]);
+                prop_assert_eq!(eject(&mut copy), eject(&mut first));
+            }
         }
     }
 
     /// What can be read, and how wide it is.
-    const PORTS: [(u16, usize); 3] = [
+    const PORTS: [(u16, usize); 6] = [
         (PORT_EVENTS, 1),
         (PORT_HOTPLUG_UP, 4),
         (PORT_HOTPLUG_DOWN, 4),
+        (PORT_CPUS_UP, 4),
+        (PORT_CPUS_DOWN, 4),
+        (PORT_CPUS, 4),
     ];
 
     #[test]
     fn what_never_was_is_refused_and_changes_nothing() {
-        let none = Registers::default().save();
+        let none = Registers::new(1).save();
         let refused = |state| {
             let mut registers = Registers::default();
             registers.press_power_button();
@@ -240,15 +289,19 @@ mod tests {
             assert_eq!(registers.save(), before);
             refused.to_string()
         };
-        let event = RegistersV1 { events: 8, ..none };
-        assert_eq!(refused(event), "no such events: 0x8");
+        let saved = |change: fn(&mut RegistersV1)| {
+            let mut state = none.clone();
+            change(&mut state);
+            state
+        };
+        let event = saved(|state| state.events = 16);
+        assert_eq!(refused(event), "no such events: 0x10");
+        let processors = saved(|state| state.processors.present = 0);
+        assert_eq!(refused(processors), "the first processor never goes");
         for state in [
-            RegistersV1 { up: 1, ..none },
-            RegistersV1 { down: 3, ..none },
-            RegistersV1 {
-                ejectable: 1,
-                ..none
-            },
+            saved(|state| state.up = 1),
+            saved(|state| state.down = 3),
+            saved(|state| state.ejectable = 1),
         ] {
             assert_eq!(refused(state), "slot 0 is the host bridge's");
         }
@@ -280,6 +333,8 @@ mod tests {
             PORT_HOTPLUG_UP,
             PORT_HOTPLUG_DOWN,
             PORT_HOTPLUG_EJECT + 3,
+            PORT_CPUS_UP,
+            PORT_CPUS + 3,
         ] {
             assert!(Registers::has(port), "{port:#x}");
         }
@@ -287,7 +342,7 @@ mod tests {
             PORT_SLEEP_CONTROL - 1,
             PORT_RESET + 1,
             PORT_EVENTS - 1,
-            PORT_HOTPLUG_EJECT + 4,
+            PORT_CPUS + 4,
         ] {
             assert!(!Registers::has(port), "{port:#x}");
         }
@@ -362,5 +417,23 @@ mod tests {
         registers.request_unplug(2);
         registers.slot_filled(2);
         assert_eq!(registers.write(PORT_HOTPLUG_EJECT, &all), None);
+    }
+
+    #[test]
+    fn processors_are_told_of_and_ejected_like_slots() {
+        let mut registers = Registers::new(2);
+        registers.request_processors(1);
+        let mut byte = [0xff];
+        registers.read(PORT_EVENTS, &mut byte);
+        assert_eq!(byte, [Event::PROCESSORS.bits()]);
+        let mut word = [0xff; 4];
+        registers.read(PORT_CPUS_DOWN, &mut word[..1]);
+        assert_eq!(word[0], 0, "parts read nothing");
+        registers.read(PORT_CPUS_DOWN, &mut word);
+        assert_eq!(word, [2, 0, 0, 0]);
+        assert_eq!(registers.write(PORT_CPUS, &[2]), None);
+        let all = registers.write(PORT_CPUS, &[0xff; 4]);
+        assert_eq!(all, Some(Request::EjectProcessors(2)));
+        assert_eq!(registers.write(PORT_CPUS, &[0xff; 4]), None);
     }
 }

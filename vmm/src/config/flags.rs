@@ -40,9 +40,9 @@ pub(super) struct Flags {
         requires = "smbios"
     )]
     pub(super) template: Option<u8>,
-    /// How many vCPUs
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub(super) vcpus: u8,
+    /// How many vCPUs: N[,max=N], where others may be plugged while the guest runs
+    #[arg(long, value_name = "VCPUS", default_value = "1")]
+    pub(super) vcpus: String,
     /// Guest memory: MIB[,shared][,pages=transparent|4k|2m|1g]
     #[arg(long, value_name = "MEMORY", default_value = "512")]
     pub(super) memory: String,

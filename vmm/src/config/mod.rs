@@ -11,6 +11,7 @@ mod nic;
 mod options;
 #[cfg(test)]
 mod tests;
+mod vcpus;
 mod vsock;
 
 use std::path::PathBuf;
@@ -19,7 +20,6 @@ use clap::Parser;
 
 use self::flags::{Flags, one_line};
 use self::options::Options;
-use crate::arch::layout::MAX_VCPUS;
 use crate::jail::Policy;
 use crate::smbios::{Identity, MAX_STRING};
 
@@ -47,6 +47,8 @@ pub struct Description {
     pub template: Option<u8>,
     /// How many vCPUs.
     pub vcpus: u8,
+    /// How many there may be, where they come and go.
+    pub most_vcpus: Option<u8>,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// What guest memory is made of.
@@ -182,12 +184,7 @@ fn check(flags: Flags) -> Result<Description, String> {
             flags.id
         ));
     }
-    if !(1..=MAX_VCPUS).contains(&flags.vcpus) {
-        return Err(format!(
-            "--vcpus {}: 1 to {MAX_VCPUS} are allowed",
-            flags.vcpus
-        ));
-    }
+    let (vcpus, most_vcpus) = vcpus::parse(&flags.vcpus)?;
     let (memory_bytes, memory) = memory::parse(&flags.memory)?;
     if flags.cmdline.contains('\0') {
         return Err("--cmdline: a zero byte is not allowed".to_owned());
@@ -259,7 +256,8 @@ fn check(flags: Flags) -> Result<Description, String> {
         cmdline: flags.cmdline,
         restore: flags.restore,
         template: flags.template,
-        vcpus: flags.vcpus,
+        vcpus,
+        most_vcpus,
         memory_bytes,
         memory,
         devices,

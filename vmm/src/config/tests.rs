@@ -21,6 +21,17 @@ fn mistake(arguments: &[&str]) -> String {
 }
 
 #[test]
+fn vcpus_may_come_where_there_is_a_most() {
+    let vcpus = |text| {
+        let description = run(&["--vcpus", text]).expect("is right");
+        (description.vcpus, description.most_vcpus)
+    };
+    assert_eq!(vcpus("4"), (4, None));
+    assert_eq!(vcpus("1,max=32"), (1, Some(32)));
+    assert_eq!(vcpus("2,max=2"), (2, Some(2)));
+}
+
+#[test]
 fn the_whole_command_line() {
     let description = run(&[
         "--id",
@@ -90,6 +101,12 @@ fn every_mistake_is_one_line_with_its_name() {
         (&["--vcpus", "0"], "--vcpus 0"),
         (&["--vcpus", "33"], "--vcpus 33"),
         (&["--vcpus", "many"], "--vcpus"),
+        (
+            &["--vcpus", "2,max=1"],
+            "--vcpus: max is 2 to 32, not \"1\"",
+        ),
+        (&["--vcpus", "2,max=33"], "max is 2 to 32"),
+        (&["--vcpus", "2,most=4"], "--vcpus: \"most\" is not known"),
         (&["--memory", "63"], "--memory 63"),
         (&["--memory", "18446744073709551615"], "--memory"),
         (&["--memory", "much"], "--memory much"),

@@ -1,6 +1,8 @@
 //! Which request is which command: the table in `hearth_vmm_api`'s documentation.
 
-use hearth_vmm_api::{ApiError, Balloon, Change, MAX_PAIRS, NewDisk, NewNic, NewSnapshot, Reboot};
+use hearth_vmm_api::{
+    ApiError, Balloon, Change, MAX_PAIRS, MachineChange, NewDisk, NewNic, NewSnapshot, Reboot,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,6 +13,8 @@ use super::http::Request;
 pub enum Command {
     /// The machine's description.
     Describe,
+    /// What shall change of the machine.
+    ChangeMachine(MachineChange),
     /// The counters.
     Metrics,
     /// The counters as Prometheus reads them.
@@ -184,6 +188,9 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
         _ => {}
     }
     if method == "PATCH" {
+        if request.path == "/v1/machine" {
+            return body(request).map(Command::ChangeMachine);
+        }
         if let Some(id) = request.path.strip_prefix("/v1/disks/") {
             let some = !request.body.is_empty();
             let change = some.then(|| body(request)).transpose()?;
@@ -262,6 +269,17 @@ mod tests {
             r#"{"limits":{"op":1}}"#,
         ] {
             assert_eq!(limit("/v1/nics/a", wrong).expect_err("refused").status, 400);
+        }
+    }
+
+    #[test]
+    fn a_machine_is_changed_by_what_is_named() {
+        let change = |body| route(&request("PATCH", "/v1/machine", body));
+        let vcpus = |vcpus| Ok(Command::ChangeMachine(MachineChange { vcpus }));
+        assert_eq!(change(r#"{"vcpus":4}"#), vcpus(Some(4)));
+        assert_eq!(change("{}"), vcpus(None));
+        for wrong in ["", r#"{"vcpus":-1}"#, r#"{"vcpus":256}"#, r#"{"cpus":1}"#] {
+            assert_eq!(change(wrong).expect_err("refused").status, 400);
         }
     }
 

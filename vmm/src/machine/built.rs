@@ -19,7 +19,7 @@ use super::bus::Bus;
 use super::context::{DeviceContext, Made};
 use super::devices::Devices;
 use super::snapshot::Saved;
-use super::{Error, Machine, host_error, memory, taken, vm};
+use super::{Error, Machine, VcpuCount, host_error, memory, taken, vm};
 use crate::acpi;
 use crate::arch;
 use crate::arch::boot::Payload;
@@ -53,7 +53,7 @@ pub struct Parts {
     /// Its name.
     pub id: String,
     /// How many vCPUs: 1 to 32.
-    pub vcpus: u8,
+    pub vcpus: VcpuCount,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// What guest memory is made of.
@@ -82,7 +82,7 @@ pub struct Parts {
 /// looked at yet.
 pub struct Built {
     id: String,
-    vcpus: u8,
+    vcpus: VcpuCount,
     memory_bytes: u64,
     payload: Payload,
     identity: smbios::Identity,
@@ -110,7 +110,7 @@ impl Built {
     /// See [`Error`]; nothing is left behind.
     pub fn new(parts: Parts) -> Result<Self, Error> {
         vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
-        let kvm = vm::open(parts.vcpus)?;
+        let kvm = vm::open(parts.vcpus.all())?;
         let memory = memory::make(parts.memory_bytes, parts.memory, &parts.origin)?;
         let vm = vm::create(&kvm, &memory)?;
         let interrupts =
@@ -118,7 +118,7 @@ impl Built {
         let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
         let context = DeviceContext {
             memory: Arc::clone(&memory),
-            vcpus: parts.vcpus,
+            vcpus: parts.vcpus.first,
             bus: Arc::clone(&bus),
         };
         let mut devices: Vec<Made> = Vec::new();
@@ -140,7 +140,7 @@ impl Built {
             origin: parts.origin,
             began_ns: parts.began_ns,
             pid: parts.pid,
-            model: arch::kvm::Model::new(&kvm, parts.vcpus).map_err(vm::refused)?,
+            model: arch::kvm::Model::new(&kvm, parts.vcpus.all()).map_err(vm::refused)?,
             kvm,
             vm,
             generation: acpi::Generation::fresh().map_err(host_error("generation id"))?,
@@ -188,7 +188,8 @@ impl Built {
             vm: self.vm,
             jail,
             id: self.id,
-            vcpu_count: self.vcpus,
+            vcpu_count: self.vcpus.first,
+            most_vcpus: self.vcpus.most,
             memory_bytes: self.memory_bytes,
             payload: self.payload,
             identity: self.identity,
@@ -210,7 +211,9 @@ impl Built {
             resets: 0,
             rebooting: false,
             reset_due: false,
-            stats: (0..self.vcpus).map(|_| ExitStats::default()).collect(),
+            stats: (0..self.vcpus.all())
+                .map(|_| ExitStats::default())
+                .collect(),
             ticks: TickRate::default(),
             began_ns: self.began_ns,
             pid: self.pid,

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::acpi::processors::Processors;
 pub use crate::acpi::registers::Request;
 use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::{
@@ -128,18 +129,25 @@ impl Bus {
 
     /// The same for `out` and `outs`, and what the guest asks for by them.
     pub fn ports_write(&self, port: u16, width: usize, data: &[u8]) -> (Target, Option<Request>) {
-        let (mut target, mut ejected) = (Target::None, 0);
+        let (mut target, mut slots, mut processors) = (Target::None, 0, 0);
         for access in data.chunks(width.max(1)) {
             let request;
             (target, request) = self.port_write(port, access);
             match request {
                 None => {}
-                Some(Request::Eject(slots)) => ejected |= slots,
+                Some(Request::Eject(more)) => slots |= more,
+                Some(Request::EjectProcessors(more)) => processors |= more,
                 // What would come after it, comes after the machine's end.
                 end => return (target, end),
             }
         }
-        (target, (ejected != 0).then_some(Request::Eject(ejected)))
+        // All rounds are at one port, so of one kind.
+        let request = match (slots, processors) {
+            (0, 0) => None,
+            (0, processors) => Some(Request::EjectProcessors(processors)),
+            (slots, _) => Some(Request::Eject(slots)),
+        };
+        (target, request)
     }
 
     /// One access of an `in` instruction. Returns what it is for.
@@ -224,6 +232,17 @@ impl Bus {
         self.pci.reset();
         self.serial.reset();
         *self.registers() = Registers::default();
+    }
+
+    /// How the processors stand.
+    #[must_use]
+    pub fn processors(&self) -> Processors {
+        self.registers().processors()
+    }
+
+    /// Has so many processors be there, in a machine that is switched on.
+    pub fn switch_on(&self, processors: u8) {
+        *self.registers() = Registers::new(processors);
     }
 
     /// What the ACPI registers have.

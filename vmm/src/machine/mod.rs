@@ -33,6 +33,7 @@ mod memory;
 mod saving;
 mod snapshot;
 mod template;
+mod vcpus;
 mod vm;
 
 use std::io;
@@ -54,7 +55,7 @@ use crate::memory::Memory;
 use crate::serial::Serial;
 use crate::smbios;
 use crate::snapshot::FileId;
-use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Surroundings, Taken, TickRate, Vcpus};
+use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Taken, TickRate, Vcpus};
 use crate::virtio::pci::Backplane;
 use crate::virtio::{self, Declaration};
 pub use built::{Built, Origin, Parts, Taps};
@@ -62,6 +63,7 @@ use bus::{Bus, Target};
 pub use error::Error;
 pub(crate) use error::{host_error, kvm_error};
 pub use snapshot::Unsaved;
+pub use vcpus::{Count as VcpuCount, Unchanged};
 
 /// What the machine asks of the kernel, by the threads that do.
 #[must_use]
@@ -87,7 +89,9 @@ pub struct Machine {
     vm: Arc<kvm_ioctls::VmFd>,
     jail: Vec<api::SandboxLayer>,
     id: String,
+    /// How many vCPUs were asked for last.
     vcpu_count: u8,
+    most_vcpus: Option<u8>,
     memory_bytes: u64,
     payload: Payload,
     identity: smbios::Identity,
@@ -133,31 +137,18 @@ impl Machine {
         let entry = vm::load(
             &self.memory,
             self.memory_bytes,
-            self.vcpu_count,
+            acpi::Hardware {
+                vcpus: self.vcpu_count,
+                most_vcpus: self.most_vcpus,
+            },
             &mut self.payload,
             &self.identity,
             &self.generation,
         )?;
         let fds = vm::create_vcpus(&self.vm, &self.model, self.vcpu_count)?;
         vm::enter(&fds, &self.memory, entry)?;
-        self.start_vcpus(fds)
-    }
-
-    /// Gives the vCPUs their threads, paused.
-    fn start_vcpus(&mut self, fds: Vec<kvm_ioctls::VcpuFd>) -> Result<(), Error> {
-        let surroundings = Surroundings {
-            bus: Arc::clone(&self.bus),
-            reports: Arc::clone(&self.reports),
-            stats: Arc::clone(&self.stats),
-            entry: Arc::clone(&self.entry),
-        };
-        let vcpus = Vcpus::start(fds, &surroundings).map_err(host_error("vCPU threads"))?;
-        if self.is_debugged {
-            vcpus.hold();
-        }
-        self.vcpus = Some(vcpus);
-        self.state = api::MachineState::Paused;
-        Ok(())
+        self.bus.switch_on(self.vcpu_count);
+        self.start_vcpus(fds, u32::MAX)
     }
 
     /// Waits until the guest was entered for the first time, a moment after the first
@@ -298,11 +289,14 @@ impl Machine {
     /// What the control socket shows of it.
     #[must_use]
     pub fn describe(&self) -> api::Machine {
+        let processors = self.processors();
         api::Machine {
             id: self.id.clone(),
             pid: self.pid,
             state: self.state,
-            vcpus: self.vcpu_count,
+            vcpus: vcpus::count(processors.present()),
+            vcpus_requested: vcpus::count(processors.wanted()),
+            vcpus_max: self.most_vcpus.unwrap_or(self.vcpu_count),
             memory_bytes: self.memory_bytes,
             resets: self.resets,
             disks: self.devices.disks(),

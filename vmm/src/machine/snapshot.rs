@@ -45,7 +45,8 @@ struct MachineV1 {
     memory: Vec<RegionV1>,
     devices: Vec<DeviceV1>,
     clock: ClockV1,
-    vcpus: Vec<VcpuV1>,
+    /// By their number; none where one is not plugged.
+    vcpus: Vec<Option<VcpuV1>>,
     controllers: ControllersV1,
     registers: RegistersV1,
     serial: SerialV1,
@@ -218,11 +219,17 @@ impl Machine {
     fn state(&mut self) -> Result<MachineV1, Refused> {
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm)?.into();
         let mut states = Vec::new();
-        for index in 0..self.vcpu_count.into() {
+        let present = self.bus.processors().present();
+        for index in 0..present.checked_ilog2().map_or(0, |last| last + 1) {
+            if present >> index & 1 == 0 {
+                states.push(None);
+                continue;
+            }
             let vcpus = self.vcpus.as_mut();
             let vcpus = vcpus.ok_or_else(|| Refused::because("there are no vCPUs"))?;
             let msrs = Arc::clone(&msrs);
-            states.push(on_vcpu(vcpus, index, move |fd| VcpuV1::save(fd, &msrs))?);
+            let save = move |fd: &mut kvm_ioctls::VcpuFd| VcpuV1::save(fd, &msrs);
+            states.push(Some(on_vcpu(vcpus, index as usize, save)?));
         }
         let devices = self.devices.list().map(|device| DeviceV1 {
             id: device.id.clone(),
@@ -253,22 +260,29 @@ impl Machine {
         if has != *wants {
             return refuse(format!("its memory is {wants:x?}, and here {has:x?}"));
         }
-        let (has, wants) = (self.vcpu_count, saved.vcpus.len());
-        if usize::from(has) != wants {
-            return refuse(format!("it has {wants} vCPUs, and the machine {has}"));
-        }
+        // As many as there may ever be: which of them are plugged is the guest's to know.
         let restored = self.model.restore(&saved.processor);
         restored.map_err(within("processor"))?;
+        let present = saved.registers.processors.present;
+        let bits = saved.vcpus.iter().rev();
+        let bits = bits.fold(0u64, |bits, one| bits << 1 | u64::from(one.is_some()));
+        let all = u8::try_from(saved.vcpus.len()).ok();
+        let all = all.filter(|all| *all <= self.model.count() && bits == u64::from(present));
+        let Some(all) = all else {
+            return refuse(format!(
+                "vCPUs {present:#x} are plugged, and {bits:#x} saved"
+            ));
+        };
         vm::connect(&self.vm, &self.bus)?;
-        let fds = vm::create_vcpus(&self.vm, &self.model, self.vcpu_count)?;
-        self.start_vcpus(fds)?;
+        let fds = vm::create_vcpus(&self.vm, &self.model, all)?;
+        self.start_vcpus(fds, present)?;
         let elapsed = saved.clock.elapsed();
         let restored = saved.clock.restore(&self.vm, elapsed);
         restored.map_err(Error::Restore)?;
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm).map_err(Error::Restore)?.into();
         for (index, state) in saved.vcpus.into_iter().enumerate() {
-            let Some(vcpus) = &mut self.vcpus else {
-                return Ok(());
+            let (Some(vcpus), Some(state)) = (&mut self.vcpus, state) else {
+                continue;
             };
             let msrs = Arc::clone(&msrs);
             let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, &msrs, elapsed);
@@ -281,6 +295,8 @@ impl Machine {
         restored.map_err(within("PCI"))?;
         let restored = self.bus.restore_registers(&saved.registers);
         restored.map_err(within("ACPI registers"))?;
+        let wanted = self.bus.processors().wanted();
+        self.vcpu_count = super::vcpus::count(wanted);
         let restored = self.bus.serial.restore(&saved.serial);
         restored.map_err(within("serial port"))?;
         for device in saved.devices.iter().filter(|one| one.unplug_requested) {

@@ -90,7 +90,7 @@ pub(super) fn connect(vm: &VmFd, bus: &Bus) -> Result<(), Error> {
 pub(super) fn load(
     memory: &Ram,
     size: u64,
-    vcpus: u8,
+    hardware: acpi::Hardware,
     payload: &mut Payload,
     identity: &smbios::Identity,
     generation: &acpi::Generation,
@@ -101,9 +101,9 @@ pub(super) fn load(
             .write_slice(bytes, GuestAddress(address))
             .map_err(|error| BootError::Write(error.to_string()))
     };
-    write(&acpi::build(vcpus)?, ACPI)?;
+    write(&acpi::build(hardware)?, ACPI)?;
     write(generation.bytes(), GENERATION)?;
-    write(&smbios::build(identity, vcpus, size)?, SMBIOS)?;
+    write(&smbios::build(identity, hardware.vcpus, size)?, SMBIOS)?;
     write(&boot::reset_vector(), RESET_VECTOR)?;
     Ok(entry)
 }
@@ -114,15 +114,17 @@ pub(super) fn create_vcpus(
     model: &arch::kvm::Model,
     count: u8,
 ) -> Result<Vec<VcpuFd>, Error> {
-    (0..count)
-        .map(|index| {
-            let vcpu = vm
-                .create_vcpu(index.into())
-                .map_err(kvm_error("create a vCPU"))?;
-            model.reset(&vcpu, index).map_err(refused)?;
-            Ok(vcpu)
-        })
-        .collect()
+    let indices = 0..count;
+    indices.map(|index| create_vcpu(vm, model, index)).collect()
+}
+
+/// Makes a vCPU that waits for its SIPI.
+pub(super) fn create_vcpu(vm: &VmFd, model: &arch::kvm::Model, index: u8) -> Result<VcpuFd, Error> {
+    let vcpu = vm
+        .create_vcpu(index.into())
+        .map_err(kvm_error("create a vCPU"))?;
+    model.reset(&vcpu, index).map_err(refused)?;
+    Ok(vcpu)
 }
 
 /// Puts the first vCPU at the kernel's entry.

@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use hearth_vmm_api::{Exit, NewSnapshot, Snapshot};
+use hearth_vmm_api::{Exit, MachineChange, NewSnapshot, Snapshot};
 
 use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
-use crate::machine::{self, Machine, Unsaved};
+use crate::machine::{self, Machine, Unchanged, Unsaved};
 use crate::snapshot::{Destination, Source};
 use crate::virtio::{blk, net};
 
@@ -26,6 +26,7 @@ pub(super) fn perform(
     Some(match command {
         Command::Snapshot(new) => return snapshot(machine, new, descriptors),
         Command::Describe => Answer::value(&machine.describe()),
+        Command::ChangeMachine(change) => changed(machine, change),
         Command::Metrics => Answer::value(&machine.metrics()),
         Command::Prometheus => Answer::text(prometheus::text(&machine.metrics())),
         Command::PowerButton => match machine.press_power_button() {
@@ -113,6 +114,23 @@ pub(super) fn perform(
             Answer::done()
         }
     })
+}
+
+/// Changes the machine, as far as what is asked for can be.
+fn changed(machine: &mut Machine, change: MachineChange) -> Answer {
+    if let Some(vcpus) = change.vcpus {
+        match machine.set_vcpus(vcpus) {
+            Ok(()) => {}
+            Err(unchanged @ Unchanged::Range(_)) => {
+                return Answer::error(400, &unchanged.to_string());
+            }
+            Err(unchanged @ Unchanged::NotNow(_)) => {
+                return Answer::error(409, &unchanged.to_string());
+            }
+            Err(unchanged) => return Answer::error(500, &chain(&unchanged)),
+        }
+    }
+    Answer::value(&machine.describe())
 }
 
 /// Begins to save the machine, into files that are open where some came along. The answer

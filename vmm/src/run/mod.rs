@@ -278,6 +278,9 @@ impl Process {
         if reports.ejected != 0 {
             self.machine.eject(reports.ejected);
         }
+        if reports.unplugged != 0 {
+            self.machine.unplug_vcpus(reports.unplugged);
+        }
         match reports.ending {
             None => {}
             Some(Ending::PowerOff) if !self.machine.is_rebooting() => {

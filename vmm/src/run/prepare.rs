@@ -21,7 +21,7 @@ use crate::control::Server;
 use crate::error::chain;
 use crate::gdb::Debugger;
 use crate::jail;
-use crate::machine::{Built, Origin, Parts, Taps, profiles};
+use crate::machine::{Built, Origin, Parts, Taps, VcpuCount, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
 use crate::snapshot::Source;
 
@@ -79,7 +79,10 @@ impl Process {
         };
         let built = Built::new(Parts {
             id: description.id.clone(),
-            vcpus: description.vcpus,
+            vcpus: VcpuCount {
+                first: description.vcpus,
+                most: description.most_vcpus,
+            },
             memory_bytes: description.memory_bytes,
             memory: description.memory,
             payload,

@@ -58,6 +58,10 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
                     surroundings.reports.eject(slots);
                     Step::Exit
                 }
+                Some(Request::EjectProcessors(vcpus)) => {
+                    surroundings.reports.unplug(vcpus);
+                    Step::Exit
+                }
                 Some(Request::PowerOff) => Step::End(Ending::PowerOff),
                 Some(Request::Reset) => Step::End(Ending::Reset),
             };

@@ -61,6 +61,8 @@ pub struct Surroundings {
 pub struct Vcpus(Vec<Vcpu>);
 
 struct Vcpu {
+    /// The guest may use it; else it stands still.
+    is_plugged: bool,
     mailbox: Arc<Mailbox<VcpuFd>>,
     thread: JoinHandle<()>,
 }
@@ -72,26 +74,62 @@ impl Vcpus {
     /// When a thread can't be made; those already made are ended.
     pub fn start(fds: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
         let mut vcpus = Self(Vec::with_capacity(fds.len()));
-        for (index, fd) in fds.into_iter().enumerate() {
-            let mailbox = Arc::new(Mailbox::new());
-            let surroundings = surroundings.clone();
-            let thread = {
-                let mailbox = Arc::clone(&mailbox);
-                std::thread::Builder::new()
-                    .name(format!("vcpu{index}"))
-                    // Its loop is shallow; the default 2 MiB is address space that a
-                    // cgroup may charge.
-                    .stack_size(256 << 10)
-                    .spawn(move || thread::run(index, fd, &mailbox, &surroundings))?
-            };
-            vcpus.0.push(Vcpu { mailbox, thread });
+        for fd in fds {
+            vcpus.add(fd, surroundings)?;
         }
         Ok(vcpus)
     }
 
-    /// Lets them run.
+    /// Starts the thread of the next vCPU, paused.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn add(&mut self, fd: VcpuFd, surroundings: &Surroundings) -> io::Result<()> {
+        let index = self.0.len();
+        let mailbox = Arc::new(Mailbox::new());
+        let surroundings = surroundings.clone();
+        let thread = {
+            let mailbox = Arc::clone(&mailbox);
+            std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                // Its loop is shallow; the default 2 MiB is address space that a
+                // cgroup may charge.
+                .stack_size(256 << 10)
+                .spawn(move || thread::run(index, fd, &mailbox, &surroundings))?
+        };
+        self.0.push(Vcpu {
+            is_plugged: true,
+            mailbox,
+            thread,
+        });
+        Ok(())
+    }
+
+    /// How many there are, plugged or not.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Has one stand still, whatever all are ordered, until it is plugged again.
+    pub fn unplug(&mut self, index: usize) {
+        if let Some(vcpu) = self.0.get_mut(index) {
+            vcpu.is_plugged = false;
+            vcpu.order(Order::Park);
+        }
+    }
+
+    /// Has one that was unplugged do again as all are ordered, from the next order on.
+    pub fn plug(&mut self, index: usize) {
+        if let Some(vcpu) = self.0.get_mut(index) {
+            vcpu.is_plugged = true;
+        }
+    }
+
+    /// Lets those run that are plugged.
     pub fn resume(&self) {
-        self.order(Order::Run);
+        let plugged = self.0.iter().filter(|vcpu| vcpu.is_plugged);
+        plugged.for_each(|vcpu| vcpu.order(Order::Run));
     }
 
     /// Asks them to park. They may have before this returns, if they stood still; else
@@ -156,16 +194,18 @@ impl Vcpus {
     }
 
     fn order(&self, order: Order) {
-        for vcpu in &self.0 {
-            vcpu.mailbox.order(order);
-            if order != Order::Run {
-                vcpu.kick();
-            }
-        }
+        self.0.iter().for_each(|vcpu| vcpu.order(order));
     }
 }
 
 impl Vcpu {
+    fn order(&self, order: Order) {
+        self.mailbox.order(order);
+        if order != Order::Run {
+            self.kick();
+        }
+    }
+
     fn kick(&self) {
         // It fails for a thread that has ended, which needs no kick.
         let _ = self.thread.kill(SIGRTMIN());

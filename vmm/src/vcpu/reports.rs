@@ -1,5 +1,5 @@
 //! What vCPU threads report to the main loop. However fast a guest makes them do so, it
-//! is one ending, one mask, one trap of each vCPU and one bell that has rung: nothing
+//! is one ending, two masks, one trap of each vCPU and one bell that has rung: nothing
 //! grows.
 //!
 //! ```text
@@ -29,6 +29,8 @@ pub enum Ending {
 pub struct Taken {
     /// Slots whose devices the guest let go of, one bit for each.
     pub ejected: u32,
+    /// vCPUs that the guest let go of, one bit for each.
+    pub unplugged: u32,
     /// The first ending.
     pub ending: Option<Ending>,
 }
@@ -45,6 +47,7 @@ enum Slot {
 pub struct Reports {
     ending: Mutex<Slot>,
     ejected: AtomicU32,
+    unplugged: AtomicU32,
     traps: Mutex<Vec<(usize, Trap)>>,
     bell: Bell,
 }
@@ -56,6 +59,7 @@ impl Reports {
         Self {
             ending: Mutex::new(Slot::Open),
             ejected: AtomicU32::new(0),
+            unplugged: AtomicU32::new(0),
             traps: Mutex::new(Vec::new()),
             bell,
         }
@@ -86,12 +90,20 @@ impl Reports {
         }
     }
 
+    /// Reports that the guest let go of these vCPUs.
+    pub fn unplug(&self, vcpus: u32) {
+        if self.unplugged.fetch_or(vcpus, Ordering::AcqRel) == 0 {
+            self.bell.ring();
+        }
+    }
+
     /// Whether there is nothing to take. An ending that was taken counts as one, for as
     /// long as the machine has not started anew.
     #[must_use]
     pub fn are_taken(&self) -> bool {
         matches!(*self.slot(), Slot::Open)
             && self.ejected.load(Ordering::Acquire) == 0
+            && self.unplugged.load(Ordering::Acquire) == 0
             && self.traps().is_empty()
     }
 
@@ -121,6 +133,7 @@ impl Reports {
         };
         Taken {
             ejected: self.ejected.swap(0, Ordering::AcqRel),
+            unplugged: self.unplugged.swap(0, Ordering::AcqRel),
             ending,
         }
     }
@@ -130,6 +143,7 @@ impl Reports {
     pub fn clear(&self) {
         *self.slot() = Slot::Open;
         self.ejected.store(0, Ordering::Release);
+        self.unplugged.store(0, Ordering::Release);
         self.traps().clear();
     }
 
@@ -173,7 +187,10 @@ mod tests {
         let reports = reports();
         reports.eject(1 << 3);
         reports.eject(1 << 31 | 1 << 3);
-        assert_eq!(reports.take().ejected, 1 << 31 | 1 << 3);
+        reports.unplug(1 << 1);
+        assert!(!reports.are_taken());
+        let taken = reports.take();
+        assert_eq!((taken.ejected, taken.unplugged), (1 << 31 | 1 << 3, 1 << 1));
         assert_eq!(reports.take(), Taken::default());
         assert!(!reports.bell().silence());
     }

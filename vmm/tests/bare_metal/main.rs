@@ -23,6 +23,7 @@ mod process;
 mod slow_disk;
 mod snapshot;
 mod template;
+mod vcpus;
 
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};

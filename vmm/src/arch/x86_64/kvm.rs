@@ -1,7 +1,9 @@
 //! What KVM is asked for on this processor: what it must have, what a VM needs besides
 //! memory, and vCPUs as a kernel without firmware under it expects them.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_fpu, kvm_mp_state,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::boot::Entry;
@@ -87,6 +89,12 @@ impl Model {
         Ok(Self(tables.collect::<Result<_, _>>()?))
     }
 
+    /// How many vCPUs there may be.
+    #[must_use]
+    pub fn count(&self) -> u8 {
+        u8::try_from(self.0.len()).unwrap_or(u8::MAX)
+    }
+
     /// What the guest is told.
     #[must_use]
     pub fn save(&self) -> ProcessorV1 {
@@ -121,6 +129,19 @@ impl Model {
         })
         .map_err(refused("set a vCPU's FPU"))
     }
+}
+
+/// Has a vCPU wait for its INIT and SIPI, which put its registers at their reset values
+/// (Intel SDM volume 3A, table 9-1).
+///
+/// # Errors
+/// When KVM refuses.
+pub fn await_sipi(vcpu: &VcpuFd) -> Result<(), Refused> {
+    let waiting = kvm_mp_state {
+        mp_state: KVM_MP_STATE_UNINITIALIZED,
+    };
+    vcpu.set_mp_state(waiting)
+        .map_err(refused("have a vCPU wait for its SIPI"))
 }
 
 /// Puts a vCPU at the kernel's entry, and the tables that it needs there into memory.

@@ -34,6 +34,7 @@
 //!  0x3f8-0x3ff  16550 UART, COM1
 //!  0x600-0x603  ACPI sleep control, sleep status, reset
 //!  0x610-0x61f  events: GED status; PCI hotplug
+//!  0x620-0x62b  processors that come and go
 //!  0xcf8-0xcff  PCI configuration mechanism #1
 //!  0x1000-0x1fff  PCI I/O window: virtio doorbells
 //! ```
@@ -132,6 +133,13 @@ pub const PORT_HOTPLUG_UP: u16 = 0x614;
 pub const PORT_HOTPLUG_DOWN: u16 = 0x618;
 /// PCI hotplug: the guest lets go of these slots (write), 4 bytes.
 pub const PORT_HOTPLUG_EJECT: u16 = 0x61c;
+/// Processor hotplug: those that were plugged (read), 4 bytes.
+pub const PORT_CPUS_UP: u16 = 0x620;
+/// Processor hotplug: those that shall go (read), 4 bytes.
+pub const PORT_CPUS_DOWN: u16 = 0x624;
+/// Processor hotplug: those that are there (read), and those that the guest lets go of
+/// (write), 4 bytes.
+pub const PORT_CPUS: u16 = 0x628;
 /// PCI configuration address.
 pub const PORT_PCI_ADDRESS: u16 = 0xcf8;
 /// PCI configuration data: four ports.
@@ -156,7 +164,7 @@ pub const MIN_MEMORY_MIB: u64 = 64;
 /// width that KVM can offer.
 pub const MAX_MEMORY_MIB: u64 = 1 << 20;
 /// The most vCPUs. Each has an APIC id below 255, so no interrupt remapping is
-/// needed.
+/// needed, and one bit in the registers of processor hotplug.
 pub const MAX_VCPUS: u8 = 32;
 
 #[cfg(test)]
@@ -201,6 +209,9 @@ mod tests {
             (PORT_HOTPLUG_UP, 4),
             (PORT_HOTPLUG_DOWN, 4),
             (PORT_HOTPLUG_EJECT, 4),
+            (PORT_CPUS_UP, 4),
+            (PORT_CPUS_DOWN, 4),
+            (PORT_CPUS, 4),
             (PORT_PCI_ADDRESS, 4),
             (PORT_PCI_DATA, 4),
             (PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE),

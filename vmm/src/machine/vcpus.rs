@@ -1,0 +1,164 @@
+//! The machine's vCPUs: made, plugged and unplugged.
+//!
+//! KVM can't take a vCPU back. One that the guest has let go of stands still with its
+//! thread until it is plugged again, and waits for its SIPI then, as a new one does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hearth_vmm_api::MachineState;
+use kvm_ioctls::VcpuFd;
+
+use super::{Error, Machine, host_error, vm};
+use crate::acpi::processors::Processors;
+use crate::arch;
+use crate::vcpu::{Surroundings, Vcpus};
+
+/// How long a vCPU's thread, which does nothing else, has until it is plugged again.
+const PLUG: Duration = Duration::from_secs(1);
+
+/// How many vCPUs a machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// At the start.
+    pub first: u8,
+    /// At most, where they come and go.
+    pub most: Option<u8>,
+}
+
+impl Count {
+    /// How many there may ever be.
+    #[must_use]
+    pub fn all(self) -> u8 {
+        self.most.unwrap_or(self.first)
+    }
+}
+
+/// Why the machine has not another number of vCPUs.
+#[derive(Debug, thiserror::Error)]
+pub enum Unchanged {
+    /// There can't be so many.
+    #[error("vcpus: 1 to {0} are allowed")]
+    Range(u8),
+    /// Not as the machine is now.
+    #[error("{0}")]
+    NotNow(&'static str),
+    /// The host can't.
+    #[error(transparent)]
+    Machine(#[from] Error),
+}
+
+/// The bit of a vCPU.
+fn bit(index: usize) -> u32 {
+    u32::try_from(index)
+        .ok()
+        .and_then(|index| 1u32.checked_shl(index))
+        .unwrap_or(0)
+}
+
+/// How many have their bits set.
+pub(super) fn count(vcpus: u32) -> u8 {
+    u8::try_from(vcpus.count_ones()).unwrap_or(u8::MAX)
+}
+
+impl Machine {
+    fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            bus: Arc::clone(&self.bus),
+            reports: Arc::clone(&self.reports),
+            stats: Arc::clone(&self.stats),
+            entry: Arc::clone(&self.entry),
+        }
+    }
+
+    /// Gives the vCPUs their threads, paused: the lowest ones, of which those are plugged
+    /// whose bits are set.
+    pub(super) fn start_vcpus(&mut self, fds: Vec<VcpuFd>, plugged: u32) -> Result<(), Error> {
+        let all = fds.len();
+        let vcpus = Vcpus::start(fds, &self.surroundings());
+        let mut vcpus = vcpus.map_err(host_error("vCPU threads"))?;
+        (0..all)
+            .filter(|index| plugged & bit(*index) == 0)
+            .for_each(|index| vcpus.unplug(index));
+        if self.is_debugged {
+            vcpus.hold();
+        }
+        self.vcpus = Some(vcpus);
+        self.state = MachineState::Paused;
+        Ok(())
+    }
+
+    /// How the processors stand; while the machine is being reset, as they will.
+    pub(super) fn processors(&self) -> Processors {
+        match self.state {
+            MachineState::Resetting => Processors::new(self.vcpu_count),
+            _ => self.bus.processors(),
+        }
+    }
+
+    /// Has so many vCPUs be there. More are at once; of fewer, the guest is asked to let
+    /// go, and may not. A reset has as many as were asked for last.
+    ///
+    /// # Errors
+    /// See [`Unchanged`]; all is as before then, but for vCPUs that the guest doesn't see.
+    pub fn set_vcpus(&mut self, count: u8) -> Result<(), Unchanged> {
+        let Some(most) = self.most_vcpus else {
+            let why = "the machine was started without a number of vCPUs at most: --vcpus N,max=N";
+            return Err(Unchanged::NotNow(why));
+        };
+        if !(1..=most).contains(&count) {
+            return Err(Unchanged::Range(most));
+        }
+        if self.is_debugged {
+            return Err(Unchanged::NotNow("a debugger holds the vCPUs"));
+        }
+        if self.state != MachineState::Resetting {
+            let missing = self.bus.processors().missing(count);
+            (0..most)
+                .filter(|index| missing & bit((*index).into()) != 0)
+                .try_for_each(|index| self.plug_vcpu(index))?;
+            self.notify_guest(|registers| registers.request_processors(count))?;
+        }
+        self.vcpu_count = count;
+        Ok(())
+    }
+
+    /// Makes a vCPU that waits for its SIPI, or has one of before do so.
+    fn plug_vcpu(&mut self, index: u8) -> Result<(), Error> {
+        let surroundings = self.surroundings();
+        let Some(vcpus) = &mut self.vcpus else {
+            return Ok(());
+        };
+        // The lowest that is missing comes, so that these have no holes.
+        while vcpus.count() <= usize::from(index) {
+            #[expect(clippy::cast_possible_truncation, reason = "no more than the index")]
+            let next = vcpus.count() as u8;
+            let fd = vm::create_vcpu(&self.vm, &self.model, next)?;
+            let added = vcpus.add(fd, &surroundings);
+            added.map_err(host_error("vCPU thread"))?;
+        }
+        // One that the guest has just let go of may not have heard of that yet.
+        vcpus.unplug(index.into());
+        let deadline = Instant::now() + PLUG;
+        let called = vcpus.call(index.into(), |fd| arch::kvm::await_sipi(fd), deadline);
+        let called =
+            called.map_err(|error| host_error("plug a vCPU")(std::io::Error::other(error)));
+        called?.map_err(vm::refused)?;
+        vcpus.plug(index.into());
+        if self.state == MachineState::Running {
+            vcpus.resume();
+        }
+        Ok(())
+    }
+
+    /// Has vCPUs that the guest has let go of stand still: one bit for each.
+    pub fn unplug_vcpus(&mut self, vcpus: u32) {
+        // One that was plugged again since is there.
+        let gone = vcpus & !self.bus.processors().present();
+        if let Some(all) = &mut self.vcpus {
+            (0..all.count())
+                .filter(|index| gone & bit(*index) != 0)
+                .for_each(|index| all.unplug(index));
+        }
+    }
+}
