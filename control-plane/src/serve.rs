@@ -115,12 +115,13 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
     bootstrap(db, config, machine)
         .await
         .context("writing the default VPC")?;
-    let compute = Arc::new(HostCompute::open(
+    let compute = HostCompute::open(
         &config.names,
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
-    )?);
+    )?;
+    let compute = Arc::new(compute.with_disk_reserve(storage.reserve()));
     let network = LinuxNetwork::new(
         config.names.clone(),
         config.public_pool,

@@ -175,6 +175,9 @@ fn restore(view: &View, hosts: &Hosts, compute: &SimulatedCompute, storage: &Sim
                 let boot = instance.boots;
                 compute.place(instance.id.clone(), Observed::Running { pid: 1, boot });
             }
+            if let Some(boot) = instance.hibernated {
+                compute.place_memory(instance.id.clone(), boot);
+            }
         }
     }
     for volume in view.all::<Volume>() {

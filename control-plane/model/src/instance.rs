@@ -14,11 +14,14 @@
 //!                 ▼                   │  ▼
 //!             terminated ◄───── shutting-down
 //! ```
+//! One that is stopped by hibernation is `stopped` as any other; what is kept of it is
+//! its memory, out of which the next start goes on ([`Instance::hibernated`]).
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html>
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     BootMethod, ConditionKey, EniId, HostId, ImageId, Index, InstanceType, Quota, ReservationId,
@@ -87,6 +90,8 @@ pub enum Intent {
     Stop,
     /// StopInstances with `Force`: no power button.
     ForceStop,
+    /// StopInstances with `Hibernate`: its memory is saved first.
+    Hibernate,
     /// TerminateInstances, or a launch that failed.
     Terminate,
 }
@@ -114,6 +119,17 @@ impl StateReason {
     /// StopInstances or TerminateInstances asked for it.
     pub fn user_initiated() -> Self {
         Self::new("Client.UserInitiatedShutdown", "User initiated shutdown")
+    }
+
+    /// StopInstances asked for it, with `Hibernate`.
+    pub fn user_initiated_hibernate() -> Self {
+        Self::new("Client.UserInitiatedHibernate", "User initiated hibernate")
+    }
+
+    /// It was to be hibernated, and was stopped; why.
+    pub fn not_hibernated(why: &str) -> Self {
+        let message = format!("The instance was stopped and not hibernated: {why}");
+        Self::internal_error(&message)
     }
 
     /// The guest powered itself off.
@@ -268,6 +284,12 @@ pub struct Instance {
     pub metadata: MetadataOptions,
     /// Termination protection.
     pub protected: bool,
+    /// `HibernationOptions.Configured`: whether it may be hibernated. Room for its memory
+    /// is set aside on its host's disk then.
+    pub may_hibernate: bool,
+    /// The boot that ended in hibernation, for as long as its memory is to be gone on from.
+    /// The host keeps that, and gives it to one VMM at most.
+    pub hibernated: Option<u64>,
     /// What the user last asked for.
     pub intent: Intent,
     /// Where its life stands.
@@ -303,10 +325,21 @@ resource! {
         indexes: [BY_HOST, BY_RESERVATION, BY_STATE, BY_VPC_AND_HOST, UNPLACED],
         claim: taken,
         conditions: conditions,
+        version: 2, upgrade: Instance::upgrade,
     }
 }
 
 impl Instance {
+    /// In the first form none could be hibernated. A program that reads no other would
+    /// boot from cold what is hibernated, and forget that anything may be.
+    fn upgrade(version: u32, mut record: Value) -> Result<Value, String> {
+        let fields = record.as_object_mut().filter(|_| version == 1);
+        let fields = fields.ok_or_else(|| format!("it has no version {version}"))?;
+        fields.insert("may_hibernate".to_owned(), false.into());
+        fields.insert("hibernated".to_owned(), Value::Null);
+        Ok(record)
+    }
+
     /// What it needs of its host, its volumes aside. A type that this version no
     /// longer knows needs more than any host has.
     pub fn quota(&self) -> Quota {
@@ -333,9 +366,27 @@ impl Instance {
         own.into_iter().chain(alike).chain(metadata).collect()
     }
 
+    /// The room that is set aside on its host's disk for its memory, in every state but
+    /// the last.
+    pub fn room_for_memory(&self) -> Quota {
+        let kind = InstanceType::find(&self.instance_type);
+        match kind.filter(|_| self.may_hibernate && self.state != InstanceState::Terminated) {
+            Some(kind) => Quota {
+                disk_gib: kind.memory_gib(),
+                ..Quota::default()
+            },
+            None => Quota::default(),
+        }
+    }
+
     fn taken(&self) -> Option<(&HostId, Quota)> {
         let host = self.host.as_ref()?;
-        self.state.occupies().then(|| (host, self.quota()))
+        let room = self.room_for_memory();
+        let taken = match self.state.occupies() {
+            true => self.quota().plus(room),
+            false => room,
+        };
+        (taken != Quota::default()).then_some((host, taken))
     }
 
     /// By the host that it is on.

@@ -83,6 +83,11 @@ impl InstanceType {
         }
     }
 
+    /// Its memory in GiB, the last part of one counted as whole.
+    pub fn memory_gib(&self) -> u64 {
+        u64::from(self.memory_mib.div_ceil(1024))
+    }
+
     /// The part of the name before the dot.
     pub fn family(&self) -> &'static str {
         self.name

@@ -73,6 +73,9 @@ pub struct Launch {
     pub on_shutdown: ShutdownBehavior,
     /// Termination protection.
     pub protected: bool,
+    /// Whether they may be hibernated.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub may_hibernate: bool,
     /// Their tags.
     pub instance_tags: BTreeMap<String, String>,
     /// Their volumes' tags.

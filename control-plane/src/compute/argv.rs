@@ -19,6 +19,8 @@ pub struct Places<'a> {
     pub kernel: &'a Path,
     /// The initrd, as read from the root disk.
     pub initrd: Option<&'a Path>,
+    /// The folder with the memory that it goes on from.
+    pub restore: Option<&'a Path>,
     /// The control socket to be made.
     pub socket: &'a Path,
     /// The bounded log of the serial console.
@@ -92,6 +94,9 @@ pub fn render(
         flag("--initrd", initrd.into());
     }
     flag("--cmdline", cmdline.into());
+    if let Some(restore) = places.restore {
+        flag("--restore", restore.into());
+    }
     flag("--vcpus", spec.vcpus.to_string().into());
     flag("--memory", spec.memory_mib.to_string().into());
     for (n, disk) in spec.disks.iter().enumerate() {
@@ -188,6 +193,7 @@ mod tests {
                 mtu: 1500,
             }],
             clone_of: None,
+            resume: None,
             trace: Default::default(),
         }
     }
@@ -196,6 +202,7 @@ mod tests {
         Places {
             kernel: Path::new("/i/kernel"),
             initrd: Some(Path::new("/i/initrd")),
+            restore: None,
             socket: Path::new("/i/vmm/vmm.sock"),
             serial_log: Path::new("/i/vmm/console.log"),
             exit_file: Path::new("/i/vmm/exit.json"),
@@ -262,6 +269,7 @@ mod tests {
         });
         let bare = Places {
             initrd: None,
+            restore: Some(Path::new("/i/memory.used")),
             ..places()
         };
         let argv = render(
@@ -274,6 +282,8 @@ mod tests {
         .unwrap();
         let second = "path=/data/two.raw,id=disk1,serial=vol00000000000000002,readonly";
         assert!(argv.contains(&OsString::from(second)), "{argv:?}");
+        let restore = ["--restore", "/i/memory.used"].map(OsString::from);
+        assert!(argv.windows(2).any(|pair| pair == restore), "{argv:?}");
         let optional = ["--jail-optional", "landlock,user"].map(OsString::from);
         assert!(argv.windows(2).any(|pair| pair == optional), "{argv:?}");
         for absent in ["--initrd", "--uid", "--gid"] {

@@ -59,6 +59,11 @@ pub struct LaunchSpec {
     /// may be taken from there.
     #[serde(default)]
     pub clone_of: Option<Box<CloneOf>>,
+    /// The boot whose memory it goes on from, if its host keeps that
+    /// ([`ComputeHost::hibernate`]); where there is none, or the VMM refuses it, it
+    /// boots from cold.
+    #[serde(default)]
+    pub resume: Option<u64>,
     /// What was done for it so far, and when.
     #[serde(skip)]
     pub trace: trace::Trace,
@@ -123,6 +128,19 @@ pub enum Observed {
     Incomplete,
 }
 
+/// What a host keeps of an instance's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// All of it, as it was when this boot was hibernated, and nothing has run since on
+    /// its disks.
+    Whole {
+        /// The boot.
+        boot: u64,
+    },
+    /// What can't be gone on from, as memory that was never written whole.
+    Rest,
+}
+
 /// Why the host could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ComputeError {
@@ -169,10 +187,23 @@ pub trait ComputeHost: Send + Sync {
 
     /// Boots the instance from cold, unless this very boot runs already; the
     /// kernel and initrd are those on its root disk. `taps` are in the order
-    /// of [`LaunchSpec::nics`]. After an error nothing runs.
+    /// of [`LaunchSpec::nics`]. After an error nothing runs. Memory that is kept is
+    /// gone on from if [`LaunchSpec::resume`] says so, once, and is else lost.
     async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError>;
 
-    /// Presses the power button: a guest that listens shuts itself down.
+    /// Saves the instance's memory, and leaves it held: its VMM is only to be ended.
+    /// After an error it runs on, or will when its power button is pressed, and no
+    /// memory is kept.
+    async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError>;
+
+    /// What is kept of its memory.
+    async fn kept_memory(&self, id: &InstanceId) -> Result<Option<Kept>, ComputeError>;
+
+    /// Removes what is kept of its memory; nothing is no error.
+    async fn discard_memory(&self, id: &InstanceId) -> Result<(), ComputeError>;
+
+    /// Presses the power button: a guest that listens shuts itself down. One that
+    /// was held to be hibernated goes on first, and its memory is lost.
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError>;
 
     /// Asks the guest to reboot by the power button: the power-off that follows
@@ -222,6 +253,12 @@ pub trait Pausable: Send + Sync {
     /// # Errors
     /// When the host can't be asked.
     fn paused(&self) -> std::io::Result<BTreeSet<InstanceId>>;
+
+    /// What the memory of hibernated instances takes on this host's disk, in bytes.
+    ///
+    /// # Errors
+    /// When the host can't be asked.
+    fn kept_bytes(&self) -> std::io::Result<u64>;
 }
 
 /// The SMBIOS UUID of an instance: the same for its whole life, and beginning

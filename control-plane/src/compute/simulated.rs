@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use hearth_vmm_api::Exit;
 use tokio::sync::broadcast;
 
-use super::{ComputeError, ComputeHost, LaunchSpec, Observed};
+use super::{ComputeError, ComputeHost, Kept, LaunchSpec, Observed};
 use crate::conditions::Conditions;
 use crate::model::InstanceId;
 
@@ -19,6 +19,10 @@ use crate::model::InstanceId;
 pub enum Call {
     /// [`ComputeHost::launch`].
     Launch(LaunchSpec),
+    /// [`ComputeHost::hibernate`].
+    Hibernate(InstanceId),
+    /// [`ComputeHost::discard_memory`].
+    DiscardMemory(InstanceId),
     /// [`ComputeHost::power_button`].
     PowerButton(InstanceId),
     /// [`ComputeHost::reboot`].
@@ -38,13 +42,31 @@ struct State {
     instances: BTreeMap<InstanceId, Observed>,
     resets: BTreeMap<InstanceId, u64>,
     consoles: BTreeMap<InstanceId, Vec<u8>>,
+    memory: BTreeMap<InstanceId, Memory>,
+    /// How often guests were let run on an instance's disks.
+    runs: BTreeMap<InstanceId, u64>,
+    resumed: Vec<InstanceId>,
+    ruined: bool,
     calls: Vec<Call>,
     hook: Option<Hook>,
     next_pid: u32,
     deaf: bool,
 }
 
+/// The memory of a hibernated instance.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    boot: u64,
+    /// What its guest knows of its disks.
+    runs: u64,
+}
+
 impl State {
+    /// A guest writes to its disks.
+    fn run(&mut self, id: &InstanceId) {
+        *self.runs.entry(id.clone()).or_default() += 1;
+    }
+
     /// The count of a running instance's resets.
     fn running_resets(&mut self, id: &InstanceId) -> Result<&mut u64, ComputeError> {
         match self.instances.get(id) {
@@ -126,6 +148,24 @@ impl SimulatedCompute {
         let _ = self.exits.send(id.clone());
     }
 
+    /// The instances that went on from their memory, in the order that they did.
+    pub fn resumed(&self) -> Vec<InstanceId> {
+        self.state().resumed.clone()
+    }
+
+    /// Whether any went on from memory after something else had run on its disks: on a
+    /// real host its file system would be ruined.
+    pub fn ruined(&self) -> bool {
+        self.state().ruined
+    }
+
+    /// Puts memory of this boot there, as if it had been hibernated.
+    pub fn place_memory(&self, id: InstanceId, boot: u64) {
+        let mut state = self.state();
+        let runs = state.runs.get(&id).copied().unwrap_or_default();
+        state.memory.insert(id, Memory { boot, runs });
+    }
+
     /// Puts something there that no launch made, as a crash would leave it.
     pub fn place(&self, id: InstanceId, observed: Observed) {
         self.state().instances.insert(id, observed);
@@ -163,6 +203,15 @@ impl ComputeHost for SimulatedCompute {
         {
             return Ok(());
         }
+        // From here on there is no memory, whatever comes of it.
+        if let Some(memory) = state.memory.remove(&spec.instance)
+            && spec.resume == Some(memory.boot)
+        {
+            let runs = state.runs.get(&spec.instance).copied().unwrap_or_default();
+            state.ruined |= memory.runs != runs;
+            state.resumed.push(spec.instance.clone());
+        }
+        state.run(&spec.instance);
         state.next_pid += 1;
         let running = Observed::Running {
             pid: 1000 + state.next_pid,
@@ -173,11 +222,38 @@ impl ComputeHost for SimulatedCompute {
         Ok(())
     }
 
+    async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        self.enter(Call::Hibernate(id.clone())).await?;
+        let mut state = self.state();
+        match state.instances.get(id) {
+            Some(Observed::Running { boot: running, .. }) if *running == boot => {}
+            _ => return Err(ComputeError::NotRunning(id.clone())),
+        }
+        let runs = state.runs.get(id).copied().unwrap_or_default();
+        state.memory.insert(id.clone(), Memory { boot, runs });
+        Ok(())
+    }
+
+    async fn kept_memory(&self, id: &InstanceId) -> Result<Option<Kept>, ComputeError> {
+        let state = self.state();
+        let memory = state.memory.get(id);
+        Ok(memory.map(|memory| Kept::Whole { boot: memory.boot }))
+    }
+
+    async fn discard_memory(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.enter(Call::DiscardMemory(id.clone())).await?;
+        self.state().memory.remove(id);
+        Ok(())
+    }
+
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.enter(Call::PowerButton(id.clone())).await?;
-        let state = self.state();
+        let mut state = self.state();
         if !matches!(state.instances.get(id), Some(Observed::Running { .. })) {
             return Err(ComputeError::NotRunning(id.clone()));
+        }
+        if state.memory.remove(id).is_some() {
+            state.run(id);
         }
         let deaf = state.deaf;
         drop(state);
@@ -234,6 +310,7 @@ impl ComputeHost for SimulatedCompute {
         state.instances.remove(id);
         state.resets.remove(id);
         state.consoles.remove(id);
+        state.memory.remove(id);
         Ok(())
     }
 
@@ -241,6 +318,7 @@ impl ComputeHost for SimulatedCompute {
         let mut state = self.state();
         state.instances.clear();
         state.consoles.clear();
+        state.memory.clear();
         Ok(())
     }
 

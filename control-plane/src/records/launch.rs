@@ -119,6 +119,8 @@ fn make(
         on_shutdown: launch.on_shutdown,
         metadata: launch.metadata.clone(),
         protected: launch.protected,
+        may_hibernate: launch.may_hibernate,
+        hibernated: None,
         intent: Intent::Run,
         state: InstanceState::Pending,
         state_since: reservation.created,

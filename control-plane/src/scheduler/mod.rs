@@ -42,12 +42,18 @@ impl Demand {
     pub fn of_instance(view: &View, instance: &Instance) -> Self {
         let volumes = view.by(Volume::BY_INSTANCE, instance.id.as_str());
         let unplaced = volumes.filter(|volume| volume.host.is_none());
+        let volumes = Quota {
+            disk_gib: unplaced.map(|volume| u64::from(volume.size_gib)).sum(),
+            ..Quota::default()
+        };
+        // Where it is, room for its memory is set aside already.
+        let room = match instance.host {
+            Some(_) => Quota::default(),
+            None => instance.room_for_memory(),
+        };
         Self {
             zone: instance.zone.clone(),
-            quota: Quota {
-                disk_gib: unplaced.map(|volume| u64::from(volume.size_gib)).sum(),
-                ..instance.quota()
-            },
+            quota: instance.quota().plus(volumes).plus(room),
         }
     }
 }

@@ -1,16 +1,18 @@
 //! The client of a VMM's control socket: HTTP/1.1 and JSON over a Unix socket,
 //! one request for each connection.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use hearth_vmm_api::{ApiError, Machine, Reboot};
+use hearth_vmm_api::{ApiError, Machine, NewSnapshot, Reboot};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+
+use super::passing::Passing;
 
 /// How long a VMM may take to answer. It answers at once, but the host may be
 /// busy.
@@ -24,7 +26,7 @@ pub(super) async fn machine(socket: &Path) -> io::Result<Machine> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// `PUT /v1/<what>`: `power-button`, `reset`.
+/// `PUT /v1/<what>`: `power-button`, `reset`, `pause`, `resume`.
 pub(super) async fn put(socket: &Path, what: &str) -> io::Result<()> {
     let path = format!("/v1/{what}");
     request(socket, Method::PUT, &path, Bytes::new())
@@ -40,8 +42,31 @@ pub(super) async fn reboot(socket: &Path, resets: u64) -> io::Result<()> {
         .map(drop)
 }
 
+/// `PUT /v1/snapshot` into files, memory's and the state's. It takes as long as memory
+/// takes to be written: the caller has a deadline.
+///
+/// # Errors
+/// `ResourceBusy` when the guest is not as it can be saved.
+pub(super) async fn snapshot(socket: &Path, [memory, state]: [File; 2]) -> io::Result<()> {
+    let new = NewSnapshot {
+        path: "memory".into(),
+        base: None,
+        follow: false,
+    };
+    let body = serde_json::to_vec(&new)?.into();
+    let files = vec![memory.into(), state.into()];
+    let stream = Passing::connect(socket, files).await?;
+    talk(stream, Method::PUT, "/v1/snapshot", body)
+        .await
+        .map(drop)
+}
+
 async fn request(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Result<Bytes> {
-    tokio::time::timeout(DEADLINE, talk(socket, method, path, body))
+    let talk = async {
+        let stream = Passing::connect(socket, Vec::new()).await?;
+        talk(stream, method, path, body).await
+    };
+    tokio::time::timeout(DEADLINE, talk)
         .await
         .unwrap_or_else(|_| {
             Err(io::Error::new(
@@ -51,8 +76,7 @@ async fn request(socket: &Path, method: Method, path: &str, body: Bytes) -> io::
         })
 }
 
-async fn talk(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Result<Bytes> {
-    let stream = UnixStream::connect(socket).await?;
+async fn talk(stream: Passing, method: Method, path: &str, body: Bytes) -> io::Result<Bytes> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
@@ -89,5 +113,9 @@ async fn talk(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Res
     }
     let said =
         serde_json::from_slice::<ApiError>(&body).map_or_else(|_| status.to_string(), |e| e.error);
-    Err(io::Error::other(format!("the VMM refuses: {said}")))
+    let kind = match status {
+        StatusCode::CONFLICT => io::ErrorKind::ResourceBusy,
+        _ => io::ErrorKind::Other,
+    };
+    Err(io::Error::new(kind, format!("the VMM refuses: {said}")))
 }

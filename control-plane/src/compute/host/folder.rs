@@ -6,6 +6,7 @@
 //! | `launch.json`   | hearth | what is launched, and its user: the first written |
 //! | `kernel`, `initrd` | boot-file reader | gone once the VMM has them open    |
 //! | `identity.json` | hearth | which process it became: the last written       |
+//! | `memory…/`      | VMM    | its memory, hibernated: [`super::hibernation`]  |
 //! | `trace.json`    | hearth | how long the steps of the launch took           |
 //! | `vmm.log`       | VMM    | what it says on standard error                  |
 //! | `vmm/`          | VMM    | the only place it may write once it runs:       |
@@ -365,6 +366,7 @@ mod tests {
                 disks: vec![],
                 nics: vec![],
                 clone_of: None,
+                resume: None,
                 trace: Default::default(),
             },
         }

@@ -9,6 +9,7 @@ use hearth_vmm_api::SandboxLayer;
 
 use super::bootcache::BootFiles;
 use super::folder::{self, Folder, Launch};
+use super::hibernation::Memory;
 use super::process::{self, Identity};
 use super::spawn::{self, Wanted};
 use super::{HostCompute, NOBODY, blocking, client, doing};
@@ -26,7 +27,12 @@ impl HostCompute {
             host_boot: Some(process::host_boot()?),
         };
         let folder = folder.clone();
-        blocking(move || folder.begin(&launch).map(|()| launch)).await
+        blocking(move || {
+            // Before anything can run: from here on there is no other memory.
+            Memory::of(&folder).keep_only(launch.spec.resume)?;
+            folder.begin(&launch).map(|()| launch)
+        })
+        .await
     }
 
     /// Where the kernel and initrd of this launch are: of a fresh clone, in the
@@ -86,27 +92,15 @@ impl HostCompute {
         let places = argv::Places {
             kernel: &kernel,
             initrd: wanted.as_ref().map(|_| initrd.as_path()),
+            restore: None,
             socket: &folder.socket(),
             serial_log: &folder.console(),
             exit_file: &folder.exit_file(),
             pid_file: &folder.pid_file(),
         };
-        let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
-        // VMMs run as users of their own where this process may choose users.
-        let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
-        let argv = argv::render(&launch.spec, &places, &fds, owner, &self.optional_layers)
-            .map_err(|e| ComputeError::Refused(e.to_string()))?;
-        let step = trace.begin("VMM's processes, until it says that its vCPUs run");
-        let group = doing("opening the control group", self.cgroups.open(id))?;
-        let started = spawn::start_vmm(&self.vmm, &argv, group, taps, &folder.log()).await;
-        let status = doing(format!("starting {}", self.vmm.display()), started)?;
-        if !status.success() {
-            let words = folder.last_words();
-            return Err(ComputeError::Refused(
-                words.unwrap_or_else(|| format!("it ended with {status}")),
-            ));
+        if !self.resume(launch, folder, &places, taps).await? {
+            self.start(launch, folder, &places, taps).await?;
         }
-        drop(step);
         let _step = trace.begin("VMM asked for its sandbox, and noted");
         let members = doing("looking for the VMM", self.cgroups.members(id))?;
         let identity = match folder.claimed_pid().filter(|pid| members.contains(pid)) {
@@ -131,7 +125,78 @@ impl HostCompute {
                 folder::absent_is_fine(fs::remove_file(file)),
             )?;
         }
+        if launch.spec.resume.is_some() {
+            doing("removing its memory", Memory::of(folder).sweep())?;
+        }
         Ok(identity)
+    }
+
+    /// Starts the VMM.
+    async fn start(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+        places: &argv::Places<'_>,
+        taps: &[OwnedFd],
+    ) -> Result<(), ComputeError> {
+        let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+        // VMMs run as users of their own where this process may choose users.
+        let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
+        let argv = argv::render(&launch.spec, places, &fds, owner, &self.optional_layers)
+            .map_err(|e| ComputeError::Refused(e.to_string()))?;
+        let trace = &launch.spec.trace;
+        let _step = trace.begin("VMM's processes, until it says that its vCPUs run");
+        let group = self.cgroups.open(&launch.spec.instance);
+        let group = doing("opening the control group", group)?;
+        let started = spawn::start_vmm(&self.vmm, &argv, group, taps, &folder.log()).await;
+        let status = doing(format!("starting {}", self.vmm.display()), started)?;
+        if status.success() {
+            return Ok(());
+        }
+        let words = folder.last_words();
+        Err(ComputeError::Refused(
+            words.unwrap_or_else(|| format!("it ended with {status}")),
+        ))
+    }
+
+    /// Starts the VMM on the memory that it is to go on from, if that is still there and
+    /// it takes it. Whatever comes of it, that memory is never given out again.
+    async fn resume(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+        places: &argv::Places<'_>,
+        taps: &[OwnedFd],
+    ) -> Result<bool, ComputeError> {
+        let Some(boot) = launch.spec.resume else {
+            return Ok(false);
+        };
+        let id = &launch.spec.instance;
+        let memory = Memory::of(folder);
+        let taken = blocking(move || memory.take(boot)).await;
+        let Some(taken) = doing("taking its memory", taken)? else {
+            tracing::warn!(instance = %id, "there is no memory to go on from: it boots from cold");
+            return Ok(false);
+        };
+        let places = argv::Places {
+            restore: Some(&taken),
+            ..*places
+        };
+        match self.start(launch, folder, &places, taps).await {
+            Ok(()) => {
+                tracing::info!(instance = %id, "it goes on from its memory");
+                Ok(true)
+            }
+            Err(ComputeError::Refused(why)) => {
+                tracing::warn!(instance = %id, why, "its memory is refused, and lost: it boots from cold");
+                let ended = self.cgroups.remove(id).await;
+                doing("ending what refused its memory", ended)?;
+                let made = self.cgroups.create(&launch.spec);
+                doing("making the control group", made)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The VMM ends by itself where a layer can't be had; one that runs without it all

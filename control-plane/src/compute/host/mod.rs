@@ -17,9 +17,11 @@ mod cgroup;
 mod client;
 mod clone;
 mod folder;
+mod hibernation;
 mod launch;
 mod observe;
 mod oom;
+mod passing;
 mod process;
 mod spawn;
 
@@ -35,7 +37,7 @@ use async_trait::async_trait;
 use hearth_vmm_api::SandboxLayer;
 use tokio::sync::broadcast;
 
-use super::{ComputeError, ComputeHost, LaunchSpec, Observed, Pausable, trace};
+use super::{ComputeError, ComputeHost, Kept, LaunchSpec, Observed, Pausable, trace};
 use crate::model::InstanceId;
 use crate::network::names::HostNames;
 pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};
@@ -69,6 +71,8 @@ pub struct HostCompute {
     /// The boot files of images.
     boot_cache: BootCache,
     first_uid: u32,
+    /// What is kept free of this host's disk, in bytes.
+    disk_reserve: u64,
     /// One change at a time for each instance.
     locks: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     /// The users that instances have; none before they were first asked for.
@@ -134,11 +138,19 @@ impl HostCompute {
             cgroups,
             optional_layers: Vec::new(),
             first_uid: FIRST_UID,
+            disk_reserve: 0,
             locks: Mutex::default(),
             uids: Mutex::default(),
             watched: Arc::default(),
             exits: broadcast::Sender::new(super::EXITS),
         })
+    }
+
+    /// Leaves so many bytes of the disk free when it saves memory.
+    #[must_use]
+    pub fn with_disk_reserve(mut self, bytes: u64) -> Self {
+        self.disk_reserve = bytes;
+        self
     }
 
     fn folder(&self, id: &InstanceId) -> Folder {
@@ -304,7 +316,20 @@ impl ComputeHost for HostCompute {
         }
     }
 
+    async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        self.save_memory(id, boot).await
+    }
+
+    async fn kept_memory(&self, id: &InstanceId) -> Result<Option<Kept>, ComputeError> {
+        self.look_for_memory(id).await
+    }
+
+    async fn discard_memory(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.remove_memory(id).await
+    }
+
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.let_go(id).await?;
         self.ask(id, "power-button").await
     }
 
@@ -379,6 +404,10 @@ impl Pausable for HostCompute {
         let mut all = self.cgroups.list()?;
         all.retain(|id| self.cgroups.is_frozen(id));
         Ok(all)
+    }
+
+    fn kept_bytes(&self) -> io::Result<u64> {
+        self.memory_bytes()
     }
 }
 

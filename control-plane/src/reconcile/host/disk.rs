@@ -145,7 +145,11 @@ impl DiskGuard {
         reserve: u64,
         before: &mut BTreeMap<InstanceId, u64>,
     ) -> anyhow::Result<Duration> {
-        let space = self.storage.space().await?;
+        let writers = Arc::clone(&self.writers);
+        let kept = tokio::task::spawn_blocking(move || writers.kept_bytes()).await??;
+        let mut space = self.storage.space().await?;
+        // Room was set aside for it, as for volumes.
+        space.allocated = space.allocated.saturating_add(kept);
         let pressure = Pressure::of(space.available, reserve);
         // A file of each instance.
         let writers = Arc::clone(&self.writers);

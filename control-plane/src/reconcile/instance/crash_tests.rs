@@ -5,6 +5,7 @@
 //! state must be the host's.
 
 mod cloud;
+mod hibernation;
 mod host;
 
 use std::time::Duration;

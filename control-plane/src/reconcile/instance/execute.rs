@@ -17,9 +17,9 @@ use super::{
     record,
 };
 use crate::{
-    compute::{ComputeError, ComputeHost, Observed},
+    compute::{ComputeError, ComputeHost, Kept, Observed},
     config::Config,
-    model::{Hosts, Instance, InstanceId, InstanceState, StateReason},
+    model::{Hosts, Instance, InstanceId, InstanceState, Intent, StateReason},
     reconcile::{
         Clock, Controller, Controllers, Requeue, Slots,
         host::NetworkController,
@@ -43,7 +43,7 @@ struct Memory {
     ended: Option<Timestamp>,
     /// How many launches have failed in a row.
     failures: u32,
-    /// Why the launch has failed for good.
+    /// Why the launch, or the hibernation, has failed for good.
     failed: Option<StateReason>,
     /// The record's revision that this is about: a call that changes the record
     /// is not kept waiting by what failed before it.
@@ -194,6 +194,7 @@ impl InstanceController {
             now,
             resets,
             observed,
+            kept: self.kept(instance).await?,
             volumes: self.has_volumes(view, instance).await?,
             pressed: memory.pressed,
             ended: memory.ended,
@@ -236,6 +237,40 @@ impl InstanceController {
             }
         }
         Ok(false)
+    }
+
+    /// What is kept of its memory, where that is to be gone on from or removed.
+    async fn kept(&self, instance: &Instance) -> anyhow::Result<Option<Kept>> {
+        let matters = matches!(
+            instance.state,
+            InstanceState::Stopping | InstanceState::Stopped
+        );
+        if !instance.may_hibernate || !matters {
+            return Ok(None);
+        }
+        let kept = self.compute.kept_memory(&instance.id);
+        let kept = self.slots.run(Kind::Look, kept).await?;
+        kept.context("looking for its memory")
+    }
+
+    /// Saves its memory, for as long as that is what is wanted: one that is forced or
+    /// terminated meanwhile doesn't wait for the disk.
+    async fn hibernate(&self, instance: &Instance) -> anyhow::Result<()> {
+        let (id, boot) = (&instance.id, instance.boots);
+        let mut views = self.db.changed();
+        let changed = views.wait_for(|view| {
+            let wanted = |now: &Instance| now.intent == Intent::Hibernate && now.boots == boot;
+            !view.find::<Instance>(id).is_some_and(wanted)
+        });
+        let saved = self.slots.run(Kind::Memory, self.compute.hibernate(id, boot));
+        tokio::select! {
+            saved = saved => match saved? {
+                // It ended by itself in the meantime.
+                Ok(()) | Err(ComputeError::NotRunning(_)) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+            _ = changed => Ok(()),
+        }
     }
 
     /// How often the VMM was reset, if a reboot is to be done and it can be asked.
@@ -288,6 +323,16 @@ impl InstanceController {
                 memory.failed = Some(StateReason::internal_error("Internal error on launch"));
                 Ok(Requeue::Now)
             }
+            LaunchError::Passing(error) if *step == Step::Hibernate => {
+                tracing::warn!(
+                    instance = %id,
+                    error = format!("{error:#}"),
+                    "it can't be hibernated, it is stopped"
+                );
+                let why = "its memory could not be saved on its host";
+                memory.failed = Some(StateReason::not_hibernated(why));
+                Ok(Requeue::Now)
+            }
             LaunchError::Passing(error) => Err(error),
         }
     }
@@ -304,6 +349,11 @@ impl InstanceController {
         match step {
             Step::Nothing | Step::Wait(_) => {}
             Step::Launch => self.launch(view, instance).await?,
+            Step::Hibernate => self.hibernate(instance).await?,
+            Step::DiscardMemory => {
+                let discard = self.slots.run(Kind::Disk, self.compute.discard_memory(id));
+                discard.await?.context("removing its memory")?;
+            }
             Step::Reset => {
                 let reset = self.slots.run(Kind::Control, self.compute.reset(id));
                 reset.await?.context("resetting the VMM")?;

@@ -67,6 +67,7 @@ impl InstanceController {
                 read_only: false,
             }],
             nics,
+            resume: instance.hibernated,
             clone_of: source.map(|Source { image, path }| Box::new(CloneOf { image, path })),
             trace,
         };

@@ -10,7 +10,12 @@
 //! written down before the guest was first asked: so it is done once, whoever
 //! was there to see it.
 //!
+//! One that is to be hibernated has its memory saved, which leaves it held; then its VMM
+//! is ended. Where that can't be done, it comes down by the power button after all. The
+//! next launch goes on from its memory; the host sees to it that this is done once.
+//!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/how-ec2-instance-stop-start-works.html>,
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-hibernate-overview.html>,
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-reboot.html>
 //!
 //! [`ComputeHost::reboot`]: crate::compute::ComputeHost::reboot
@@ -21,7 +26,7 @@ use hearth_vmm_api::Exit;
 use jiff::Timestamp;
 
 use crate::{
-    compute::Observed,
+    compute::{Kept, Observed},
     model::{Instance, InstanceState, Intent, ShutdownBehavior, StateReason},
 };
 
@@ -40,6 +45,8 @@ pub struct Facts<'a> {
     pub now: Timestamp,
     /// What there is of it on the host.
     pub observed: Option<&'a Observed>,
+    /// What the host keeps of its memory: known while it matters.
+    pub kept: Option<Kept>,
     /// Whether any volume that goes with it is still on the host.
     pub volumes: bool,
     /// How often its VMM was reset: known while a reboot is asked for.
@@ -48,7 +55,7 @@ pub struct Facts<'a> {
     pub pressed: Option<Timestamp>,
     /// When its VMM was first seen to have ended.
     pub ended: Option<Timestamp>,
-    /// Why its launch has failed for good.
+    /// Why its launch, or its hibernation, has failed for good.
     pub failed: Option<&'a StateReason>,
     /// How long it has to power down when stopped.
     pub stop_grace: Duration,
@@ -65,8 +72,12 @@ pub enum Step {
     Nothing,
     /// Nothing before this time has passed.
     Wait(Duration),
-    /// Make its root volume and taps, and boot it from cold.
+    /// Make its root volume and taps, and boot it from cold, or from its memory.
     Launch,
+    /// Save its memory, and leave it held.
+    Hibernate,
+    /// Remove its memory, which is good for nothing any more.
+    DiscardMemory,
     /// Reset its VMM.
     Reset,
     /// Ask its guest to reboot, if it was reset no more often than this.
@@ -97,6 +108,10 @@ pub enum Transition {
     Rebooted,
     /// It stopped; the reason, when it is another than the one it went down for.
     Stopped(Option<StateReason>),
+    /// Its VMM was ended, and its memory is kept.
+    Hibernated,
+    /// It can't be hibernated, and comes down in the ordinary way; why.
+    NotHibernated(StateReason),
     /// It went down with its host, and is to be started again.
     Lost,
     /// It goes to be terminated, for this reason and not by a call.
@@ -110,6 +125,9 @@ pub fn plan(instance: &Instance, facts: &Facts<'_>) -> Step {
     match instance.state {
         InstanceState::Pending => starting(instance, facts),
         InstanceState::Running => running(instance, facts),
+        InstanceState::Stopping if instance.intent == Intent::Hibernate => {
+            hibernating(instance, facts)
+        }
         InstanceState::Stopping => match going_down(instance, facts, facts.stop_grace) {
             Some(step) => step,
             None => Step::Record(Transition::Stopped(None)),
@@ -124,7 +142,13 @@ pub fn plan(instance: &Instance, facts: &Facts<'_>) -> Step {
         // console) stays with a stopped instance.
         InstanceState::Stopped => match facts.observed {
             Some(Observed::Running { .. }) => Step::Kill,
-            _ => Step::Nothing,
+            _ => match (facts.kept, instance.hibernated) {
+                (Some(Kept::Whole { boot }), Some(hibernated)) if boot == hibernated => {
+                    Step::Nothing
+                }
+                (Some(_), _) => Step::DiscardMemory,
+                (None, _) => Step::Nothing,
+            },
         },
         InstanceState::Terminated => match facts.observed {
             Some(_) => Step::Forget,
@@ -227,6 +251,34 @@ fn ended(instance: &Instance, exit: &Exit, facts: &Facts<'_>) -> Step {
         ))),
         Exit::Crashed { detail } => Transition::Stopped(Some(StateReason::internal_error(detail))),
     })
+}
+
+/// Saves its memory and ends its VMM.
+fn hibernating(instance: &Instance, facts: &Facts<'_>) -> Step {
+    let boot = instance.boots;
+    let saved = facts.kept == Some(Kept::Whole { boot });
+    match (facts.observed, facts.failed) {
+        (Some(Observed::Running { boot: running, .. }), _) if saved || *running != boot => {
+            Step::Kill
+        }
+        (Some(Observed::Running { .. }), Some(reason)) => {
+            Step::Record(Transition::NotHibernated(reason.clone()))
+        }
+        (Some(Observed::Running { .. }), None) => Step::Hibernate,
+        _ if saved => Step::Record(Transition::Hibernated),
+        (Some(Observed::Exited { exit, .. }), _) => {
+            let why = match exit {
+                Exit::GuestPowerOff => "its guest powered itself off before",
+                Exit::Stopped => "an operator of its host stopped it before",
+                Exit::Crashed { .. } => "it ended before its memory was saved",
+            };
+            Step::Record(Transition::Stopped(Some(StateReason::not_hibernated(why))))
+        }
+        _ => {
+            let why = "it was lost with its host before its memory was saved";
+            Step::Record(Transition::Stopped(Some(StateReason::not_hibernated(why))))
+        }
+    }
 }
 
 /// Brings the VMM down; `None` when there is none any more.

@@ -42,6 +42,22 @@ pub fn apply(
                 ..instance.clone()
             },
         ),
+        Transition::Hibernated => {
+            let hibernated = Instance {
+                hibernated: Some(instance.boots),
+                ..instance.clone()
+            };
+            stopped(view, change, instance, hibernated, None, now);
+        }
+        // Its guest has as long as any to power down.
+        Transition::NotHibernated(reason) => change.update(
+            instance,
+            &Instance {
+                intent: Intent::Stop,
+                state_reason: Some(reason.clone()),
+                ..enter(instance, InstanceState::Stopping, now)
+            },
+        ),
         // As StartInstances does, but that it never lost its public address.
         Transition::Lost => change.update(
             instance,
@@ -50,7 +66,9 @@ pub fn apply(
                 ..enter(instance, InstanceState::Pending, now)
             },
         ),
-        Transition::Stopped(reason) => stopped(view, change, instance, reason.as_ref(), now),
+        Transition::Stopped(reason) => {
+            stopped(view, change, instance, instance.clone(), reason.as_ref(), now);
+        }
         Transition::ShuttingDown(reason) => shutting_down(change, instance, reason, now),
         Transition::Terminated => terminated(view, change, instance, now),
     }
@@ -76,20 +94,24 @@ fn running(view: &View, change: &mut Change<'_>, instance: &Instance, now: Times
         .or_else(|| image().map(|i| i.manifest.boot.clone()));
     after.state_reason = None;
     after.transition_reason = String::new();
+    // It has gone on from its memory, or lost it.
+    after.hibernated = None;
     // A cold boot is as good as any reboot asked for before it.
     after.reboots_done = after.reboots_asked;
     change.update(instance, &after);
 }
 
-/// Its public address goes back to the pool in the same transaction.
+/// Its public address goes back to the pool in the same transaction. `then` is the
+/// instance but for that it is stopped.
 fn stopped(
     view: &View,
     change: &mut Change<'_>,
     instance: &Instance,
+    then: Instance,
     reason: Option<&StateReason>,
     now: Timestamp,
 ) {
-    let mut after = enter(instance, InstanceState::Stopped, now);
+    let mut after = enter(&then, InstanceState::Stopped, now);
     after.intent = Intent::Stop;
     if let Some(reason) = reason {
         after.transition_reason = reason.message.clone();
@@ -142,6 +164,7 @@ fn release(view: &View, change: &mut Change<'_>, eni: &Eni) -> Option<Ipv4Addr> 
 /// stay for a while.
 pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now: Timestamp) {
     let mut after = enter(instance, InstanceState::Terminated, now);
+    after.hibernated = None;
     for eni in interfaces(view, instance) {
         release(view, change, eni);
         change.delete(&PrivateAddress::new(
@@ -238,7 +261,8 @@ mod tests {
             held.await.unwrap();
             let stop = db.transact_infallible(|view, change| {
                 let instance = view.find::<Instance>(&InstanceId::from_random(1));
-                stopped(view, change, instance.unwrap(), None, samples::time());
+                let (instance, now) = (instance.unwrap(), samples::time());
+                stopped(view, change, instance, instance.clone(), None, now);
             });
             stop.await.unwrap();
             let view = db.view();

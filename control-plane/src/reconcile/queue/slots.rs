@@ -19,6 +19,8 @@ pub enum Kind {
     Launch,
     /// Making and removing volumes.
     Disk,
+    /// Saving a guest's memory, which is held meanwhile.
+    Memory,
     /// Bringing a VPC to what it should be.
     Network,
 }
@@ -30,6 +32,7 @@ impl fmt::Display for Kind {
             Self::Control => "speaking to the VMM",
             Self::Launch => "starting the VMM",
             Self::Disk => "working on a volume",
+            Self::Memory => "saving the memory",
             Self::Network => "working on a network",
         })
     }
@@ -55,6 +58,8 @@ impl Kind {
             Self::Launch => (cpus.max(2), 300),
             // An image may be copied for the first volume.
             Self::Disk => (4, 1800),
+            // More of them at once would be held for longer each.
+            Self::Memory => (2, 1800),
             Self::Network => (8, 120),
         };
         Limits {
@@ -93,6 +98,7 @@ struct All {
     control: Slot,
     launch: Slot,
     disk: Slot,
+    memory: Slot,
     network: Slot,
 }
 
@@ -103,6 +109,7 @@ impl All {
             Kind::Control => &self.control,
             Kind::Launch => &self.launch,
             Kind::Disk => &self.disk,
+            Kind::Memory => &self.memory,
             Kind::Network => &self.network,
         }
     }
@@ -134,6 +141,7 @@ impl Slots {
             control: slot(Kind::Control),
             launch: slot(Kind::Launch),
             disk: slot(Kind::Disk),
+            memory: slot(Kind::Memory),
             network: slot(Kind::Network),
         }))
     }
@@ -167,6 +175,7 @@ mod tests {
             Kind::Control,
             Kind::Launch,
             Kind::Disk,
+            Kind::Memory,
             Kind::Network,
         ] {
             let Limits { at_once, deadline } = kind.limits(3);

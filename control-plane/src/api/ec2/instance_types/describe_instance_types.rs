@@ -96,7 +96,6 @@ impl Filterable for &InstanceType {
                     "auto-recovery-supported",
                     "bare-metal",
                     "dedicated-hosts-supported",
-                    "hibernation-supported",
                     "instance-storage-supported",
                 ],
                 |_, out| out.add(false),
@@ -104,7 +103,10 @@ impl Filterable for &InstanceType {
             .on("burstable-performance-supported", |t, out| {
                 out.add(t.burstable);
             })
-            .on("current-generation", |_, out| out.add(true))
+            .on_each(
+                ["current-generation", "hibernation-supported"],
+                |_, out| out.add(true),
+            )
             .on("instance-type", |t, out| out.add(t.name))
             .on("memory-info.size-in-mib", |t, out| out.add(t.memory_mib))
             .on("processor-info.supported-architecture", |_, out| {
@@ -142,7 +144,7 @@ impl Item {
                 size_in_mib: t.memory_mib,
             },
             instance_storage_supported: false,
-            hibernation_supported: false,
+            hibernation_supported: true,
             burstable_performance_supported: t.burstable,
             dedicated_hosts_supported: false,
             auto_recovery_supported: false,

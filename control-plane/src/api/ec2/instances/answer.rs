@@ -68,6 +68,7 @@ shapes! {
         ena_support: bool,
         cpu_options: CpuOptions,
         metadata_options: Metadata,
+        hibernation_options: Hibernation,
         platform_details: String,
     }
     /// Where it is.
@@ -147,6 +148,10 @@ shapes! {
     CpuOptions {
         core_count: u32,
         threads_per_core: u32,
+    }
+    /// Whether it may be hibernated.
+    Hibernation {
+        configured: bool,
     }
     /// How it may ask for metadata.
     Metadata {
@@ -350,6 +355,9 @@ pub fn instance(row: &Row<'_, Instance>) -> InstanceItem {
             http_endpoint: metadata_endpoint(instance).into(),
             http_protocol_ipv6: "disabled".into(),
             instance_metadata_tags: enabled(instance.metadata.tags_enabled).into(),
+        },
+        hibernation_options: Hibernation {
+            configured: instance.may_hibernate,
         },
         platform_details: "Linux/UNIX".into(),
     }

@@ -60,6 +60,9 @@ impl Filtered for Instance {
                     Some(dns_names::public_name(e.region(), e.public_ip?))
                 });
             })
+            .on("hibernation-options.configured", |i, out| {
+                out.add(i.may_hibernate);
+            })
             .on("hypervisor", |_, out| out.add(HYPERVISOR))
             .on("image-id", |i, out| out.add(&i.image))
             .on("instance-id", |i, out| out.add(&i.id))

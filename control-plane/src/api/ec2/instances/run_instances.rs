@@ -77,6 +77,16 @@ pub struct Request {
     /// The primary interface.
     #[serde(default, rename = "NetworkInterface")]
     pub network_interfaces: Vec<InterfaceInput>,
+    /// Whether it may be hibernated.
+    pub hibernation_options: Option<HibernationInput>,
+}
+
+/// `HibernationOptions`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct HibernationInput {
+    /// Whether it may be.
+    pub configured: Option<bool>,
 }
 
 /// A volume of the request.
@@ -181,7 +191,6 @@ impl Action for RunInstances {
         "ElasticInferenceAccelerator",
         "EnablePrimaryIpv6",
         "EnclaveOptions",
-        "HibernationOptions",
         "IamInstanceProfile",
         "InstanceMarketOptions",
         "Ipv6Address",
@@ -235,7 +244,6 @@ impl Action for RunInstances {
         ("EbsOptimized", "false"),
         ("EnablePrimaryIpv6", "false"),
         ("EnclaveOptions.Enabled", "false"),
-        ("HibernationOptions.Configured", "false"),
         ("IamInstanceProfile", ""),
         ("IamInstanceProfile.Arn", ""),
         ("IamInstanceProfile.Name", ""),
@@ -310,6 +318,13 @@ fn launched(view: Scoped<'_>, once: Once) -> Result<Response, ApiError> {
     })
 }
 
+/// The disk that one of them takes: its volume, and room for its memory if it may be
+/// hibernated.
+fn disk_gib(kind: &InstanceType, volume_gib: u32, may_hibernate: bool) -> u64 {
+    let memory = if may_hibernate { kind.memory_gib() } else { 0 };
+    u64::from(volume_gib) + memory
+}
+
 /// How many of them the hosts have room for. Instances that still wait for
 /// their place were first.
 fn places(view: Scoped<'_>, request: &Request, launch: &Resolved<'_>) -> Result<u32, ApiError> {
@@ -323,18 +338,18 @@ fn places(view: Scoped<'_>, request: &Request, launch: &Resolved<'_>) -> Result<
     for pending in under_way.filter_map(|reservation| reservation.pending.as_ref()) {
         let made = |member: &&Member| cloud.find::<Instance>(&member.instance).is_some();
         let kind = InstanceType::find(&pending.instance_type);
-        let demand = kind.map(|k| Demand::of(k, &pending.zone, pending.volume_gib.into()));
+        let demand = kind.map(|kind| {
+            let disk = disk_gib(kind, pending.volume_gib, pending.may_hibernate);
+            Demand::of(kind, &pending.zone, disk)
+        });
         for _ in pending.members.iter().filter(|member| !made(member)) {
             demand.iter().for_each(|demand| {
                 let _ = ledger.place(demand);
             });
         }
     }
-    let demand = Demand::of(
-        launch.kind,
-        &launch.subnet.zone,
-        u64::from(launch.volume_gib),
-    );
+    let disk = disk_gib(launch.kind, launch.volume_gib, launch.may_hibernate);
+    let demand = Demand::of(launch.kind, &launch.subnet.zone, disk);
     for count in 0..request.max_count {
         match ledger.place(&demand) {
             Ok(_) => {}
@@ -415,6 +430,7 @@ fn reservation(
         metadata: resolved.metadata,
         on_shutdown: resolved.on_shutdown,
         protected: resolved.protected,
+        may_hibernate: resolved.may_hibernate,
         instance_tags: tags("instance"),
         volume_tags: tags("volume"),
         interface_tags: tags("network-interface"),

@@ -1,4 +1,5 @@
-//! `StopInstances`.
+//! `StopInstances`. What can't be hibernated after all is stopped in the ordinary way,
+//! and its `StateReason` says so.
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StopInstances.html>
 
@@ -22,11 +23,13 @@ pub struct Request {
     pub ids: Vec<String>,
     /// Whether the guest is not even asked.
     pub force: Option<bool>,
+    /// Whether its memory is kept.
+    pub hibernate: Option<bool>,
 }
 
 impl Action for StopInstances {
     const NAME: &'static str = "StopInstances";
-    const UNSUPPORTED: &'static [&'static str] = &["Hibernate", "SkipOsShutdown"];
+    const UNSUPPORTED: &'static [&'static str] = &["SkipOsShutdown"];
     type Request = Request;
     type Response = StateChanges;
 
@@ -36,24 +39,40 @@ impl Action for StopInstances {
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<StateChanges, ApiError> {
         let force = request.force.unwrap_or(false);
+        let hibernate = request.hibernate.unwrap_or(false);
+        if force && hibernate {
+            return Err(ApiError::combination(
+                "The parameters force and hibernate may not be used together",
+            ));
+        }
+        let (intent, reason) = match (force, hibernate) {
+            (true, _) => (Intent::ForceStop, StateReason::user_initiated()),
+            (_, true) => (Intent::Hibernate, StateReason::user_initiated_hibernate()),
+            _ => (Intent::Stop, StateReason::user_initiated()),
+        };
         let ids = each_once(ctx, &request.ids)?;
         let instances_set = ctx
             .each(&ids, |view, change, id| {
                 let instance = found::<Instance>(view, id)?;
+                if hibernate && !instance.may_hibernate {
+                    return Err(ApiError::new(
+                        "UnsupportedHibernationConfiguration",
+                        format!(
+                            "The instance can't be hibernated because it was not configured at launch for hibernation: {}",
+                            instance.id
+                        ),
+                    ));
+                }
                 change.makes_room();
                 let after = match instance.state {
                     InstanceState::Running => {
                         change.update(
                             instance,
                             &Instance {
-                                intent: if force {
-                                    Intent::ForceStop
-                                } else {
-                                    Intent::Stop
-                                },
+                                intent,
                                 state: InstanceState::Stopping,
                                 state_since: ctx.now(),
-                                state_reason: Some(StateReason::user_initiated()),
+                                state_reason: Some(reason.clone()),
                                 transition_reason: user_initiated(ctx.now()),
                                 ..instance.clone()
                             },
@@ -62,11 +81,11 @@ impl Action for StopInstances {
                     }
                     InstanceState::Stopping => {
                         if force && instance.intent != Intent::ForceStop {
-                            let intent = Intent::ForceStop;
                             change.update(
                                 instance,
                                 &Instance {
                                     intent,
+                                    state_reason: Some(reason.clone()),
                                     ..instance.clone()
                                 },
                             );

@@ -142,6 +142,7 @@ impl Bench {
             }],
             nics: vec![],
             clone_of: None,
+            resume: None,
             trace: Default::default(),
         }
     }

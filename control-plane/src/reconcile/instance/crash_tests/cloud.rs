@@ -6,7 +6,7 @@ use hearth_vmm_api::Exit;
 
 use super::host::{Fuse, Host};
 use crate::{
-    compute::{ComputeHost as _, Observed},
+    compute::{ComputeError, ComputeHost as _, Kept, Observed, simulated::Call},
     config::Config,
     model::*,
     reconcile::{
@@ -179,6 +179,28 @@ impl Cloud {
                 })
                 .await;
             }
+            Act::Hibernate => {
+                self.change(|i| {
+                    i.may_hibernate = true;
+                    i.intent = Intent::Hibernate;
+                    i.state = InstanceState::Stopping;
+                })
+                .await;
+            }
+            Act::ForceStop => {
+                self.change(|i| {
+                    i.intent = Intent::ForceStop;
+                    i.state = InstanceState::Stopping;
+                })
+                .await;
+            }
+            Act::CantSave => self.host.compute.set_hook(|call| match call {
+                Call::Hibernate(_) => Err(ComputeError::Host {
+                    doing: "saving".into(),
+                    source: std::io::ErrorKind::StorageFull.into(),
+                }),
+                _ => Ok(()),
+            }),
             Act::Reboot => self.change(|i| i.reboots_asked += 1).await,
             Act::Terminate => {
                 self.change(|i| {
@@ -234,6 +256,10 @@ impl Cloud {
             .collect();
         let view = self.db.view();
         let publics = view.all::<PublicAddress>().count();
+        let kept = self.host.compute.kept_memory(id).await.unwrap();
+        let whole = instance.hibernated.map(|boot| Kept::Whole { boot });
+        assert_eq!(kept, whole, "{at}: memory");
+        assert!(!self.host.compute.ruined(), "{at}: a ruined file system");
         assert!(observed.keys().all(|i| i == id), "{at}: a stray VMM");
         let deleting = view.by(Volume::DELETING, "").count();
         assert_eq!(deleting, 0, "{at}: a volume that was deleted");
@@ -278,6 +304,10 @@ pub(super) enum Act {
     Start,
     Reboot,
     Terminate,
+    Hibernate,
+    ForceStop,
+    /// The host has no room for memory.
+    CantSave,
     /// The guest no longer hears the power button.
     Deaf,
     /// The guest powers itself off.

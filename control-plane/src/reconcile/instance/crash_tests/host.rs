@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use crate::{
-    compute::{ComputeError, ComputeHost, LaunchSpec, Observed, simulated::SimulatedCompute},
+    compute::{ComputeError, ComputeHost, Kept, LaunchSpec, Observed, simulated::SimulatedCompute},
     model::*,
     network::{self, HostNet, NetworkHost, Topology, VpcNet, simulated::SimulatedNetwork},
     storage::{StorageError, StorageHost, VolumeSpec, simulated::SimulatedStorage},
@@ -94,6 +94,15 @@ impl ComputeHost for Host {
         taps: Vec<std::os::fd::OwnedFd>,
     ) -> Result<(), ComputeError> {
         self.call(self.compute.launch(spec, taps)).await
+    }
+    async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        self.call(self.compute.hibernate(id, boot)).await
+    }
+    async fn kept_memory(&self, id: &InstanceId) -> Result<Option<Kept>, ComputeError> {
+        self.compute.kept_memory(id).await
+    }
+    async fn discard_memory(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.call(self.compute.discard_memory(id)).await
     }
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.call(self.compute.power_button(id)).await

@@ -31,6 +31,7 @@ fn facts(observed: &Option<Observed>) -> Facts<'_> {
     Facts {
         now: samples::time(),
         observed: observed.as_ref(),
+        kept: None,
         volumes: false,
         resets: None,
         pressed: None,
@@ -323,5 +324,101 @@ fn what_is_down_is_cleared_away_in_order() {
             "{:?} {observed:?}",
             instance.state
         );
+    }
+}
+
+#[test]
+fn hibernation_is_save_end_and_write_down() {
+    let instance = Instance {
+        may_hibernate: true,
+        boots: 2,
+        ..in_state(InstanceState::Stopping, Intent::Hibernate)
+    };
+    let whole = |boot| Some(Kept::Whole { boot });
+    let failed = StateReason::not_hibernated("no");
+    let stopped_for = |why| stopped(StateReason::not_hibernated(why));
+    let by_itself = stopped_for("its guest powered itself off before");
+    for (observed, kept, failed, step) in [
+        (up(2), None, None, Step::Hibernate),
+        // What a try that was cut short has left, or an earlier boot, is none.
+        (up(2), Some(Kept::Rest), None, Step::Hibernate),
+        (up(2), whole(1), None, Step::Hibernate),
+        (up(2), whole(2), None, Step::Kill),
+        (up(1), None, None, Step::Kill),
+        (
+            up(2),
+            None,
+            Some(&failed),
+            Step::Record(Transition::NotHibernated(failed.clone())),
+        ),
+        // What is saved is what counts, not how saving it seemed to end.
+        (up(2), whole(2), Some(&failed), Step::Kill),
+        (
+            off(2, crash()),
+            whole(2),
+            None,
+            Step::Record(Transition::Hibernated),
+        ),
+        (
+            Some(Observed::HostLost { boot: 2 }),
+            whole(2),
+            None,
+            Step::Record(Transition::Hibernated),
+        ),
+        (NOTHING, whole(2), None, Step::Record(Transition::Hibernated)),
+        (off(2, Exit::GuestPowerOff), None, None, by_itself),
+        (
+            off(2, crash()),
+            Some(Kept::Rest),
+            None,
+            stopped_for("it ended before its memory was saved"),
+        ),
+        (
+            off(2, Exit::Stopped),
+            whole(1),
+            None,
+            stopped_for("an operator of its host stopped it before"),
+        ),
+        (
+            Some(Observed::HostLost { boot: 2 }),
+            Some(Kept::Rest),
+            None,
+            stopped_for("it was lost with its host before its memory was saved"),
+        ),
+    ] {
+        let facts = Facts {
+            kept,
+            failed,
+            ..facts(&observed)
+        };
+        assert_eq!(plan(&instance, &facts), step, "{observed:?} {kept:?}");
+    }
+}
+
+#[test]
+fn a_stopped_instance_keeps_the_memory_that_it_goes_on_from_and_no_other() {
+    let whole = |boot| Some(Kept::Whole { boot });
+    for (hibernated, observed, kept, step) in [
+        (Some(2), off(2, crash()), whole(2), Step::Nothing),
+        (Some(2), NOTHING, whole(2), Step::Nothing),
+        (Some(2), NOTHING, None, Step::Nothing),
+        (Some(2), up(2), whole(2), Step::Kill),
+        (Some(2), NOTHING, whole(1), Step::DiscardMemory),
+        (Some(2), NOTHING, Some(Kept::Rest), Step::DiscardMemory),
+        (None, NOTHING, whole(2), Step::DiscardMemory),
+        (None, NOTHING, Some(Kept::Rest), Step::DiscardMemory),
+        (None, NOTHING, None, Step::Nothing),
+    ] {
+        let instance = Instance {
+            may_hibernate: true,
+            boots: 2,
+            hibernated,
+            ..in_state(InstanceState::Stopped, Intent::Stop)
+        };
+        let facts = Facts {
+            kept,
+            ..facts(&observed)
+        };
+        assert_eq!(plan(&instance, &facts), step, "{hibernated:?} {kept:?}");
     }
 }

@@ -41,6 +41,7 @@ pub(super) struct Resolved<'v> {
     pub metadata: MetadataOptions,
     pub on_shutdown: ShutdownBehavior,
     pub protected: bool,
+    pub may_hibernate: bool,
 }
 
 pub(super) fn launch<'v>(
@@ -83,6 +84,9 @@ pub(super) fn launch<'v>(
             Some(name) => shutdown_behavior(name)?,
         },
         protected: request.disable_api_termination.unwrap_or(false),
+        may_hibernate: (request.hibernation_options.as_ref())
+            .and_then(|options| options.configured)
+            .unwrap_or(false),
         image,
         subnet,
     })
