@@ -260,10 +260,11 @@ impl HostCompute {
         let machine = client::machine(socket).await?;
         self.check_room(machine.memory_bytes)?;
         for left in (0..TRIES).rev() {
-            pause(socket).await?;
             let begun = memory.clone();
             let files;
+            // Before it is held: by the files is seen that it may be to be let go.
             (files, held) = under(held, move || begun.begin()).await?;
+            pause(socket).await?;
             match client::snapshot(socket, files).await {
                 Ok(()) => {
                     let written = memory.clone();

@@ -2,6 +2,7 @@
 //! machine, in a real control group where there is one.
 
 mod bench;
+mod hibernation;
 mod programs;
 
 use std::time::Duration;

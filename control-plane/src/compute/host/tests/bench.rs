@@ -10,7 +10,7 @@ use crate::{
 
 /// A daemon that keeps the VMM's contract: it returns when it serves, has its
 /// pid file, answers on its socket, and says why it ended. The kernel's text
-/// decides how it behaves.
+/// decides how it behaves. How each begins is in the file `starts` beside it.
 const STAND_IN: &str = r#"#!/usr/bin/python3
 import json, os, signal, socket, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -18,16 +18,23 @@ words = open(flags["--kernel"]).read().strip()
 if words == "refuse":
     print("hearth-vmm: --kernel: not a bzImage", file=sys.stderr)
     sys.exit(2)
+saved = flags.get("--restore")
+if saved and open(saved + "/machine.json").read() != "saved":
+    print("hearth-vmm: --restore: machine.json: is damaged", file=sys.stderr)
+    sys.exit(2)
+memory = open(saved + "/memory") if saved else None
 r, w = os.pipe()
 if os.fork():
     os.close(w)
     sys.exit(0 if os.read(r, 1) == b"\n" else 2)
 os.setsid()
+with open(os.path.dirname(sys.argv[0]) + "/starts", "a") as f:
+    f.write("memory %s\n" % memory.read() if saved else "cold\n")
 with open(flags["--serial-log"], "w") as f: f.write("hello\n")
 server = socket.socket(socket.AF_UNIX)
 server.bind(flags["--socket"])
 server.listen()
-resets = 0
+resets, state, busy = 0, "running", 2
 with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
 os.write(w, b"\n")
 def end(reason):
@@ -36,14 +43,30 @@ def end(reason):
     os._exit(0)
 while True:
     c, _ = server.accept()
-    request = c.recv(65536).decode()
+    request, files, _, _ = socket.recv_fds(c, 65536, 4)
+    request = request.decode()
     line = request.split("\r\n")[0]
-    machine = {"id": flags["--id"], "pid": os.getpid(), "state": "running", "vcpus": 1,
+    machine = {"id": flags["--id"], "pid": os.getpid(), "state": state, "vcpus": 1,
                "memory_bytes": 1, "resets": resets, "disks": [], "nics": [],
                "jail": ["cgroup", "namespaces", "chroot", "user", "capabilities", "landlock",
                         "seccomp", "io-uring"][:6 if words == "open" else 8]}
     body, status = "", "204 No Content"
     if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
+    if line.startswith("PUT /v1/pause"): state = "paused"
+    if line.startswith("PUT /v1/resume"): state = "running"
+    if line.startswith("PUT /v1/snapshot"):
+        busy -= words == "busy"
+        if state != "paused" or words == "unsaved":
+            body, status = '{"error": "no"}', "500 Internal Server Error"
+        elif words == "busy" and busy:
+            body, status, state = '{"error": "a reset is due"}', "409 Conflict", "due"
+        else:
+            os.write(files[0], b"of boot")
+            os.write(files[1], b"saved")
+            body, status = '{"written_bytes": 7}', "200 OK"
+    for file in files: os.close(file)
+    if line.startswith("PUT /v1/power-button") and state != "running":
+        continue
     if line.startswith("PUT /v1/reset"): body, status = '{"error": "not now"}', "409 Conflict"
     if line.startswith("PUT /v1/reboot"):
         while "}" not in request: request += c.recv(65536).decode()
@@ -51,7 +74,8 @@ while True:
         else: body, status = '{"error": "reset since"}', "409 Conflict"
     head = "HTTP/1.1 %s\r\n" % status
     if body: head += "content-length: %d\r\n" % len(body)
-    c.sendall((head + "\r\n" + body).encode())
+    try: c.sendall((head + "\r\n" + body).encode())
+    except OSError: pass
     c.close()
     if line.startswith("PUT /v1/power-button"): end("guest-power-off")
 "#;
