@@ -87,6 +87,36 @@ def test_what_it_is_when_it_runs(ec2, group, instance):
     assert status["InstanceStatus"]["Details"] == [{"Name": "reachability", "Status": "passed"}]
 
 
+def test_one_that_may_hibernate_does_and_goes_on(ec2, image, instance):
+    with refused("UnsupportedHibernationConfiguration", f"not configured at launch for hibernation: {instance}"):
+        ec2.stop_instances(InstanceIds=[instance], Hibernate=True)
+    assert described(ec2, instance)["HibernationOptions"] == {"Configured": False}
+    (kind,) = ec2.describe_instance_types(InstanceTypes=["t3.micro"])["InstanceTypes"]
+    assert kind["HibernationSupported"]
+    made = run(ec2, image, HibernationOptions={"Configured": True})
+    assert made["HibernationOptions"] == {"Configured": True}
+    one = {"InstanceIds": [made["InstanceId"]]}
+    wait(ec2, "instance_running", **one)
+    found = ec2.describe_instances(Filters=[{"Name": "hibernation-options.configured", "Values": ["true"]}])
+    assert [i["InstanceId"] for r in found["Reservations"] for i in r["Instances"]] == one["InstanceIds"]
+    with refused("InvalidParameterCombination", "hibernate"):
+        ec2.stop_instances(**one, Hibernate=True, Force=True)
+    (change,) = ec2.stop_instances(**one, Hibernate=True)["StoppingInstances"]
+    assert change["CurrentState"]["Name"] == "stopping"
+    wait(ec2, "instance_stopped", **one)
+    stopped = described(ec2, made["InstanceId"])
+    assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate"
+    assert "PublicIpAddress" not in stopped
+    with refused("IncorrectInstanceState"):
+        ec2.reboot_instances(**one)
+    ec2.start_instances(**one)
+    wait(ec2, "instance_running", **one)
+    ec2.stop_instances(**one, Hibernate=True)
+    wait(ec2, "instance_stopped", **one)
+    ec2.terminate_instances(**one)
+    wait(ec2, "instance_terminated", **one)
+
+
 def test_termination_protection(ec2, instance):
     assert attribute(ec2, instance, "disableApiTermination") == {"Value": False}
     ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": True})

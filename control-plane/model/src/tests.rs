@@ -254,6 +254,15 @@ fn a_host_gives_to_what_is_on_it_and_not_stopped() {
             occupies.then_some((&host, taken)),
             "{state:?}"
         );
+        // Room for its memory is set aside for as long as it lives.
+        let may_hibernate = Instance {
+            may_hibernate: true,
+            ..instance.clone()
+        };
+        let room = u64::from(state != InstanceState::Terminated);
+        let (_, with_room) = may_hibernate.claim().unwrap_or((&host, Quota::default()));
+        assert_eq!(with_room.disk_gib, room, "{state:?}");
+        assert_eq!(with_room.vcpus, u64::from(occupies), "{state:?}");
     }
 
     let mut volume = samples::volume(2);
@@ -409,8 +418,22 @@ fn a_private_address_is_one_record_in_its_subnet() {
 
 #[test]
 fn an_unknown_version_of_a_record_is_an_error() {
-    let error = Instance::upgrade(2, serde_json::Value::Null).unwrap_err();
-    assert_eq!(error, "version 2 of instances is not known here");
+    let error = Volume::upgrade(2, serde_json::Value::Null).unwrap_err();
+    assert_eq!(error, "version 2 of volumes is not known here");
+}
+
+#[test]
+fn an_instance_of_the_first_form_may_not_hibernate() {
+    let instance = samples::instance(1);
+    let mut old = serde_json::to_value(&instance).unwrap();
+    for field in ["may_hibernate", "hibernated"] {
+        old.as_object_mut().unwrap().remove(field).unwrap();
+    }
+    let new = <Instance as Resource>::upgrade(1, old.clone()).unwrap();
+    assert_eq!(serde_json::from_value::<Instance>(new).unwrap(), instance);
+    for (version, record) in [(0, old), (1, serde_json::Value::Null)] {
+        <Instance as Resource>::upgrade(version, record).unwrap_err();
+    }
 }
 
 #[test]

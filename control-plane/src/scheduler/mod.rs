@@ -295,6 +295,23 @@ mod tests {
     }
 
     #[test]
+    fn one_that_may_hibernate_needs_room_for_its_memory_once() {
+        let (new, placed) = (samples::instance(1), HostId("a".into()));
+        let needs = |host| {
+            let instance = Instance {
+                may_hibernate: true,
+                host,
+                ..new.clone()
+            };
+            Demand::of_instance(&View::default(), &instance)
+                .quota
+                .disk_gib
+        };
+        assert_eq!(needs(None), 1);
+        assert_eq!(needs(Some(placed)), 0);
+    }
+
+    #[test]
     fn volumes_take_disk_where_they_are_in_every_state_of_their_instance() {
         let hosts = [host("a", "us-east-1a", 99, 9999)];
         let here = Some(HostId("a".into()));

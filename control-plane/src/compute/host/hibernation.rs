@@ -289,9 +289,8 @@ impl HostCompute {
         if free >= bytes {
             return Ok(());
         }
-        let message = format!(
-            "its memory takes {bytes} bytes, and {free} are free beyond the reserve"
-        );
+        let message =
+            format!("its memory takes {bytes} bytes, and {free} are free beyond the reserve");
         Err(io::Error::new(io::ErrorKind::StorageFull, message))
     }
 
@@ -317,7 +316,12 @@ async fn pause(socket: &Path) -> io::Result<()> {
         }
         Ok(())
     };
-    let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "its disks are not done"));
+    let late = |_| {
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "its disks are not done",
+        ))
+    };
     tokio::time::timeout(PAUSE_DEADLINE, held)
         .await
         .unwrap_or_else(late)

@@ -262,7 +262,9 @@ impl InstanceController {
             let wanted = |now: &Instance| now.intent == Intent::Hibernate && now.boots == boot;
             !view.find::<Instance>(id).is_some_and(wanted)
         });
-        let saved = self.slots.run(Kind::Memory, self.compute.hibernate(id, boot));
+        let saved = self
+            .slots
+            .run(Kind::Memory, self.compute.hibernate(id, boot));
         tokio::select! {
             saved = saved => match saved? {
                 // It ended by itself in the meantime.

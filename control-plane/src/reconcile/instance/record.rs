@@ -67,7 +67,14 @@ pub fn apply(
             },
         ),
         Transition::Stopped(reason) => {
-            stopped(view, change, instance, instance.clone(), reason.as_ref(), now);
+            stopped(
+                view,
+                change,
+                instance,
+                instance.clone(),
+                reason.as_ref(),
+                now,
+            );
         }
         Transition::ShuttingDown(reason) => shutting_down(change, instance, reason, now),
         Transition::Terminated => terminated(view, change, instance, now),

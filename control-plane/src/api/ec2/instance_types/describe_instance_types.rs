@@ -103,10 +103,9 @@ impl Filterable for &InstanceType {
             .on("burstable-performance-supported", |t, out| {
                 out.add(t.burstable);
             })
-            .on_each(
-                ["current-generation", "hibernation-supported"],
-                |_, out| out.add(true),
-            )
+            .on_each(["current-generation", "hibernation-supported"], |_, out| {
+                out.add(true)
+            })
             .on("instance-type", |t, out| out.add(t.name))
             .on("memory-info.size-in-mib", |t, out| out.add(t.memory_mib))
             .on("processor-info.supported-architecture", |_, out| {

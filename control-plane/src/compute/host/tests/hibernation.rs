@@ -106,7 +106,7 @@ async fn whatever_runs_first_takes_the_memory_away() {
     host.hibernate(id, 1).await.unwrap();
     let mut exits = host.exits();
     host.power_button(id).await.unwrap();
-    bench::an_end(&mut exits).await;
+    an_end(&mut exits).await;
     assert!(left(&host, id).is_empty());
     let exit = Exit::GuestPowerOff;
     assert_eq!(
@@ -124,7 +124,10 @@ async fn memory_that_is_damaged_is_lost_and_it_boots_from_cold() {
     };
     for lost in [false, true] {
         let (host, spec) = hibernated(&bench, &root, "kernel").await;
-        let state = host.folder(&spec.instance).path().join("memory-1/machine.json");
+        let state = host
+            .folder(&spec.instance)
+            .path()
+            .join("memory-1/machine.json");
         match lost {
             true => fs::remove_file(state).unwrap(),
             false => fs::write(state, "cut").unwrap(),
@@ -154,13 +157,19 @@ async fn what_cant_be_saved_runs_on() {
     launch(&host, &spec).await.unwrap();
     let running = hearth_vmm_api::MachineState::Running;
     let refused = host.hibernate(id, 1).await.unwrap_err();
-    assert!(format!("{refused:?}").contains("refuses: no"), "{refused:?}");
+    assert!(
+        format!("{refused:?}").contains("refuses: no"),
+        "{refused:?}"
+    );
     assert_eq!(machine_state(&host, id).await, running);
     assert!(left(&host, id).is_empty());
     // No room: it is not even held.
     let host = bench.open(&root).with_disk_reserve(u64::MAX);
     let full = host.hibernate(id, 1).await.unwrap_err();
-    assert!(format!("{full:?}").contains("beyond the reserve"), "{full:?}");
+    assert!(
+        format!("{full:?}").contains("beyond the reserve"),
+        "{full:?}"
+    );
     assert!(left(&host, id).is_empty());
     // Another boot's, or nobody's.
     let other = host.hibernate(id, 2).await.unwrap_err();
@@ -241,7 +250,7 @@ async fn a_hibernation_that_is_cut_short_anywhere_keeps_all_or_nothing() {
             0 => {
                 let mut exits = host.exits();
                 host.power_button(&id).await.unwrap();
-                bench::an_end(&mut exits).await;
+                an_end(&mut exits).await;
                 None
             }
             _ => {

@@ -47,7 +47,9 @@ async fn cut_short_at(n: usize, after: bool, then: Act) -> (Cloud, bool) {
     cloud.act(then).await;
     cloud.arm(None);
     assert!(cloud.run().await);
-    cloud.check(&format!("cut short at {n}, then {then:?}")).await;
+    cloud
+        .check(&format!("cut short at {n}, then {then:?}"))
+        .await;
     (cloud, lived)
 }
 
@@ -79,14 +81,15 @@ async fn memory_is_gone_on_from_once_and_what_it_says_is_written_down() {
     assert!(cloud.run().await);
     cloud.check("started").await;
     let id = cloud.instance().id;
-    assert_eq!(cloud.host.compute.resumed(), [id.clone()]);
+    let once = vec![id];
+    assert_eq!(cloud.host.compute.resumed(), once);
     // An ordinary stop keeps none, and the start after it is one from cold.
     for act in [Act::Stop, Act::Start] {
         cloud.act(act).await;
         assert!(cloud.run().await);
         cloud.check(&format!("{act:?}")).await;
     }
-    assert_eq!(cloud.host.compute.resumed(), [id]);
+    assert_eq!(cloud.host.compute.resumed(), once);
 }
 
 #[tokio::test]

@@ -365,7 +365,12 @@ fn hibernation_is_save_end_and_write_down() {
             None,
             Step::Record(Transition::Hibernated),
         ),
-        (NOTHING, whole(2), None, Step::Record(Transition::Hibernated)),
+        (
+            NOTHING,
+            whole(2),
+            None,
+            Step::Record(Transition::Hibernated),
+        ),
         (off(2, Exit::GuestPowerOff), None, None, by_itself),
         (
             off(2, crash()),

@@ -85,6 +85,72 @@ async fn a_life() {
 }
 
 #[tokio::test]
+async fn one_that_may_hibernate_does_and_goes_on() {
+    let ctx = cloud().await;
+    let plain = run(&ctx, "&HibernationOptions.Configured=false").await;
+    let plain = plain.instances_set[0].instance_id.clone();
+    let made = run(&ctx, "&HibernationOptions.Configured=true").await;
+    assert!(made.instances_set[0].hibernation_options.configured);
+    let id = made.instances_set[0].instance_id.clone();
+    for id in [&plain, &id] {
+        becomes(&ctx, id, InstanceState::Running).await;
+    }
+    let configured = "Filter.1.Name=hibernation-options.configured&Filter.1.Value.1=true";
+    let found = call::<DescribeInstances>(&ctx, configured).await.unwrap();
+    let found: Vec<_> = found
+        .reservation_set
+        .iter()
+        .flat_map(|r| &r.instances_set)
+        .collect();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].instance_id, id);
+
+    let instance = || ctx.view().view().get::<Instance>(&id).unwrap().clone();
+    let one = format!("InstanceId.1={id}");
+    let hibernate = format!("{one}&Hibernate=true");
+    // It is not configured for it, and no other goes down along with it.
+    let refused = call::<StopInstances>(&ctx, &format!("{hibernate}&InstanceId.2={plain}")).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code, "UnsupportedHibernationConfiguration");
+    assert!(refused.message.ends_with(&plain), "{refused}");
+    assert_eq!(
+        code::<StopInstances>(&ctx, &format!("{hibernate}&Force=true")).await,
+        "InvalidParameterCombination"
+    );
+    assert_eq!(instance().state, InstanceState::Running);
+
+    call::<StopInstances>(&ctx, &hibernate).await.unwrap();
+    let stopping = described(&ctx, &id).await;
+    assert_eq!(stopping.instance_state.name, "stopping");
+    assert_eq!(
+        stopping.state_reason.unwrap().message,
+        "Client.UserInitiatedHibernate: User initiated hibernate"
+    );
+    assert!(stopping.reason.starts_with("User initiated ("));
+    assert_eq!(instance().intent, Intent::Hibernate);
+    // Asking again, in whichever way, changes nothing; force does.
+    for again in [&one, &hibernate] {
+        call::<StopInstances>(&ctx, again).await.unwrap();
+        assert_eq!(instance().intent, Intent::Hibernate);
+    }
+    becomes(&ctx, &id, InstanceState::Stopped).await;
+    assert_eq!(
+        code::<RebootInstances>(&ctx, &one).await,
+        "IncorrectInstanceState"
+    );
+    call::<StopInstances>(&ctx, &hibernate).await.unwrap();
+    call::<StartInstances>(&ctx, &one).await.unwrap();
+    becomes(&ctx, &id, InstanceState::Running).await;
+    call::<StopInstances>(&ctx, &hibernate).await.unwrap();
+    call::<StopInstances>(&ctx, &format!("{one}&Force=true"))
+        .await
+        .unwrap();
+    let forced = instance();
+    assert_eq!(forced.intent, Intent::ForceStop);
+    assert_eq!(forced.state_reason, Some(StateReason::user_initiated()));
+}
+
+#[tokio::test]
 async fn one_that_is_protected_stays_and_so_do_those_with_it() {
     let ctx = cloud().await;
     let plain = run(&ctx, "").await.instances_set[0].instance_id.clone();
