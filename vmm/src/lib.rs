@@ -25,4 +25,5 @@ pub mod smbios;
 pub mod snapshot;
 mod sync;
 pub mod vcpu;
+pub mod vhost;
 pub mod virtio;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and those that it may name.
-const ROOMS: [(&str, &[&str]); 21] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     // Locks and atomics, or the models of them.
     ("sync", &[]),
     ("memory", &["sync"]),
@@ -25,13 +25,15 @@ const ROOMS: [(&str, &[&str]); 21] = [
     ("pci", &["irq", "snapshot", "sync"]),
     // What is behind devices on the host knows nothing of virtio.
     ("block", &["epoll", "memory"]),
-    ("net", &["memory"]),
+    // Queues that are served elsewhere: what the kernel and other processes are told alike.
+    ("vhost", &["epoll", "memory"]),
+    ("net", &["memory", "vhost"]),
     ("serial", &["listener", "snapshot"]),
     // Devices never know KVM, and only their transport knows PCI.
     (
         "virtio",
         &[
-            "block", "epoll", "irq", "jail", "memory", "net", "pci", "serial", "snapshot",
+            "block", "epoll", "irq", "jail", "memory", "net", "pci", "serial", "snapshot", "vhost",
         ],
     ),
     (

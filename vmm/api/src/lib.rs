@@ -16,7 +16,7 @@
 //! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
 //! | `GET /v1/balloon`        |              | [`BalloonState`] |
 //! | `PUT /v1/balloon`        | [`Balloon`]  | 202: the guest was asked |
-//! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]        |
+//! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]; 202: its back end hasn't answered yet |
 //! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
 //! | `PATCH /v1/disks/{id}`   | [`Change`], or nothing | [`Disk`]: its size was looked at again |
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
@@ -54,6 +54,11 @@
 //! `unplug_requested` until the guest has ejected it, and no longer after that. The
 //! request can be repeated for a guest that does not answer.
 //!
+//! A disk whose [`NewDisk::socket`] is given is served by a vhost-user back end in another
+//! process; the open file that may come with it is a socket that is connected to that. Until
+//! it has said what it is, the disk is among [`Machine::connecting`], and there with the
+//! reason if that fails; `DELETE` takes it away.
+//!
 //! An error is a 4xx or 5xx with an [`ApiError`].
 
 use std::path::PathBuf;
@@ -84,6 +89,9 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// How often the guest was reset since the process began.
     pub resets: u64,
+    /// Disks that will be plugged once their back ends have answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connecting: Vec<Connecting>,
     /// The devices that a pause or a reset waits for: their requests are not done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits_for: Vec<String>,
@@ -213,6 +221,27 @@ pub struct MachineChange {
     pub vcpus: Option<u8>,
 }
 
+/// A disk whose back end has not said yet what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connecting {
+    /// The name that it will have.
+    pub id: String,
+    /// Why it won't be plugged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How the process that serves a disk fares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackEnd {
+    /// Whether there is one. Where there is none, one is looked for at the disk's path for
+    /// as long as the machine lives, and requests wait.
+    pub connected: bool,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -220,14 +249,18 @@ pub struct Disk {
     pub id: String,
     /// The PCI device number.
     pub slot: u8,
-    /// The file or block device behind it.
+    /// The file or block device behind it, or the socket of its back end.
     pub path: PathBuf,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// Whether the guest may only read it.
     pub read_only: bool,
-    /// What `/dev/disk/by-id` shows: at most 20 bytes.
+    /// What `/dev/disk/by-id` shows: at most 20 bytes. Where another process serves the
+    /// disk, it says that to the guest alone, and this is empty.
     pub serial: String,
+    /// The process that serves it, if that is another one (vhost-user).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_end: Option<BackEnd>,
     /// How much it may do.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
@@ -313,8 +346,14 @@ pub struct Change {
 pub struct NewDisk {
     /// Its name on the control socket, unique in the machine.
     pub id: String,
-    /// The file or block device behind it, which the process must be able to open.
-    pub path: PathBuf,
+    /// The file or block device behind it, which the process must be able to open; or
+    /// `socket`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The Unix socket of a vhost-user back end, which then says all that follows: none of
+    /// it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// At most 20 ASCII characters; the id where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -401,6 +440,7 @@ pub struct BalloonState {
 /// | every device | `notifications` (times that the driver's doorbell woke the device), `interrupts`, `failures` (times that the driver broke the rules, or the host failed, and the device gave up until its reset) |
 /// | a disk | `reads`, `read_bytes`, `writes`, `written_bytes`, `flushes`, `discards` (also write-zeroes), `errors` |
 /// | a network interface | `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, `transmit_errors`, as the guest sees it; while the kernel moves the packets (vhost), none of these and no `notifications`: it counts at the tap (`ip -s link`), and its interrupts nowhere |
+/// | a disk that another process serves | `connections`, `disconnections` of its back end, `config_changes`, `given_up` (times that a back end went with requests under way and no note of them); its requests are the back end's to count |
 /// | `rng` | `requests`, `bytes` |
 /// | `balloon` | `requests`, `inflated_bytes`, `reported_bytes` |
 /// | `console` | `received_bytes` (typed), `transmitted_bytes`, as the guest sees it |

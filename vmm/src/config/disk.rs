@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::options::Options;
-use super::{check_device_id, limits, parse_queues};
+use super::{Device, check_device_id, limits, parse_queues, user_disk};
 use crate::block::EngineKind;
 use crate::virtio::blk::MAX_QUEUES;
 use crate::virtio::limit::Limits;
@@ -31,12 +31,17 @@ pub struct Disk {
 }
 
 /// Reads the flag's text; `index` is the disk's place.
-pub(super) fn parse(text: &str, index: usize) -> Result<Disk, String> {
+pub(super) fn parse(text: &str, index: usize) -> Result<Device, String> {
     let mut options = Options::new("--disk", text)?;
+    let id = options.value("id")?;
+    let id = id.map_or_else(|| format!("disk{index}"), str::to_owned);
+    let queues = queues(&mut options)?;
+    if let Some(socket) = options.value("socket")? {
+        return user_disk::parse(options, id, socket, queues).map(Device::UserDisk);
+    }
     let path = options
         .value("path")?
-        .ok_or("--disk: path=FILE is missing")?;
-    let id = options.value("id")?;
+        .ok_or("--disk: path=FILE or socket=FILE is missing")?;
     let serial = options.value("serial")?;
     let read_only = options.switch("readonly")?;
     let engine = match options.value("engine")? {
@@ -49,17 +54,8 @@ pub(super) fn parse(text: &str, index: usize) -> Result<Disk, String> {
             ));
         }
     };
-    let queues = parse_queues(&mut options)?;
-    if let Some(queues) = queues
-        && !(1..=MAX_QUEUES).contains(&queues)
-    {
-        return Err(format!(
-            "--disk: queues {queues}: 1 to {MAX_QUEUES} are allowed"
-        ));
-    }
     let limits = limits::take(&mut options)?;
     options.finish()?;
-    let id = id.map_or_else(|| format!("disk{index}"), str::to_owned);
     Disk::new(id, path.into(), serial.map(str::to_owned), read_only)
         .map(|disk| Disk {
             engine,
@@ -67,7 +63,18 @@ pub(super) fn parse(text: &str, index: usize) -> Result<Disk, String> {
             limits,
             ..disk
         })
+        .map(Device::Disk)
         .map_err(|mistake| format!("--disk: {mistake}"))
+}
+
+/// How many queues, if that is said.
+fn queues(options: &mut Options<'_>) -> Result<Option<u16>, String> {
+    match parse_queues(options)? {
+        Some(queues) if !(1..=MAX_QUEUES).contains(&queues) => Err(format!(
+            "--disk: queues {queues}: 1 to {MAX_QUEUES} are allowed"
+        )),
+        queues => Ok(queues),
+    }
 }
 
 impl Disk {

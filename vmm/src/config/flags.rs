@@ -48,7 +48,8 @@ pub(super) struct Flags {
     pub(super) memory: String,
     /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]
     /// [,engine=auto|io_uring|threads][,queues=N][,ops=N][,ops-burst=N][,bytes=N]
-    /// [,bytes-burst=N] (repeatable)
+    /// [,bytes-burst=N]; or one that a vhost-user back end serves, which needs shared
+    /// memory: socket=FILE[,id=NAME][,queues=N] (repeatable)
     #[arg(long, value_name = "DISK")]
     pub(super) disk: Vec<String>,
     /// A network interface: tap=NAME or tap-fd=N[:N...][,id=NAME][,mac=MAC][,mtu=BYTES]

@@ -11,6 +11,7 @@ mod nic;
 mod options;
 #[cfg(test)]
 mod tests;
+mod user_disk;
 mod vcpus;
 mod vsock;
 
@@ -23,10 +24,12 @@ use self::options::Options;
 use crate::jail::Policy;
 use crate::smbios::{Identity, MAX_STRING};
 
+use crate::virtio::vhost_user_blk::UNSHARED;
 use crate::virtio::{DECLARATIONS, Plug, balloon, console, rng, vsock as virtio_vsock};
 
 pub use self::disk::Disk;
 pub use self::nic::{Nic, Tap};
+pub use self::user_disk::{NO_LIMITS as NO_DISK_LIMITS, UserDisk};
 pub use self::vsock::Vsock;
 
 /// A machine and its surroundings, each value checked by itself and against the
@@ -105,6 +108,8 @@ impl Description {
 pub enum Device {
     /// A disk.
     Disk(Disk),
+    /// A disk that another process serves.
+    UserDisk(UserDisk),
     /// A network interface.
     Nic(Nic),
     /// The entropy source, which every machine has.
@@ -123,6 +128,7 @@ impl Device {
     pub fn id(&self) -> &str {
         match self {
             Self::Disk(disk) => &disk.id,
+            Self::UserDisk(disk) => &disk.id,
             Self::Nic(nic) => &nic.id,
             Self::Rng => rng::DECLARATION.name,
             Self::Balloon => balloon::DECLARATION.name,
@@ -131,10 +137,12 @@ impl Device {
         }
     }
 
-    /// The Unix socket that it makes, and the flag that says where.
+    /// The Unix socket that it makes or connects to, also again, and the flag that says
+    /// where.
     pub fn socket(&mut self) -> Option<(&'static str, &mut PathBuf)> {
         match self {
             Self::Vsock(vsock) => Some(("--vsock", &mut vsock.path)),
+            Self::UserDisk(disk) => Some(("--disk", &mut disk.socket)),
             Self::Disk(_) | Self::Nic(_) | Self::Rng | Self::Balloon | Self::Console => None,
         }
     }
@@ -209,7 +217,13 @@ fn check(flags: Flags) -> Result<Description, String> {
             twice.id
         ));
     }
-    let mut devices: Vec<Device> = disks.into_iter().map(Device::Disk).collect();
+    if let Some(text) = flags.disk.iter().zip(&disks).find_map(|(text, disk)| {
+        let is_user = matches!(disk, Device::UserDisk(_));
+        (is_user && !memory.shared).then_some(text)
+    }) {
+        return Err(format!("--disk {text}: {UNSHARED}"));
+    }
+    let mut devices: Vec<Device> = disks;
     devices.extend(nics.into_iter().map(Device::Nic));
     devices.push(Device::Rng);
     if flags.balloon {

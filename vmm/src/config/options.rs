@@ -37,6 +37,11 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// Whether a key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.pairs.iter().any(|(name, _)| *name == key)
+    }
+
     /// The value of a key, if it is there.
     pub(super) fn value(&mut self, key: &str) -> Result<Option<&'a str>, String> {
         match self.pairs.iter().position(|(name, _)| *name == key) {

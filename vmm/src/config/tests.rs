@@ -121,6 +121,14 @@ fn every_mistake_is_one_line_with_its_name() {
             "serial",
         ),
         (&["--disk", "path=/x,cache=none"], "cache"),
+        (&["--disk", "socket=/s"], "--memory MIB,shared"),
+        (&["--disk", "socket=/s,path=/x"], "exclude"),
+        (&["--disk", "socket=/s,readonly"], "readonly: the back end"),
+        (&["--disk", "socket=/s,serial=x"], "serial: the back end"),
+        (&["--disk", "socket=/s,engine=auto"], "engine: the back end"),
+        (&["--disk", "socket=/s,ops-burst=2"], "limit it there"),
+        (&["--disk", "socket=/s,cache=none"], "cache"),
+        (&["--disk", "socket=/s,queues=17"], "queues 17"),
         (&["--disk", "path=/x,path=/y"], "twice"),
         (&["--disk", "path=/x,id=a", "--nic", "tap=t,id=a"], "\"a\""),
         (&["--tap", "t", "--nic", "tap=t"], "same tap"),
@@ -258,6 +266,31 @@ fn a_nic_has_what_its_flag_says() {
         let line = mistake(&["--nic", wrong]);
         assert!(line.contains(named), "{wrong}: {line}");
     }
+}
+
+#[test]
+fn a_disk_may_be_served_by_another_process() {
+    let flags = [
+        "--memory",
+        "64,shared",
+        "--disk",
+        "socket=/s,queues=2",
+        "--disk",
+        "path=/x",
+        "--disk",
+        "id=third,socket=/t",
+    ];
+    let mut devices = devices(&flags);
+    let ids: Vec<_> = devices[..3].iter().map(Device::id).collect();
+    assert_eq!(ids, ["disk0", "disk1", "third"]);
+    let expected = UserDisk {
+        id: "disk0".to_owned(),
+        socket: "/s".into(),
+        queues: Some(2),
+    };
+    assert_eq!(devices[0], Device::UserDisk(expected));
+    let (flag, socket) = devices[2].socket().expect("a socket");
+    assert_eq!((flag, socket.to_str()), ("--disk", Some("/t")));
 }
 
 #[test]

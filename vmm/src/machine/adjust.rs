@@ -19,7 +19,10 @@ impl Machine {
     }
 
     /// Changes how much a disk may do, from now on; false: there is no disk of this name.
-    pub fn limit_disk(&mut self, id: &str, limits: Limits) -> bool {
+    ///
+    /// # Errors
+    /// One line: another process serves it.
+    pub fn limit_disk(&mut self, id: &str, limits: Limits) -> Result<bool, &'static str> {
         self.devices.limit_disk(id, limits)
     }
 

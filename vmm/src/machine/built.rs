@@ -199,6 +199,7 @@ impl Built {
             model: self.model,
             bus: self.bus,
             devices: Devices::default(),
+            connecting: Vec::new(),
             context: self.context,
             backplane,
             quieted: self.quieted,

@@ -13,7 +13,7 @@ use hearth_vmm_api as api;
 
 use super::bus::Bus;
 use super::devices::{Device, Handle};
-use super::{Error, Taps};
+use super::{Error, Taps, user_disk};
 use crate::block::Backend;
 use crate::config;
 use crate::memory::Memory;
@@ -39,11 +39,11 @@ pub(super) struct DeviceContext {
 
 /// A device with its files open, that no thread serves and no guest sees yet.
 pub(super) struct Made {
-    id: String,
+    pub(super) id: String,
     /// How messages call it.
-    what: String,
-    device: Box<dyn VirtioDevice>,
-    handle: Box<dyn FnOnce(u8) -> Handle>,
+    pub(super) what: String,
+    pub(super) device: Box<dyn VirtioDevice>,
+    pub(super) handle: Box<dyn FnOnce(u8) -> Handle>,
 }
 
 impl Made {
@@ -103,6 +103,10 @@ impl DeviceContext {
     ) -> Result<Made, Error> {
         match device {
             config::Device::Disk(disk) => self.disk(disk, open.pop()),
+            config::Device::UserDisk(disk) => {
+                let back_end = user_disk::target(disk, open.pop()).open();
+                self.user_disk(disk, back_end)
+            }
             config::Device::Nic(nic) => self.nic(nic, taps, open),
             config::Device::Rng => {
                 let rng = Box::new(Rng::new());
@@ -162,6 +166,7 @@ impl DeviceContext {
             size_bytes,
             read_only: disk.read_only,
             serial: disk.serial.clone(),
+            back_end: None,
             limits: disk.limits.into(),
             unplug_requested: false,
         };

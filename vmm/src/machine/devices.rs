@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use hearth_vmm_api as api;
 
+use crate::config::NO_DISK_LIMITS;
 use crate::pci::PciRoot;
 use crate::virtio::counters::Counters;
 use crate::virtio::limit::Limits;
-use crate::virtio::{Declaration, Plug, balloon, blk, net};
+use crate::virtio::{Declaration, Plug, balloon, blk, net, vhost_user_blk};
 
 /// A device in its slot.
 pub(super) struct Device {
@@ -31,6 +32,8 @@ pub(super) struct Device {
 pub(super) enum Handle {
     /// A disk.
     Disk(api::Disk, blk::Handle),
+    /// A disk that another process serves.
+    UserDisk(api::Disk, vhost_user_blk::Handle),
     /// A network interface.
     Nic(api::Nic, net::Handle),
     /// The balloon.
@@ -104,25 +107,33 @@ impl Devices {
     /// Looks at a disk's size again; none: there is no disk of this name.
     pub(super) fn resize_disk(&mut self, id: &str) -> Option<io::Result<api::Disk>> {
         let device = self.0.iter_mut().find(|device| device.id == id)?;
-        let Handle::Disk(disk, handle) = &mut device.handle else {
-            return None;
-        };
-        match handle.refresh_capacity() {
-            Ok(size) => disk.size_bytes = size,
-            Err(error) => return Some(Err(error)),
+        match &mut device.handle {
+            Handle::Disk(disk, handle) => match handle.refresh_capacity() {
+                Ok(size) => disk.size_bytes = size,
+                Err(error) => return Some(Err(error)),
+            },
+            // Its back end is asked, and the answer seen by who asks later.
+            Handle::UserDisk(_, handle) => handle.refresh(),
+            _ => return None,
         }
         device.disk().map(Ok)
     }
 
     /// Changes how much a disk may do; false: there is no disk of this name.
-    pub(super) fn limit_disk(&mut self, id: &str, limits: Limits) -> bool {
+    ///
+    /// # Errors
+    /// One line: another process serves it.
+    pub(super) fn limit_disk(&mut self, id: &str, limits: Limits) -> Result<bool, &'static str> {
         let device = self.0.iter_mut().find(|device| device.id == id);
-        let Some(Handle::Disk(disk, handle)) = device.map(|device| &mut device.handle) else {
-            return false;
-        };
-        handle.set_limits(limits);
-        disk.limits = limits.into();
-        true
+        match device.map(|device| &mut device.handle) {
+            Some(Handle::Disk(disk, handle)) => {
+                handle.set_limits(limits);
+                disk.limits = limits.into();
+                Ok(true)
+            }
+            Some(Handle::UserDisk(..)) => Err(NO_DISK_LIMITS),
+            _ => Ok(false),
+        }
     }
 
     /// Changes how much may pass through a network interface; none: there is none of
@@ -193,6 +204,18 @@ impl Device {
                 unplug_requested: self.unplug_requested,
                 ..disk.clone()
             }),
+            Handle::UserDisk(disk, handle) => {
+                let state = handle.state();
+                Some(api::Disk {
+                    unplug_requested: self.unplug_requested,
+                    size_bytes: handle.size(),
+                    back_end: Some(api::BackEnd {
+                        connected: state.connected,
+                        error: state.error,
+                    }),
+                    ..disk.clone()
+                })
+            }
             _ => None,
         }
     }

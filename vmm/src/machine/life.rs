@@ -16,7 +16,7 @@ use super::snapshot::SAVING;
 use super::{Error, Machine, host_error, vm};
 
 /// How long an answer waits for what is begun: nearly always it takes a millisecond.
-const MOMENT: Duration = Duration::from_millis(50);
+pub(super) const MOMENT: Duration = Duration::from_millis(50);
 
 /// How long a machine that ends waits for requests of its disks. What is still under way
 /// then is the kernel's, as when the power fails.
@@ -136,6 +136,7 @@ impl Machine {
     /// # Errors
     /// Those of a reset that was begun.
     pub fn progress(&mut self) -> Result<(), Error> {
+        self.plug_connected();
         // Nonblocking: an error says that it has not rung.
         let has_rung = self.quieted.read().is_ok();
         if !has_rung && !self.is_under_way() {
@@ -209,7 +210,7 @@ impl Machine {
     }
 
     /// Waits until a device or a vCPU rings, or for so long.
-    fn wait(&self, long: Duration) {
+    pub(super) fn wait(&self, long: Duration) {
         // SAFETY: both are open for as long as they are borrowed.
         let [quieted, bell] = [self.quieted.as_raw_fd(), self.bell().as_raw_fd()]
             .map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });

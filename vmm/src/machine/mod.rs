@@ -33,6 +33,7 @@ mod memory;
 mod saving;
 mod snapshot;
 mod template;
+mod user_disk;
 mod vcpus;
 mod vm;
 
@@ -102,6 +103,8 @@ pub struct Machine {
     model: arch::kvm::Model,
     bus: Arc<Bus>,
     devices: devices::Devices,
+    /// Disks whose back ends haven't answered yet.
+    connecting: Vec<user_disk::Connecting>,
     context: context::DeviceContext,
     backplane: Backplane,
     /// Rung by devices that have become quiet.
@@ -301,6 +304,7 @@ impl Machine {
             resets: self.resets,
             disks: self.devices.disks(),
             nics: self.devices.nics(),
+            connecting: self.connecting(),
             waits_for: self.waits_for(),
             jail: self.jail.clone(),
             start: api::Start {

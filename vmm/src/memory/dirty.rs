@@ -9,10 +9,16 @@
 //! is then among the next ones; marked before, it would be among the last ones, and lost
 //! to who has read the page by then.
 
-use std::sync::atomic::Ordering;
+#![allow(unsafe_code, reason = "a log that others write to is mapped")]
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64 as SharedWord, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use super::mapping::PAGE_BYTES;
+use super::mapping::{Mapping, PAGE_BYTES};
+use super::{Options, Pages};
 use crate::sync::{AtomicBool, AtomicU64, RwLock};
 
 /// Bytes of a page: one mark, for KVM and vhost alike (`VHOST_PAGE_SIZE`).
@@ -113,25 +119,112 @@ impl Dirty {
 /// Marks that anybody may set at any time: a bit for each page from address 0 on, the
 /// lowest bit of a word first. On a little-endian host that is the log that vhost
 /// writes (`log_write` of Linux's `drivers/vhost/vhost.c`), with the same atomic bits.
-#[derive(Debug)]
 pub struct Log {
-    words: Box<[AtomicU64]>,
+    words: Words,
+}
+
+enum Words {
+    Own(Box<[AtomicU64]>),
+    /// In a memory file, which others map too, and how many.
+    Shared(Mapping, usize),
+}
+
+impl Words {
+    /// Of a memory file: as long as it is mapped, which this holds, so many words are
+    /// there.
+    fn shared(mapping: &Mapping, count: usize) -> &[SharedWord] {
+        // SAFETY: they begin with a page, the mapping lives as long as what is borrowed of
+        // it, and everybody else changes them by atomic operations.
+        unsafe { std::slice::from_raw_parts(mapping.start().cast(), count) }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(words) => words.len(),
+            Self::Shared(_, count) => *count,
+        }
+    }
+
+    fn load(&self, word: usize, order: Ordering) -> Option<u64> {
+        match self {
+            Self::Own(words) => words.get(word).map(|word| word.load(order)),
+            Self::Shared(mapping, count) => {
+                let word = Self::shared(mapping, *count).get(word);
+                word.map(|word| word.load(order))
+            }
+        }
+    }
+
+    fn set(&self, word: usize, bits: u64) -> Option<u64> {
+        match self {
+            Self::Own(words) => {
+                let word = words.get(word);
+                word.map(|word| word.fetch_or(bits, Ordering::Release))
+            }
+            Self::Shared(mapping, count) => {
+                let word = Self::shared(mapping, *count).get(word);
+                word.map(|word| word.fetch_or(bits, Ordering::Release))
+            }
+        }
+    }
+
+    fn clear(&self, word: usize) -> u64 {
+        let cleared = match self {
+            Self::Own(words) => {
+                let word = words.get(word);
+                word.map(|word| word.swap(0, Ordering::Acquire))
+            }
+            Self::Shared(mapping, count) => {
+                let word = Self::shared(mapping, *count).get(word);
+                word.map(|word| word.swap(0, Ordering::Acquire))
+            }
+        };
+        cleared.unwrap_or(0)
+    }
 }
 
 impl Log {
-    /// For what lies below an address.
-    fn new(end: u64) -> Self {
-        let pages = end.div_ceil(PAGE);
-        let words = (0..pages.div_ceil(BITS)).map(|_| AtomicU64::new(0));
-        Self {
-            words: words.collect(),
-        }
+    /// For what lies below an address; where others than the kernel are to find it, in a
+    /// file of memory.
+    ///
+    /// # Errors
+    /// When no such file can be had.
+    fn new(end: u64, is_shared: bool) -> io::Result<Self> {
+        let count = end.div_ceil(PAGE).div_ceil(BITS);
+        let words = if is_shared {
+            let count = usize::try_from(count.max(1)).map_err(io::Error::other)?;
+            let size = (count * size_of::<u64>()).next_multiple_of(PAGE_BYTES);
+            let options = Options {
+                shared: true,
+                pages: Pages::Small,
+            };
+            Words::Shared(Mapping::new(size, options)?, count)
+        } else {
+            Words::Own((0..count).map(|_| AtomicU64::new(0)).collect())
+        };
+        Ok(Self { words })
     }
 
     /// Where the kernel finds it.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.words.as_ptr().addr() as u64
+        let words = match &self.words {
+            Words::Own(words) => words.as_ptr().addr(),
+            Words::Shared(mapping, _) => mapping.start().addr(),
+        };
+        words as u64
+    }
+
+    /// What others map, and its size in bytes, where guest memory is shared too.
+    #[must_use]
+    pub fn file(&self) -> Option<(&File, u64)> {
+        match &self.words {
+            Words::Own(_) => None,
+            Words::Shared(mapping, _) => {
+                let file = mapping.file()?;
+                Some((file, mapping.size() as u64))
+            }
+        }
     }
 
     fn mark(&self, address: u64, length: usize) {
@@ -143,33 +236,38 @@ impl Log {
             let Some((word, bit)) = place(page) else {
                 return;
             };
-            let Some(word) = self.words.get(word) else {
-                return;
-            };
             // What was written is seen by whoever sees the mark. Not even a mark that
             // stands there already is left alone: it may be taken just now.
-            word.fetch_or(bit, Ordering::Release);
+            if self.words.set(word, bit).is_none() {
+                return;
+            }
         }
     }
 
     fn is_marked(&self, address: u64) -> bool {
         place(address / PAGE)
-            .and_then(|(word, bit)| Some(self.words.get(word)?.load(Ordering::Acquire) & bit != 0))
+            .and_then(|(word, bit)| Some(self.words.load(word, Ordering::Acquire)? & bit != 0))
             .unwrap_or(false)
     }
 
     /// Takes all marks away.
     fn take(&self) -> Dirty {
-        let taken = self.words.iter().map(|word| {
+        let taken = (0..self.words.len()).map(|word| {
             // A swap costs a cache line's ownership; most words are empty.
-            match word.load(Ordering::Relaxed) {
-                0 => 0,
-                _ => word.swap(0, Ordering::Acquire),
+            match self.words.load(word, Ordering::Relaxed) {
+                None | Some(0) => 0,
+                Some(_) => self.words.clear(word),
             }
         });
         Dirty {
             words: taken.collect(),
         }
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Log({} words)", self.words.len())
     }
 }
 
@@ -184,8 +282,12 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// Marks writes below an address from here on. Those that other threads have begun
     /// may be missed: devices are to be quiet.
-    pub(super) fn begin(&self, end: u64) {
-        self.set(Some(Arc::new(Log::new(end))));
+    ///
+    /// # Errors
+    /// When others are to write the marks too, and can't be given them.
+    pub(super) fn begin(&self, end: u64, is_shared: bool) -> io::Result<()> {
+        self.set(Some(Arc::new(Log::new(end, is_shared)?)));
+        Ok(())
     }
 
     /// Marks no more, and forgets what was.
@@ -248,7 +350,7 @@ mod tests {
         let tracker = Tracker::default();
         tracker.mark(0, 1 << 20);
         assert_eq!(tracker.take().count(), 0);
-        tracker.begin(1 << 20);
+        tracker.begin(1 << 20, false).unwrap();
         tracker.mark(PAGE - 1, 2);
         tracker.mark(5 * PAGE, 0);
         // Past the end, and no address at all: nothing to mark.
@@ -282,7 +384,7 @@ mod tests {
             start in 0u64..300,
             size in 0u64..300,
         ) {
-            let log = Log::new(400 * PAGE);
+            let log = Log::new(400 * PAGE, pages.len() % 2 == 1).unwrap();
             for page in &pages {
                 log.mark(page * PAGE + 7, 1);
             }

@@ -24,7 +24,7 @@ impl Guest {
             pages: [AtomicU64::new(0), AtomicU64::new(0)],
             tracker: Tracker::default(),
         };
-        guest.tracker.begin(2 * PAGE);
+        guest.tracker.begin(2 * PAGE, false).expect("a log");
         Arc::new(guest)
     }
 

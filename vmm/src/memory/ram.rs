@@ -202,7 +202,8 @@ impl Ram {
     /// When a follower can't mark what it writes; nothing is tracked then.
     pub fn begin_tracking(&self) -> io::Result<()> {
         let ends = self.regions().map(|region| region.start() + region.size());
-        self.tracker.begin(ends.max().unwrap_or(0));
+        let end = ends.max().unwrap_or(0);
+        self.tracker.begin(end, self.options.shared)?;
         self.notify().inspect_err(|_| {
             self.tracker.end();
             // What can't be had keeps its own hold on the log that it marks.

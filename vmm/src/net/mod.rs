@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use bitflags::bitflags;
 
 pub use tap::Tap;
-pub use vhost::{Vhost, Vring};
+pub use vhost::Vhost;
 
 bitflags! {
     /// What a link may leave to the guest instead of doing it before it hands over

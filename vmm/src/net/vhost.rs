@@ -15,30 +15,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_kern::VhostKernBackend;
 use vhost::vhost_kern::vhost_binding::{
-    VHOST_F_LOG_ALL, VHOST_NET_SET_BACKEND, VHOST_SET_VRING_CALL, VHOST_VRING_F_LOG,
-    vhost_vring_file,
+    VHOST_NET_SET_BACKEND, VHOST_SET_VRING_CALL, vhost_vring_file,
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use crate::memory::{Follower, Log, Memory};
+use crate::vhost::{Vring, logged_features, logged_rings, rings};
 
 const DEVICE: &str = "/dev/vhost-net";
-
-/// One queue as the kernel gets it.
-pub struct Vring<'a> {
-    /// Its rings, known to lie in guest memory.
-    pub queue: &'a Queue,
-    /// The driver's doorbell.
-    pub kick: &'a EventFd,
-    /// What interrupts the driver.
-    pub call: &'a EventFd,
-    /// Signalled when the driver breaks the rules.
-    pub error: &'a EventFd,
-}
 
 /// The kernel's half of a pair of queues: the first one receives.
 pub struct Vhost {
@@ -57,12 +45,6 @@ struct State {
     /// that fails half way leaves that open.
     logs: Vec<Arc<Log>>,
 }
-
-/// Whether the kernel marks what it writes: a feature, but not one of virtio.
-const F_LOG_ALL: u64 = 1 << VHOST_F_LOG_ALL;
-
-/// The same for what it writes to the used ring.
-const VRING_LOG: u32 = 1 << VHOST_VRING_F_LOG;
 
 impl Vhost {
     /// Opens one for a pair of queues in this memory.
@@ -243,34 +225,6 @@ fn check(result: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the rings of a queue are.
-fn rings(queue: &Queue) -> VringConfigData {
-    VringConfigData {
-        queue_max_size: queue.max_size(),
-        queue_size: queue.size(),
-        flags: 0,
-        desc_table_addr: queue.desc_table(),
-        used_ring_addr: queue.used_ring(),
-        avail_ring_addr: queue.avail_ring(),
-        log_addr: None,
-    }
-}
-
-fn logged_features(features: u64, is_logged: bool) -> u64 {
-    features | if is_logged { F_LOG_ALL } else { 0 }
-}
-
-fn logged_rings(rings: VringConfigData, is_logged: bool) -> VringConfigData {
-    match is_logged {
-        true => VringConfigData {
-            flags: VRING_LOG,
-            log_addr: Some(rings.used_ring_addr),
-            ..rings
-        },
-        false => rings,
-    }
-}
-
 impl Follower for Vhost {
     fn memory_changed(&self) -> io::Result<()> {
         self.place_again(&mut self.lock()).map_err(io::Error::other)
@@ -299,6 +253,7 @@ impl VhostKernBackend for Vhost {
 
 #[cfg(test)]
 mod tests {
+    use virtio_queue::Queue;
     use vm_memory::GuestAddress;
 
     use super::*;
@@ -369,19 +324,6 @@ mod tests {
         assert!(described.is_err());
         // There is nobody to tell.
         vhost.stop();
-    }
-    #[test]
-    fn the_kernel_marks_what_it_writes() {
-        let queue = Queue::new(16).unwrap();
-        let rings = VringConfigData {
-            used_ring_addr: 0x4000,
-            ..rings(&queue)
-        };
-        let logged = logged_rings(rings, true);
-        assert_eq!(logged.get_log_addr(), 0x4000);
-        assert_eq!(logged_rings(rings, false).get_log_addr(), 0);
-        assert_eq!(logged_features(1 << 32, true), 1 << 32 | 1 << 26);
-        assert_eq!(logged_features(1 << 32, false), 1 << 32);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use hearth_vmm_api::{Exit, MachineChange, NewSnapshot, Snapshot};
+use hearth_vmm_api::{Exit, MachineChange, NewDisk, NewSnapshot, Snapshot};
 
 use super::prometheus;
 use crate::config;
@@ -11,7 +11,7 @@ use crate::control::{Answer, Command};
 use crate::error::chain;
 use crate::machine::{self, Machine, Unchanged, Unsaved};
 use crate::snapshot::{Destination, Source};
-use crate::virtio::{blk, net};
+use crate::virtio::{blk, net, vhost_user_blk};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
 
@@ -56,14 +56,7 @@ pub(super) fn perform(
                 Answer::error(500, &chain(&error))
             }
         },
-        Command::AddDisk(new) => {
-            let disk = config::Disk::new(new.id, new.path, new.serial, new.read_only);
-            let disk = disk.and_then(|disk| {
-                let limits = new.limits.try_into()?;
-                Ok(config::Disk { limits, ..disk })
-            });
-            added(disk, |disk| machine.add_disk(disk, descriptors.pop()))
-        }
+        Command::AddDisk(new) => add_disk(machine, new, descriptors.pop()),
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
             let mac = new.mac.as_deref();
@@ -75,9 +68,12 @@ pub(super) fn perform(
         Command::ChangeDisk(id, change) => {
             if let Some(change) = change {
                 match change.limits.try_into() {
-                    Ok(limits) => machine.limit_disk(&id, limits),
+                    Ok(limits) => match machine.limit_disk(&id, limits) {
+                        Ok(_) => {}
+                        Err(why) => return Some(Answer::error(409, why)),
+                    },
                     Err(mistake) => return Some(Answer::error(400, &mistake)),
-                };
+                }
             }
             match machine.resize_disk(&id) {
                 Ok(Some(disk)) => Answer::value(&disk),
@@ -107,7 +103,7 @@ pub(super) fn perform(
                 false => Answer::error(404, NO_BALLOON),
             }
         }
-        Command::RemoveDisk(id) => removed(&id, machine.request_unplug(&blk::DECLARATION, &id)),
+        Command::RemoveDisk(id) => remove_disk(machine, &id),
         Command::RemoveNic(id) => removed(&id, machine.request_unplug(&net::DECLARATION, &id)),
         Command::Stop => {
             *ending = Some(Exit::Stopped);
@@ -131,6 +127,47 @@ fn changed(machine: &mut Machine, change: MachineChange) -> Answer {
         }
     }
     Answer::value(&machine.describe())
+}
+
+/// Puts a disk in: a file of ours, or what another process serves.
+fn add_disk(machine: &mut Machine, new: NewDisk, open: Option<OwnedFd>) -> Answer {
+    let (path, socket) = (new.path, new.socket);
+    if let (None, Some(socket)) = (&path, socket.clone()) {
+        if new.serial.is_some() || new.read_only {
+            return Answer::error(400, "serial and read_only are for the back end to say");
+        }
+        if !new.limits.is_none() {
+            return Answer::error(400, config::NO_DISK_LIMITS);
+        }
+        let disk = config::UserDisk::new(new.id, socket);
+        return match disk.map(|disk| machine.add_user_disk(disk, open)) {
+            Err(mistake) => Answer::error(400, &mistake),
+            Ok(Err(error)) => Answer::error(409, &chain(&error)),
+            Ok(Ok(Some(disk))) => Answer::value(&disk),
+            Ok(Ok(None)) => Answer::asked(),
+        };
+    }
+    let (Some(path), None) = (path, socket) else {
+        return Answer::error(400, "a disk has either a path or a socket");
+    };
+    let disk = config::Disk::new(new.id, path, new.serial, new.read_only);
+    let disk = disk.and_then(|disk| {
+        let limits = new.limits.try_into()?;
+        Ok(config::Disk { limits, ..disk })
+    });
+    added(disk, |disk| machine.add_disk(disk, open))
+}
+
+/// Requests the unplug of a disk, whoever serves it.
+fn remove_disk(machine: &mut Machine, id: &str) -> Answer {
+    if machine.forget_connecting(id) {
+        return Answer::asked();
+    }
+    let asked = match machine.request_unplug(&blk::DECLARATION, id) {
+        Ok(false) => machine.request_unplug(&vhost_user_blk::DECLARATION, id),
+        asked => asked,
+    };
+    removed(id, asked)
 }
 
 /// Begins to save the machine, into files that are open where some came along. The answer

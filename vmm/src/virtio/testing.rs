@@ -17,7 +17,7 @@ use super::quiet::{QueueState, Quiet, Why};
 use super::thread::DeviceThread;
 use super::{Activation, ActiveQueue, Interrupt, SHARED, Site, VirtioDevice};
 use crate::irq::{Doorbell, Interrupts, MsiMessage, MsiVector};
-use crate::memory::{Memory, Ram};
+use crate::memory::{Memory, Options, Ram};
 
 /// One vector of [`FakeInterrupts`].
 pub(crate) struct FakeVector {
@@ -180,8 +180,21 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(queues: u16) -> Self {
+        Self::of(queues, Options::default())
+    }
+
+    /// One whose memory others can map.
+    pub(crate) fn shared(queues: u16) -> Self {
+        let options = Options {
+            shared: true,
+            ..Options::default()
+        };
+        Self::of(queues, options)
+    }
+
+    fn of(queues: u16, options: Options) -> Self {
         let ranges = [(0, 16 << 20)];
-        let memory = Arc::new(Ram::private(&ranges).unwrap());
+        let memory = Arc::new(Ram::new(&ranges, options).unwrap());
         Self {
             memory,
             doorbells: (0..queues)
@@ -317,6 +330,12 @@ impl Guest {
     /// Sets the available ring's index.
     pub(crate) fn set_available(&self, queue: u16, index: u16) {
         let at = GuestAddress(Self::available(queue).0 + 2);
+        self.memory.store(index, at, Ordering::Release).unwrap();
+    }
+
+    /// Sets the used ring's index, as whoever serves the queue elsewhere does.
+    pub(crate) fn set_used(&self, queue: u16, index: u16) {
+        let at = GuestAddress(Self::used_ring(queue).0 + 2);
         self.memory.store(index, at, Ordering::Release).unwrap();
     }
 

@@ -14,7 +14,7 @@ const SECTOR: u32 = HEADER + 8;
 const STATUS: u32 = 0x3100;
 const DATA: u32 = 0x3200;
 /// How many sectors it writes to, in turn.
-const SECTORS: u32 = 8;
+pub(super) const SECTORS: u32 = 8;
 
 /// An instruction on what is so far from `rdi`, with what comes behind that.
 fn at(instruction: &[u8], offset: u32, rest: &[u8]) -> Vec<u8> {
@@ -24,7 +24,7 @@ fn at(instruction: &[u8], offset: u32, rest: &[u8]) -> Vec<u8> {
 /// Has the disk in slot 1 write a count into one sector after another without end, and
 /// says each count to the serial port once it is written. Halts when the disk reports an
 /// error.
-fn write_for_ever() -> Vec<u8> {
+pub(super) fn write_for_ever() -> Vec<u8> {
     let disk = Function::in_slot(1);
     let table = disk.table(0);
     let set_up = [

@@ -23,6 +23,7 @@ mod process;
 mod slow_disk;
 mod snapshot;
 mod template;
+mod user_disk;
 mod vcpus;
 
 use std::io::{Read, Write};

@@ -43,7 +43,7 @@ impl Bench {
     }
 
     /// The same, with more in the request.
-    fn snapshot_with(&self, folder: &str, more: &str) -> Snapshot {
+    pub(super) fn snapshot_with(&self, folder: &str, more: &str) -> Snapshot {
         let folder = self.path(folder);
         std::fs::create_dir(&folder).expect("folder");
         self.pause();

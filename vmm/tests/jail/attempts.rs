@@ -15,8 +15,11 @@ pub(crate) enum Past {
     Disks,
     /// The threads of interfaces, and the main one.
     Nics,
-    /// The thread of the socket device, and the main one.
+    /// The threads of the socket device and of disks that other processes serve, and the
+    /// main one.
     Sockets,
+    /// The threads of disks that other processes serve, and the main one.
+    UserDisks,
 }
 
 impl Past {
@@ -29,7 +32,8 @@ impl Past {
             Self::Vcpus => ["main", "vcpu"].contains(&name),
             Self::Nics => ["main", "net"].contains(&name),
             Self::Disks => ["main", "blk"].contains(&name),
-            Self::Sockets => ["main", "vsock"].contains(&name),
+            Self::Sockets => ["main", "vsock", "vhost-user-blk"].contains(&name),
+            Self::UserDisks => ["main", "vhost-user-blk"].contains(&name),
         }
     }
 }
@@ -169,7 +173,32 @@ pub(crate) fn attempts(
         (what, past, libc::SYS_io_uring_register, arguments)
     });
     let code = i64::from(libc::PROT_READ | libc::PROT_EXEC);
+    let pair = [unix, stream, 0, 0];
     let mut attempts = vec![
+        (
+            "pair of sockets",
+            Past::UserDisks,
+            libc::SYS_socketpair,
+            pair,
+        ),
+        (
+            "connect",
+            Past::Sockets,
+            libc::SYS_connect,
+            [BAD_FD, 0, 0, 0],
+        ),
+        (
+            "set a timer",
+            Past::UserDisks,
+            libc::SYS_timerfd_settime,
+            [BAD_FD, 0, 0, 0],
+        ),
+        (
+            "timer",
+            Past::Main,
+            libc::SYS_timerfd_create,
+            [BAD_FD, 0, 0, 0],
+        ),
         ("execve", Past::Nobody, libc::SYS_execve, [file, 0, 0, 0]),
         ("fork", Past::Nobody, libc::SYS_clone, [child, 0, 0, 0]),
         ("map code", Past::Nobody, libc::SYS_mmap, [0, 1, code, 0]),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{F_MRG_RXBUF, ReceiveTransmit};
-use crate::net::{Link, Vhost, Vring};
+use crate::net::{Link, Vhost};
+use crate::vhost::Vring;
 use crate::virtio::queue::Ring;
 use crate::virtio::quiet::{QueueState, Quiet};
 use crate::virtio::{Activation, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt};

@@ -293,6 +293,14 @@ impl Ring {
         self.used.load(RING_INDEX, Ordering::Acquire)
     }
 
+    /// Chains that the driver made available and that were not returned, as both rings are
+    /// in memory: of a queue that somebody else serves.
+    #[must_use]
+    pub fn outstanding(&self) -> u16 {
+        let available = self.available.load(RING_INDEX, Ordering::Acquire);
+        available.wrapping_sub(self.used_index())
+    }
+
     /// Puts back the chain that [`Self::pop`] returned last.
     pub fn unpop(&mut self) {
         self.next = self.next.wrapping_sub(1);
