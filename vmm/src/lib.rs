@@ -7,6 +7,7 @@
 pub mod acpi;
 pub mod arch;
 pub mod block;
+pub mod board;
 pub mod config;
 pub mod control;
 mod epoll;

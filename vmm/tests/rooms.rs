@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and those that it may name.
-const ROOMS: [(&str, &[&str]); 22] = [
+const ROOMS: [(&str, &[&str]); 23] = [
     // Locks and atomics, or the models of them.
     ("sync", &[]),
     ("memory", &["sync"]),
@@ -22,6 +22,8 @@ const ROOMS: [(&str, &[&str]); 22] = [
     // `irq/kvm.rs` has its addresses from there.
     ("irq", &["arch"]),
     ("smbios", &["arch"]),
+    // What firmware finds: registers, and a file.
+    ("board", &["arch"]),
     ("pci", &["irq", "snapshot", "sync"]),
     // What is behind devices on the host knows nothing of virtio.
     ("block", &["epoll", "memory"]),
@@ -45,8 +47,8 @@ const ROOMS: [(&str, &[&str]); 22] = [
     (
         "machine",
         &[
-            "acpi", "arch", "block", "config", "irq", "jail", "memory", "net", "pci", "serial",
-            "smbios", "snapshot", "sync", "virtio",
+            "acpi", "arch", "block", "board", "config", "irq", "jail", "memory", "net", "pci",
+            "serial", "smbios", "snapshot", "sync", "virtio",
         ],
     ),
     // A client of the machine, and of no more of it than its processors and memory.

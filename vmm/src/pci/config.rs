@@ -392,12 +392,14 @@ impl ConfigSpace {
         }
     }
 
-    fn put(&mut self, offset: u8, bytes: &[u8]) {
+    /// What is there after power-on, whatever software may write of it.
+    pub(super) fn put(&mut self, offset: u8, bytes: &[u8]) {
         let at = usize::from(offset);
         self.data[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn allow(&mut self, offset: u8, mask: &[u8]) {
+    /// Lets software write these bits.
+    pub(super) fn allow(&mut self, offset: u8, mask: &[u8]) {
         let at = usize::from(offset);
         self.writable[at..at + mask.len()].copy_from_slice(mask);
     }

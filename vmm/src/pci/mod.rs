@@ -18,6 +18,7 @@ pub mod config;
 #[cfg(all(test, loom))]
 mod models;
 pub mod msix;
+mod q35;
 mod root;
 pub mod window;
 

@@ -24,7 +24,7 @@
 //!  0x0_e000_0000 │ PCI ECAM, bus 0     (1 MiB)  │  MCFG
 //!  0x0_fec0_0000 │ IOAPIC              (4 KiB)  │
 //!  0x0_fee0_0000 │ local APIC          (4 KiB)  │  MSI writes
-//!  0x0_fffb_c000 │ KVM identity map, TSS        │  never seen by the guest
+//!  0x0_feff_c000 │ KVM identity map, TSS        │  never seen by the guest
 //!  0x1_0000_0000 ├──────────────────────────────┤
 //!                │ RAM: what 3 GiB did not hold │
 //!                └──────────────────────────────┘
@@ -108,10 +108,11 @@ pub const ECAM_SIZE: u64 = MIB;
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APIC's registers.
 pub const LAPIC: u64 = 0xfee0_0000;
-/// One page that KVM on Intel needs for real mode without unrestricted guest.
-pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// One page that KVM on Intel needs for real mode without unrestricted guest. Below
+/// the last 16 MiB, which are flash where there is firmware.
+pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
 /// Three pages that KVM on Intel needs for the same.
-pub const KVM_TSS: u64 = 0xfffb_d000;
+pub const KVM_TSS: u64 = 0xfeff_d000;
 
 /// The keyboard controller's command port.
 pub const PORT_I8042: u16 = 0x64;
@@ -166,6 +167,59 @@ pub const MAX_MEMORY_MIB: u64 = 1 << 20;
 /// The most vCPUs. Each has an APIC id below 255, so no interrupt remapping is
 /// needed, and one bit in the registers of processor hotplug.
 pub const MAX_VCPUS: u8 = 32;
+
+/// What is elsewhere, or there besides, on the board of a machine with firmware: as far
+/// as OVMF asks for it, QEMU's "q35". Everything else is as above.
+///
+/// ```text
+///  0x0_8000_0000 ┌──────────────────────────────┐  RAM below 4 GiB ends
+///                │ PCI memory window            │  newer firmware's
+///  0x0_b000_0000 │ or ECAM                      │  where older firmware puts it
+///  0x0_c000_0000 │ PCI memory window            │  older firmware's
+///  0x0_e000_0000 │ or ECAM                      │  where newer firmware puts it
+///  0x0_ff00_0000 │ flash: variables, then code, │
+///                │ up to the last byte          │  the reset vector is 16 bytes before
+///  0x1_0000_0000 ├──────────────────────────────┤
+///                │ RAM: what 2 GiB did not hold │
+///                │ 64-bit PCI memory window     │  up to what the processor can address
+///                └──────────────────────────────┘
+///
+///  I/O ports
+///  0x070-0x071    CMOS memory and clock
+///  0x510-0x511    firmware configuration: selector, data
+///  0x604-0x605    ACPI PM1 control
+///  0x608-0x60b    ACPI PM timer
+///  0x6000-0xffff  PCI I/O window
+/// ```
+pub mod firmware {
+    use super::{GIB, MIB};
+
+    /// Where RAM below 4 GiB ends: what the firmware's memory type registers divide
+    /// without a rest, and below both places of ECAM.
+    pub const HOLE: u64 = 2 * GIB;
+    /// Where the flash may begin; it ends at 4 GiB.
+    pub const FLASH: u64 = 0xff00_0000;
+    /// The most bytes of flash.
+    pub const MAX_FLASH: u64 = 16 * MIB;
+    /// Windows of 32-bit BARs: all that firmware leaves between RAM and devices, but for
+    /// the 256 MiB in which some of it puts ECAM. First and last byte of each.
+    pub const PCI_WINDOWS: [(u64, u64); 2] =
+        [(HOLE, 0xafff_ffff), (super::PCI_WINDOW, 0xdfff_ffff)];
+    /// The last byte of the window of 64-bit BARs, which begins behind all RAM: firmware
+    /// puts them as high as it thinks that addresses go, and no higher than this.
+    pub const PCI_WINDOW_64_LAST: u64 = (1 << 47) - 1;
+    /// CMOS memory: index, then data.
+    pub const PORT_CMOS: u16 = 0x70;
+    /// Firmware configuration: selector (two bytes), then data.
+    pub const PORT_FW_CFG: u16 = 0x510;
+    /// Where the firmware puts the chip set's power management registers (PMBASE): ours
+    /// are between them.
+    pub const PORT_PM1_CONTROL: u16 = 0x604;
+    /// A counter of 3.579545 MHz.
+    pub const PORT_PM_TIMER: u16 = 0x608;
+    /// The window out of which I/O BARs are given: all ports from there on.
+    pub const PORT_PCI_WINDOW: u16 = 0x6000;
+}
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,6 @@ mod state;
 use std::ops::Range;
 
 use super::{CONFIG_ADDRESS, CONFIG_DATA, Error, SLOT_COUNT, Windows};
-use crate::pci::bridge::HostBridge;
 use crate::pci::config::{BAR_COUNT, BarKind, CONFIG_SPACE_SIZE, ConfigSpace, Space};
 use crate::pci::window::Window;
 use crate::pci::{PciDevice, Quiesce};
@@ -115,10 +114,10 @@ impl Function {
 
 impl Bus {
     /// A bus with its host bridge.
-    pub(super) fn new(windows: Windows) -> Self {
+    pub(super) fn new(windows: Windows, bridge: Box<dyn PciDevice>) -> Self {
         let mut slots = [const { None }; SLOT_COUNT as usize];
         slots[0] = Some(Function {
-            device: Box::new(HostBridge::new()) as Box<dyn PciDevice>,
+            device: bridge,
             bars: Vec::new(),
         });
         Self {

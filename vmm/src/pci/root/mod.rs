@@ -5,11 +5,14 @@ mod bus;
 mod tests;
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::bus::Bus;
 use super::PciDevice;
+use super::bridge::HostBridge;
 use super::config::Space;
+use super::q35::{Ecam, LPC_SLOT, Lpc, Mch};
 use crate::snapshot::Refused;
 
 pub use self::bus::{BusV1, SlotV1};
@@ -70,6 +73,8 @@ pub struct Settled {
 /// The root of the bus. All methods take `&self` and may be called from any vCPU.
 pub struct PciRoot {
     bus: Mutex<Bus>,
+    /// Where firmware has put ECAM, if that is its to do.
+    ecam: Option<Ecam>,
 }
 
 impl PciRoot {
@@ -77,8 +82,30 @@ impl PciRoot {
     #[must_use]
     pub fn new(windows: Windows) -> Self {
         Self {
-            bus: Mutex::new(Bus::new(windows)),
+            bus: Mutex::new(Bus::new(windows, Box::new(HostBridge::new()))),
+            ecam: None,
         }
+    }
+
+    /// The same with the bridges of QEMU's "q35", for firmware that knows that one: the
+    /// host bridge, and the LPC bridge in the last slot.
+    #[must_use]
+    pub fn q35(windows: Windows) -> Self {
+        let (bridge, ecam) = Mch::new();
+        let mut bus = Bus::new(windows, Box::new(bridge));
+        // It has no BARs, and the slot is free.
+        let _ = bus.add(Some(LPC_SLOT), Box::new(Lpc::new()));
+        Self {
+            bus: Mutex::new(bus),
+            ecam: Some(ecam),
+        }
+    }
+
+    /// Where firmware has put ECAM; 0 while it has not. None: it is where the machine has
+    /// it.
+    #[must_use]
+    pub fn placed_ecam(&self) -> Option<u64> {
+        self.ecam.as_ref().map(|ecam| ecam.load(Ordering::Relaxed))
     }
 
     /// Puts a device in a slot, or in the first free one, and places its BARs.

@@ -1,0 +1,291 @@
+//! What firmware finds beside the devices of every machine: a configuration device, a
+//! flash with variables, CMOS memory, power management. There only in a machine that
+//! has firmware; a guest that is past its firmware has no need of it but for variables
+//! and the firmware's own way to switch off.
+//!
+//! [`fw_cfg`], [`flash`], [`cmos`] and [`power`] are register machines without I/O. This
+//! puts them on the bus, with the clocks and the file that they need.
+
+pub mod cmos;
+pub mod flash;
+pub mod fw_cfg;
+pub mod power;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use self::cmos::Cmos;
+use self::flash::Flash;
+use self::fw_cfg::FwCfg;
+use self::power::Control;
+use crate::arch::layout::firmware::{PORT_CMOS, PORT_FW_CFG, PORT_PM_TIMER, PORT_PM1_CONTROL};
+
+const PORT_CMOS_DATA: u16 = PORT_CMOS + 1;
+const PORT_FW_CFG_DATA: u16 = PORT_FW_CFG + 1;
+
+/// Variables: where they are for the guest, and the file that they are kept in.
+struct Variables {
+    range: Range<u64>,
+    flash: Flash,
+    file: File,
+}
+
+/// What of it has a state.
+struct State {
+    fw_cfg: FwCfg,
+    cmos: Cmos,
+    control: Control,
+    variables: Option<Variables>,
+}
+
+/// All of it.
+pub struct Board {
+    state: Mutex<State>,
+    began: Instant,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Board {
+    /// A board without configuration and variables.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                fw_cfg: FwCfg::default(),
+                cmos: Cmos::new(0, 0),
+                control: Control::default(),
+                variables: None,
+            }),
+            began: Instant::now(),
+        }
+    }
+
+    /// Has firmware find this.
+    pub fn configure(&self, fw_cfg: FwCfg, cmos: Cmos) {
+        let mut state = self.lock();
+        state.fw_cfg = fw_cfg;
+        state.cmos = cmos;
+    }
+
+    /// Whether [`Self::keep`] was called.
+    #[must_use]
+    pub fn has_variables(&self) -> bool {
+        self.lock().variables.is_some()
+    }
+
+    /// Puts variables at a guest-physical address: all that is in a file, where they are
+    /// kept.
+    pub fn keep(&self, start: u64, content: Vec<u8>, file: File) {
+        let range = start..start + content.len() as u64;
+        let flash = Flash::new(content);
+        self.lock().variables = Some(Variables { range, flash, file });
+    }
+
+    /// As after power-on. Variables stay, and so does the configuration.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        state.fw_cfg.reset();
+        state.control = Control::default();
+        if let Some(variables) = &mut state.variables {
+            variables.flash.reset();
+            let unsaved = variables.flash.take_unsaved();
+            variables.save(unsaved);
+        }
+    }
+
+    /// Whether a port is the board's.
+    #[must_use]
+    pub fn has(port: u16) -> bool {
+        matches!(
+            port,
+            PORT_CMOS | PORT_CMOS_DATA | PORT_FW_CFG | PORT_FW_CFG_DATA
+        ) || port == PORT_PM1_CONTROL
+            || port == PORT_PM_TIMER
+    }
+
+    /// Reads a port of the board.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        let mut state = self.lock();
+        match port {
+            PORT_CMOS => state.cmos.read(cmos::Port::Index, data, now()),
+            PORT_CMOS_DATA => state.cmos.read(cmos::Port::Data, data, now()),
+            PORT_FW_CFG => state.fw_cfg.read(fw_cfg::Port::Selector, data),
+            PORT_FW_CFG_DATA => state.fw_cfg.read(fw_cfg::Port::Data, data),
+            PORT_PM1_CONTROL => state.control.read(data),
+            PORT_PM_TIMER => {
+                let elapsed = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(0);
+                let value = power::timer(elapsed).to_le_bytes();
+                data.fill(0);
+                data.iter_mut().zip(value).for_each(|(to, from)| *to = from);
+            }
+            _ => data.fill(0xff),
+        }
+    }
+
+    /// Writes a port of the board. Returns whether the machine is to be switched off.
+    #[must_use]
+    pub fn port_write(&self, port: u16, data: &[u8]) -> bool {
+        let mut state = self.lock();
+        match port {
+            PORT_CMOS => state.cmos.write(cmos::Port::Index, data),
+            PORT_CMOS_DATA => state.cmos.write(cmos::Port::Data, data),
+            PORT_FW_CFG => state.fw_cfg.write(fw_cfg::Port::Selector, data),
+            PORT_FW_CFG_DATA => state.fw_cfg.write(fw_cfg::Port::Data, data),
+            PORT_PM1_CONTROL => return state.control.write(data),
+            _ => {}
+        }
+        false
+    }
+
+    /// Reads variables. False: there are none at the address.
+    #[must_use]
+    pub fn memory_read(&self, address: u64, data: &mut [u8]) -> bool {
+        let state = self.lock();
+        let Some(variables) = &state.variables else {
+            return false;
+        };
+        let offset = variables.offset(address);
+        if let Some(offset) = offset {
+            variables.flash.read(offset, data);
+        }
+        offset.is_some()
+    }
+
+    /// Writes variables. False: there are none at the address.
+    #[must_use]
+    pub fn memory_write(&self, address: u64, data: &[u8]) -> bool {
+        let mut state = self.lock();
+        let Some(variables) = &mut state.variables else {
+            return false;
+        };
+        let offset = variables.offset(address);
+        if let Some(offset) = offset {
+            let unsaved = variables.flash.write(offset, data);
+            variables.save(unsaved);
+        }
+        offset.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Registers are never left half-written, so poison means nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Variables {
+    fn offset(&self, address: u64) -> Option<usize> {
+        let inside = self.range.contains(&address);
+        let offset = address.checked_sub(self.range.start).filter(|_| inside);
+        offset.and_then(|offset| usize::try_from(offset).ok())
+    }
+
+    /// Writes through to the file. If that fails, firmware reads so from the status, and
+    /// the next that is written there may do.
+    fn save(&mut self, range: Option<Range<usize>>) {
+        if let Some(range) = range
+            && self.write(range).is_err()
+        {
+            self.flash.failed();
+        }
+    }
+
+    fn write(&self, range: Range<usize>) -> io::Result<()> {
+        let bytes = self.flash.data().get(range.clone());
+        let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
+        self.file.write_all_at(bytes, range.start as u64)
+    }
+}
+
+impl Drop for Board {
+    /// What was programmed is kept, though the machine ended before its firmware was done.
+    fn drop(&mut self) {
+        let mut state = self.lock();
+        if let Some(variables) = &mut state.variables {
+            let unsaved = variables.flash.take_unsaved();
+            variables.save(unsaved);
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn board() -> (Board, File) {
+        let file = tempfile::tempfile().expect("file");
+        let board = Board::new();
+        board.keep(0x1000, vec![0xff; 8192], file.try_clone().expect("file"));
+        (board, file)
+    }
+
+    #[test]
+    fn variables_are_written_through() {
+        let (board, mut file) = board();
+        file.set_len(8192).expect("sized");
+        assert!(!board.memory_read(0xfff, &mut [0]));
+        assert!(!board.memory_write(0x3000, &[0x10]));
+        for byte in [&[0x10][..], b"x", &[0xff]] {
+            assert!(board.memory_write(0x1005, byte));
+        }
+        let mut data = [0; 2];
+        assert!(board.memory_read(0x1004, &mut data));
+        assert_eq!(data, [0xff, b'x']);
+        // Not done with, and then the machine is gone.
+        for byte in [&[0x10][..], b"y"] {
+            assert!(board.memory_write(0x1007, byte));
+        }
+        drop(board);
+        let mut kept = Vec::new();
+        file.read_to_end(&mut kept).expect("read");
+        assert_eq!(kept[..9], *b"\0\0\0\0\0x\0y\0");
+    }
+
+    #[test]
+    fn a_file_that_takes_nothing_is_told_by_the_status() {
+        let board = Board::new();
+        let null = File::open("/dev/null").expect("read only");
+        board.keep(0, vec![0; 4096], null);
+        for byte in [0x20, 0xd0] {
+            assert!(board.memory_write(0, &[byte]));
+        }
+        let mut status = [0];
+        assert!(board.memory_read(0, &mut status));
+        assert_eq!(status, [0x90]);
+    }
+
+    #[test]
+    fn each_port_reaches_its_register() {
+        let board = Board::new();
+        for port in 0..=u16::MAX {
+            let mut data = [0x55; 4];
+            board.port_read(port, &mut data);
+            assert_eq!(data == [0xff; 4], !Board::has(port) || port >> 1 == 0x38);
+        }
+        let mut first = [0; 4];
+        board.port_read(PORT_PM_TIMER, &mut first);
+        assert!(board.port_write(PORT_PM1_CONTROL, &[0, 0x20]));
+        assert!(!board.port_write(PORT_CMOS, &[0x0d]));
+        let mut data = [0];
+        board.port_read(PORT_CMOS_DATA, &mut data);
+        assert_eq!(data, [0x80]);
+        assert!(!board.port_write(PORT_FW_CFG, &[0, 0]));
+        board.port_read(PORT_FW_CFG_DATA, &mut data);
+        assert_eq!(data, *b"Q");
+    }
+}
