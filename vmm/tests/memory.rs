@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hearth_vmm::arch::boot::Payload;
 use hearth_vmm::config;
 use hearth_vmm::jail;
-use hearth_vmm::machine::{Built, Machine, Origin, Parts, Taps, VcpuCount};
+use hearth_vmm::machine::{Built, Machine, Origin, Parts, Software, Taps, VcpuCount};
 use hearth_vmm::memory::{Options, PAGE, Pages, Ram};
 use hearth_vmm::serial::{Output, Serial};
 use vm_memory::{Bytes, GuestAddress};
@@ -59,11 +59,11 @@ impl Bench {
             },
             memory_bytes: MEMORY,
             memory,
-            payload: Payload {
+            payload: Software::Kernel(Payload {
                 kernel: File::open(file("kernel")).expect("kernel"),
                 initrd: None,
                 cmdline: String::new(),
-            },
+            }),
             identity: description.identity,
             serial: Serial::new(Output::log(log).expect("log")).expect("serial"),
             devices: description.devices,

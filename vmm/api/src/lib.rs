@@ -512,7 +512,8 @@ impl ExitReason {
 pub struct ExitCount {
     /// Why.
     pub reason: ExitReason,
-    /// The id of the device, `serial`, `pci-config`, `acpi`, `keyboard`, or `none`.
+    /// The id of the device, `serial`, `pci-config`, `acpi`, `keyboard`, `firmware`, or
+    /// `none`.
     pub device: String,
     /// How many.
     pub exits: u64,

@@ -19,11 +19,10 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::processors::Container;
 use super::registers::Event;
-use super::{Hardware, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{Hardware, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Resources};
 use crate::arch::layout::{
-    ECAM, ECAM_SIZE, GENERATION, GSI_EVENTS, GSI_SERIAL, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_EVENTS,
-    PORT_HOTPLUG_UP, PORT_PCI_ADDRESS, PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
-    PORT_SLEEP_CONTROL,
+    ECAM, ECAM_SIZE, GENERATION, GSI_EVENTS, GSI_SERIAL, PORT_EVENTS, PORT_HOTPLUG_UP,
+    PORT_PCI_ADDRESS, PORT_SERIAL, PORT_SLEEP_CONTROL,
 };
 
 /// The slots of a bus. Slot 0 is the host bridge and never goes.
@@ -37,16 +36,17 @@ const NOTIFY_BUTTON: u8 = 0x80;
 /// The generation id has changed: the specification's own number.
 const NOTIFY_GENERATION: u8 = 0x80;
 
-pub(super) fn build(hardware: Hardware) -> Sdt {
+pub(super) fn build(hardware: Hardware, resources: &Resources) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = Vec::new();
     let container = hardware.most_vcpus.map(|most| Container { most });
     let events = EventDevice {
         has_processors: container.is_some(),
     };
+    let (board, root) = (Board(resources), PciRoot(resources));
     let mut devices: Vec<&dyn Aml> = vec![
-        &Board,
-        &PciRoot,
+        &board,
+        &root,
         &Serial,
         &PowerButton,
         &GenerationCounter,
@@ -62,23 +62,24 @@ pub(super) fn build(hardware: Hardware) -> Sdt {
 
 /// What is taken and belongs to no device: a kernel trusts ECAM only when it is
 /// reserved here (PCI Firmware 3.3, section 4.1.2).
-struct Board;
+struct Board<'a>(&'a Resources);
 
-impl Aml for Board {
+impl Aml for Board<'_> {
     #[expect(clippy::cast_possible_truncation, reason = "ECAM lies below 4 GiB")]
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let ecam = Memory32Fixed::new(true, ECAM as u32, ECAM_SIZE as u32);
+        let sleep = IO::new(PORT_SLEEP_CONTROL, PORT_SLEEP_CONTROL, 1, 0x20);
+        let mut taken: Vec<&dyn Aml> = Vec::new();
+        if self.0.has_ecam {
+            taken.push(&ecam);
+        }
+        taken.push(&sleep);
         Device::new(
             "MBRD".into(),
             vec![
                 &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
                 &Name::new("_UID".into(), &ZERO),
-                &Name::new(
-                    "_CRS".into(),
-                    &ResourceTemplate::new(vec![
-                        &Memory32Fixed::new(true, ECAM as u32, ECAM_SIZE as u32),
-                        &IO::new(PORT_SLEEP_CONTROL, PORT_SLEEP_CONTROL, 1, 0x20),
-                    ]),
-                ),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(taken)),
             ],
         )
         .to_aml_bytes(sink);
@@ -128,38 +129,33 @@ impl Aml for NotifySlot {
 }
 
 /// The PCI host bridge: PCI Firmware 3.3, section 4.
-struct PciRoot;
+struct PciRoot<'a>(&'a Resources);
 
-impl Aml for PciRoot {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the window lies below 4 GiB"
-    )]
+impl Aml for PciRoot<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
         let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
         let uid = Name::new("_UID".into(), &ZERO);
         let segment = Name::new("_SEG".into(), &ZERO);
         let bus = Name::new("_BBN".into(), &ZERO);
-        let resources = Name::new(
-            "_CRS".into(),
-            &ResourceTemplate::new(vec![
-                &AddressSpace::new_bus_number(0u16, 0u16),
-                &IO::new(PORT_PCI_ADDRESS, PORT_PCI_ADDRESS, 1, 8),
-                &AddressSpace::new_io(
-                    PORT_PCI_WINDOW,
-                    PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1),
-                    None,
-                ),
-                &AddressSpace::new_memory(
-                    AddressSpaceCacheable::NotCacheable,
-                    true,
-                    PCI_WINDOW as u32,
-                    (PCI_WINDOW + PCI_WINDOW_SIZE - 1) as u32,
-                    None,
-                ),
-            ]),
-        );
+        let numbers = AddressSpace::new_bus_number(0u16, 0u16);
+        let address = IO::new(PORT_PCI_ADDRESS, PORT_PCI_ADDRESS, 1, 8);
+        let (first, last) = self.0.ports;
+        let ports = AddressSpace::new_io(first, last, None);
+        let not_cached = || AddressSpaceCacheable::NotCacheable;
+        let below =
+            self.0.windows.iter().map(|(first, last)| {
+                AddressSpace::new_memory(not_cached(), true, *first, *last, None)
+            });
+        let below: Vec<_> = below.collect();
+        let above = self
+            .0
+            .window_64
+            .map(|(first, last)| AddressSpace::new_memory(not_cached(), true, first, last, None));
+        let mut windows: Vec<&dyn Aml> = vec![&numbers, &address, &ports];
+        windows.extend(below.iter().map(|one| one as &dyn Aml));
+        windows.extend(above.iter().map(|one| one as &dyn Aml));
+        let resources = Name::new("_CRS".into(), &ResourceTemplate::new(windows));
         let region = OpRegion::new(
             "PHPR".into(),
             OpRegionSpace::SystemIO,

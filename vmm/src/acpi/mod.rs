@@ -8,18 +8,22 @@
 mod dsdt;
 mod fadt;
 mod generation;
+mod loader;
 mod madt;
 pub mod processors;
 pub mod registers;
 
 pub use generation::{Generation, GenerationV1};
+pub use loader::{Files, for_firmware};
 
 use acpi_tables::Aml;
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 
-use crate::arch::layout::{ACPI, ACPI_SIZE, ECAM};
+use crate::arch::layout::{
+    ACPI, ACPI_SIZE, ECAM, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE,
+};
 
 pub(crate) const OEM_ID: [u8; 6] = *b"HEARTH";
 pub(crate) const OEM_TABLE_ID: [u8; 8] = *b"HEARTHVM";
@@ -49,21 +53,7 @@ pub struct Hardware {
 /// # Errors
 /// When they outgrow their place.
 pub fn build(hardware: Hardware) -> Result<Vec<u8>, TablesTooLarge> {
-    let mut image = Image {
-        bytes: vec![0; Rsdp::len()],
-    };
-    let dsdt = image.append(&bytes(&dsdt::build(hardware)));
-    let fadt = image.append(&bytes(&fadt::build(dsdt)));
-    let madt = image.append(&bytes(&madt::build(hardware)));
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM, 0, 0, 0);
-    let mcfg = image.append(&bytes(&mcfg));
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt, mcfg] {
-        xsdt.add_entry(table);
-    }
-    let xsdt = image.append(&bytes(&xsdt));
-    image.bytes[..Rsdp::len()].copy_from_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)));
+    let image = Image::of(ACPI, hardware, &Resources::default());
     let size = image.bytes.len() as u64;
     // The tables of as many processors as there can be fit.
     if size > ACPI_SIZE {
@@ -72,17 +62,81 @@ pub fn build(hardware: Hardware) -> Result<Vec<u8>, TablesTooLarge> {
     Ok(image.bytes)
 }
 
+/// What the tables say of the PCI bus. The first and the last of each range.
+struct Resources {
+    /// Configuration space is at [`ECAM`]; else the tables don't say where.
+    has_ecam: bool,
+    ports: (u16, u16),
+    /// Windows of 32-bit BARs.
+    windows: Vec<(u32, u32)>,
+    /// The window of 64-bit BARs, if there is another one.
+    window_64: Option<(u64, u64)>,
+}
+
+impl Default for Resources {
+    /// A machine without firmware.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the window lies below 4 GiB"
+    )]
+    fn default() -> Self {
+        let last_port = PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1);
+        let last = PCI_WINDOW + PCI_WINDOW_SIZE - 1;
+        Self {
+            has_ecam: true,
+            ports: (PORT_PCI_WINDOW, last_port),
+            windows: vec![(PCI_WINDOW as u32, last as u32)],
+            window_64: None,
+        }
+    }
+}
+
+/// All tables as they lie in memory, and where.
 struct Image {
+    start: u64,
     bytes: Vec<u8>,
+    dsdt: u64,
+    fadt: u64,
+    xsdt: u64,
+    /// How many tables the XSDT names.
+    entries: usize,
 }
 
 impl Image {
+    fn of(start: u64, hardware: Hardware, resources: &Resources) -> Self {
+        let mut image = Self {
+            start,
+            bytes: vec![0; Rsdp::len()],
+            dsdt: 0,
+            fadt: 0,
+            xsdt: 0,
+            entries: 0,
+        };
+        image.dsdt = image.append(&bytes(&dsdt::build(hardware, resources)));
+        image.fadt = image.append(&bytes(&fadt::build(image.dsdt)));
+        let mut tables = vec![image.fadt, image.append(&bytes(&madt::build(hardware)))];
+        if resources.has_ecam {
+            let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+            mcfg.add_ecam(ECAM, 0, 0, 0);
+            tables.push(image.append(&bytes(&mcfg)));
+        }
+        let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        for table in &tables {
+            xsdt.add_entry(*table);
+        }
+        image.entries = tables.len();
+        image.xsdt = image.append(&bytes(&xsdt));
+        let rsdp = bytes(&Rsdp::new(OEM_ID, image.xsdt));
+        image.bytes[..Rsdp::len()].copy_from_slice(&rsdp);
+        image
+    }
+
     /// Puts a table behind the others and returns its guest-physical address.
     fn append(&mut self, table: &[u8]) -> u64 {
         let start = self.bytes.len().next_multiple_of(ALIGNMENT);
         self.bytes.resize(start, 0);
         self.bytes.extend_from_slice(table);
-        ACPI + start as u64
+        self.start + start as u64
     }
 }
 

@@ -158,7 +158,7 @@ impl Cmos {
 }
 
 fn bcd(number: u8) -> u8 {
-    number / 10 % 10 << 4 | number % 10
+    ((number / 10 % 10) << 4) | (number % 10)
 }
 
 /// A moment in UTC.

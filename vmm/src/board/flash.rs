@@ -172,8 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn flash() -> Flash {
-        let data: Vec<u8> = (0..4 * BLOCK).map(|at| (at / BLOCK) as u8).collect();
-        Flash::new(data)
+        Flash::new([0, 1, 2, 3].map(|block| [block; BLOCK]).concat())
     }
 
     fn read(flash: &Flash, offset: usize) -> u8 {

@@ -53,10 +53,8 @@ mod tests {
         assert_eq!(timer(0), 0);
         assert_eq!(timer(1_000_000_000), 3_579_545);
         // Twenty minutes: 2^32 / 3579545 Hz are 1199.86 s.
-        assert_eq!(
-            timer(1_200_000_000_000),
-            (1200 * 3_579_545u64 - (1 << 32)) as u32
-        );
+        let twenty_minutes = timer(1_200_000_000_000);
+        assert_eq!(u64::from(twenty_minutes), 1200 * 3_579_545 - (1 << 32));
         let _ = timer(u64::MAX);
     }
 

@@ -13,8 +13,16 @@ pub(super) struct Flags {
     #[arg(long, default_value = "hearth")]
     pub(super) id: String,
     /// The kernel: a bzImage, or an ELF image with a PVH entry
-    #[arg(long, value_name = "FILE")]
-    pub(super) kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "firmware")]
+    pub(super) kernel: Option<PathBuf>,
+    /// Firmware instead of a kernel: OVMF for QEMU's boards, which starts what is on a
+    /// disk; with a file for its variables, they are kept: FILE[,vars=FILE]
+    #[arg(
+        long,
+        value_name = "FIRMWARE",
+        conflicts_with_all = ["kernel", "initrd", "cmdline", "restore"]
+    )]
+    pub(super) firmware: Option<String>,
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,

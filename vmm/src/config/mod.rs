@@ -3,6 +3,7 @@
 //! Every mistake is one line that says what was wrong, and exit status 2.
 
 mod disk;
+mod firmware;
 mod flags;
 mod identity;
 mod limits;
@@ -28,6 +29,7 @@ use crate::virtio::vhost_user_blk::UNSHARED;
 use crate::virtio::{DECLARATIONS, Plug, balloon, console, rng, vsock as virtio_vsock};
 
 pub use self::disk::Disk;
+pub use self::firmware::Firmware;
 pub use self::nic::{Nic, Tap};
 pub use self::user_disk::{NO_LIMITS as NO_DISK_LIMITS, UserDisk};
 pub use self::vsock::Vsock;
@@ -38,8 +40,10 @@ pub use self::vsock::Vsock;
 pub struct Description {
     /// The machine's name.
     pub id: String,
-    /// The kernel image.
-    pub kernel: PathBuf,
+    /// The kernel image: always there, but for a machine with firmware.
+    pub kernel: Option<PathBuf>,
+    /// Firmware in its place.
+    pub firmware: Option<Firmware>,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
@@ -163,7 +167,7 @@ impl From<String> for Refusal {
     }
 }
 
-/// Slots of the bus: 32, less that of the bridge.
+/// Slots of the bus: 32, less that of the bridge. Firmware's board has another bridge.
 const MAX_DEVICES: usize = 31;
 
 /// Reads a command line, the program's name first.
@@ -236,9 +240,10 @@ fn check(flags: Flags) -> Result<Description, String> {
         devices.push(Device::Console);
     }
     let free = usize::from(flags.template.unwrap_or(0));
-    if free + devices.len() > MAX_DEVICES {
+    let most = MAX_DEVICES - usize::from(flags.firmware.is_some());
+    if free + devices.len() > most {
         return Err(format!(
-            "--disk and --nic: the machine has {MAX_DEVICES} slots for devices, one of them taken"
+            "--disk and --nic: the machine has {most} slots for devices, one of them taken"
         ));
     }
     let ids: Vec<&str> = devices.iter().map(Device::id).collect();
@@ -266,6 +271,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         identity,
         id: flags.id,
         kernel: flags.kernel,
+        firmware: flags.firmware.as_deref().map(firmware::parse).transpose()?,
         initrd: flags.initrd,
         cmdline: flags.cmdline,
         restore: flags.restore,

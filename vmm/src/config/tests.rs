@@ -505,7 +505,7 @@ fn files_and_limits_are_passed_on() {
     ])
     .expect("is right");
     let path = |text: &str| Some(PathBuf::from(text));
-    assert_eq!(description.kernel, PathBuf::from("/k"));
+    assert_eq!(description.kernel, path("/k"));
     assert_eq!(description.initrd, path("/i"));
     assert_eq!(description.cmdline, "-a b");
     assert_eq!(description.vcpus, 32);

@@ -19,10 +19,9 @@ use super::bus::Bus;
 use super::context::{DeviceContext, Made};
 use super::devices::Devices;
 use super::snapshot::Saved;
-use super::{Error, Machine, VcpuCount, host_error, memory, taken, vm};
+use super::{Error, Firmware, Machine, Software, VcpuCount, host_error, memory, taken, vm};
 use crate::acpi;
 use crate::arch;
-use crate::arch::boot::Payload;
 use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
@@ -58,8 +57,8 @@ pub struct Parts {
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub memory: Options,
-    /// What it boots, at once or by a reset.
-    pub payload: Payload,
+    /// What it boots, at once or by a reset: a kernel, or firmware that finds one itself.
+    pub payload: Software,
     /// What it says it is.
     pub identity: smbios::Identity,
     /// COM1.
@@ -84,7 +83,7 @@ pub struct Built {
     id: String,
     vcpus: VcpuCount,
     memory_bytes: u64,
-    payload: Payload,
+    payload: Software,
     identity: smbios::Identity,
     template: Option<u8>,
     origin: Origin,
@@ -111,11 +110,19 @@ impl Built {
     pub fn new(parts: Parts) -> Result<Self, Error> {
         vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
         let kvm = vm::open(parts.vcpus.all())?;
-        let memory = memory::make(parts.memory_bytes, parts.memory, &parts.origin)?;
+        let (hole, is_firmware) = (parts.payload.hole(), parts.payload.is_firmware());
+        if is_firmware {
+            Firmware::check(&kvm)?;
+        }
+        let memory = memory::make(parts.memory_bytes, hole, parts.memory, &parts.origin)?;
         let vm = vm::create(&kvm, &memory)?;
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
-        let bus = Arc::new(Bus::new(parts.serial).map_err(host_error("eventfd"))?);
+        let bus = match is_firmware {
+            true => Bus::with_board(parts.serial),
+            false => Bus::new(parts.serial),
+        };
+        let bus = Arc::new(bus.map_err(host_error("eventfd"))?);
         let context = DeviceContext {
             memory: Arc::clone(&memory),
             vcpus: parts.vcpus.first,

@@ -2,6 +2,7 @@
 //! ones and ignores writes, as on a PC.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -11,8 +12,9 @@ pub use crate::acpi::registers::Request;
 use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::{
     ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_PCI_WINDOW,
-    PORT_PCI_WINDOW_SIZE, PORT_SERIAL,
+    PORT_PCI_WINDOW_SIZE, PORT_SERIAL, firmware,
 };
+use crate::board::Board;
 use crate::pci::{PciRoot, SLOT_COUNT, Windows};
 use crate::serial::Serial;
 use crate::snapshot::Refused;
@@ -21,7 +23,6 @@ use crate::snapshot::Refused;
 const I8042_RESET: u8 = 0xfe;
 const PORT_SERIAL_LAST: u16 = PORT_SERIAL + 7;
 const PORT_PCI_LAST: u16 = PORT_PCI_ADDRESS + 7;
-const PORT_PCI_WINDOW_LAST: u16 = PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1);
 
 /// What an exit is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +37,14 @@ pub enum Target {
     Acpi,
     /// The keyboard controller.
     Keyboard,
+    /// What firmware finds besides.
+    Board,
     /// A BAR of the device in this slot.
     Slot(u8),
 }
 
 impl Target {
-    const FIRST_SLOT: usize = 5;
+    const FIRST_SLOT: usize = 6;
     /// How many there are.
     pub const COUNT: usize = Self::FIRST_SLOT + SLOT_COUNT as usize;
 
@@ -54,6 +57,7 @@ impl Target {
             Self::Config => 2,
             Self::Acpi => 3,
             Self::Keyboard => 4,
+            Self::Board => 5,
             Self::Slot(slot) => Self::FIRST_SLOT + usize::from(slot % SLOT_COUNT),
         }
     }
@@ -66,6 +70,7 @@ impl Target {
             Self::Config,
             Self::Acpi,
             Self::Keyboard,
+            Self::Board,
         ];
         fixed.into_iter().chain((0..SLOT_COUNT).map(Self::Slot))
     }
@@ -77,6 +82,10 @@ pub struct Bus {
     pub serial: Serial,
     /// The PCI bus.
     pub pci: PciRoot,
+    /// In a machine with firmware.
+    board: Option<Board>,
+    /// The ports that PCI devices may have.
+    pci_ports: RangeInclusive<u16>,
     registers: Mutex<Registers>,
     events: EventFd,
 }
@@ -87,17 +96,41 @@ impl Bus {
     /// # Errors
     /// When no eventfd can be made.
     pub fn new(serial: Serial) -> io::Result<Self> {
+        let ports = PORT_PCI_WINDOW..=PORT_PCI_WINDOW + (PORT_PCI_WINDOW_SIZE - 1);
+        let pci = PciRoot::new(windows(&ports));
+        Self::of(serial, pci, None, ports)
+    }
+
+    /// The same on a board that firmware knows.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_board(serial: Serial) -> io::Result<Self> {
+        let ports = firmware::PORT_PCI_WINDOW..=u16::MAX;
+        let pci = PciRoot::q35(windows(&ports));
+        Self::of(serial, pci, Some(Board::new()), ports)
+    }
+
+    fn of(
+        serial: Serial,
+        pci: PciRoot,
+        board: Option<Board>,
+        pci_ports: RangeInclusive<u16>,
+    ) -> io::Result<Self> {
         Ok(Self {
             serial,
-            pci: PciRoot::new(Windows {
-                low: PCI_WINDOW..PCI_WINDOW + PCI_WINDOW_SIZE,
-                high: None,
-                io: PORT_PCI_WINDOW.into()
-                    ..u64::from(PORT_PCI_WINDOW) + u64::from(PORT_PCI_WINDOW_SIZE),
-            }),
+            pci,
+            board,
+            pci_ports,
             registers: Mutex::new(Registers::default()),
             events: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
+    }
+
+    /// What firmware finds, in a machine that has some.
+    #[must_use]
+    pub fn board(&self) -> Option<&Board> {
+        self.board.as_ref()
     }
 
     /// What raises the Generic Event Device's interrupt.
@@ -162,7 +195,7 @@ impl Bus {
                 Target::Config
             }
             // What no BAR decodes is filled there too.
-            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => of_slot(self.pci.io_read(port, data)),
+            port if self.pci_ports.contains(&port) => of_slot(self.pci.io_read(port, data)),
             // No key waits, and the controller takes commands.
             PORT_I8042 => {
                 data.fill(0);
@@ -172,7 +205,11 @@ impl Bus {
                 self.registers().read(port, data);
                 Target::Acpi
             }
-            _ => {
+            port => {
+                if let Some(board) = self.board_at(port) {
+                    board.port_read(port, data);
+                    return Target::Board;
+                }
                 data.fill(0xff);
                 Target::None
             }
@@ -191,7 +228,7 @@ impl Bus {
                 self.pci.port_write(port, data);
                 Target::Config
             }
-            PORT_PCI_WINDOW..=PORT_PCI_WINDOW_LAST => of_slot(self.pci.io_write(port, data)),
+            port if self.pci_ports.contains(&port) => of_slot(self.pci.io_write(port, data)),
             PORT_I8042 => {
                 let reset = data == [I8042_RESET];
                 return (Target::Keyboard, reset.then_some(Request::Reset));
@@ -199,32 +236,44 @@ impl Bus {
             port if Registers::has(port) => {
                 return (Target::Acpi, self.registers().write(port, data));
             }
-            _ => Target::None,
+            port => match self.board_at(port) {
+                Some(board) => {
+                    let is_off = board.port_write(port, data);
+                    return (Target::Board, is_off.then_some(Request::PowerOff));
+                }
+                None => Target::None,
+            },
         };
         (target, None)
     }
 
     /// A load from a guest-physical address that is not RAM. Returns what it is for.
     pub fn memory_read(&self, address: u64, data: &mut [u8]) -> Target {
-        match ecam_offset(address) {
-            Some(offset) => {
-                self.pci.ecam_read(offset, data);
-                Target::Config
-            }
-            // What no BAR decodes is filled there too.
-            None => of_slot(self.pci.mmio_read(address, data)),
+        if let Some(offset) = self.ecam_offset(address) {
+            self.pci.ecam_read(offset, data);
+            return Target::Config;
         }
+        if let Some(board) = &self.board
+            && board.memory_read(address, data)
+        {
+            return Target::Board;
+        }
+        // What no BAR decodes is filled there too.
+        of_slot(self.pci.mmio_read(address, data))
     }
 
     /// A store to a guest-physical address that is not RAM. Returns what it is for.
     pub fn memory_write(&self, address: u64, data: &[u8]) -> Target {
-        match ecam_offset(address) {
-            Some(offset) => {
-                self.pci.ecam_write(offset, data);
-                Target::Config
-            }
-            None => of_slot(self.pci.mmio_write(address, data)),
+        if let Some(offset) = self.ecam_offset(address) {
+            self.pci.ecam_write(offset, data);
+            return Target::Config;
         }
+        if let Some(board) = &self.board
+            && board.memory_write(address, data)
+        {
+            return Target::Board;
+        }
+        of_slot(self.pci.mmio_write(address, data))
     }
 
     /// Every device back to its state after power-on.
@@ -232,6 +281,9 @@ impl Bus {
         self.pci.reset();
         self.serial.reset();
         *self.registers() = Registers::default();
+        if let Some(board) = &self.board {
+            board.reset();
+        }
     }
 
     /// How the processors stand.
@@ -259,6 +311,23 @@ impl Bus {
         self.registers().restore(state)
     }
 
+    /// The board, if a port is one of its.
+    fn board_at(&self, port: u16) -> Option<&Board> {
+        self.board.as_ref().filter(|_| Board::has(port))
+    }
+
+    /// An address in ECAM as an offset.
+    fn ecam_offset(&self, address: u64) -> Option<u64> {
+        let base = match self.pci.placed_ecam() {
+            None => ECAM,
+            Some(0) => return None,
+            Some(base) => base,
+        };
+        address
+            .checked_sub(base)
+            .filter(|offset| *offset < ECAM_SIZE)
+    }
+
     fn registers(&self) -> MutexGuard<'_, Registers> {
         self.registers
             .lock()
@@ -270,10 +339,13 @@ fn of_slot(slot: Option<u8>) -> Target {
     slot.map_or(Target::None, Target::Slot)
 }
 
-fn ecam_offset(address: u64) -> Option<u64> {
-    address
-        .checked_sub(ECAM)
-        .filter(|offset| *offset < ECAM_SIZE)
+/// Where BARs are placed, if their ports are these.
+fn windows(ports: &RangeInclusive<u16>) -> Windows {
+    Windows {
+        low: PCI_WINDOW..PCI_WINDOW + PCI_WINDOW_SIZE,
+        high: None,
+        io: (*ports.start()).into()..u64::from(*ports.end()) + 1,
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "less than eight")]
@@ -368,6 +440,30 @@ mod tests {
         assert_eq!(eject(&[1 << 1]), None);
         let (_, reset) = bus.ports_write(PORT_RESET, 1, &[0, RESET_VALUE, 0]);
         assert_eq!(reset, Some(Request::Reset));
+    }
+
+    #[test]
+    fn a_board_is_there_for_firmware_only() {
+        let file = tempfile::tempfile().expect("file");
+        let serial = Serial::new(Output::log(file).expect("log")).expect("serial");
+        let firmware = Bus::with_board(serial).expect("bus");
+        let mut data = [0; 4];
+        for (port, width) in [(0x71, 1), (0x511, 1), (0x604, 2), (0x608, 4)] {
+            let data = &mut data[..width];
+            assert_eq!(bus().port_read(port, data), Target::None);
+            assert_eq!(firmware.port_read(port, data), Target::Board);
+        }
+        let off = (Target::Board, Some(Request::PowerOff));
+        assert_eq!(firmware.port_write(0x604, &[0, 0x20]), off);
+        assert_eq!(bus().port_write(0x604, &[0, 0x20]), (Target::None, None));
+        // ECAM is where firmware puts it, by the other way to configuration space.
+        assert_eq!(firmware.memory_read(ECAM, &mut data), Target::None);
+        firmware.port_write(PORT_PCI_ADDRESS, &0x8000_0060u32.to_le_bytes());
+        firmware.port_write(PORT_PCI_ADDRESS + 4, &0xb000_0001u32.to_le_bytes());
+        assert_eq!(firmware.memory_read(0xb000_0000, &mut data), Target::Config);
+        assert_eq!(data, 0x29c0_8086u32.to_le_bytes());
+        firmware.reset();
+        assert_eq!(firmware.memory_read(0xb000_0000, &mut data), Target::None);
     }
 
     #[test]

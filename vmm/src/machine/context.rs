@@ -144,7 +144,7 @@ impl DeviceContext {
             None => Backend::open(&disk.path, disk.read_only),
         }
         .map_err(fail)?;
-        lock(&backend).map_err(fail)?;
+        lock(&backend, disk.read_only, "disk").map_err(fail)?;
         let size_bytes = backend.size().map_err(fail)?;
         if size_bytes < SECTOR {
             return Err(Error::Device(format!(
@@ -296,11 +296,11 @@ fn fixed(what: String, device: Box<dyn VirtioDevice>, handle: Handle) -> Made {
     }
 }
 
-/// Locks a disk against every other VMM, until its last handle is closed: shared for
-/// one that is only read. An "open file description" lock (fcntl(2)), which belongs
-/// to the open file and not to the process.
-fn lock(backend: &Backend) -> io::Result<()> {
-    let kind = if backend.read_only() {
+/// Locks a disk, or `what` it is, against every other VMM, until its last handle is
+/// closed: shared for one that is only read. An "open file description" lock (fcntl(2)),
+/// which belongs to the open file and not to the process.
+pub(super) fn lock(file: &impl AsRawFd, read_only: bool, what: &str) -> io::Result<()> {
+    let kind = if read_only {
         libc::F_RDLCK
     } else {
         libc::F_WRLCK
@@ -311,8 +311,7 @@ fn lock(backend: &Backend) -> io::Result<()> {
     let deadline = Instant::now() + UNLOCKING;
     loop {
         // SAFETY: the pointer is to a live flock.
-        let result =
-            unsafe { libc::fcntl(backend.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
         if result == 0 {
             return Ok(());
         }
@@ -326,7 +325,7 @@ fn lock(backend: &Backend) -> io::Result<()> {
             Some(libc::EAGAIN | libc::EACCES) => {
                 return Err(io::Error::new(
                     error.kind(),
-                    "another machine uses this disk",
+                    format!("another machine uses this {what}"),
                 ));
             }
             // A file system without locks, where there is nothing to guard with.

@@ -8,9 +8,15 @@ use super::{Error, Machine, Origin, host_error, kvm_error, vm};
 use crate::arch;
 use crate::memory::{Cancel, Dirty, Memory, Options, Ram};
 
-/// Guest memory of so many bytes: of zeroes, or what a snapshot has.
-pub(super) fn make(bytes: u64, options: Options, origin: &Origin) -> Result<Memory, Error> {
-    let regions = arch::memory::ram(bytes);
+/// Guest memory of so many bytes, of which those below 4 GiB end at the hole: of zeroes,
+/// or what a snapshot has.
+pub(super) fn make(
+    bytes: u64,
+    hole: u64,
+    options: Options,
+    origin: &Origin,
+) -> Result<Memory, Error> {
+    let regions = arch::memory::ram_around(bytes, hole);
     let memory = match origin {
         Origin::PowerOn => Ram::new(&regions, options).map_err(|source| Error::Memory {
             mib: bytes >> 20,

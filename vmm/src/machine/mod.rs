@@ -27,6 +27,7 @@ mod context;
 mod debug;
 mod devices;
 mod error;
+mod firmware;
 mod ioctls;
 mod life;
 mod memory;
@@ -48,7 +49,6 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::acpi;
 use crate::acpi::registers::Registers;
 use crate::arch;
-use crate::arch::boot::Payload;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
 use crate::jail::Profiles;
@@ -63,6 +63,7 @@ pub use built::{Built, Origin, Parts, Taps};
 use bus::{Bus, Target};
 pub use error::Error;
 pub(crate) use error::{host_error, kvm_error};
+pub use firmware::{Firmware, Software};
 pub use snapshot::Unsaved;
 pub use vcpus::{Count as VcpuCount, Unchanged};
 
@@ -94,7 +95,7 @@ pub struct Machine {
     vcpu_count: u8,
     most_vcpus: Option<u8>,
     memory_bytes: u64,
-    payload: Payload,
+    payload: Software,
     identity: smbios::Identity,
     /// Of a template: how many slots stay free in front of its devices.
     template: Option<u8>,
@@ -134,22 +135,33 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Loads the kernel, writes the tables, makes the vCPUs.
+    /// Loads the kernel or the firmware, writes the tables, makes the vCPUs.
     fn power_on(&mut self) -> Result<(), Error> {
         vm::connect(&self.vm, &self.bus)?;
-        let entry = vm::load(
-            &self.memory,
-            self.memory_bytes,
-            acpi::Hardware {
-                vcpus: self.vcpu_count,
-                most_vcpus: self.most_vcpus,
-            },
-            &mut self.payload,
-            &self.identity,
-            &self.generation,
-        )?;
+        let hardware = acpi::Hardware {
+            vcpus: self.vcpu_count,
+            most_vcpus: self.most_vcpus,
+        };
+        let (memory, identity, generation) = (&self.memory, &self.identity, &self.generation);
+        let entry = match &mut self.payload {
+            Software::Kernel(payload) => Some(vm::load(
+                memory,
+                self.memory_bytes,
+                hardware,
+                payload,
+                identity,
+                generation,
+            )?),
+            Software::Firmware(firmware) => {
+                firmware.load(&self.vm, &self.bus, memory, hardware, identity, generation)?;
+                None
+            }
+        };
         let fds = vm::create_vcpus(&self.vm, &self.model, self.vcpu_count)?;
-        vm::enter(&fds, &self.memory, entry)?;
+        // Without one, it is where KVM makes vCPUs begin: at the reset vector.
+        if let Some(entry) = entry {
+            vm::enter(&fds, &self.memory, entry)?;
+        }
         self.bus.switch_on(self.vcpu_count);
         self.start_vcpus(fds, u32::MAX)
     }
@@ -323,6 +335,7 @@ impl Machine {
             Target::Config => "pci-config".to_owned(),
             Target::Acpi => "acpi".to_owned(),
             Target::Keyboard => "keyboard".to_owned(),
+            Target::Board => "firmware".to_owned(),
             Target::Slot(slot) => self.devices.name(slot),
         };
         let (exits, exit_latency) = vcpu::summary(&self.stats, &self.ticks, name);

@@ -192,6 +192,10 @@ impl Machine {
                 return Err(Unsaved::NotNow(why));
             }
         }
+        if self.payload.is_firmware() {
+            let why = "a machine with firmware can't be saved: its board has no saved state";
+            return Err(Unsaved::NotNow(why));
+        }
         let state = self.state()?;
         self.followed = None;
         // Before it is written, while nobody writes: what fails then has left no snapshot.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -62,16 +62,29 @@ pub(super) fn map(
     region: &Region,
     is_tracking: bool,
 ) -> Result<(), kvm_ioctls::Error> {
+    let flags = match is_tracking {
+        true => KVM_MEM_LOG_DIRTY_PAGES,
+        false => 0,
+    };
+    map_with(vm, slot, region, flags)
+}
+
+/// Maps a region that the guest reads and runs as memory; what it writes there is an exit.
+pub(super) fn map_read_only(
+    vm: &VmFd,
+    slot: u32,
+    region: &Region,
+) -> Result<(), kvm_ioctls::Error> {
+    map_with(vm, slot, region, KVM_MEM_READONLY)
+}
+
+fn map_with(vm: &VmFd, slot: u32, region: &Region, flags: u32) -> Result<(), kvm_ioctls::Error> {
     let description = kvm_userspace_memory_region {
         slot,
         guest_phys_addr: region.start(),
         memory_size: region.size(),
         userspace_addr: region.host().addr() as u64,
-        flags: if is_tracking {
-            KVM_MEM_LOG_DIRTY_PAGES
-        } else {
-            0
-        },
+        flags,
     };
     // SAFETY: the region stays mapped as long as its `Ram`, which the Machine drops after
     // every VM that uses it.

@@ -49,8 +49,17 @@ pub(super) fn resolved(flag: &str, path: Option<&Path>) -> Result<Option<PathBuf
 
 /// Opens a regular file to read it.
 pub(super) fn open_file(flag: &str, path: &Path) -> Result<File, String> {
+    open(flag, path, File::options().read(true))
+}
+
+/// Opens a regular file, which must be there, to read and write it.
+pub(super) fn open_to_write(flag: &str, path: &Path) -> Result<File, String> {
+    open(flag, path, File::options().read(true).write(true))
+}
+
+fn open(flag: &str, path: &Path, options: &OpenOptions) -> Result<File, String> {
     let fail = |error: io::Error| format!("{flag} {}: {error}", path.display());
-    let file = File::open(path).map_err(fail)?;
+    let file = options.open(path).map_err(fail)?;
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(format!("{flag} {}: not a regular file", path.display()));
     }

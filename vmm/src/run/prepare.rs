@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
 use super::Process;
-use super::files::{Made, open_file, resolved};
+use super::files::{Made, open_file, open_to_write, resolved};
 use super::terminal::Terminal;
 use crate::arch::boot::Payload;
 use crate::config::{self, Description};
@@ -21,7 +21,7 @@ use crate::control::Server;
 use crate::error::chain;
 use crate::gdb::Debugger;
 use crate::jail;
-use crate::machine::{Built, Origin, Parts, Taps, VcpuCount, profiles};
+use crate::machine::{Built, Firmware, Origin, Parts, Software, Taps, VcpuCount, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
 use crate::snapshot::Source;
 
@@ -36,14 +36,7 @@ impl Process {
         let mut made = Made::default();
         let pid = daemon.map_or_else(std::process::id, jail::Parent::pid);
         let places = Places::of(description)?;
-        let payload = Payload {
-            kernel: open_file("--kernel", &description.kernel)?,
-            initrd: match &description.initrd {
-                Some(path) => Some(open_file("--initrd", path)?),
-                None => None,
-            },
-            cmdline: description.cmdline.clone(),
-        };
+        let payload = software(description)?;
         let origin = match &description.restore {
             Some(folder) => Source::open(folder)
                 .map(Origin::Snapshot)
@@ -141,6 +134,28 @@ impl Process {
             ending: None,
         })
     }
+}
+
+/// Opens what the machine boots.
+fn software(description: &Description) -> Result<Software, String> {
+    if let Some(firmware) = &description.firmware {
+        let code = open_file("--firmware", &firmware.code)?;
+        let variables = match &firmware.variables {
+            Some(path) => Some((open_to_write("--firmware: vars", path)?, &**path)),
+            None => None,
+        };
+        return Ok(Software::Firmware(Firmware::open(code, variables)?));
+    }
+    let kernel = description.kernel.as_deref();
+    let kernel = kernel.ok_or("--kernel: there is none")?;
+    Ok(Software::Kernel(Payload {
+        kernel: open_file("--kernel", kernel)?,
+        initrd: match &description.initrd {
+            Some(path) => Some(open_file("--initrd", path)?),
+            None => None,
+        },
+        cmdline: description.cmdline.clone(),
+    }))
 }
 
 /// Every path that is made or written, as the jail will know it.

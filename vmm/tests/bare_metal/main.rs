@@ -10,6 +10,7 @@ mod cost;
 mod devices;
 mod disk;
 mod driver;
+mod firmware;
 mod floods;
 mod gdb;
 mod held;

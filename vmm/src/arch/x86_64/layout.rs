@@ -273,5 +273,18 @@ mod tests {
         for pair in ports.windows(2) {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
         }
+        // What firmware finds besides is between them.
+        let taken = [
+            (firmware::PORT_CMOS, 2),
+            (firmware::PORT_FW_CFG, 2),
+            (firmware::PORT_PM1_CONTROL, 2),
+            (firmware::PORT_PM_TIMER, 4),
+        ];
+        for (start, count) in taken {
+            let ends = |other: &(u16, u16)| start + count <= other.0 || other.0 + other.1 <= start;
+            assert!(ports.iter().all(ends), "{start:x}");
+        }
+        const { assert!(IOAPIC < KVM_TSS && KVM_TSS + 0x3000 <= firmware::FLASH) };
+        assert_eq!(firmware::FLASH + firmware::MAX_FLASH, ABOVE_4G);
     }
 }

@@ -32,10 +32,16 @@ pub struct Range {
 /// from 4 GiB on.
 #[must_use]
 pub fn ram(size: u64) -> Vec<(u64, u64)> {
-    if size <= HOLE {
+    ram_around(size, HOLE)
+}
+
+/// The same where the hole begins elsewhere.
+#[must_use]
+pub fn ram_around(size: u64, hole: u64) -> Vec<(u64, u64)> {
+    if size <= hole {
         vec![(0, size)]
     } else {
-        vec![(0, HOLE), (ABOVE_4G, size - HOLE)]
+        vec![(0, hole), (ABOVE_4G, size - hole)]
     }
 }
 
