@@ -3,9 +3,10 @@
 //!
 //! A byte that a vCPU writes is put into memory, and the end of a line (or a full
 //! chunk) writes out what is there. What is no whole line, as a prompt, the main loop
-//! carries on: at once when there was no output for a while, then every [`TICK`] for as
-//! long as more comes. So output costs the guest one system call for a line, not for a
-//! byte, and a reader sees it no later than a blink.
+//! carries on: at once when there was no output for a while, once more when that first
+//! line ends, then every [`TICK`] for as long as more comes. So output costs the guest
+//! one system call for a line, not for a byte, and a reader sees it no later than a
+//! blink; a line that comes alone, as it ends.
 
 use std::io;
 use std::sync::Arc;
@@ -105,6 +106,9 @@ pub(super) struct Outlet {
     since: usize,
     /// The main loop will come by without being called.
     attended: bool,
+    /// It was called for the first bytes of a line after a while without output, and
+    /// waits for the rest.
+    begun: bool,
     bell: Arc<EventFd>,
 }
 
@@ -118,6 +122,7 @@ impl Outlet {
             recent,
             since: 0,
             attended: false,
+            begun: false,
             bell,
         }
     }
@@ -145,7 +150,11 @@ impl Outlet {
         let before = self.since;
         self.carry(bytes);
         let is_much = before < MUCH && self.since >= MUCH;
-        if !self.attended || is_much {
+        let is_first = !self.attended;
+        self.begun |= is_first;
+        let ends = self.begun && bytes.contains(&b'\n');
+        self.begun &= !ends;
+        if is_first || is_much || ends {
             self.attended = true;
             // Only a full counter makes this fail, and then it has rung.
             let _ = self.bell.write(1);
@@ -253,6 +262,30 @@ mod tests {
         let mut all = [0; 4];
         view.read_exact_at(&mut all, 0).expect("read");
         assert_eq!(&all, b"abcd");
+    }
+
+    #[test]
+    fn a_line_that_comes_alone_calls_when_it_ends() {
+        let (mut outlet, _) = outlet();
+        for _ in 0..2 {
+            outlet.push(b"l");
+            assert_eq!(outlet.bell.read().expect("rung"), 1);
+            assert!(outlet.progress());
+            outlet.push(b"ine");
+            assert!(outlet.bell.read().is_err(), "it goes on");
+            outlet.push(b"\n");
+            assert_eq!(outlet.bell.read().expect("rung"), 1);
+            assert!(outlet.progress());
+            outlet.push(b"another\n");
+            assert!(outlet.bell.read().is_err(), "a tick will come");
+            assert!(outlet.progress());
+            assert!(!outlet.progress(), "idle");
+        }
+        outlet.push(b"a whole one\n");
+        assert_eq!(outlet.bell.read().expect("rung"), 1);
+        assert!(outlet.progress());
+        outlet.push(b"\n");
+        assert!(outlet.bell.read().is_err(), "once");
     }
 
     #[test]
