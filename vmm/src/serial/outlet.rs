@@ -48,7 +48,9 @@ impl Output {
 
 /// The newest output, numbered through since the beginning.
 struct Recent {
-    bytes: Box<[u8]>,
+    /// As long as the output until there are [`RECENT`], then overwritten in turn: a
+    /// guest that says little costs little.
+    bytes: Vec<u8>,
     /// The number of the next byte.
     end: u64,
 }
@@ -56,7 +58,7 @@ struct Recent {
 impl Recent {
     fn new() -> Self {
         Self {
-            bytes: vec![0; RECENT].into(),
+            bytes: Vec::new(),
             end: 0,
         }
     }
@@ -69,7 +71,10 @@ impl Recent {
 
     fn push(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.bytes[Self::place(self.end)] = *byte;
+            match self.bytes.get_mut(Self::place(self.end)) {
+                Some(place) => *place = *byte,
+                None => self.bytes.push(*byte),
+            }
             self.end += 1;
         }
     }
