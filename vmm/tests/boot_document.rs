@@ -15,6 +15,7 @@ use hearth_vmm::arch::memory;
 const ONE_VCPU: acpi::Hardware = acpi::Hardware {
     vcpus: 1,
     most_vcpus: None,
+    last_slot: None,
 };
 
 fn document() -> String {

@@ -67,6 +67,7 @@ impl Bench {
             identity: description.identity,
             serial: Serial::new(Output::log(log).expect("log")).expect("serial"),
             devices: description.devices,
+            last_slot: description.last_slot,
             taps: Taps::new(),
             template: None,
             origin: Origin::PowerOn,

@@ -25,8 +25,8 @@ use crate::arch::layout::{
     PORT_PCI_ADDRESS, PORT_SERIAL, PORT_SLEEP_CONTROL,
 };
 
-/// The slots of a bus. Slot 0 is the host bridge and never goes.
-const SLOTS: u8 = 32;
+/// The last slot of a bus. Slot 0 is the host bridge and never goes.
+const LAST_SLOT: u8 = 31;
 /// A device came. ACPI 6.5, table 5.166.
 pub(super) const NOTIFY_DEVICE_CHECK: u8 = 1;
 /// A device shall go.
@@ -39,11 +39,15 @@ const NOTIFY_GENERATION: u8 = 0x80;
 pub(super) fn build(hardware: Hardware, resources: &Resources) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = Vec::new();
+    let root = PciRoot {
+        resources,
+        last_slot: hardware.last_slot.unwrap_or(LAST_SLOT).min(LAST_SLOT),
+    };
     let container = hardware.most_vcpus.map(|most| Container { most });
     let events = EventDevice {
         has_processors: container.is_some(),
     };
-    let (board, root) = (Board(resources), PciRoot(resources));
+    let board = Board(resources);
     let mut devices: Vec<&dyn Aml> = vec![
         &board,
         &root,
@@ -129,7 +133,11 @@ impl Aml for NotifySlot {
 }
 
 /// The PCI host bridge: PCI Firmware 3.3, section 4.
-struct PciRoot<'a>(&'a Resources);
+struct PciRoot<'a> {
+    resources: &'a Resources,
+    /// The last slot in which devices come and go.
+    last_slot: u8,
+}
 
 impl Aml for PciRoot<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -140,16 +148,16 @@ impl Aml for PciRoot<'_> {
         let bus = Name::new("_BBN".into(), &ZERO);
         let numbers = AddressSpace::new_bus_number(0u16, 0u16);
         let address = IO::new(PORT_PCI_ADDRESS, PORT_PCI_ADDRESS, 1, 8);
-        let (first, last) = self.0.ports;
+        let (first, last) = self.resources.ports;
         let ports = AddressSpace::new_io(first, last, None);
         let not_cached = || AddressSpaceCacheable::NotCacheable;
         let below =
-            self.0.windows.iter().map(|(first, last)| {
+            self.resources.windows.iter().map(|(first, last)| {
                 AddressSpace::new_memory(not_cached(), true, *first, *last, None)
             });
         let below: Vec<_> = below.collect();
         let above = self
-            .0
+            .resources
             .window_64
             .map(|(first, last)| AddressSpace::new_memory(not_cached(), true, first, last, None));
         let mut windows: Vec<&dyn Aml> = vec![&numbers, &address, &ports];
@@ -185,8 +193,8 @@ impl Aml for PciRoot<'_> {
             true,
             vec![&acquire, &bit, &eject_store, &release],
         );
-        let slots: Vec<Slot> = (1..SLOTS).map(Slot).collect();
-        let notify: Vec<NotifySlot> = (1..SLOTS).map(NotifySlot).collect();
+        let slots: Vec<Slot> = (1..=self.last_slot).map(Slot).collect();
+        let notify: Vec<NotifySlot> = (1..=self.last_slot).map(NotifySlot).collect();
         let notify_slots = Method::new(
             "DVNT".into(),
             2,

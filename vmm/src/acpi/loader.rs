@@ -177,6 +177,7 @@ mod tests {
         let hardware = Hardware {
             vcpus: 3,
             most_vcpus: None,
+            last_slot: None,
         };
         let files = for_firmware(hardware, 6 * GIB);
         let tables = loaded(&files, BASE);

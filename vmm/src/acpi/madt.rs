@@ -16,7 +16,9 @@ pub(super) fn build(hardware: Hardware) -> MADT {
         OEM_REVISION,
         LocalInterruptController::Address(LAPIC as u32),
     );
-    let Hardware { vcpus, most_vcpus } = hardware;
+    let Hardware {
+        vcpus, most_vcpus, ..
+    } = hardware;
     for vcpu in 0..most_vcpus.unwrap_or(vcpus).max(vcpus) {
         // One that may be plugged later (section 5.2.12.2, "online capable") is counted
         // as possible by Linux, which ignores any other that is not enabled.

@@ -46,6 +46,9 @@ pub struct Hardware {
     pub vcpus: u8,
     /// How many there may ever be, where they come and go.
     pub most_vcpus: Option<u8>,
+    /// The last slot of the PCI bus in which devices come and go, 1 to 31; none: 31.
+    /// Each costs the guest's kernel some of its boot.
+    pub last_slot: Option<u8>,
 }
 
 /// All tables, as they lie from [`ACPI`] on; the RSDP is the first.
@@ -156,7 +159,7 @@ mod tests {
     fn fixed(vcpus: u8) -> Hardware {
         Hardware {
             vcpus,
-            most_vcpus: None,
+            ..Hardware::default()
         }
     }
 
@@ -221,6 +224,7 @@ mod tests {
         let hardware = Hardware {
             vcpus: 2,
             most_vcpus: Some(4),
+            last_slot: None,
         };
         let image = build(hardware).expect("fits");
         let madt = tables(&image)[1];
@@ -354,6 +358,21 @@ mod tests {
         assert!(!has(bus, b"S00_"));
     }
 
+    #[test]
+    fn slots_are_as_many_as_may_be_filled() {
+        let all = dsdt();
+        let image = build(Hardware {
+            last_slot: Some(3),
+            ..fixed(1)
+        })
+        .expect("fits");
+        let dsdt = table(&image, u64_at(tables(&image)[0], 140));
+        let bus = device(dsdt, b"PCI0");
+        assert!(has(device(bus, b"S03_"), b"_EJ0"));
+        assert!(!has(bus, b"S04_"));
+        assert!(dsdt.len() < all.len() / 2);
+    }
+
     /// ACPI 6.5, table 5.9.
     #[test]
     fn the_fadt_says_what_is_not_there_and_how_to_end() {
@@ -386,6 +405,7 @@ mod tests {
         let hardware = Hardware {
             vcpus: 2,
             most_vcpus: Some(32),
+            last_slot: None,
         };
         let image = build(hardware).expect("fits");
         let folder = tempfile::tempdir().expect("folder");

@@ -107,6 +107,11 @@ pub(super) struct Flags {
     /// Plug a virtio console, hvc0, at the same console as the serial port
     #[arg(long)]
     pub(super) virtio_console: bool,
+    /// Have so many free slots for disks and interfaces that are plugged in while the guest
+    /// runs, instead of as many as there are: each makes its boot longer. What is
+    /// unplugged frees its slot. A machine that goes on from a snapshot keeps its own
+    #[arg(long, value_name = "N")]
+    pub(super) hotplug_slots: Option<u8>,
     /// Keep this folder in reach of the jail, for disks added by path (repeatable)
     #[arg(long, value_name = "FOLDER")]
     pub(super) allow: Vec<PathBuf>,

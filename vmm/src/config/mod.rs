@@ -63,6 +63,8 @@ pub struct Description {
     /// The devices, in slot order: disks, so that the first is in the first slot, network
     /// interfaces, then those of which there is one at most.
     pub devices: Vec<Device>,
+    /// The last slot of the PCI bus for devices, 1 to 31.
+    pub last_slot: u8,
     /// The control socket.
     pub socket: Option<PathBuf>,
     /// The serial console's log.
@@ -246,6 +248,7 @@ fn check(flags: Flags) -> Result<Description, String> {
             "--disk and --nic: the machine has {most} slots for devices, one of them taken"
         ));
     }
+    let last_slot = last_slot(free + devices.len(), flags.hotplug_slots)?;
     let ids: Vec<&str> = devices.iter().map(Device::id).collect();
     if let Some(twice) = ids
         .iter()
@@ -281,6 +284,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         memory_bytes,
         memory,
         devices,
+        last_slot,
         socket: flags.socket,
         serial_log: flags.serial_log,
         console_socket: flags.console_socket,
@@ -298,6 +302,19 @@ fn check(flags: Flags) -> Result<Description, String> {
             },
         }),
     })
+}
+
+/// The last slot for devices, of which so many are taken from the start, or stay free in
+/// front of a template's.
+fn last_slot(taken: usize, free: Option<u8>) -> Result<u8, String> {
+    let room = MAX_DEVICES - taken;
+    let free = free.map_or(room, usize::from);
+    if free > room {
+        return Err(format!(
+            "--hotplug-slots {free}: beside {taken} that are taken there are {room} slots"
+        ));
+    }
+    u8::try_from(taken + free).map_err(|error| error.to_string())
 }
 
 fn is_name_byte(byte: u8) -> bool {

@@ -472,6 +472,21 @@ fn a_bus_has_thirty_one_slots_for_devices() {
 }
 
 #[test]
+fn free_slots_are_as_many_as_asked_for() {
+    let last = |flags: &[&str]| run(flags).map(|description| description.last_slot);
+    assert_eq!(last(&[]), Ok(31));
+    // The entropy source and a disk.
+    assert_eq!(last(&["--hotplug-slots", "0"]), Ok(1));
+    let disk = ["--disk", "path=/x", "--hotplug-slots"];
+    assert_eq!(last(&[&disk[..], &["4"]].concat()), Ok(6));
+    assert_eq!(last(&[&disk[..], &["29"]].concat()), Ok(31));
+    assert_eq!(
+        last(&[&disk[..], &["30"]].concat()),
+        Err("--hotplug-slots 30: beside 2 that are taken there are 29 slots".to_owned())
+    );
+}
+
+#[test]
 fn files_and_limits_are_passed_on() {
     let description = run(&[
         "--initrd",

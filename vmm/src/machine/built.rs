@@ -65,6 +65,9 @@ pub struct Parts {
     pub serial: Serial,
     /// Its devices, in slot order.
     pub devices: Vec<config::Device>,
+    /// The last slot for devices: of these, and of those that come while the guest runs.
+    /// A snapshot's machine keeps its own.
+    pub last_slot: u8,
     /// The taps that they name by descriptor.
     pub taps: Taps,
     /// Of a template: how many slots stay free in front of its devices.
@@ -123,6 +126,7 @@ impl Built {
             false => Bus::new(parts.serial),
         };
         let bus = Arc::new(bus.map_err(host_error("eventfd"))?);
+        bus.pci.keep_to(parts.last_slot);
         let context = DeviceContext {
             memory: Arc::clone(&memory),
             vcpus: parts.vcpus.first,
@@ -249,6 +253,7 @@ impl Machine {
     /// that is done, as one that comes while the guest runs, its guest notified.
     fn restore(&mut self, mut made: Vec<Made>, saved: Saved) -> Result<(), Error> {
         let new = saved.split(&mut made)?;
+        self.bus.pci.keep_to(saved.last_slot());
         for device in made {
             let slot = saved.slot(device.id());
             self.plug(device, slot)?;

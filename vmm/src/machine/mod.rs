@@ -141,6 +141,7 @@ impl Machine {
         let hardware = acpi::Hardware {
             vcpus: self.vcpu_count,
             most_vcpus: self.most_vcpus,
+            last_slot: Some(self.bus.pci.last_slot()),
         };
         let (memory, identity, generation) = (&self.memory, &self.identity, &self.generation);
         let entry = match &mut self.payload {

@@ -125,6 +125,11 @@ impl Saved {
         Err(Error::Restore(Refused::because(wrong)))
     }
 
+    /// The last slot for devices: what the guest was told of.
+    pub(super) fn last_slot(&self) -> u8 {
+        self.0.bus.last_slot
+    }
+
     /// The slot of a device.
     pub(super) fn slot(&self, id: &str) -> Option<u8> {
         let mut devices = self.0.devices.iter();

@@ -82,6 +82,7 @@ impl Process {
             identity: description.identity.clone(),
             serial,
             devices: places.devices,
+            last_slot: description.last_slot,
             taps,
             template: description.template,
             origin,

@@ -44,6 +44,8 @@ pub(super) struct Found<'a> {
 
 /// Everything behind the lock.
 pub(super) struct Bus {
+    /// Devices are in none behind it.
+    last_slot: u8,
     slots: [Option<Function>; SLOT_COUNT as usize],
     /// What was taken out and still touches guest memory, by slot: the guest sees it no
     /// more, and the slot is not free yet.
@@ -121,11 +123,20 @@ impl Bus {
             bars: Vec::new(),
         });
         Self {
+            last_slot: SLOT_COUNT - 1,
             slots,
             leaving: Vec::new(),
             places: Places::new(windows),
             address: 0,
         }
+    }
+
+    pub(super) fn keep_to(&mut self, last_slot: u8) {
+        self.last_slot = last_slot.clamp(1, SLOT_COUNT - 1);
+    }
+
+    pub(super) fn last_slot(&self) -> u8 {
+        self.last_slot
     }
 
     pub(super) fn add(
@@ -234,11 +245,14 @@ impl Bus {
         let is_leaving = |slot| self.leaving.iter().any(|(leaving, _)| *leaving == slot);
         let free = |slot: &u8| {
             let is_empty = matches!(self.slots.get(usize::from(*slot)), Some(None));
-            is_empty && *slot > 0 && !is_leaving(*slot)
+            is_empty && (1..=self.last_slot).contains(slot) && !is_leaving(*slot)
         };
         match wanted {
             Some(slot) => Some(slot).filter(free).ok_or(Error::SlotTaken(slot)),
-            None => (1..SLOT_COUNT).find(free).ok_or(Error::BusFull),
+            None => {
+                let mut slots = 1..=self.last_slot;
+                slots.find(free).ok_or(Error::BusFull(self.last_slot))
+            }
         }
     }
 

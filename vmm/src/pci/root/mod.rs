@@ -47,9 +47,9 @@ pub struct Windows {
 /// Why a device can't be added or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// All slots are taken.
-    #[error("all 31 device slots of the PCI bus are taken")]
-    BusFull,
+    /// All slots are taken; how many there are.
+    #[error("all device slots of the PCI bus are taken, {0}")]
+    BusFull(u8),
     /// That slot is taken, or not a slot for devices.
     #[error("PCI slot {0} is not free")]
     SlotTaken(u8),
@@ -106,6 +106,18 @@ impl PciRoot {
     #[must_use]
     pub fn placed_ecam(&self) -> Option<u64> {
         self.ecam.as_ref().map(|ecam| ecam.load(Ordering::Relaxed))
+    }
+
+    /// Has devices be in the slots up to this one only, of 1 to 31: those in which the
+    /// guest expects them to come and go. Before any is added.
+    pub fn keep_to(&self, last_slot: u8) {
+        self.lock().keep_to(last_slot);
+    }
+
+    /// The last slot for devices.
+    #[must_use]
+    pub fn last_slot(&self) -> u8 {
+        self.lock().last_slot()
     }
 
     /// Puts a device in a slot, or in the first free one, and places its BARs.

@@ -151,6 +151,20 @@ fn the_address_register_is_whole_and_selects_one_function() {
 }
 
 #[test]
+fn no_device_comes_where_the_guest_expects_none() {
+    let (root, log) = root();
+    root.keep_to(2);
+    assert_eq!(root.last_slot(), 2);
+    let add = |slot| root.add(slot, Probe::boxed(&log));
+    assert_eq!(add(Some(3)), Err(Error::SlotTaken(3)));
+    assert_eq!((add(None), add(None)), (Ok(1), Ok(2)));
+    assert_eq!(add(None), Err(Error::BusFull(2)));
+    root.remove(1).unwrap();
+    root.settle();
+    assert_eq!(add(None), Ok(1), "a slot that is free again");
+}
+
+#[test]
 fn slots_are_given_from_the_first_and_never_the_bridges() {
     let (root, log) = root();
     assert_eq!(

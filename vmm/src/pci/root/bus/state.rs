@@ -35,6 +35,8 @@ pub struct SlotV1 {
 pub struct BusV1 {
     /// The address register, port 0xCF8.
     pub address: u32,
+    /// The last slot for devices.
+    pub last_slot: u8,
     /// What is in the slots that are taken, the host bridge among them.
     pub slots: Vec<SlotV1>,
 }
@@ -76,6 +78,7 @@ impl Bus {
         };
         Ok(BusV1 {
             address: self.address,
+            last_slot: self.last_slot,
             slots: self.functions().map(save).collect::<Result<_, _>>()?,
         })
     }
@@ -83,6 +86,11 @@ impl Bus {
     /// Takes over what was saved, with every device quiet.
     pub(in crate::pci::root) fn restore(&mut self, state: &BusV1) -> Result<(), Refused> {
         self.check_quiet()?;
+        if state.last_slot != self.last_slot {
+            let (wants, has) = (state.last_slot, self.last_slot);
+            let wrong = format!("its last slot for devices is {wants}, and here it is {has}");
+            return Err(Refused::because(wrong));
+        }
         let saved = self.match_slots(&state.slots)?;
         self.place_again(&saved)?;
         self.address = state.address;

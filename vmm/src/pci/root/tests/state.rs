@@ -166,6 +166,10 @@ fn another_bus_is_refused() {
             "PCI slot 255: it is empty here and taken there",
         ),
         (
+            |state| state.last_slot = 200,
+            "its last slot for devices is 200, and here it is 31",
+        ),
+        (
             |state| state.slots[1].slot = 5,
             "PCI slot 5: it is there twice",
         ),
