@@ -30,11 +30,14 @@ fn held(vm: &Vm) -> (usize, usize) {
 
 #[test]
 fn a_disk_comes_and_goes_fifty_times() {
-    let mut vm = Vm::of("micro").boot();
+    // In the same slot each time, as there is no other.
+    let mut vm = Vm::of("micro").args(&["--hotplug-slots", "1"]).boot();
     let path = vm.dir.path().join("hot.raw");
     File::create(&path)
         .and_then(|file| file.set_len(8 << 20))
         .expect("a disk");
+    let other = path.with_extension("other");
+    std::fs::copy(&path, &other).expect("a disk");
     let before = held(&vm);
     for round in 0..ROUNDS {
         let body = json!({"id": "hot", "path": path, "serial": format!("round{round}")});
@@ -51,6 +54,10 @@ fn a_disk_comes_and_goes_fifty_times() {
         }
         until(&mut vm, "[ -e /sys/block/vdb/serial ]");
         assert_eq!(vm.run("cat /sys/block/vdb/serial"), format!("round{round}"));
+        let other = json!({"id": "other", "path": other});
+        let refused = vm.try_api("POST", "/v1/disks", Some(&other));
+        let refused = refused.expect_err("there is no slot");
+        assert!(refused.contains("device slots"), "{refused}");
         vm.run(&format!(
             "echo {round} | dd of=/dev/vdb conv=fsync 2>/dev/null"
         ));

@@ -71,6 +71,7 @@ impl Bench {
             taps: Taps::new(),
             template: None,
             origin: Origin::PowerOn,
+            exit_trace: None,
             began_ns: 0,
             pid: std::process::id(),
         };

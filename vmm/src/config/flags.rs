@@ -80,6 +80,10 @@ pub(super) struct Flags {
     /// Let gdb attach here
     #[arg(long, value_name = "FILE")]
     pub(super) gdb: Option<PathBuf>,
+    /// Note each exit of a vCPU here: path=FILE[,exits=N], of each vCPU the first N
+    /// (1048576; 32 bytes each)
+    #[arg(long, value_name = "TRACE")]
+    pub(super) exit_trace: Option<String>,
     /// As the last act, write here why the machine ended
     #[arg(long, value_name = "FILE")]
     pub(super) exit_file: Option<PathBuf>,

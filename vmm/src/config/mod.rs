@@ -12,6 +12,7 @@ mod nic;
 mod options;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod user_disk;
 mod vcpus;
 mod vsock;
@@ -31,6 +32,7 @@ use crate::virtio::{DECLARATIONS, Plug, balloon, console, rng, vsock as virtio_v
 pub use self::disk::Disk;
 pub use self::firmware::Firmware;
 pub use self::nic::{Nic, Tap};
+pub use self::trace::ExitTrace;
 pub use self::user_disk::{NO_LIMITS as NO_DISK_LIMITS, UserDisk};
 pub use self::vsock::Vsock;
 
@@ -73,6 +75,8 @@ pub struct Description {
     pub console_socket: Option<PathBuf>,
     /// Where gdb attaches.
     pub gdb: Option<PathBuf>,
+    /// Where exits are noted.
+    pub exit_trace: Option<ExitTrace>,
     /// Where the reason of the end goes.
     pub exit_file: Option<PathBuf>,
     /// What the machine says it is.
@@ -289,6 +293,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         serial_log: flags.serial_log,
         console_socket: flags.console_socket,
         gdb: flags.gdb,
+        exit_trace: flags.exit_trace.as_deref().map(trace::parse).transpose()?,
         exit_file: flags.exit_file,
         daemonize: flags.daemonize,
         pid_file: flags.pid_file,

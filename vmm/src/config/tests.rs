@@ -487,6 +487,26 @@ fn free_slots_are_as_many_as_asked_for() {
 }
 
 #[test]
+fn an_exit_trace_is_bounded() {
+    let trace = |text| run(&["--exit-trace", text]).map(|description| description.exit_trace);
+    let of = |exits| {
+        let path = PathBuf::from("/t");
+        Ok(Some(ExitTrace { path, exits }))
+    };
+    assert_eq!(trace("path=/t"), of(1 << 20));
+    assert_eq!(trace("path=/t,exits=7"), of(7));
+    assert_eq!(
+        mistake(&["--exit-trace", "exits=7"]),
+        "--exit-trace: path=FILE is missing"
+    );
+    for many in ["0", "16777217", "many"] {
+        let text = format!("path=/t,exits={many}");
+        let wrong = format!("--exit-trace: exits {many:?}: 1 to 16777216 are allowed");
+        assert_eq!(mistake(&["--exit-trace", &text]), wrong);
+    }
+}
+
+#[test]
 fn files_and_limits_are_passed_on() {
     let description = run(&[
         "--initrd",

@@ -30,7 +30,7 @@ use crate::memory::{Memory, Options};
 use crate::serial::Serial;
 use crate::smbios;
 use crate::snapshot::Source;
-use crate::vcpu::{self, Bell, ExitStats, Reports, TickRate};
+use crate::vcpu::{self, Bell, ExitStats, Reports, TickRate, Trace};
 use crate::virtio::SHARED;
 use crate::virtio::pci::Backplane;
 use crate::virtio::thread::DeviceThread;
@@ -74,6 +74,8 @@ pub struct Parts {
     pub template: Option<u8>,
     /// Where it comes from.
     pub origin: Origin,
+    /// Where its exits are noted, if they are.
+    pub exit_trace: Option<Trace>,
     /// When the program began ([`crate::vcpu::unix_ns`]).
     pub began_ns: u64,
     /// The process's id, as those outside know it.
@@ -90,6 +92,7 @@ pub struct Built {
     identity: smbios::Identity,
     template: Option<u8>,
     origin: Origin,
+    exit_trace: Option<Trace>,
     began_ns: u64,
     pid: u32,
     kvm: Kvm,
@@ -149,6 +152,7 @@ impl Built {
             identity: parts.identity,
             template: parts.template,
             origin: parts.origin,
+            exit_trace: parts.exit_trace,
             began_ns: parts.began_ns,
             pid: parts.pid,
             model: arch::kvm::Model::new(&kvm, parts.vcpus.all()).map_err(vm::refused)?,
@@ -180,10 +184,16 @@ impl Built {
             bell: Arc::clone(&self.quieted),
         };
         let jail = confinement.layers().to_vec();
+        let trace = self.exit_trace.clone();
         let (mut machine, made, origin) = self.assemble(backplane, jail);
         match origin {
             Origin::PowerOn => machine.cold_start(made)?,
             Origin::Snapshot(source) => machine.restore(made, Saved::read(&source)?)?,
+        }
+        if let Some(trace) = trace {
+            let vcpus = machine.stats.len();
+            let head = trace.head(vcpus, |target| machine.name(target));
+            head.map_err(host_error("write the exit trace"))?;
         }
         Ok(machine)
     }
@@ -224,7 +234,7 @@ impl Built {
             rebooting: false,
             reset_due: false,
             stats: (0..self.vcpus.all())
-                .map(|_| ExitStats::default())
+                .map(|index| ExitStats::of(index.into(), self.exit_trace.as_ref()))
                 .collect(),
             ticks: TickRate::default(),
             began_ns: self.began_ns,

@@ -327,10 +327,9 @@ impl Machine {
         }
     }
 
-    /// Counters since the process began.
-    #[must_use]
-    pub fn metrics(&self) -> api::Metrics {
-        let name = |target| match target {
+    /// What is behind an exit, by its name on the control socket.
+    fn name(&self, target: Target) -> String {
+        match target {
             Target::None => "none".to_owned(),
             Target::Serial => "serial".to_owned(),
             Target::Config => "pci-config".to_owned(),
@@ -338,7 +337,13 @@ impl Machine {
             Target::Keyboard => "keyboard".to_owned(),
             Target::Board => "firmware".to_owned(),
             Target::Slot(slot) => self.devices.name(slot),
-        };
+        }
+    }
+
+    /// Counters since the process began.
+    #[must_use]
+    pub fn metrics(&self) -> api::Metrics {
+        let name = |target| self.name(target);
         let (exits, exit_latency) = vcpu::summary(&self.stats, &self.ticks, name);
         api::Metrics {
             vcpu_exits: self.stats.iter().map(ExitStats::total).sum(),

@@ -24,6 +24,7 @@ use crate::jail;
 use crate::machine::{Built, Firmware, Origin, Parts, Software, Taps, VcpuCount, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
 use crate::snapshot::Source;
+use crate::vcpu::Trace;
 
 impl Process {
     /// Opens and builds everything.
@@ -51,6 +52,17 @@ impl Process {
                 .open(path, &log_options)
                 .and_then(Output::log)
                 .map_err(|error| format!("--serial-log {}: {error}", path.display()))?,
+        };
+        let exit_trace = match &description.exit_trace {
+            None => None,
+            Some(trace) => {
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(true).mode(0o600);
+                let file = made.open(&trace.path, &options);
+                let file = file
+                    .map_err(|error| format!("--exit-trace {}: {error}", trace.path.display()))?;
+                Some(Trace::new(file, trace.exits))
+            }
         };
         // Before the jail, which has no way to it.
         let stdout =
@@ -86,6 +98,7 @@ impl Process {
             taps,
             template: description.template,
             origin,
+            exit_trace,
             began_ns,
             pid,
         })

@@ -7,7 +7,8 @@ use std::ptr;
 use hearth_vmm_api::ExitReason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{Ending, Surroundings, kick};
+use super::trace::Access;
+use super::{Ending, ExitStats, Surroundings, kick};
 use crate::arch;
 use crate::arch::debug::Trap;
 use crate::machine::bus::{Request, Target};
@@ -38,20 +39,31 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
     if let Some(stats) = stats {
         stats.begin();
     }
+    let is_traced = stats.is_some_and(ExitStats::is_traced);
+    let mut access = Access::default();
+    let mut trace = |address, width, data: &[u8]| {
+        if is_traced {
+            access = Access::new(address, width, data);
+        }
+    };
     let (reason, target, done) = match exit {
         Ok(VcpuExit::IoIn(port, data)) => {
             let data = ptr::from_mut(data);
             let width = io_width(fd);
             // SAFETY: the bytes are in the kvm_run page, which stays as it is until the
             // next KVM_RUN of this thread, and nothing else refers to them.
-            let target = bus.ports_read(port, width, unsafe { &mut *data });
+            let data = unsafe { &mut *data };
+            let target = bus.ports_read(port, width, data);
+            trace(port.into(), width, data);
             (PortRead, target, Ok(Step::Exit))
         }
         Ok(VcpuExit::IoOut(port, data)) => {
             let data = ptr::from_ref(data);
             let width = io_width(fd);
             // SAFETY: as above.
-            let (target, request) = bus.ports_write(port, width, unsafe { &*data });
+            let data = unsafe { &*data };
+            trace(port.into(), width, data);
+            let (target, request) = bus.ports_write(port, width, data);
             let step = match request {
                 None => Step::Exit,
                 Some(Request::Eject(slots)) => {
@@ -68,9 +80,12 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
             (PortWrite, target, Ok(step))
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
-            (MemoryRead, bus.memory_read(address, data), Ok(Step::Exit))
+            let target = bus.memory_read(address, data);
+            trace(address, data.len(), data);
+            (MemoryRead, target, Ok(Step::Exit))
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
+            trace(address, data.len(), data);
             (MemoryWrite, bus.memory_write(address, data), Ok(Step::Exit))
         }
         Ok(VcpuExit::Hlt) => (Halt, Target::None, Ok(Step::Exit)),
@@ -105,7 +120,9 @@ pub(super) fn step(index: usize, fd: &mut VcpuFd, surroundings: &Surroundings) -
         Err(error) => (Other, Target::None, Err(format!("KVM_RUN failed: {error}"))),
     };
     if let Some(stats) = stats {
-        stats.end(reason, target, arch::ticks().saturating_sub(start));
+        let ticks = arch::ticks().saturating_sub(start);
+        stats.end(reason, target, ticks);
+        stats.note(start, ticks, reason, target, access);
     }
     done.unwrap_or_else(|failure| {
         let registers = registers(fd);

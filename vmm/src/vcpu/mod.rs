@@ -25,6 +25,7 @@ mod stats;
 #[allow(unsafe_code, reason = "KVM is handed an address of guest memory")]
 mod tests;
 mod thread;
+mod trace;
 
 use std::io;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub use self::mailbox::CallError;
 use self::mailbox::{Mailbox, Order};
 pub use self::reports::{Ending, Reports, Taken};
 pub use self::stats::{ExitStats, TickRate, summary};
+pub use self::trace::Trace;
 use crate::machine::bus::Bus;
 
 /// What the threads share with the machine.

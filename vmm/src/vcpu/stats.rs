@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use hearth_vmm_api::{ExitCount, ExitLatency, ExitReason};
 
+use super::trace::{Access, Trace, VcpuTrace};
 use crate::arch;
 use crate::machine::bus::Target;
 
@@ -21,6 +22,8 @@ pub struct ExitStats {
     counts: [[Count; Target::COUNT]; ExitReason::ALL.len()],
     /// By reason: of exits that took less than 2^n ticks and no less than half of that.
     latency: [[AtomicU64; BUCKETS]; ExitReason::ALL.len()],
+    /// Where each is noted, if any is.
+    trace: Option<VcpuTrace>,
 }
 
 #[derive(Default)]
@@ -35,11 +38,47 @@ impl Default for ExitStats {
             total: AtomicU64::new(0),
             counts: std::array::from_fn(|_| std::array::from_fn(|_| Count::default())),
             latency: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            trace: None,
         }
     }
 }
 
 impl ExitStats {
+    /// Those of a vCPU, which is traced if any is.
+    #[must_use]
+    pub fn of(index: usize, trace: Option<&Trace>) -> Self {
+        Self {
+            trace: trace.map(|trace| trace.of(index)),
+            ..Self::default()
+        }
+    }
+
+    /// Whether each exit is noted.
+    pub(super) fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    /// Notes an exit, after it was handled; not at all where there is no trace.
+    pub(super) fn note(
+        &self,
+        at: u64,
+        ticks: u64,
+        reason: ExitReason,
+        target: Target,
+        access: Access,
+    ) {
+        if let Some(trace) = &self.trace {
+            trace.note(at, ticks, reason, target, access);
+        }
+    }
+
+    /// Has readers find what was noted.
+    pub(super) fn flush(&self) {
+        if let Some(trace) = &self.trace {
+            trace.flush();
+        }
+    }
+
     /// Counts an exit, before it is handled.
     pub(super) fn begin(&self) {
         self.total.fetch_add(1, Ordering::Relaxed);

@@ -81,6 +81,13 @@ impl<'a> Vcpu<'a> {
         }
     }
 
+    /// Has whoever reads the trace find all exits up to here.
+    fn flush_trace(&self) {
+        if let Some(stats) = self.surroundings.stats.get(self.index) {
+            stats.flush();
+        }
+    }
+
     /// Does as ordered until it is to run; false: to end.
     fn obey(&mut self, mailbox: &Mailbox<VcpuFd>) -> bool {
         if let Some(ending) = self.settle() {
@@ -89,6 +96,7 @@ impl<'a> Vcpu<'a> {
         }
         // A step's, whose instruction has just been completed.
         self.report_trap(mailbox);
+        self.flush_trace();
         let ring = || self.surroundings.reports.bell().ring();
         match mailbox.obey(&mut self.fd, ring) {
             Obeyed::End => false,
@@ -136,6 +144,7 @@ impl Drop for Vcpu<'_> {
     fn drop(&mut self) {
         // Before the page that it points into goes, with `fd`.
         IMMEDIATE_EXIT.set(ptr::null_mut());
+        self.flush_trace();
         if thread::panicking() {
             let detail = format!("vCPU {}: internal error in the VMM", self.index);
             self.surroundings.reports.end(Ending::Crashed(detail));
