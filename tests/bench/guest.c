@@ -3,7 +3,7 @@
  *
  * It says "HEARTH-BENCH init NANOSECONDS" as its first act (the clock is the
  * guest's own, since its kernel started), then does what `bench=` on the
- * kernel's command line asks for (boot, block, net), prints a line
+ * kernel's command line asks for (boot, exits, block, net), prints a line
  * "HEARTH-BENCH r METRIC VALUE" for each figure and "HEARTH-BENCH done".
  * Whatever goes wrong is "HEARTH-BENCH fail WHAT: WHY". It never ends: the
  * host measures the VMM's memory while the guest idles, and then kills it.
@@ -93,8 +93,14 @@ static void load_modules(void)
 	}
 }
 
+/* When it is not 0, blocks follow one another in an order that visits each once and no
+ * two neighbours in turn. */
+static uint64_t cold_next;
+
 static uint64_t random_block(uint64_t blocks)
 {
+	if (cold_next)
+		return cold_next++ * 7919 % blocks;
 	static uint64_t state = 0x9e3779b97f4a7c15ULL;
 	state ^= state << 13;
 	state ^= state >> 7;
@@ -188,6 +194,33 @@ static void random_io(int write_it, unsigned depth, unsigned count, const char *
 	syscall(SYS_io_destroy, context);
 }
 
+/* Each block once, so that none is in the host's page cache: the host empties that when
+ * it reads the word, and has a moment for it. */
+static void cold(unsigned depth, unsigned from, unsigned count, const char *name)
+{
+	say("cold");
+	usleep(300000);
+	cold_next = from;
+	random_io(0, depth, count, name);
+	cold_next = 0;
+}
+
+/* Writes of 4 KiB, each followed by a flush. */
+static void flush(unsigned count, const char *name)
+{
+	static char *buffer;
+	if (!buffer && posix_memalign((void **)&buffer, 4096, 4096))
+		fail("memory");
+	uint64_t start = now();
+	for (unsigned i = 0; i < count; i++) {
+		uint64_t at = random_block(SPAN / 4096) * 4096;
+		*(uint64_t *)buffer = at;
+		if (pwrite(disk, buffer, 4096, at) != 4096 || fdatasync(disk))
+			fail(name);
+	}
+	say("r %s %.0f", name, count / ((now() - start) / 1e9));
+}
+
 static void block(unsigned passes, unsigned scale)
 {
 	for (int i = 0; (disk = open("/dev/vda", O_RDWR | O_DIRECT)) < 0; i++) {
@@ -205,6 +238,9 @@ static void block(unsigned passes, unsigned scale)
 		random_io(1, 1, 1000 * scale, "write_4k_qd1");
 		random_io(0, QUEUE, 4000 * scale, "read_4k_qd16");
 		random_io(1, QUEUE, 4000 * scale, "write_4k_qd16");
+		flush(500 * scale, "flush_4k");
+		cold(1, 1, 500, "cold_read_4k_qd1");
+		cold(QUEUE, 5000, 2000, "cold_read_4k_qd16");
 	}
 }
 
@@ -373,7 +409,7 @@ int main(void)
 	say("clock %s", clock);
 	if (!strcmp(what, "log"))
 		kernel_log();
-	if (!strcmp(what, "block") || !strcmp(what, "net"))
+	if (!strcmp(what, "block") || !strcmp(what, "net") || !strcmp(what, "exits"))
 		load_modules();
 	if (!strcmp(what, "block"))
 		block(passes, scale);

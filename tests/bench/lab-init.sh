@@ -32,6 +32,7 @@ cp -a /bin /bench /bench-run /lib64 /lib /usr /new/
 mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/scratch /new/etc
 sync
 for folder in proc sys dev; do mount --bind "/$folder" "/new/$folder"; done
+mount -t tracefs trace /new/sys/kernel/tracing || echo "bench: no tracing"
 mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
 unshare -n chroot /new /bin/sh /bench-run >/dev/ttyS1
 echo "bench: over, status $?"

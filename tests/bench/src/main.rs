@@ -7,6 +7,7 @@
 //! | [`subject`] | the VMMs, each with its command line |
 //! | [`run`] | one run of one VMM: exec, the guest's lines with the time of each, the end |
 //! | [`memory`] | what a process holds beyond its guest's memory |
+//! | [`host`] | what the host's kernel is told, and asked: huge pages, the first entry |
 //! | [`peer`] | the network's other end |
 //! | [`report`] | medians and ratios, as a table |
 //! | [`launch`] | what a launch by the control plane costs, and [`bare`], its VMM alone |
@@ -23,6 +24,7 @@
 
 mod api;
 mod bare;
+mod host;
 mod launch;
 mod measure;
 mod memory;

@@ -2,6 +2,7 @@
 //! `R SUBJECT METRIC VALUE` for each figure and `D SUBJECT CASE` at the end of
 //! each case that went well, so that a run that was cut off can go on.
 
+use crate::host::{FirstEntry, HugePages, drop_caches};
 use crate::run::Run;
 use crate::subject::{MEMORY, Machine, Subject};
 use crate::{Arguments, memory, peer};
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// The guest may say nothing for so long, of the host's clock. In the
@@ -38,7 +40,7 @@ struct Setup {
 }
 
 /// `measure files= scratch= boots= passes= scale= append= case=... subject=NAME:BINARY...
-/// [skip=SUBJECT/CASE...]`, with cases bare, boot-elf, boot-bzimage, block, net, log.
+/// [skip=SUBJECT/CASE...]`, with cases boot-elf, boot-bzimage, memory, block, net, log, exits.
 pub(crate) fn measure(arguments: &Arguments) -> Result<()> {
     let setup = Setup {
         files: arguments.one("files")?.into(),
@@ -62,7 +64,8 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<()> {
             if arguments.all("skip").contains(&done) {
                 continue;
             }
-            if case.starts_with("boot") && !subject.measures_boot()
+            if case == "exits" && !subject.traces_exits()
+                || case.starts_with("boot") && !subject.measures_boot()
                 || case == "boot-bzimage" && !subject.boots_bzimage()
                 || case == "block" && !subject.measures_block()
             {
@@ -120,13 +123,10 @@ fn one_case(setup: &Setup, subject: &Subject, case: &str) -> Result<Figures> {
                     format!("{name}_kernel"),
                     format!("{:.3}", boot.kernel * 1e3),
                 ));
-                // A bzImage stays in some VMMs' memory: not the same figure.
-                if case == "boot-elf" {
-                    figures.push(("memory_rss".into(), boot.overhead.rss.to_string()));
-                    figures.push((
-                        "memory_private_dirty".into(),
-                        boot.overhead.private_dirty.to_string(),
-                    ));
+                let host = boot.total - boot.kernel;
+                figures.push((format!("{name}_host"), format!("{:.3}", host * 1e3)));
+                if let Some(entry) = boot.entry {
+                    figures.push((format!("{name}_entry"), format!("{:.3}", entry * 1e3)));
                 }
             }
             if case == "boot-elf" {
@@ -136,15 +136,38 @@ fn one_case(setup: &Setup, subject: &Subject, case: &str) -> Result<Figures> {
                 figures.push(("binary".into(), (size / 1024).to_string()));
             }
         }
-        "block" | "net" => io(setup, subject, case, &mut figures)?,
+        // A bzImage stays in some VMMs' memory: not the same figure.
+        "memory" => {
+            // Where huge pages come unasked, what a VMM has of them is chance.
+            let _huge_pages = HugePages::only_where_asked_for()?;
+            for _ in 0..setup.boots {
+                let overhead = boot(setup, subject, "vmlinux")?.overhead;
+                figures.push(("memory_rss".into(), overhead.rss.to_string()));
+                let dirty = overhead.private_dirty.to_string();
+                figures.push(("memory_private_dirty".into(), dirty));
+            }
+            for case in ["block", "net"] {
+                if case == "net" || subject.measures_block() {
+                    let mut after = Figures::new();
+                    io(setup, subject, case, &mut after)?;
+                    after.retain(|(metric, _)| metric.starts_with("memory"));
+                    figures.extend(after);
+                }
+            }
+        }
+        "block" | "net" => {
+            io(setup, subject, case, &mut figures)?;
+            figures.retain(|(metric, _)| !metric.starts_with("memory"));
+        }
         "log" => log(setup, subject)?,
+        "exits" => exits(setup, subject)?,
         _ => bail!("no case is called `{case}`"),
     }
     Ok(figures)
 }
 
 fn machine(setup: &Setup, kernel: &str, case: &str) -> Machine {
-    let io = matches!(case, "block" | "net");
+    let io = matches!(case, "block" | "net" | "exits");
     Machine {
         kernel: setup.files.join(kernel),
         initrd: setup.files.join(if io { "io.cpio" } else { "boot.cpio" }),
@@ -152,8 +175,8 @@ fn machine(setup: &Setup, kernel: &str, case: &str) -> Machine {
             "console=ttyS0 quiet panic=-1 {} bench={case} passes={} scale={}",
             setup.append, setup.passes, setup.scale
         ),
-        disk: (case == "block").then(|| setup.scratch.join("disk")),
-        nic: case == "net",
+        disk: matches!(case, "block" | "exits").then(|| setup.scratch.join("disk")),
+        nic: matches!(case, "net" | "exits"),
     }
 }
 
@@ -163,21 +186,26 @@ struct Boot {
     total: f64,
     /// The part that the guest's kernel's own clock saw.
     kernel: f64,
+    /// From exec to the guest's first instruction, where the host's kernel tells.
+    entry: Option<f64>,
     overhead: memory::Overhead,
 }
 
 fn boot(setup: &Setup, subject: &Subject, kernel: &str) -> Result<Boot> {
+    let first = FirstEntry::watch();
     let mut run = Run::start(subject.command(&machine(setup, kernel, "boot"), &setup.scratch)?)?;
     let line = run.next(STALL)?;
     let Some(clock) = line.text.strip_prefix("init ") else {
         bail!("`{}` came first", line.text);
     };
     let clock: f64 = clock.parse()?;
+    let entry = first.and_then(|first| first.since(run.began()));
     while run.next(STALL)?.text != "done" {}
     let overhead = memory::overhead(run.pid(), MEMORY * 1024)?;
     Ok(Boot {
         total: line.at.as_secs_f64(),
         kernel: clock / 1e9,
+        entry,
         overhead,
     })
 }
@@ -189,6 +217,9 @@ fn io(setup: &Setup, subject: &Subject, case: &str, figures: &mut Figures) -> Re
         let line = run.next(STALL)?;
         if line.text == "done" {
             break;
+        }
+        if line.text == "cold" {
+            drop_caches()?;
         }
         if let Some(figure) = line.text.strip_prefix("r ") {
             let (metric, value) = figure.split_once(' ').context("a figure")?;
@@ -203,6 +234,30 @@ fn io(setup: &Setup, subject: &Subject, case: &str, figures: &mut Figures) -> Re
         format!("memory_private_dirty_after_{case}"),
         overhead.private_dirty.to_string(),
     ));
+    Ok(())
+}
+
+/// A boot with a disk and an interface, every exit noted: the trace is printed, a line
+/// `X` and base64 for each part of it.
+fn exits(setup: &Setup, subject: &Subject) -> Result<()> {
+    peer::make_tap()?;
+    let file = setup.scratch.join("trace");
+    let mut command = subject.command(&machine(setup, "vmlinux", "exits"), &setup.scratch)?;
+    command
+        .arg("--exit-trace")
+        .arg(format!("path={},exits=65536", file.display()));
+    let mut run = Run::start(command)?;
+    while run.next(STALL)?.text != "done" {}
+    // At its end it writes the rest.
+    run.end()?;
+    let output = Command::new("base64")
+        .arg("-w")
+        .arg("4096")
+        .arg(&file)
+        .output()?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        println!("X {line}");
+    }
     Ok(())
 }
 

@@ -21,6 +21,7 @@ pub(crate) struct Line {
 /// A running VMM. Dropping it kills the VMM.
 pub(crate) struct Run {
     child: Child,
+    began: Instant,
     lines: Receiver<Line>,
     /// For the message when it goes wrong.
     last: VecDeque<String>,
@@ -61,9 +62,15 @@ impl Run {
         });
         Ok(Self {
             child,
+            began: start,
             lines,
             last: VecDeque::new(),
         })
+    }
+
+    /// When the VMM was started.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -109,6 +116,17 @@ impl Run {
         self.lines
             .recv_timeout(stall)
             .context("the end came before the guest was done")
+    }
+
+    /// Asks the VMM to end, and waits until it has.
+    pub(crate) fn end(mut self) -> Result<()> {
+        let pid = libc::pid_t::try_from(self.child.id())?;
+        // SAFETY: takes plain numbers; the child was not waited for, so it is its own.
+        if unsafe { libc::kill(pid, libc::SIGTERM) } != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        self.child.wait()?;
+        Ok(())
     }
 
     fn last_lines(&self) -> String {

@@ -70,6 +70,11 @@ impl Subject {
         !matches!(self.kind, Kind::Q35 { vhost: true })
     }
 
+    /// It can note each exit.
+    pub(crate) fn traces_exits(&self) -> bool {
+        self.kind == Kind::Hearth
+    }
+
     pub(crate) fn measures_block(&self) -> bool {
         !matches!(self.kind, Kind::Q35 { vhost: true })
     }
