@@ -24,6 +24,7 @@ mod process;
 mod slow_disk;
 mod snapshot;
 mod template;
+mod trace;
 mod user_disk;
 mod vcpus;
 
