@@ -13,6 +13,7 @@ pub mod control;
 mod epoll;
 pub mod error;
 pub mod gdb;
+pub mod handover;
 pub mod irq;
 pub mod jail;
 pub mod listener;

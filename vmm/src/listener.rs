@@ -2,16 +2,20 @@
 //! dropped.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
+    /// Whether the path is this process's to remove: another one may listen there.
+    owns_path: Arc<AtomicBool>,
     /// A descriptor given up for who connects when the process has no other left.
     spare: Option<OwnedFd>,
 }
@@ -42,11 +46,24 @@ impl Listener {
         let listener = Self {
             socket,
             path: path.to_owned(),
+            owns_path: Arc::new(AtomicBool::new(true)),
             spare: None,
         };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
         listener.socket.set_nonblocking(true).map_err(fail)?;
         Ok(listener)
+    }
+
+    /// Goes on listening where another process did, which handed its socket over. The path
+    /// is removed when this is dropped if `owns_path` says so by then.
+    #[must_use]
+    pub fn adopt(socket: OwnedFd, path: &Path, owns_path: &Arc<AtomicBool>) -> Self {
+        Self {
+            socket: socket.into(),
+            path: path.to_owned(),
+            owns_path: Arc::clone(owns_path),
+            spare: None,
+        }
     }
 
     /// Hands the socket's file over to another user.
@@ -88,6 +105,12 @@ impl Listener {
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
@@ -96,6 +119,9 @@ impl AsRawFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        if !self.owns_path.load(Ordering::Relaxed) {
+            return;
+        }
         // Best effort: in a jail the folder may be out of reach, and a leftover
         // socket is replaced by the next one.
         let _ = std::fs::remove_file(&self.path);

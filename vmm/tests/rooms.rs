@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and those that it may name.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 24] = [
     // Locks and atomics, or the models of them.
     ("sync", &[]),
     ("memory", &["sync"]),
@@ -17,6 +17,7 @@ const ROOMS: [(&str, &[&str]); 23] = [
     ("error", &[]),
     // Whose system calls its filters are for.
     ("jail", &["arch"]),
+    ("handover", &[]),
     ("listener", &[]),
     ("acpi", &["arch", "snapshot"]),
     // `irq/kvm.rs` has its addresses from there.
@@ -47,8 +48,8 @@ const ROOMS: [(&str, &[&str]); 23] = [
     (
         "machine",
         &[
-            "acpi", "arch", "block", "board", "config", "irq", "jail", "memory", "net", "pci",
-            "serial", "smbios", "snapshot", "sync", "virtio",
+            "acpi", "arch", "block", "board", "config", "handover", "irq", "jail", "memory", "net",
+            "pci", "serial", "smbios", "snapshot", "sync", "virtio",
         ],
     ),
     // A client of the machine, and of no more of it than its processors and memory.
@@ -56,8 +57,8 @@ const ROOMS: [(&str, &[&str]); 23] = [
     (
         "run",
         &[
-            "arch", "config", "control", "error", "gdb", "jail", "machine", "serial", "snapshot",
-            "virtio",
+            "arch", "config", "control", "error", "gdb", "handover", "jail", "listener", "machine",
+            "net", "serial", "snapshot", "virtio",
         ],
     ),
 ];

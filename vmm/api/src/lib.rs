@@ -12,6 +12,7 @@
 //! | `PUT /v1/pause`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/resume`         |              | 204; 409        |
 //! | `PUT /v1/snapshot`       | [`NewSnapshot`] | [`Snapshot`]; 409 |
+//! | `PUT /v1/hand-over`      | a socket     | 202: it was begun; 409 |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
 //! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
 //! | `GET /v1/balloon`        |              | [`BalloonState`] |
@@ -41,6 +42,11 @@
 //! meanwhile leaves none; the client may leave, and `saving` ends all the same. It goes into a folder that is there and has none, with `--restore`
 //! as its way back; or into two open files that come in the same message, for memory and
 //! for `machine.json`, whose folder is then not in reach of the jail.
+//!
+//! `hand-over` is what `hearth-vmm --take-over` asks for, with one end of a stream socket in
+//! the same message, on which everything that follows is said. The machine is paused for
+//! it, and `handing-over` until the other process has it: this one then ends without a
+//! trace. It is refused while a debugger is there.
 //!
 //! With a new disk or interface may come open files in the same message
 //! (SCM_RIGHTS, unix(7)): the disk, or a tap opened with `IFF_TAP`, `IFF_NO_PI` and
@@ -199,6 +205,8 @@ pub enum MachineState {
     Paused,
     /// As `paused`, and a snapshot is being written.
     Saving,
+    /// As `paused`, and another process is about to take it.
+    HandingOver,
     /// No vCPU is there, and devices finish what they have; then the machine runs anew.
     Resetting,
 }

@@ -23,7 +23,7 @@ mod uring;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::Builder;
@@ -126,6 +126,12 @@ impl Drop for Backend {
             .name("blk-close".into())
             .stack_size(STACK_SIZE)
             .spawn(move || drop(file));
+    }
+}
+
+impl AsFd for Backend {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

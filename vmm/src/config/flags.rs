@@ -38,6 +38,10 @@ pub(super) struct Flags {
     /// now, and the kernel is for its next reset
     #[arg(long, value_name = "FOLDER")]
     pub(super) restore: Option<PathBuf>,
+    /// Take over the machine of the process whose control socket this is: the other flags
+    /// say what its own did, and its guest notices nothing but a pause
+    #[arg(long, value_name = "SOCKET", conflicts_with = "restore")]
+    pub(super) take_over: Option<PathBuf>,
     /// Make a template: N slots stay free in front of the devices, for disks and
     /// interfaces that are plugged into machines that go on from its snapshots; --smbios
     /// says what it is called until then, which must be found nowhere else

@@ -54,6 +54,8 @@ pub struct Description {
     pub restore: Option<PathBuf>,
     /// Of a template: how many slots stay free in front of its devices.
     pub template: Option<u8>,
+    /// The control socket of the process whose machine it goes on with.
+    pub take_over: Option<PathBuf>,
     /// How many vCPUs.
     pub vcpus: u8,
     /// How many there may be, where they come and go.
@@ -282,6 +284,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         initrd: flags.initrd,
         cmdline: flags.cmdline,
         restore: flags.restore,
+        take_over: flags.take_over,
         template: flags.template,
         vcpus,
         most_vcpus,

@@ -61,10 +61,16 @@ impl Server {
     /// # Errors
     /// As [`Listener::bind`].
     pub fn bind(path: &Path) -> Result<Self, String> {
-        Ok(Self {
-            listener: Listener::bind("--socket", path)?,
+        Listener::bind("--socket", path).map(Self::new)
+    }
+
+    /// Serves who connects here.
+    #[must_use]
+    pub fn new(listener: Listener) -> Self {
+        Self {
+            listener,
             connections: Vec::new(),
-        })
+        }
     }
 
     /// The listening socket.

@@ -33,6 +33,8 @@ pub enum Command {
     Resume,
     /// The held machine saved.
     Snapshot(NewSnapshot),
+    /// The machine handed over to another process.
+    HandOver,
     /// A disk put in.
     AddDisk(NewDisk),
     /// The unplug of a disk.
@@ -52,11 +54,22 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        matches!(
+            self,
+            Self::Describe | Self::Metrics | Self::Prometheus | Self::Balloon
+        )
+    }
+
     /// How many open files may come with it.
     #[must_use]
     pub fn takes_descriptors(&self) -> usize {
         match self {
             Self::AddDisk(_) => 1,
+            // The socket on which it is handed over.
+            Self::HandOver => 1,
             // Guest memory and the state.
             Self::Snapshot(_) => 2,
             // A tap's queue and a vhost-net for each pair.
@@ -139,7 +152,7 @@ impl Answer {
 }
 
 /// Method and path of what takes no body.
-const PLAIN: [(&str, &str, Command); 9] = [
+const PLAIN: [(&str, &str, Command); 10] = [
     ("GET", "/v1/balloon", Command::Balloon),
     ("GET", "/v1/machine", Command::Describe),
     ("GET", "/v1/metrics", Command::Metrics),
@@ -147,6 +160,7 @@ const PLAIN: [(&str, &str, Command); 9] = [
     ("PUT", "/v1/power-button", Command::PowerButton),
     ("PUT", "/v1/reset", Command::Reset),
     ("PUT", "/v1/stop", Command::Stop),
+    ("PUT", "/v1/hand-over", Command::HandOver),
     ("PUT", "/v1/pause", Command::Pause),
     ("PUT", "/v1/resume", Command::Resume),
 ];

@@ -33,10 +33,16 @@ impl Debugger {
     /// # Errors
     /// As [`Listener::bind`].
     pub fn bind(path: &Path) -> Result<Self, String> {
-        Ok(Self {
-            listener: Listener::bind("--gdb", path)?,
+        Listener::bind("--gdb", path).map(Self::new)
+    }
+
+    /// Serves who connects here.
+    #[must_use]
+    pub fn new(listener: Listener) -> Self {
+        Self {
+            listener,
             session: None,
-        })
+        }
     }
 
     /// The listening socket.

@@ -3,13 +3,14 @@
 //!
 //! ```text
 //!   Parts ── Built::new ──► Built ══ the process confines itself ══ start ─┬─► power on  ─┐
-//!            KVM, memory,           threads, slots                         └─► restore  ──┴─► Machine
-//!            devices, files
+//!            KVM, memory,           threads, slots                         ├─► restore  ──┼─► Machine
+//!            devices, files                                                └─► take over ─┘
 //! ```
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use hearth_vmm_api as api;
 use kvm_ioctls::{Kvm, VmFd};
@@ -18,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::bus::Bus;
 use super::context::{DeviceContext, Made};
 use super::devices::Devices;
+use super::handover::Inherited;
 use super::snapshot::Saved;
 use super::{Error, Firmware, Machine, Software, VcpuCount, host_error, memory, taken, vm};
 use crate::acpi;
@@ -45,6 +47,8 @@ pub enum Origin {
     PowerOn,
     /// What was saved of one.
     Snapshot(Source),
+    /// Another process, in which it is held meanwhile.
+    Process(Inherited),
 }
 
 /// What a machine is made of, with every file open.
@@ -113,14 +117,14 @@ impl Built {
     ///
     /// # Errors
     /// See [`Error`]; nothing is left behind.
-    pub fn new(parts: Parts) -> Result<Self, Error> {
+    pub fn new(mut parts: Parts) -> Result<Self, Error> {
         vcpu::install_kick_handler().map_err(host_error("signal handler"))?;
         let kvm = vm::open(parts.vcpus.all())?;
         let (hole, is_firmware) = (parts.payload.hole(), parts.payload.is_firmware());
         if is_firmware {
             Firmware::check(&kvm)?;
         }
-        let memory = memory::make(parts.memory_bytes, hole, parts.memory, &parts.origin)?;
+        let memory = memory::make(parts.memory_bytes, hole, parts.memory, &mut parts.origin)?;
         let vm = vm::create(&kvm, &memory)?;
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;
@@ -134,6 +138,10 @@ impl Built {
             memory: Arc::clone(&memory),
             vcpus: parts.vcpus.first,
             bus: Arc::clone(&bus),
+            owns_paths: match &parts.origin {
+                Origin::Process(inherited) => Arc::clone(&inherited.owns_paths),
+                _ => Arc::new(AtomicBool::new(true)),
+            },
         };
         let mut devices: Vec<Made> = Vec::new();
         let mut taps = parts.taps;
@@ -141,7 +149,11 @@ impl Built {
             if devices.iter().any(|other| other.id() == device.id()) {
                 return Err(taken(device));
             }
-            devices.push(context.make(device, &mut taps, Vec::new())?);
+            let open = match &mut parts.origin {
+                Origin::Process(inherited) => inherited.devices.remove(device.id()),
+                _ => None,
+            };
+            devices.push(context.make(device, &mut taps, open.unwrap_or_default())?);
         }
         let quieted = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("eventfd"))?;
         Ok(Self {
@@ -188,7 +200,8 @@ impl Built {
         let (mut machine, made, origin) = self.assemble(backplane, jail);
         match origin {
             Origin::PowerOn => machine.cold_start(made)?,
-            Origin::Snapshot(source) => machine.restore(made, Saved::read(&source)?)?,
+            Origin::Snapshot(source) => machine.restore(made, Saved::read(&source)?, true)?,
+            Origin::Process(inherited) => machine.take_over(made, inherited)?,
         }
         if let Some(trace) = trace {
             let vcpus = machine.stats.len();
@@ -260,15 +273,21 @@ impl Machine {
 
     /// Plugs the devices into the slots where the saved machine has them, and has all of
     /// it be as it was. A disk or interface that the saved machine lacks is plugged when
-    /// that is done, as one that comes while the guest runs, its guest notified.
-    fn restore(&mut self, mut made: Vec<Made>, saved: Saved) -> Result<(), Error> {
+    /// that is done, as one that comes while the guest runs, its guest notified. A copy is called by its own name, and
+    /// knows that it is one.
+    pub(super) fn restore(
+        &mut self,
+        mut made: Vec<Made>,
+        saved: Saved,
+        is_copy: bool,
+    ) -> Result<(), Error> {
         let new = saved.split(&mut made)?;
         self.bus.pci.keep_to(saved.last_slot());
         for device in made {
             let slot = saved.slot(device.id());
             self.plug(device, slot)?;
         }
-        self.go_on(saved)?;
+        self.go_on(saved, is_copy)?;
         for device in new {
             let slot = self.plug(device, None)?;
             self.notify_guest(|registers| registers.slot_filled(slot))?;

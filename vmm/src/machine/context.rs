@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use hearth_vmm_api as api;
@@ -35,6 +36,8 @@ pub(super) struct DeviceContext {
     pub(super) vcpus: u8,
     /// Of the console.
     pub(super) bus: Arc<Bus>,
+    /// Whether the paths of sockets that came open are this process's to remove.
+    pub(super) owns_paths: Arc<AtomicBool>,
 }
 
 /// A device with its files open, that no thread serves and no guest sees yet.
@@ -119,12 +122,19 @@ impl DeviceContext {
             }
             config::Device::Vsock(options) => {
                 let what = format!("--vsock {}", options.path.display());
-                let device = Vsock::new(vsock::Options {
+                let options = vsock::Options {
                     cid: options.cid,
                     path: options.path.clone(),
-                })
+                };
+                let device = match open.pop() {
+                    Some(socket) => {
+                        Vsock::listening(&options, socket, Arc::clone(&self.owns_paths))
+                    }
+                    None => Vsock::new(options),
+                }
                 .map_err(|error| Error::Device(format!("{what}: {error}")))?;
-                Ok(fixed(what, Box::new(device), Handle::None))
+                let handle = Handle::Vsock(device.listener());
+                Ok(fixed(what, Box::new(device), handle))
             }
             config::Device::Console => {
                 let what = "--virtio-console".to_owned();
@@ -204,7 +214,12 @@ impl DeviceContext {
             config::Tap::Fds(fds) => {
                 let numbers: Vec<_> = fds.iter().map(i32::to_string).collect();
                 let name = format!("descriptor {}", numbers.join(":"));
-                (name, fds.iter().filter_map(|fd| taps.remove(fd)).collect())
+                let open = match open.is_empty() {
+                    true => fds.iter().filter_map(|fd| taps.remove(fd)).collect(),
+                    // Of another process, in which they had these numbers.
+                    false => open,
+                };
+                (name, open)
             }
         };
         let what = format!("--nic {name}");

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use hearth_vmm_api as api;
@@ -38,8 +40,25 @@ pub(super) enum Handle {
     Nic(api::Nic, net::Handle),
     /// The balloon.
     Balloon(balloon::Handle),
+    /// The socket device: where it listens.
+    Vsock(Arc<UnixListener>),
     /// Nothing but its counters.
     None,
+}
+
+impl Handle {
+    /// What the device is made of, open once more: another process makes the same one of
+    /// it.
+    pub(super) fn files(&self) -> io::Result<Vec<OwnedFd>> {
+        match self {
+            Self::Disk(_, disk) => Ok(vec![disk.file()?]),
+            Self::Nic(_, nic) => nic.files(),
+            Self::Vsock(listener) => Ok(vec![listener.as_fd().try_clone_to_owned()?]),
+            // Its socket has one client.
+            Self::UserDisk(..) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Balloon(_) | Self::None => Ok(Vec::new()),
+        }
+    }
 }
 
 /// All devices.

@@ -52,6 +52,9 @@ pub enum Error {
     /// The machine can't go on from this snapshot.
     #[error("--restore: {0}")]
     Restore(Refused),
+    /// The machine of another process can't go on here.
+    #[error("--take-over: {0}")]
+    TakeOver(Refused),
     /// Anything else of the host.
     #[error("{what}")]
     Host {

@@ -12,7 +12,7 @@ use hearth_vmm_api::MachineState;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::snapshot::SAVING;
+use super::snapshot::{HANDING_OVER, SAVING};
 use super::{Error, Machine, host_error, vm};
 
 /// How long an answer waits for what is begun: nearly always it takes a millisecond.
@@ -30,13 +30,18 @@ impl Machine {
     }
 
     fn is_held(&self) -> bool {
-        matches!(self.state, MachineState::Paused | MachineState::Saving)
+        use MachineState::{HandingOver, Paused, Saving};
+        matches!(self.state, Paused | Saving | HandingOver)
     }
 
     /// Why the machine can't be reset now, if it can't.
     #[must_use]
     pub fn refuses_reset(&self) -> Option<&'static str> {
-        (self.state == MachineState::Saving).then_some(SAVING)
+        match self.state {
+            MachineState::Saving => Some(SAVING),
+            MachineState::HandingOver => Some(HANDING_OVER),
+            _ => None,
+        }
     }
 
     fn is_under_way(&self) -> bool {
@@ -60,6 +65,7 @@ impl Machine {
     pub fn resume(&mut self) -> Result<(), &'static str> {
         match self.state {
             MachineState::Saving => return Err(SAVING),
+            MachineState::HandingOver => return Err(HANDING_OVER),
             MachineState::Resetting => return Ok(()),
             _ if self.reset_due => self.begin_reset(),
             _ => self.let_go(),

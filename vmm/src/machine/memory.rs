@@ -14,7 +14,7 @@ pub(super) fn make(
     bytes: u64,
     hole: u64,
     options: Options,
-    origin: &Origin,
+    origin: &mut Origin,
 ) -> Result<Memory, Error> {
     let regions = arch::memory::ram_around(bytes, hole);
     let memory = match origin {
@@ -22,6 +22,19 @@ pub(super) fn make(
             mib: bytes >> 20,
             source,
         }),
+        Origin::Process(inherited) if options.shared != inherited.regions.is_empty() => {
+            let files = std::mem::take(&mut inherited.regions);
+            inherited.is_shared = options.shared;
+            match options.shared {
+                true => Ram::shared_with(&regions, options, files),
+                false => Ram::new(&regions, options),
+            }
+            .map_err(host_error("--take-over: guest memory"))
+        }
+        Origin::Process(_) => {
+            let wrong = "--memory: it must be shared, or not, as the machine's is";
+            Err(Error::Device(wrong.to_owned()))
+        }
         Origin::Snapshot(source) => {
             Ram::restore(&regions, options, &source.memory).map_err(host_error("--restore: memory"))
         }

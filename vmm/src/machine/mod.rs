@@ -28,6 +28,7 @@ mod debug;
 mod devices;
 mod error;
 mod firmware;
+mod handover;
 mod ioctls;
 mod life;
 mod memory;
@@ -64,6 +65,7 @@ use bus::{Bus, Target};
 pub use error::Error;
 pub(crate) use error::{host_error, kvm_error};
 pub use firmware::{Firmware, Software};
+pub use handover::{Handover, Inherited};
 pub use snapshot::Unsaved;
 pub use vcpus::{Count as VcpuCount, Unchanged};
 
@@ -236,8 +238,13 @@ impl Machine {
         if self.devices.has(device.id()) {
             return Err(taken(device));
         }
-        if self.state == api::MachineState::Resetting {
-            return Err(Error::Device("the machine is being reset".to_owned()));
+        let why = match self.state {
+            api::MachineState::Resetting => Some("the machine is being reset"),
+            api::MachineState::HandingOver => Some(snapshot::HANDING_OVER),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(Error::Device(why.to_owned()));
         }
         let made = self.context.make(device, &mut Taps::new(), open)?;
         let slot = self.plug(made, None)?;
@@ -300,6 +307,12 @@ impl Machine {
     #[must_use]
     pub fn serial(&self) -> &Serial {
         &self.bus.serial
+    }
+
+    /// Where its life stands.
+    #[must_use]
+    pub fn state(&self) -> api::MachineState {
+        self.state
     }
 
     /// What the control socket shows of it.

@@ -36,11 +36,17 @@ const VCPU_STATE: Duration = Duration::from_secs(10);
 
 /// Why what changes a machine has to wait.
 pub(super) const SAVING: &str = "a snapshot of the machine is being written";
+/// The same.
+pub(super) const HANDING_OVER: &str = "the machine is being handed over to another process";
+
+/// Why one can't be saved at all.
+pub(super) const FIRMWARE: &str =
+    "a machine with firmware can't be saved: its board has no saved state";
 
 /// A whole machine but its memory.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MachineV1 {
+pub(super) struct MachineV1 {
     processor: ProcessorV1,
     memory: Vec<RegionV1>,
     devices: Vec<DeviceV1>,
@@ -94,7 +100,7 @@ pub enum Unsaved {
 }
 
 /// A saved machine, read.
-pub(super) struct Saved(MachineV1);
+pub(super) struct Saved(pub(super) MachineV1);
 
 impl Saved {
     pub(super) fn read(source: &Source) -> Result<Self, Error> {
@@ -176,20 +182,7 @@ impl Machine {
         base: Option<File>,
         follow: bool,
     ) -> Result<(), Unsaved> {
-        if self.saving.is_some() {
-            return Err(Unsaved::NotNow(SAVING));
-        }
-        if self.state != MachineState::Paused {
-            return Err(Unsaved::NotNow("the machine is not paused"));
-        }
-        if self.reset_due {
-            let why = "the guest asked for a reset, which comes as the machine goes on";
-            return Err(Unsaved::NotNow(why));
-        }
-        if !self.reports.are_taken() {
-            let why = "the guest has just ended, or let go of a device: ask again";
-            return Err(Unsaved::NotNow(why));
-        }
+        self.is_saveable()?;
         if let Some(base) = &base {
             let base = FileId::of(base).map_err(Unsaved::Unwritten)?;
             if self.followed != Some(base) {
@@ -197,11 +190,7 @@ impl Machine {
                 return Err(Unsaved::NotNow(why));
             }
         }
-        if self.payload.is_firmware() {
-            let why = "a machine with firmware can't be saved: its board has no saved state";
-            return Err(Unsaved::NotNow(why));
-        }
-        let state = self.state()?;
+        let state = self.read_state()?;
         self.followed = None;
         // Before it is written, while nobody writes: what fails then has left no snapshot.
         let dirty = match self.memory.is_tracking() {
@@ -225,7 +214,25 @@ impl Machine {
         Ok(())
     }
 
-    fn state(&mut self) -> Result<MachineV1, Refused> {
+    /// Whether it stands still, and nothing of it is about to change.
+    pub(super) fn is_saveable(&self) -> Result<(), Unsaved> {
+        let why = match self.state {
+            MachineState::Saving => SAVING,
+            MachineState::HandingOver => HANDING_OVER,
+            MachineState::Paused if self.reset_due => {
+                "the guest asked for a reset, which comes as the machine goes on"
+            }
+            MachineState::Paused if !self.reports.are_taken() => {
+                "the guest has just ended, or let go of a device: ask again"
+            }
+            MachineState::Paused if self.payload.is_firmware() => FIRMWARE,
+            MachineState::Paused => return Ok(()),
+            _ => "the machine is not paused",
+        };
+        Err(Unsaved::NotNow(why))
+    }
+
+    pub(super) fn read_state(&mut self) -> Result<MachineV1, Refused> {
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm)?.into();
         let mut states = Vec::new();
         let present = self.bus.processors().present();
@@ -262,8 +269,9 @@ impl Machine {
     }
 
     /// Makes the vCPUs of a machine that goes on, in a VM that has its memory, and has
-    /// everything be as it was; but for the generation id, which says that this is a copy.
-    pub(super) fn go_on(&mut self, Saved(saved): Saved) -> Result<(), Error> {
+    /// everything be as it was; but for what says that it is a copy, if it is: its name,
+    /// where that was a template's, and the generation id.
+    pub(super) fn go_on(&mut self, Saved(saved): Saved, is_copy: bool) -> Result<(), Error> {
         let refuse = |wrong: String| Err(Error::Restore(Refused::because(wrong)));
         let (has, wants) = (regions(&self.memory), &saved.memory);
         if has != *wants {
@@ -312,6 +320,9 @@ impl Machine {
             self.devices.request_unplug_of(&device.id);
         }
         self.rebooting = saved.rebooting;
+        if !is_copy {
+            return Ok(());
+        }
         self.take_name(saved.template.as_ref())?;
         let id = self.generation.bytes();
         let written = self.memory.write_slice(id, GuestAddress(GENERATION));

@@ -136,6 +136,23 @@ impl Mapping {
         Ok(mapping.advised())
     }
 
+    /// A memory file that another process maps too.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and when it is none, has another size, or could become shorter.
+    pub(super) fn shared_with(file: File, size: usize, pages: Pages) -> io::Result<Self> {
+        let seals = rustix::fs::fcntl_get_seals(&file)?;
+        if !seals.contains(SealFlags::SHRINK) || file.metadata()?.len() != size as u64 {
+            let wrong = "it is no memory file of this size";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+        }
+        let mut mapping = Self::reserve(size, pages, libc::PROT_NONE)?;
+        mapping.map(libc::MAP_SHARED, Some((&file, 0)))?;
+        mapping.backing = Backing::Shared;
+        mapping.file = Some(Arc::new(file));
+        Ok(mapping.advised())
+    }
+
     /// A file's content from an offset on, read when touched. What is written stays
     /// here; the file may not change meanwhile, nor become shorter.
     ///

@@ -98,6 +98,31 @@ impl Ram {
         Ok(ram)
     }
 
+    /// Memory that another process shares, of which it handed over the file of each region.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and when these are no files of such regions, or could become
+    /// shorter.
+    pub fn shared_with(
+        regions: &[(u64, u64)],
+        options: Options,
+        files: Vec<File>,
+    ) -> io::Result<Self> {
+        if files.len() != regions.len() {
+            let (has, wants) = (files.len(), regions.len());
+            return Err(invalid(format!(
+                "it has {has} shared regions, and the machine {wants}"
+            )));
+        }
+        let ram = Self::empty(options);
+        for ((start, size), file) in regions.iter().zip(files) {
+            ram.grow(*start, *size, |size| {
+                Mapping::shared_with(file, size, options.pages)
+            })?;
+        }
+        Ok(ram)
+    }
+
     fn empty(options: Options) -> Self {
         Self {
             options,

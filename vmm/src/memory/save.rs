@@ -6,8 +6,9 @@
 //! the last time of these. So that the file of before stays, write over a clone of it.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
@@ -114,6 +115,64 @@ impl Ram {
         }
     }
 
+    /// Sends what isn't zero to another process: each run of pages as its first guest
+    /// address and its length in bytes (64 bits each, little endian) and its content; one
+    /// of no length is the end.
+    ///
+    /// # Errors
+    /// When nobody takes it.
+    pub fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
+        for region in self.regions() {
+            let mut at = 0;
+            while at < region.size() {
+                let is_hole = is_zero(region, at)?;
+                let begin = at;
+                let most = region.size().min(begin + CHUNK);
+                at += PAGE;
+                while at < most && is_zero(region, at)? == is_hole {
+                    at += PAGE;
+                }
+                if !is_hole {
+                    stream.write_all(&run(region.start() + begin, at - begin))?;
+                    let content = slice(region, &(begin..at))?;
+                    stream
+                        .write_all_volatile(&content)
+                        .map_err(io::Error::other)?;
+                }
+            }
+        }
+        stream.write_all(&run(0, 0))
+    }
+
+    /// Receives what another process sent, into memory of zeroes.
+    ///
+    /// # Errors
+    /// When it does not go on, or there is no such memory here.
+    pub fn receive(&self, stream: &mut UnixStream) -> io::Result<()> {
+        loop {
+            let mut head = [[0; 8]; 2];
+            for word in &mut head {
+                stream.read_exact(word)?;
+            }
+            let [start, length] = head.map(u64::from_le_bytes);
+            if length == 0 {
+                return Ok(());
+            }
+            let found = self.regions().find_map(|region| {
+                let begin = region.offset(start)?;
+                let end = begin.checked_add(length)?;
+                (end <= region.size()).then_some((region, begin..end))
+            });
+            let Some((region, part)) = found else {
+                let none = format!("there is no memory of {length:#x} bytes at {start:#x} here");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, none));
+            };
+            stream
+                .read_exact_volatile(&mut slice(region, &part)?)
+                .map_err(io::Error::other)?;
+        }
+    }
+
     /// Reads all of it from a file that it was saved to.
     pub(super) fn fill(&self, file: &File) -> io::Result<()> {
         let mut file = file.try_clone()?;
@@ -130,6 +189,14 @@ impl Ram {
         }
         Ok(())
     }
+}
+
+/// The head of a run of pages.
+fn run(start: u64, length: u64) -> [u8; 16] {
+    let mut head = [0; 16];
+    head[..8].copy_from_slice(&start.to_le_bytes());
+    head[8..].copy_from_slice(&length.to_le_bytes());
+    head
 }
 
 /// Part of a region.

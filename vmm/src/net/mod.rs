@@ -4,11 +4,11 @@ mod tap;
 mod vhost;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use bitflags::bitflags;
 
-pub use tap::Tap;
+pub use tap::{Attached, Tap};
 pub use vhost::Vhost;
 
 bitflags! {
@@ -27,7 +27,7 @@ bitflags! {
 
 /// A link that packets are read from and written to, one by each system call,
 /// with a `struct virtio_net_hdr_v1` (12 bytes) in front. Never blocks.
-pub trait Link: AsRawFd + Send + Sync {
+pub trait Link: AsFd + AsRawFd + Send + Sync {
     /// Sets what the guest takes, of all links to the same network.
     ///
     /// # Errors

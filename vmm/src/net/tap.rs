@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Link, Offload};
@@ -128,6 +128,47 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives it.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })?;
         Ok(Self(file))
+    }
+}
+
+/// Queues of a tap that took no part and do now, until this is dropped: an open file whose
+/// queue takes none is no one's tap to the kernel.
+#[derive(Debug, Default)]
+pub struct Attached(Vec<Tap>);
+
+impl Attached {
+    /// Has all of these queues of a tap take part.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn all(queues: &[OwnedFd]) -> io::Result<Self> {
+        let mut attached = Self::default();
+        for queue in queues {
+            let tap = Tap(File::from(queue.try_clone()?));
+            match Identity::of(&tap.0) {
+                Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {
+                    tap.set_enabled(true)?;
+                    attached.0.push(tap);
+                }
+                known => _ = known?,
+            }
+        }
+        Ok(attached)
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        for tap in &self.0 {
+            // One that takes no part by now is as it should be.
+            let _ = tap.set_enabled(false);
+        }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

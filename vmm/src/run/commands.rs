@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use hearth_vmm_api::{Exit, MachineChange, NewDisk, NewSnapshot, Snapshot};
 
+use super::hand_over::HandOver;
 use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
@@ -20,10 +21,22 @@ const NO_BALLOON: &str = "the machine was started without --balloon";
 pub(super) fn perform(
     machine: &mut Machine,
     ending: &mut Option<Exit>,
+    handing_over: &mut Option<HandOver>,
     command: Command,
     mut descriptors: Vec<OwnedFd>,
 ) -> Option<Answer> {
+    if handing_over.is_some() && !command.only_reads() && command != Command::Stop {
+        let why = "the machine is being handed over to another process";
+        return Some(Answer::error(409, why));
+    }
     Some(match command {
+        Command::HandOver => match HandOver::begin(machine, descriptors.pop()) {
+            Ok(begun) => {
+                *handing_over = Some(begun);
+                Answer::asked()
+            }
+            Err(answer) => answer,
+        },
         Command::Snapshot(new) => return snapshot(machine, new, descriptors),
         Command::Describe => Answer::value(&machine.describe()),
         Command::ChangeMachine(change) => changed(machine, change),

@@ -1,7 +1,8 @@
 //! Files that the process opens, makes and leaves behind.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use hearth_vmm_api::{Exit, ExitRecord};
@@ -33,6 +34,32 @@ impl Drop for Made {
             // Best effort: an error is on its way out already.
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// Where the process's id is written, for everybody to read.
+pub(super) struct PidFile {
+    file: File,
+    pub(super) path: PathBuf,
+    pid: u32,
+}
+
+impl PidFile {
+    /// Opens the file, which keeps what it has.
+    pub(super) fn open(path: &Path, pid: u32, made: &mut Made) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o644);
+        Ok(Self {
+            file: made.open(path, &options)?,
+            path: path.to_owned(),
+            pid,
+        })
+    }
+
+    /// Writes the id.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all(format!("{}\n", self.pid).as_bytes())
     }
 }
 

@@ -23,13 +23,15 @@
 
 mod commands;
 mod files;
+mod hand_over;
 mod prepare;
 mod prometheus;
+mod take_over;
 mod terminal;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,7 +39,9 @@ use hearth_vmm_api::Exit;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::commands::{cannot_reset, perform};
-use self::files::write_exit;
+use self::files::{PidFile, write_exit};
+use self::hand_over::HandOver;
+use self::take_over::TakeOver;
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Server};
@@ -87,18 +91,21 @@ pub fn main() -> ExitCode {
     };
     let mut process = match Process::prepare(&description, taps, began_ns, parent.as_ref()) {
         Ok(process) => process,
-        Err(line) => match parent {
-            Some(parent) => {
-                parent.fail(&line);
-                return ExitCode::from(STATUS_WRONG);
-            }
-            None => return wrong(&line),
-        },
+        Err(line) => return refuse(parent, &line),
     };
     give_back();
-    // It is paused, and no snapshot is under way.
-    let _ = process.machine.resume();
-    if parent.is_some() {
+    let runs = match process.take() {
+        Ok(runs) => runs,
+        Err(line) => return refuse(parent, &line),
+    };
+    if runs {
+        // It is paused, and no snapshot is under way.
+        let _ = process.machine.resume();
+    }
+    if let Some(taken) = process.taking_over.take() {
+        taken.taken();
+    }
+    if runs && parent.is_some() {
         // So that what is said to the parent is true, also where there are fewer
         // processors than threads that want to run.
         process.machine.wait_for_entry();
@@ -108,8 +115,18 @@ pub fn main() -> ExitCode {
             detail: format!("could not become a daemon: {error}"),
         });
     }
-    let exit = process.serve();
-    process.end(&exit)
+    match process.serve() {
+        Ended::Here(exit) => process.end(&exit),
+        Ended::HandedOver => process.leave(),
+    }
+}
+
+/// How the machine's time in this process ended.
+enum Ended {
+    /// With the machine.
+    Here(Exit),
+    /// Another process has it.
+    HandedOver,
 }
 
 /// Gives back what the heap held while the machine was built: command line, filters and
@@ -134,6 +151,10 @@ fn raise_descriptor_limit() {
 /// Takes charge of the taps that the caller left open for us.
 fn inherited_taps(description: &Description) -> Result<Taps, String> {
     let mut taps = Taps::new();
+    if description.take_over.is_some() {
+        // Those of the other process, in which they have these numbers.
+        return Ok(taps);
+    }
     for nic in description.nics() {
         let config::Tap::Fds(fds) = &nic.tap else {
             continue;
@@ -150,6 +171,17 @@ fn inherited_taps(description: &Description) -> Result<Taps, String> {
         }
     }
     Ok(taps)
+}
+
+/// The machine can't run here: whoever waits learns why.
+fn refuse(parent: Option<jail::Parent>, line: &str) -> ExitCode {
+    match parent {
+        Some(parent) => {
+            parent.fail(line);
+            ExitCode::from(STATUS_WRONG)
+        }
+        None => wrong(line),
+    }
 }
 
 fn wrong(line: &str) -> ExitCode {
@@ -170,17 +202,41 @@ struct Process {
     console: Option<Console>,
     gdb: Option<Debugger>,
     exit_file: Option<PathBuf>,
-    pid_file: Option<PathBuf>,
+    pid_file: Option<PidFile>,
     ending: Option<Exit>,
+    /// The process that has the machine until it is taken.
+    taking_over: Option<TakeOver>,
+    /// The process that will have it.
+    handing_over: Option<HandOver>,
 }
 
 impl Process {
+    /// Takes the machine from the process that has it, if one does. Returns whether it is
+    /// to be resumed.
+    fn take(&mut self) -> Result<bool, String> {
+        let runs = match &self.taking_over {
+            Some(taking) => taking.take()?,
+            None => true,
+        };
+        if let Some(pid_file) = &mut self.pid_file
+            && let Err(error) = pid_file.write()
+        {
+            let path = pid_file.path.display();
+            match self.taking_over {
+                // There is no way back.
+                Some(_) => eprintln!("hearth-vmm: --pid-file {path}: {error}"),
+                None => return Err(format!("--pid-file {path}: {error}")),
+            }
+        }
+        Ok(runs)
+    }
+
     /// Serves until there is a reason to end.
-    fn serve(&mut self) -> Exit {
+    fn serve(&mut self) -> Ended {
         let mut more_output = false;
         loop {
             if let Some(exit) = self.ending.take() {
-                return exit;
+                return Ended::Here(exit);
             }
             self.wait(more_output);
             if signalled(&mut self.signals) {
@@ -188,9 +244,22 @@ impl Process {
             }
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
+                let handing_over = &mut self.handing_over;
                 server.progress(|command, descriptors| {
-                    perform(machine, ending, command, descriptors)
+                    perform(machine, ending, handing_over, command, descriptors)
                 });
+            }
+            if self.ending.is_none()
+                && let Some(ended) = self.hand_over()
+            {
+                return ended;
+            }
+            if self.is_holding() {
+                // The next process reads what was typed. Nonblocking: the bell may not
+                // have rung.
+                let _ = self.machine.quieted().read();
+                more_output = false;
+                continue;
             }
             more_output = self.serve_console();
             // After those who may ask the machine to end: no guest keeps it from that.
@@ -214,6 +283,10 @@ impl Process {
         }
     }
 
+    fn is_holding(&self) -> bool {
+        self.handing_over.as_ref().is_some_and(HandOver::holds)
+    }
+
     /// Moves the guest's output and input. Returns whether more output is likely to
     /// come soon.
     fn serve_console(&mut self) -> bool {
@@ -234,19 +307,43 @@ impl Process {
 
     /// Waits until any of the descriptors has something, or for more output.
     fn wait(&self, more_output: bool) {
-        let interest = |fd, events| libc::pollfd {
-            fd,
-            events,
-            revents: 0,
-        };
         let mut fds = vec![
             interest(self.signals.as_raw_fd(), libc::POLLIN),
             interest(self.machine.bell().as_raw_fd(), libc::POLLIN),
             interest(self.machine.quieted().as_raw_fd(), libc::POLLIN),
         ];
+        if let Some(over) = &self.handing_over {
+            fds.push(interest(over.stream().as_raw_fd(), libc::POLLIN));
+        }
+        let serial = self.machine.serial();
+        let is_holding = self.is_holding();
+        let room = serial.input_capacity() > 0 && !is_holding;
+        if !is_holding {
+            self.wait_for_clients(&mut fds, room);
+        }
+        if let Some(server) = &self.server {
+            fds.extend(
+                server.interests().into_iter().map(|(fd, write)| {
+                    interest(fd, if write { libc::POLLOUT } else { libc::POLLIN })
+                }),
+            );
+        }
+        let timeout = match (more_output, is_holding) {
+            (true, _) => i32::try_from(TICK.as_millis()).unwrap_or(0),
+            // Its deadline.
+            (false, true) => 1000,
+            (false, false) => -1,
+        };
+        // SAFETY: the pointer and the count are those of a live vector. An error
+        // can only be EINTR, and then looking round does no harm.
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+    }
+
+    /// What the console's clients and a debugger ring for; with room for the guest's
+    /// input.
+    fn wait_for_clients(&self, fds: &mut Vec<libc::pollfd>, room: bool) {
         let serial = self.machine.serial();
         fds.push(interest(serial.output_waits().as_raw_fd(), libc::POLLIN));
-        let room = serial.input_capacity() > 0;
         if !room {
             fds.push(interest(serial.input_read().as_raw_fd(), libc::POLLIN));
         }
@@ -264,24 +361,10 @@ impl Process {
             let interests = console.interests(room);
             fds.extend(interests.map(|(fd, events)| interest(fd, events)));
         }
-        if let Some(server) = &self.server {
-            fds.extend(
-                server.interests().into_iter().map(|(fd, write)| {
-                    interest(fd, if write { libc::POLLOUT } else { libc::POLLIN })
-                }),
-            );
-        }
         if let Some(gdb) = &self.gdb {
             let interests = gdb.interests();
             fds.extend(interests.map(|(fd, events)| interest(fd, events)));
         }
-        let timeout = match more_output {
-            true => i32::try_from(TICK.as_millis()).unwrap_or(0),
-            false => -1,
-        };
-        // SAFETY: the pointer and the count are those of a live vector. An error
-        // can only be EINTR, and then looking round does no harm.
-        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
     }
 
     fn take_reports(&mut self) {
@@ -306,8 +389,21 @@ impl Process {
         }
     }
 
+    /// Ends without a trace: the machine, its files and the paths of its sockets are
+    /// another process's.
+    fn leave(mut self) -> ExitCode {
+        drop(self.terminal.take());
+        // Devices are held, and to take them down would change a tap that they share; so
+        // would removing a path. All that is this process's goes with it.
+        std::mem::forget(self);
+        ExitCode::SUCCESS
+    }
+
     /// Takes the machine down and says why, as the last act.
     fn end(mut self, exit: &Exit) -> ExitCode {
+        if let Some(over) = self.handing_over.take() {
+            over.cancel(&mut self.machine);
+        }
         // The guest's last words.
         self.serve_console();
         if let Some(terminal) = &mut self.terminal {
@@ -329,7 +425,7 @@ impl Process {
             eprintln!("hearth-vmm: {device}: the host has not done its last requests");
         }
         drop(self.server);
-        if let Some(path) = &self.pid_file {
+        if let Some(PidFile { path, .. }) = &self.pid_file {
             // Best effort: in a jail the folder may be out of reach.
             let _ = fs::remove_file(path);
         }
@@ -347,6 +443,14 @@ impl Process {
             code = ExitCode::from(STATUS_CRASHED);
         }
         code
+    }
+}
+
+fn interest(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd {
+        fd,
+        events,
+        revents: 0,
     }
 }
 

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "signalfd(2)")]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
 use super::Process;
-use super::files::{Made, open_file, open_to_write, resolved};
+use super::files::{Made, PidFile, open_file, open_to_write, resolved};
+use super::take_over::TakeOver;
 use super::terminal::Terminal;
 use crate::arch::boot::Payload;
 use crate::config::{self, Description};
@@ -37,12 +38,21 @@ impl Process {
         let mut made = Made::default();
         let pid = daemon.map_or_else(std::process::id, jail::Parent::pid);
         let places = Places::of(description)?;
+        // First: the log, for one, is not written to there once this is answered.
+        let mut taking_over = None;
+        let mut inherited = None;
+        if let Some(control) = &description.take_over {
+            let (taking, all) = TakeOver::begin(control)?;
+            (taking_over, inherited) = (Some(taking), Some(all));
+        }
+        let mut adopted = |flag, path: &PathBuf| taking_over.as_mut()?.socket(flag, path);
         let payload = software(description)?;
-        let origin = match &description.restore {
-            Some(folder) => Source::open(folder)
+        let origin = match (inherited, &description.restore) {
+            (Some(inherited), _) => Origin::Process(inherited),
+            (None, Some(folder)) => Source::open(folder)
                 .map(Origin::Snapshot)
                 .map_err(|error| format!("--restore {}: {error}", folder.display()))?,
-            None => Origin::PowerOn,
+            (None, None) => Origin::PowerOn,
         };
         let mut log_options = OpenOptions::new();
         log_options.read(true).write(true).create(true).mode(0o600);
@@ -68,18 +78,27 @@ impl Process {
         let stdout =
             (description.serial_log.is_none() && !description.daemonize).then(StandardOutput::open);
         let server = match &places.socket {
-            Some(path) => Some(Server::bind(path)?),
+            Some(path) => Some(match adopted("--socket", path) {
+                Some(listener) => Server::new(listener),
+                None => Server::bind(path)?,
+            }),
             None => None,
         };
         // Before the first thread is made, since threads inherit the mask.
         let signals = signals().map_err(|error| format!("signals: {error}"))?;
         let serial = Serial::new(output).map_err(|error| format!("serial port: {error}"))?;
         let console = match &places.console_socket {
-            Some(path) => Some(Console::bind(path, &serial)?),
+            Some(path) => Some(match adopted("--console-socket", path) {
+                Some(listener) => Console::new(listener, &serial)?,
+                None => Console::bind(path, &serial)?,
+            }),
             None => None,
         };
         let gdb = match &places.gdb {
-            Some(path) => Some(Debugger::bind(path)?),
+            Some(path) => Some(match adopted("--gdb", path) {
+                Some(listener) => Debugger::new(listener),
+                None => Debugger::bind(path)?,
+            }),
             None => None,
         };
         let built = Built::new(Parts {
@@ -104,10 +123,13 @@ impl Process {
         })
         .map_err(|error| chain(&error))?;
 
-        if let Some(path) = &places.pid_file {
-            write_pid(path, pid, &mut made)
-                .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
-        }
+        let pid_file = match &places.pid_file {
+            Some(path) => Some(
+                PidFile::open(path, pid, &mut made)
+                    .map_err(|error| format!("--pid-file {}: {error}", path.display()))?,
+            ),
+            None => None,
+        };
         if description.uid.is_some() || description.gid.is_some() {
             let listeners = [
                 ("--socket", server.as_ref().map(Server::listener)),
@@ -144,8 +166,10 @@ impl Process {
             console,
             gdb,
             exit_file: places.exit_file,
-            pid_file: places.pid_file,
+            pid_file,
             ending: None,
+            taking_over,
+            handing_over: None,
         })
     }
 }
@@ -220,14 +244,6 @@ impl Places {
             folders,
         })
     }
-}
-
-/// Writes the process's id into a file, for everybody to read.
-fn write_pid(path: &Path, pid: u32, made: &mut Made) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644);
-    let mut file = made.open(path, &options)?;
-    file.write_all(format!("{pid}\n").as_bytes())
 }
 
 /// A descriptor that becomes readable on SIGTERM and SIGINT.

@@ -214,7 +214,8 @@ fn open_folder(folder: &Path, state: Vec<u8>) -> io::Result<Opened> {
     })
 }
 
-fn sealed(state: &impl Serialize) -> io::Result<Vec<u8>> {
+/// A state with its format and its digest round it.
+pub(crate) fn sealed(state: &impl Serialize) -> io::Result<Vec<u8>> {
     let state = serde_json::value::to_raw_value(state)?;
     let envelope = Envelope {
         format: FORMAT,
@@ -265,7 +266,8 @@ impl Source {
     }
 }
 
-fn unsealed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
+/// What [`sealed`] has made, if it still is that.
+pub(crate) fn unsealed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
     let Head { format } = serde_json::from_slice(bytes)?;
     if format != FORMAT {
         let wrong = format!("is of format {format}, and this program reads {FORMAT}");

@@ -11,4 +11,5 @@ mod refused;
 pub(crate) mod testing;
 
 pub use container::{Destination, FileId, Opened, Source};
+pub(crate) use container::{sealed, unsealed};
 pub use refused::Refused;

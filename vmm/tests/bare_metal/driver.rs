@@ -59,7 +59,7 @@ const SIZE: u16 = 16;
 /// A virtio function as its driver has it.
 #[derive(Clone, Copy)]
 pub(super) struct Function {
-    slot: u8,
+    pub(super) slot: u8,
 }
 
 impl Function {
@@ -200,6 +200,12 @@ pub(super) fn add16(address: u32, value: u8) -> Vec<u8> {
 /// `inc dword [address]`.
 pub(super) fn inc32(address: u32) -> Vec<u8> {
     store(address, &[0xff, 0x03], &[])
+}
+
+/// Says a byte of memory to the serial port: `mov ebx, address; mov al, [rbx]; mov dx,
+/// 0x3f8; out dx, al`.
+pub(super) fn say8(address: u32) -> Vec<u8> {
+    store(address, &[0x8a, 0x03], &[0x66, 0xba, 0xf8, 0x03, 0xee])
 }
 
 /// Waits until a queue has returned all that is available: `mov ebx, used; mov ax, [rbx];

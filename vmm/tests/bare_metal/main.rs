@@ -25,6 +25,7 @@ mod slow_disk;
 mod snapshot;
 mod template;
 mod trace;
+mod update;
 mod user_disk;
 mod vcpus;
 

@@ -47,7 +47,14 @@ impl Console {
     /// # Errors
     /// One line: the path is taken, or can't be made, or the log can't be read.
     pub fn bind(path: &Path, serial: &Serial) -> Result<Self, String> {
-        let listener = Listener::bind("--console-socket", path)?;
+        Self::new(Listener::bind("--console-socket", path)?, serial)
+    }
+
+    /// Serves who connects here, as [`Self::bind`] does.
+    ///
+    /// # Errors
+    /// One line: the log can't be read.
+    pub fn new(listener: Listener, serial: &Serial) -> Result<Self, String> {
         serial
             .keep_recent()
             .map_err(|error| format!("--serial-log: {error}"))?;

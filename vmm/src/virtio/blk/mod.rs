@@ -9,6 +9,7 @@ mod state;
 mod tests;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -176,6 +177,14 @@ pub struct Block {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
+    /// The file behind it, open once more.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn file(&self) -> io::Result<OwnedFd> {
+        self.0.backend.as_fd().try_clone_to_owned()
+    }
+
     /// Looks at the disk's size again and notifies the guest if it changed; to be
     /// called after the file was resized. Returns bytes.
     ///

@@ -21,6 +21,7 @@ mod pump;
 mod tests;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -250,6 +251,7 @@ impl Net {
     #[must_use]
     pub fn handle(&self) -> Handle {
         Handle {
+            links: self.links.clone(),
             limiters: self.limiters.clone(),
             is_in_kernel: !self.kernel.is_empty(),
         }
@@ -274,11 +276,23 @@ impl Net {
 /// Reaches a network device while the machine runs.
 #[derive(Clone)]
 pub struct Handle {
+    links: Vec<Arc<dyn Link>>,
     limiters: Limiters,
     is_in_kernel: bool,
 }
 
 impl Handle {
+    /// The queues of the tap, open once more.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn files(&self) -> io::Result<Vec<OwnedFd>> {
+        let links = self.links.iter();
+        links
+            .map(|link| link.as_fd().try_clone_to_owned())
+            .collect()
+    }
+
     /// Changes how much may pass in each direction, from now on.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ mod limits;
 mod packets;
 mod turns;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,6 +23,12 @@ struct FakeLink {
     offload: Arc<Mutex<Option<Offload>>>,
     /// How often it was asked for a change.
     changes: Arc<AtomicUsize>,
+}
+
+impl AsFd for FakeLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl AsRawFd for FakeLink {

@@ -18,6 +18,7 @@ mod packet;
 mod tests;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -122,6 +123,8 @@ pub struct Vsock {
     cid: u32,
     path: PathBuf,
     listener: Arc<UnixListener>,
+    /// Whether the path is this process's to remove.
+    owns_path: Arc<AtomicBool>,
     /// Whether it goes on where another device was, whose streams are gone, and its driver
     /// hasn't been told.
     is_copy: Arc<AtomicBool>,
@@ -136,28 +139,55 @@ impl Vsock {
     /// When the CID is below 3 or 2^32-1, or the path can't be listened at: taken,
     /// too long, no such folder.
     pub fn new(options: Options) -> io::Result<Self> {
-        let Options { cid, path } = options;
+        let listener = UnixListener::bind(&options.path)?;
+        let made = Self::listening(&options, listener.into(), Arc::new(AtomicBool::new(true)));
+        made.inspect_err(|_| drop(std::fs::remove_file(&options.path)))
+    }
+
+    /// A device at the socket of one in another process. The path is removed when this is
+    /// dropped if `owns_path` says so by then.
+    ///
+    /// # Errors
+    /// When the CID is below 3 or 2^32-1.
+    pub fn listening(
+        options: &Options,
+        listener: OwnedFd,
+        owns_path: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        let Options { cid, path } = options.clone();
+        let listener = UnixListener::from(listener);
         if !(FIRST_CID..=LAST_CID).contains(&cid) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a guest's CID is at least 3",
             ));
         }
-        let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
         Ok(Self {
             counters: Arc::default(),
             cid,
             path,
             listener: Arc::new(listener),
+            owns_path,
             is_copy: Arc::default(),
             port: None,
         })
     }
 }
 
+impl Vsock {
+    /// The socket that it listens at.
+    #[must_use]
+    pub fn listener(&self) -> Arc<UnixListener> {
+        Arc::clone(&self.listener)
+    }
+}
+
 impl Drop for Vsock {
     fn drop(&mut self) {
+        if !self.owns_path.load(Ordering::Relaxed) {
+            return;
+        }
         // Whoever removed it before us has done what was to do.
         let _ = std::fs::remove_file(&self.path);
     }
