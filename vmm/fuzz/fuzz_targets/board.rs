@@ -34,7 +34,7 @@ fn drive(mut u: Unstructured) -> Result<()> {
         bytes: u.bytes(u.len().min(16))?.to_vec(),
     }];
     board.configure(FwCfg::new(2, files), Cmos::new(1 << 30, 0));
-    board.keep(FLASH, vec![0; SIZE], file);
+    board.keep(FLASH, vec![0; SIZE], file, None);
     let root = PciRoot::q35(Windows {
         low: 0xc000_0000..0xe000_0000,
         high: None,

@@ -72,6 +72,12 @@ impl Flash {
         &self.data
     }
 
+    /// Whether it shows its content, and not its status.
+    #[must_use]
+    pub fn shows_content(&self) -> bool {
+        self.mode == Mode::ReadArray
+    }
+
     /// As after power-on. What was programmed stays.
     pub fn reset(&mut self) {
         self.mode = Mode::ReadArray;

@@ -27,11 +27,27 @@ use crate::arch::layout::firmware::{PORT_CMOS, PORT_FW_CFG, PORT_PM_TIMER, PORT_
 const PORT_CMOS_DATA: u16 = PORT_CMOS + 1;
 const PORT_FW_CFG_DATA: u16 = PORT_FW_CFG + 1;
 
+/// Bytes that show the status around where a command was written: as many as are read at
+/// once.
+const WORD: usize = 8;
+
+/// Memory that the guest reads the flash from without an exit, and can't write.
+pub trait Window: Send {
+    /// Shows these bytes at an offset.
+    fn show(&self, offset: usize, bytes: &[u8]);
+}
+
 /// Variables: where they are for the guest, and the file that they are kept in.
+///
+/// What the guest reads in a window is the content, but for the word at which a driver
+/// has begun a command: there it looks for the status, and nowhere else.
 struct Variables {
     range: Range<u64>,
     flash: Flash,
     file: File,
+    window: Option<Box<dyn Window>>,
+    /// The word that shows the status.
+    status_at: Option<usize>,
 }
 
 /// What of it has a state.
@@ -84,10 +100,19 @@ impl Board {
 
     /// Puts variables at a guest-physical address: all that is in a file, where they are
     /// kept.
-    pub fn keep(&self, start: u64, content: Vec<u8>, file: File) {
+    /// The guest reads them in the window, if there is one, and by exits else.
+    pub fn keep(&self, start: u64, content: Vec<u8>, file: File, window: Option<Box<dyn Window>>) {
         let range = start..start + content.len() as u64;
-        let flash = Flash::new(content);
-        self.lock().variables = Some(Variables { range, flash, file });
+        if let Some(window) = &window {
+            window.show(0, &content);
+        }
+        self.lock().variables = Some(Variables {
+            range,
+            flash: Flash::new(content),
+            file,
+            window,
+            status_at: None,
+        });
     }
 
     /// As after power-on. Variables stay, and so does the configuration.
@@ -97,6 +122,7 @@ impl Board {
         state.control = Control::default();
         if let Some(variables) = &mut state.variables {
             variables.flash.reset();
+            variables.show(0..0, None);
             let unsaved = variables.flash.take_unsaved();
             variables.save(unsaved);
         }
@@ -170,7 +196,9 @@ impl Board {
         let offset = variables.offset(address);
         if let Some(offset) = offset {
             let unsaved = variables.flash.write(offset, data);
+            let erased = unsaved.clone().unwrap_or(0..0);
             variables.save(unsaved);
+            variables.show(erased, Some(offset));
         }
         offset.is_some()
     }
@@ -186,6 +214,32 @@ impl Variables {
         let inside = self.range.contains(&address);
         let offset = address.checked_sub(self.range.start).filter(|_| inside);
         offset.and_then(|offset| usize::try_from(offset).ok())
+    }
+
+    /// Has the window show what is true after a write at an offset, by which this range
+    /// is another.
+    fn show(&mut self, changed: Range<usize>, written: Option<usize>) {
+        let Some(window) = &self.window else { return };
+        let content = |range: Range<usize>| {
+            if let Some(bytes) = self.flash.data().get(range.clone()) {
+                window.show(range.start, bytes);
+            }
+        };
+        content(changed);
+        let word = |at: usize| at..at + WORD;
+        if let Some(at) = self.status_at.take() {
+            content(word(at));
+        }
+        let Some(at) = written.map(|offset| offset / WORD * WORD) else {
+            return;
+        };
+        content(word(at));
+        if !self.flash.shows_content() {
+            let mut status = [0; WORD];
+            self.flash.read(at, &mut status);
+            window.show(at, &status);
+            self.status_at = Some(at);
+        }
     }
 
     /// Writes through to the file. If that fails, firmware reads so from the status, and
@@ -230,7 +284,12 @@ mod tests {
     fn board() -> (Board, File) {
         let file = tempfile::tempfile().expect("file");
         let board = Board::new();
-        board.keep(0x1000, vec![0xff; 8192], file.try_clone().expect("file"));
+        board.keep(
+            0x1000,
+            vec![0xff; 8192],
+            file.try_clone().expect("file"),
+            None,
+        );
         (board, file)
     }
 
@@ -256,11 +315,52 @@ mod tests {
         assert_eq!(kept[..9], *b"\0\0\0\0\0x\0y\0");
     }
 
+    struct Shown(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl Window for Shown {
+        fn show(&self, offset: usize, bytes: &[u8]) {
+            let mut shown = self.0.lock().expect("no panic while held");
+            shown[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    #[test]
+    fn a_window_shows_content_and_the_status_where_it_is_looked_for() {
+        let shown = std::sync::Arc::new(Mutex::new(vec![0; 8192]));
+        let window = Box::new(Shown(std::sync::Arc::clone(&shown)));
+        let board = Board::new();
+        let file = tempfile::tempfile().expect("file");
+        board.keep(0, vec![7; 8192], file, Some(window));
+        let write = |at, byte| assert!(board.memory_write(at, &[byte]));
+        let at = |at: usize| shown.lock().expect("no panic while held")[at];
+        let all = |range: Range<usize>, byte| range.into_iter().all(|one| at(one) == byte);
+        assert!(all(0..8192, 7));
+        write(5, 0x70);
+        assert!(
+            all(0..8, 0) && all(8..8192, 7),
+            "status, and content elsewhere"
+        );
+        write(5, 0xff);
+        assert!(all(0..8192, 7));
+        write(100, 0x10);
+        write(100, 9);
+        write(107, 0x10);
+        write(107, 8);
+        assert!(at(100) == 9 && all(104..112, 0x80));
+        write(107, 0xff);
+        assert!(at(107) == 8 && all(104..107, 7));
+        write(4100, 0x20);
+        write(4100, 0xd0);
+        assert!(all(4104..8192, 0xff) && all(4096..4104, 0x80));
+        board.reset();
+        assert!(all(4096..8192, 0xff) && at(100) == 9);
+    }
+
     #[test]
     fn a_file_that_takes_nothing_is_told_by_the_status() {
         let board = Board::new();
         let null = File::open("/dev/null").expect("read only");
-        board.keep(0, vec![0; 4096], null);
+        board.keep(0, vec![0; 4096], null, None);
         for byte in [0x20, 0xd0] {
             assert!(board.memory_write(0, &[byte]));
         }

@@ -1,10 +1,11 @@
 //! Firmware instead of a kernel: its code as flash that the guest can't write, its
-//! variables as flash that it can, and what it finds about the machine. The first vCPU
+//! variables as flash whose writes are exits, and what it finds about the machine. The first vCPU
 //! begins where a PC's does, 16 bytes below 4 GiB in real mode.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -16,6 +17,7 @@ use crate::arch;
 use crate::arch::boot::{BootError, Payload};
 use crate::arch::layout::firmware::{HOLE, MAX_FLASH};
 use crate::arch::layout::{ABOVE_4G, GENERATION};
+use crate::board::Window;
 use crate::board::cmos::Cmos;
 use crate::board::fw_cfg::{self, FwCfg};
 use crate::memory::Ram;
@@ -65,15 +67,29 @@ impl Software {
 #[derive(Debug)]
 pub struct Firmware {
     code: File,
-    /// Where it lies, up to 4 GiB.
+    code_size: u64,
+    /// Up to 4 GiB: what the guest reads of variables, and code behind them.
     flash: Flash,
     /// What its variables are kept in, until the board has it.
     variables: Option<File>,
-    variables_size: u64,
 }
 
 /// Not shown: what is in it is the guest's.
-struct Flash(Box<Ram>);
+struct Flash(Arc<Ram>);
+
+/// The part with variables.
+struct VariablesWindow {
+    flash: Arc<Ram>,
+    start: u64,
+}
+
+impl Window for VariablesWindow {
+    fn show(&self, offset: usize, bytes: &[u8]) {
+        let at = GuestAddress(self.start.saturating_add(offset as u64));
+        // Variables are within it.
+        let _ = self.flash.write_slice(bytes, at);
+    }
+}
 
 impl std::fmt::Debug for Flash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,20 +116,20 @@ impl Firmware {
                 Some(file)
             }
         };
-        if code_size.saturating_add(variables_size) > MAX_FLASH {
+        let size = code_size.saturating_add(variables_size);
+        if size > MAX_FLASH {
             let most = MAX_FLASH >> 20;
             return Err(format!(
-                "--firmware: code and variables have {} bytes, at most {most} MiB are allowed",
-                code_size.saturating_add(variables_size)
+                "--firmware: code and variables have {size} bytes, at most {most} MiB are allowed"
             ));
         }
-        let flash = Ram::private(&[(ABOVE_4G - code_size, code_size)]);
+        let flash = Ram::private(&[(ABOVE_4G - size, size)]);
         let flash = flash.map_err(|error| format!("--firmware: memory for it: {error}"))?;
         Ok(Self {
             code,
-            flash: Flash(Box::new(flash)),
+            code_size,
+            flash: Flash(Arc::new(flash)),
             variables,
-            variables_size,
         })
     }
 
@@ -139,35 +155,36 @@ impl Firmware {
             let what = format!("--firmware: {what}");
             move |error: io::Error| Error::Device(format!("{what}: {error}"))
         };
-        for region in self.flash.0.regions() {
-            self.code
-                .seek(SeekFrom::Start(0))
-                .map_err(fail("read the code"))?;
-            #[expect(clippy::cast_possible_truncation, reason = "it is mapped here")]
-            let size = region.size() as usize;
-            let read = (self.flash.0).read_exact_volatile_from(
-                GuestAddress(region.start()),
-                &mut self.code,
-                size,
-            );
-            read.map_err(|error| fail("read the code")(io::Error::other(error)))?;
+        let flash = &self.flash.0;
+        self.code
+            .seek(SeekFrom::Start(0))
+            .map_err(fail("read the code"))?;
+        let start = GuestAddress(ABOVE_4G - self.code_size);
+        #[expect(clippy::cast_possible_truncation, reason = "it is mapped here")]
+        let size = self.code_size as usize;
+        flash
+            .read_exact_volatile_from(start, &mut self.code, size)
+            .map_err(|error| fail("read the code")(io::Error::other(error)))?;
+        for region in flash.regions() {
             vm::map_read_only(vm, SLOT, region).map_err(kvm_error("give the VM its flash"))?;
         }
         let Some(board) = bus.board() else {
             return Ok(());
         };
         if let Some(mut file) = self.variables.take() {
-            let mut content = Vec::new();
-            let read = (&mut file)
-                .take(self.variables_size)
-                .read_to_end(&mut content);
+            let (size, mut content) = (flash.size() - self.code_size, Vec::new());
+            let read = (&mut file).take(size).read_to_end(&mut content);
             let count = read.map_err(fail("read the variables"))? as u64;
-            if count != self.variables_size {
+            if count != size {
                 let shorter = io::Error::from(io::ErrorKind::UnexpectedEof);
                 return Err(fail("read the variables")(shorter));
             }
-            let end = ABOVE_4G - self.flash.0.size();
-            board.keep(end - self.variables_size, content, file);
+            let start = ABOVE_4G - flash.size();
+            let window = Box::new(VariablesWindow {
+                flash: Arc::clone(flash),
+                start,
+            });
+            board.keep(start, content, file, Some(window));
         }
         let written = memory.write_slice(generation.bytes(), GuestAddress(GENERATION));
         written.map_err(|error| BootError::Write(error.to_string()))?;
