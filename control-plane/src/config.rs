@@ -103,6 +103,8 @@ pub struct Config {
     pub vmm_binary: PathBuf,
     /// Sandbox layers that instances may run without.
     pub jail_layers_optional: Vec<SandboxLayer>,
+    /// How many templates of warm launches are kept.
+    pub warm_templates: usize,
     /// Where the images lie.
     pub images_dir: PathBuf,
     /// What is simulated in place of this machine.
@@ -213,6 +215,7 @@ impl Config {
             host_id: HostId(host_id),
             vmm_binary,
             jail_layers_optional: args.jail_layers_optional,
+            warm_templates: args.warm_templates,
             simulated,
             stop_grace: Duration::from_secs(args.stop_grace),
             terminate_grace: Duration::from_secs(args.terminate_grace),

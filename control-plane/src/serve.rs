@@ -120,6 +120,7 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
+        config.warm_templates,
     )?;
     let compute = Arc::new(compute.with_disk_reserve(storage.reserve()));
     let network = LinuxNetwork::new(
@@ -342,6 +343,7 @@ async fn remove_from_host(config: &Config) -> anyhow::Result<()> {
         &config.data_dir,
         &config.vmm_binary,
         config.jail_layers_optional.clone(),
+        config.warm_templates,
     )?;
     compute.purge().await.context("removing the instances")?;
     let db = Db::in_memory().await;

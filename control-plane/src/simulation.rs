@@ -130,6 +130,7 @@ fn images(config: &Config) -> Vec<Image> {
             initrd: None,
             cmdline: String::new(),
         },
+        warm: false,
     };
     let scopes = config.image_scopes().into_iter();
     scopes

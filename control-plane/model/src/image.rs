@@ -49,6 +49,10 @@ pub struct Manifest {
     pub created: Timestamp,
     /// How it boots.
     pub boot: BootMethod,
+    /// Whether its initramfs holds for the word `hearth.hold`, so that instances can go
+    /// on from there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
 }
 
 /// A registered image. Its id is made from its SHA-256, so that the same disk

@@ -180,6 +180,7 @@ pub fn image() -> Image {
                 initrd: None,
                 cmdline: "console=ttyS0".into(),
             },
+            warm: false,
         },
     }
 }

@@ -25,6 +25,9 @@ pub struct Places<'a> {
     pub initrd: Option<&'a Path>,
     /// The folder with the memory that it goes on from.
     pub restore: Option<&'a Path>,
+    /// The slots that it leaves free, where it becomes a template of machines with so many
+    /// disks and interfaces.
+    pub template: Option<u8>,
     /// The control socket to be made.
     pub socket: &'a Path,
     /// The bounded log of the serial console.
@@ -82,7 +85,7 @@ pub fn render(
             nics: spec.nics.len(),
         });
     }
-    if spec.disks.is_empty() {
+    if spec.disks.is_empty() && places.template.is_none() {
         return Err(ArgvError::NoDisk);
     }
     let BootMethod::Linux { cmdline, .. } = &spec.boot_method;
@@ -100,6 +103,9 @@ pub fn render(
     flag("--cmdline", cmdline.into());
     if let Some(restore) = places.restore {
         flag("--restore", restore.into());
+    }
+    if let Some(slots) = places.template {
+        flag("--template", slots.to_string().into());
     }
     flag("--vcpus", spec.vcpus.to_string().into());
     flag("--memory", spec.memory_mib.to_string().into());
@@ -208,6 +214,7 @@ mod tests {
             kernel: Path::new("/i/kernel"),
             initrd: Some(Path::new("/i/initrd")),
             restore: None,
+            template: None,
             socket: Path::new("/i/vmm/vmm.sock"),
             serial_log: Path::new("/i/vmm/console.log"),
             exit_file: Path::new("/i/vmm/exit.json"),

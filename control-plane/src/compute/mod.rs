@@ -76,6 +76,9 @@ pub struct CloneOf {
     pub image: ImageId,
     /// Its disk. It may be gone.
     pub path: PathBuf,
+    /// Whether its initramfs can hold, for a template that instances go on from.
+    #[serde(default)]
+    pub is_warm: bool,
 }
 
 /// A disk of an instance.

@@ -139,6 +139,15 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub jail_layers_optional: Vec<SandboxLayer>,
+    /// How many templates are kept, each of an image and a type, for launches to go on
+    /// from instead of booting; those used longest ago go, and with 0 every launch boots
+    #[arg(
+        long,
+        env = "HEARTH_WARM_TEMPLATES",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub warm_templates: usize,
     /// Where the images lie [default: images in the data folder]
     #[arg(long, env = "HEARTH_IMAGES_DIR")]
     pub images_dir: Option<PathBuf>,

@@ -169,6 +169,7 @@ mod tests {
         CloneOf {
             image: ImageId::from_random(n),
             path: "/image".into(),
+            is_warm: false,
         }
     }
 

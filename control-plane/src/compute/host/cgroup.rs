@@ -80,6 +80,41 @@ impl Cgroups {
         }
     }
 
+    /// The groups of templates that are being made, in one beside those of instances.
+    pub(super) fn of_templates(&self) -> Self {
+        Self {
+            root: self.parent(),
+            label: "templates".to_owned(),
+            limits: self.limits,
+        }
+    }
+
+    /// Lets others have the processor first.
+    pub(super) fn yields(&self, id: &InstanceId) -> io::Result<()> {
+        match self.limits {
+            true => write(&self.path(id).join("cpu.weight"), "1"),
+            false => Ok(()),
+        }
+    }
+
+    /// The memory that a group has, in bytes, with the page cache.
+    pub(super) fn memory(&self, id: &InstanceId) -> io::Result<u64> {
+        if !self.limits {
+            return Ok(0);
+        }
+        let path = self.path(id).join("memory.current");
+        let text = named(&path, fs::read_to_string(&path))?;
+        text.trim().parse().map_err(io::Error::other)
+    }
+
+    /// Ends every process of every group at once, and waits for none.
+    pub(super) fn kill_all(&self) -> io::Result<()> {
+        for id in self.list()? {
+            write(&self.path(&id).join("cgroup.kill"), "1")?;
+        }
+        Ok(())
+    }
+
     fn parent(&self) -> PathBuf {
         self.root.join(&self.label)
     }

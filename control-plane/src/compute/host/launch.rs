@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use hearth_vmm_api::SandboxLayer;
 
@@ -12,6 +13,7 @@ use super::folder::{self, Folder, Launch};
 use super::hibernation::Memory;
 use super::process::{self, Identity};
 use super::spawn::{self, Wanted};
+use super::warm::Maker;
 use super::{HostCompute, NOBODY, blocking, client, doing};
 use crate::compute::argv::{self, Owner};
 use crate::compute::{ComputeError, LaunchSpec, MAX_INITRD, MAX_KERNEL};
@@ -86,20 +88,24 @@ impl HostCompute {
         )?;
         drop(step);
         let step = trace.begin("boot files");
-        let BootFiles { kernel, initrd } = self.boot_files(launch, folder).await?;
+        let files = self.boot_files(launch, folder).await?;
         drop(step);
         let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
         let places = argv::Places {
-            kernel: &kernel,
-            initrd: wanted.as_ref().map(|_| initrd.as_path()),
+            kernel: &files.kernel,
+            initrd: wanted.as_ref().map(|_| files.initrd.as_path()),
             restore: None,
+            template: None,
             socket: &folder.socket(),
             serial_log: &folder.console(),
             exit_file: &folder.exit_file(),
             pid_file: &folder.pid_file(),
         };
-        if !self.resume(launch, folder, &places, taps).await? {
+        if !self.resume(launch, folder, &places, taps).await?
+            && !self.start_warm(launch, folder, &places, taps).await?
+        {
             self.start(launch, folder, &places, taps).await?;
+            self.make_template(launch, files);
         }
         let _step = trace.begin("VMM asked for its sandbox, and noted");
         let members = doing("looking for the VMM", self.cgroups.members(id))?;
@@ -157,6 +163,58 @@ impl HostCompute {
         Err(ComputeError::Refused(
             words.unwrap_or_else(|| format!("it ended with {status}")),
         ))
+    }
+
+    /// Starts the VMM on a template, if there is one and it takes it.
+    async fn start_warm(
+        &self,
+        launch: &Launch,
+        folder: &Folder,
+        places: &argv::Places<'_>,
+        taps: &[OwnedFd],
+    ) -> Result<bool, ComputeError> {
+        let id = &launch.spec.instance;
+        let Some(template) = self.templates.find(&launch.spec, &self.vmm) else {
+            return Ok(false);
+        };
+        let _step = launch.spec.trace.begin("a template, to go on from");
+        let begun = template.begin_console(folder);
+        doing("copying the console of a template", begun)?;
+        let places = argv::Places {
+            restore: Some(template.folder()),
+            ..*places
+        };
+        match self.start(launch, folder, &places, taps).await {
+            Ok(()) => Ok(true),
+            Err(ComputeError::Refused(why)) => {
+                tracing::warn!(instance = %id, why, "its template is refused, and goes: it boots from cold");
+                self.templates.remove(&template);
+                let ended = self.cgroups.remove(id).await;
+                doing("ending what refused its template", ended)?;
+                let made = self.cgroups.create(&launch.spec);
+                doing("making the control group", made)?;
+                let emptied = folder::absent_is_fine(fs::remove_file(folder.console()));
+                doing("emptying the console", emptied)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has a template be made for launches as this one, if there is to be one. It is in
+    /// the way neither of a launch nor of the end of this process.
+    fn make_template(&self, launch: &Launch, files: BootFiles) {
+        let Some(key) = self.templates.wanted(&launch.spec, &self.vmm) else {
+            return;
+        };
+        let maker = Maker {
+            templates: Arc::clone(&self.templates),
+            cgroups: self.cgroups.of_templates(),
+            vmm: self.vmm.clone(),
+            optional_layers: self.optional_layers.clone(),
+            uid: self.template_uid(),
+        };
+        tokio::spawn(maker.make(key, launch.spec.clone(), files));
     }
 
     /// Starts the VMM on the memory that it is to go on from, if that is still there and

@@ -24,6 +24,7 @@ mod oom;
 mod passing;
 mod process;
 mod spawn;
+mod warm;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirBuilder};
@@ -46,6 +47,7 @@ use bootcache::BootCache;
 use cgroup::Cgroups;
 use folder::Folder;
 use observe::known;
+use warm::Templates;
 
 /// The users that VMMs run as, one for each instance: a range that neither
 /// distributions, containers nor systemd give out.
@@ -70,6 +72,8 @@ pub struct HostCompute {
     optional_layers: Vec<SandboxLayer>,
     /// The boot files of images.
     boot_cache: BootCache,
+    /// What instances go on from instead of booting.
+    templates: Arc<Templates>,
     first_uid: u32,
     /// What is kept free of this host's disk, in bytes.
     disk_reserve: u64,
@@ -101,13 +105,15 @@ impl HostCompute {
         data: &Path,
         vmm: &Path,
         optional_layers: Vec<SandboxLayer>,
+        warm_templates: usize,
     ) -> Result<Self, ComputeError> {
         let cgroups = Cgroups::new(names.label());
         if let Err(e) = cgroups.check() {
             tracing::warn!("no instance can be launched: {e}");
         }
         // The program may be replaced on disk while it runs; this is the one.
-        let mut host = Self::with(data, vmm, Path::new("/proc/self/exe"), cgroups)?;
+        let reader = Path::new("/proc/self/exe");
+        let mut host = Self::with(data, vmm, reader, cgroups, warm_templates)?;
         host.optional_layers = optional_layers;
         host.first_uid += u32::from(names.number()) * UIDS;
         Ok(host)
@@ -118,6 +124,7 @@ impl HostCompute {
         vmm: &Path,
         reader: &Path,
         cgroups: Cgroups,
+        warm_templates: usize,
     ) -> Result<Self, ComputeError> {
         let data = doing("finding the data folder", std::path::absolute(data))?;
         let instances = data.join("instances");
@@ -130,8 +137,13 @@ impl HostCompute {
             .and_then(|()| let_pass(&instances));
         doing(format!("making {}", instances.display()), made)?;
         let boot_cache = doing("sweeping the boot files", BootCache::open(&data))?;
+        // One that was being made is nobody's any more.
+        let ended = cgroups.of_templates().kill_all();
+        let templates = ended.and_then(|()| Templates::open(&data, warm_templates));
+        let templates = doing("sweeping the templates", templates)?;
         Ok(Self {
             boot_cache,
+            templates: Arc::new(templates),
             instances,
             vmm: vmm.to_owned(),
             reader: reader.to_owned(),
@@ -189,11 +201,16 @@ impl HostCompute {
             return Ok(*uid);
         }
         let taken: HashSet<u32> = uids.values().copied().collect();
-        let uid = (self.first_uid..self.first_uid + UIDS)
+        let uid = (self.first_uid..self.template_uid())
             .find(|uid| !taken.contains(uid))
             .ok_or_else(|| io::Error::other("every user for VMMs is taken"))?;
         uids.insert(id.clone(), uid);
         Ok(uid)
+    }
+
+    /// The user that templates are made by, which no instance has.
+    fn template_uid(&self) -> u32 {
+        self.first_uid + UIDS - 1
     }
 
     /// Its user may be another's from now on: nothing of the instance is left.
@@ -382,6 +399,12 @@ impl ComputeHost for HostCompute {
         for id in doing("listing instances", self.known_ids())? {
             self.forget(&id).await?;
         }
+        let groups = self.cgroups.of_templates();
+        for id in doing("listing templates", groups.list())? {
+            doing("ending a template", groups.remove(&id).await)?;
+        }
+        doing("removing their control group", groups.remove_parent())?;
+        doing("removing the templates", self.templates.purge())?;
         doing("removing the control group", self.cgroups.remove_parent())?;
         doing(
             "removing the instances' folder",

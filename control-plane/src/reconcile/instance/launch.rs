@@ -68,7 +68,15 @@ impl InstanceController {
             }],
             nics,
             resume: instance.hibernated,
-            clone_of: source.map(|Source { image, path }| Box::new(CloneOf { image, path })),
+            clone_of: source.map(|Source { image, path }| {
+                let found = view.at(&instance.scope).visible::<Image>(&image);
+                let is_warm = found.is_some_and(|image| image.manifest.warm);
+                Box::new(CloneOf {
+                    image,
+                    path,
+                    is_warm,
+                })
+            }),
             trace,
         };
         let launch = self.compute.launch(&spec, taps);

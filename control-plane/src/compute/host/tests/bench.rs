@@ -30,7 +30,9 @@ if os.fork():
 os.setsid()
 with open(os.path.dirname(sys.argv[0]) + "/starts", "a") as f:
     f.write("memory %s\n" % memory.read() if saved else "cold\n")
-with open(flags["--serial-log"], "w") as f: f.write("hello\n")
+with open(flags["--serial-log"], "a") as f:
+    f.write("warm\n" if saved else "hello\n")
+    if "--template" in flags: f.write(words + "\n")
 server = socket.socket(socket.AF_UNIX)
 server.bind(flags["--socket"])
 server.listen()
@@ -140,6 +142,7 @@ impl Bench {
             &self.dir.path().join("vmm"),
             &self.dir.path().join("reader"),
             Cgroups::without_limits(root),
+            4,
         )
         .unwrap()
     }

@@ -1,0 +1,149 @@
+//! Templates, with the stand-ins: the kernel's text is what a template's console says.
+
+use crate::compute::CloneOf;
+use crate::model::ImageId;
+
+use super::*;
+
+const HELD: &str = "hearth.hold: held";
+
+fn spec(bench: &Bench, instance: u128, kernel: &str) -> LaunchSpec {
+    let image = bench.dir.path().join(format!("image-{}.raw", kernel.len()));
+    fs::write(&image, format!("{kernel}\n")).unwrap();
+    let mut spec = bench.spec("refuse");
+    spec.instance = InstanceId::from_random(instance);
+    spec.clone_of = Some(Box::new(CloneOf {
+        image: ImageId::from_random(kernel.len() as u128),
+        path: image,
+        is_warm: true,
+    }));
+    spec
+}
+
+/// What the console of a launch shows.
+async fn launched(host: &HostCompute, spec: &LaunchSpec) -> String {
+    launch(host, spec).await.unwrap();
+    let console = host.console(&spec.instance).await.unwrap();
+    String::from_utf8(console).unwrap()
+}
+
+/// Waits until all that was to be made is made, or won't be.
+async fn made(host: &HostCompute, spec: &LaunchSpec) -> bool {
+    let key = &key(host, spec);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !host.templates.is_settled(key) {
+        assert!(tokio::time::Instant::now() < deadline, "never made");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    host.templates.find(spec, &host.vmm).is_some()
+}
+
+fn key(host: &HostCompute, spec: &LaunchSpec) -> String {
+    host.templates.key(spec, &host.vmm).unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn the_second_launch_goes_on_from_a_template_until_it_is_damaged() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let [first, second, third, fourth] = [1, 2, 3, 4].map(|n| spec(&bench, n, HELD));
+    assert_eq!(launched(&host, &first).await, "hello\n");
+    let template = key(&host, &first);
+    assert!(made(&host, &first).await);
+    // Its console begins as the template's.
+    assert_eq!(launched(&host, &second).await, "hello\nwarm\n");
+    let steps = host.folder(&second.instance).trace().unwrap();
+    let steps = steps.unwrap().steps;
+    assert!(steps.iter().any(|step| step.step.contains("a template")));
+    // Nobody but us has what it is made of.
+    let folder = bench.dir.path().join("data/templates").join(&template);
+    assert!(!bench.dir.path().join("data/templates/.making").exists());
+    assert_eq!(host.cgroups.of_templates().list().unwrap().len(), 0);
+    let mode = fs::metadata(folder.join("memory")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    // Another hearth finds it.
+    drop(host);
+    let host = bench.open(&root);
+    fs::write(folder.join("machine.json"), "something else").unwrap();
+    assert_eq!(launched(&host, &third).await, "hello\n");
+    assert!(!folder.exists());
+    // It isn't made again, and that costs nobody anything.
+    assert_eq!(launched(&host, &fourth).await, "hello\n");
+    assert!(!folder.exists());
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+    assert_eq!(
+        fs::read_dir(bench.dir.path().join("data")).unwrap().count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn what_another_machine_is_made_of_is_another_template() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let one = spec(&bench, 1, HELD);
+    let with = |change: &dyn Fn(&mut LaunchSpec)| {
+        let mut other = one.clone();
+        change(&mut other);
+        host.templates.key(&other, &host.vmm).unwrap()
+    };
+    let key = key(&host, &one);
+    assert_eq!(
+        with(&|spec| spec.instance = InstanceId::from_random(9)),
+        Some(key.clone())
+    );
+    assert_eq!(with(&|spec| spec.boot = 2), Some(key.clone()));
+    assert_eq!(with(&|spec| spec.clone_of = None), None);
+    let changes: [&dyn Fn(&mut LaunchSpec); 5] = [
+        &|spec| spec.vcpus = 2,
+        &|spec| spec.memory_mib = 1024,
+        &|spec| spec.instance_type = "t2.micro".to_owned(),
+        &|spec| spec.disks.push(spec.disks[0].clone()),
+        &|spec| {
+            let crate::model::BootMethod::Linux { cmdline, .. } = &mut spec.boot_method;
+            cmdline.push('x');
+        },
+    ];
+    for change in changes {
+        assert!(with(change).is_some_and(|other| other != key));
+    }
+    // An upgrade of the VMM.
+    fs::write(&host.vmm, "another").unwrap();
+    assert!(with(&|_| {}).is_some_and(|other| other != key));
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_hold_is_given_up() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    // A guest that ends: `refuse` is what the stand-in refuses.
+    let refused = spec(&bench, 1, "a guest that says nothing");
+    assert_eq!(launched(&host, &refused).await, "hello\n");
+    let groups = host.cgroups.of_templates();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let id = loop {
+        if let Some(id) = groups.list().unwrap().pop_first() {
+            break id;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never begun");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    while groups.members(&id).unwrap().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "never started");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    groups.kill_all().unwrap();
+    assert!(!made(&host, &refused).await);
+    assert_eq!(host.templates.wanted(&refused, &host.vmm), None);
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}

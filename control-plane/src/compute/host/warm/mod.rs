@@ -1,0 +1,265 @@
+//! Warm launches: instances that go on from a template, a machine of their image and type
+//! that was held in its initramfs, instead of booting from cold.
+//!
+//! ```text
+//!   launch ── is there a template? ── yes ─► VMM --restore ── refused ─► template goes, cold
+//!                                     no ──► cold ── afterwards, by itself: make it
+//!
+//!   make:  VMM --template, no disk, no interface ── "held" on its console ── pause
+//!          ── snapshot ── its group is ended ── the template is there, by a rename
+//! ```
+//! `<data>/templates/<key>/` has `machine.json` and `memory` of the VMM's snapshot, which
+//! are hearth's and were handed in open, and `console`, what its console showed until it held. The key is a hash of all that an
+//! instance must share with a template: image, boot method, type, slots, and the VMM's
+//! program. A host that differs (another processor) is refused by the VMM.
+//!
+//! Templates are a matter of speed alone, so whatever is wrong with one costs it and
+//! nothing else: the launch is cold then, and no template of that key is made again before
+//! `hearth` starts anew. An image's kernel is as hostile as a guest. Its template knows
+//! nothing of any instance, and is used for instances of the same image only. It is made
+//! in a control group and a jail of its own, one at a time, when nobody else wants the
+//! processor.
+
+mod make;
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use sha2::{Digest as _, Sha256};
+
+use super::folder::{Folder, absent_is_fine};
+use super::let_pass;
+use crate::compute::LaunchSpec;
+
+pub(super) use make::Maker;
+
+/// What is half-made, beside the templates.
+const MAKING: &str = ".making";
+/// What the console showed.
+const CONSOLE: &str = "console";
+/// How a template is laid out, and how it is made: another number makes all anew.
+const FORMAT: u32 = 1;
+
+/// The templates of this machine.
+#[derive(Debug)]
+pub(super) struct Templates {
+    folder: PathBuf,
+    /// How many are kept.
+    most: usize,
+    /// Those that are being made or wait for it, and those that are not made any more.
+    stages: Mutex<BTreeMap<String, Stage>>,
+    /// One is made at a time.
+    making: tokio::sync::Mutex<()>,
+}
+
+/// Why a template that isn't there is not to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It is being made, or waits for its turn.
+    Making,
+    /// It can't be made, or was of no use.
+    GivenUp,
+}
+
+/// A template that is there.
+#[derive(Debug)]
+pub(super) struct Template {
+    key: String,
+    folder: PathBuf,
+}
+
+impl Template {
+    /// Its snapshot's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Has an instance's console begin with what the template's showed.
+    pub(super) fn begin_console(&self, of: &Folder) -> io::Result<()> {
+        absent_is_fine(fs::copy(self.folder.join(CONSOLE), of.console()).map(drop))
+    }
+}
+
+impl Templates {
+    /// Those under `data`, of which so many are kept; sweeps what a crash has left
+    /// half-made.
+    pub(super) fn open(data: &Path, most: usize) -> io::Result<Self> {
+        let folder = data.join("templates");
+        absent_is_fine(fs::remove_dir_all(folder.join(MAKING)))?;
+        if most == 0 {
+            absent_is_fine(fs::remove_dir_all(&folder))?;
+        }
+        Ok(Self {
+            folder,
+            most,
+            stages: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// What a template for this launch would be called; none where there can't be one.
+    pub(super) fn key(&self, spec: &LaunchSpec, vmm: &Path) -> io::Result<Option<String>> {
+        let Some(clone) = spec.clone_of.as_ref().filter(|clone| clone.is_warm) else {
+            return Ok(None);
+        };
+        if self.most == 0 {
+            return Ok(None);
+        }
+        let vmm = fs::metadata(vmm)?;
+        let vmm = (
+            vmm.dev(),
+            vmm.ino(),
+            vmm.len(),
+            vmm.mtime(),
+            vmm.mtime_nsec(),
+        );
+        let shape = (
+            &spec.instance_type,
+            spec.vcpus,
+            spec.memory_mib,
+            slots(spec),
+        );
+        let all = (FORMAT, &clone.image, &spec.boot_method, shape, vmm);
+        let hash = Sha256::digest(serde_json::to_vec(&all)?);
+        Ok(Some(hex::encode(&hash[..16])))
+    }
+
+    /// The template for this launch, if it is there.
+    pub(super) fn find(&self, spec: &LaunchSpec, vmm: &Path) -> Option<Template> {
+        // A VMM that can't be looked at is said when it is started.
+        let key = self.key(spec, vmm).ok()??;
+        self.find_key(&key)
+    }
+
+    fn find_key(&self, key: &str) -> Option<Template> {
+        let folder = self.folder.join(key);
+        // Its last use.
+        let used = File::open(&folder).and_then(|dir| dir.set_modified(SystemTime::now()));
+        used.ok().map(|()| Template {
+            key: key.to_owned(),
+            folder,
+        })
+    }
+
+    /// Removes one that is of no use; none takes its place.
+    pub(super) fn remove(&self, template: &Template) {
+        self.give_up(&template.key);
+        // A machine that maps its memory goes on with that. What stays is refused again.
+        let _ = fs::remove_dir_all(&template.folder);
+    }
+
+    /// The key of the template that is to be made for launches as this one, from here on
+    /// by the caller; none: there is one, or there is to be none.
+    pub(super) fn wanted(&self, spec: &LaunchSpec, vmm: &Path) -> Option<String> {
+        let key = self.key(spec, vmm).ok()??;
+        self.wants(&key).then_some(key)
+    }
+
+    fn wants(&self, key: &str) -> bool {
+        if self.folder.join(key).exists() || self.stages().contains_key(key) {
+            return false;
+        }
+        self.stages().insert(key.to_owned(), Stage::Making);
+        true
+    }
+
+    /// Whether nobody makes one of this key, now or when it is its turn: it is there, or
+    /// won't be.
+    #[cfg(test)]
+    pub(super) fn is_settled(&self, key: &str) -> bool {
+        self.folder.join(key).exists() || self.stages().get(key) == Some(&Stage::GivenUp)
+    }
+
+    /// Removes all of it.
+    pub(super) fn purge(&self) -> io::Result<()> {
+        absent_is_fine(fs::remove_dir_all(&self.folder))
+    }
+
+    /// None of this key is made any more.
+    fn give_up(&self, key: &str) {
+        self.stages().insert(key.to_owned(), Stage::GivenUp);
+    }
+
+    fn stages(&self) -> MutexGuard<'_, BTreeMap<String, Stage>> {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where one is made.
+    fn workshop(&self) -> io::Result<Folder> {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&self.folder);
+        // The VMM, another user, must pass through to its own part.
+        made.and_then(|()| let_pass(&self.folder))?;
+        let path = self.folder.join(MAKING);
+        absent_is_fine(fs::remove_dir_all(&path))?;
+        Ok(Folder::new(path))
+    }
+
+    /// Has what lies in a folder be the template of this key, in the place of those that
+    /// were used longest ago.
+    fn keep(&self, made: &Path, key: &str) -> io::Result<()> {
+        let mut there = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if entry.file_name() != MAKING {
+                there.push((entry.metadata()?.modified()?, entry.path()));
+            }
+        }
+        there.sort();
+        let over = (there.len() + 1).saturating_sub(self.most);
+        for (_, path) in there.into_iter().take(over) {
+            absent_is_fine(fs::remove_dir_all(path))?;
+        }
+        fs::rename(made, self.folder.join(key))
+    }
+}
+
+/// The slots that a template leaves free in front of its devices.
+fn slots(spec: &LaunchSpec) -> u8 {
+    u8::try_from(spec.disks.len() + spec.nics.len()).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_used_longest_ago_make_room() {
+        let data = tempfile::tempdir().unwrap();
+        let templates = Templates::open(data.path(), 2).unwrap();
+        let made = data.path().join("made");
+        let keep = |key: &str| {
+            templates.workshop().unwrap();
+            fs::create_dir(&made).unwrap();
+            templates.keep(&made, key).unwrap();
+        };
+        let age = |key: &str, seconds| {
+            let folder = File::open(data.path().join("templates").join(key)).unwrap();
+            let then = SystemTime::now() - std::time::Duration::from_secs(seconds);
+            folder.set_modified(then).unwrap();
+        };
+        assert!(templates.wants("a") && !templates.wants("a"));
+        keep("a");
+        keep("b");
+        age("a", 20);
+        age("b", 10);
+        // Used now.
+        templates.find_key("a").unwrap();
+        keep("c");
+        assert!(templates.find_key("a").is_some() && templates.find_key("b").is_none());
+        // One that was refused is not made again.
+        templates.remove(&templates.find_key("c").unwrap());
+        assert!(templates.find_key("c").is_none() && !templates.wants("c"));
+        assert!(templates.wants("b"));
+        let none = Templates::open(data.path(), 0).unwrap();
+        assert!(none.find_key("a").is_none());
+        none.purge().unwrap();
+    }
+}
