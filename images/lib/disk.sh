@@ -67,6 +67,8 @@ manifest = {
         "cmdline": f"root=UUID={env['IMAGE_UUID']} {env['IMAGE_CMDLINE']}",
     },
 }
+if env.get("IMAGE_WARM"):
+    manifest["warm"] = True
 with open(out, "w") as file:
     json.dump(manifest, file, indent=2)
     file.write("\n")

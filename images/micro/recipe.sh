@@ -11,9 +11,12 @@ DISK_SPARE_MB=24
 DISK_JOURNAL_MB=4
 
 PACKAGES=linux-image-cloud-amd64,busybox-static,dropbear-bin,curl,ca-certificates,e2fsprogs,fdisk,util-linux
-# Modules that the initrd needs to reach the root, and those that come later;
-# what they depend on is added.
-INITRD_MODULES=(virtio_pci virtio_blk)
+# The initrd goes on from a template as an instance of its own.
+export IMAGE_WARM=yes
+# Modules that the initrd needs to reach the root and those that the next boot script
+# would load, so that a template has them; and those of the root. What they depend on is
+# added.
+INITRD_MODULES=(virtio_pci virtio_blk virtio_net virtio-rng button evdev)
 ROOT_MODULES=(virtio_pci virtio_blk virtio_net virtio-rng button evdev loop)
 
 recipe_packages() { resolve --variant=extract --include="$PACKAGES"; }
@@ -103,6 +106,7 @@ make_initrd() {
     mkdir -p "$initrd"/{bin,dev,proc,sys,mnt}
     install -m 755 "$debian/bin/busybox" "$initrd/bin/busybox"
     install -m 755 "$IMAGES/micro/initrd/init" "$initrd/init"
+    make_reseed "$initrd/bin/reseed"
     copy_modules "$debian" "$initrd" "$version" "${INITRD_MODULES[@]}"
     (cd "$initrd" && find . -print0 | sort -z | cpio --null -o -H newc --owner=0:0 --quiet) >"$out"
     chmod 644 "$out"

@@ -11,5 +11,6 @@ mod jail;
 mod nics;
 mod power;
 mod snapshot;
+mod template;
 mod vcpus;
 mod vsock;

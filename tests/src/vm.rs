@@ -22,6 +22,7 @@ pub struct Builder {
     vcpus: String,
     memory_mib: u64,
     init: Option<&'static str>,
+    has_disk: bool,
     args: Vec<String>,
     append: String,
     netns: Option<String>,
@@ -84,6 +85,7 @@ impl Builder {
             vcpus: "1".to_owned(),
             memory_mib: 256,
             init: Some("/bin/sh"),
+            has_disk: true,
             args: Vec::new(),
             append: String::new(),
             netns: None,
@@ -117,6 +119,13 @@ impl Builder {
     #[must_use]
     pub fn own_init(mut self) -> Self {
         self.init = None;
+        self
+    }
+
+    /// Boots without a disk: as far as its initramfs.
+    #[must_use]
+    pub fn without_disk(mut self) -> Self {
+        self.has_disk = false;
         self
     }
 
@@ -230,13 +239,15 @@ impl Builder {
             .arg("--initrd")
             .arg(initrd)
             .args(["--cmdline", &cmdline])
-            .arg("--disk")
-            .arg(format!("path={},id=root,serial=vol0root", disk.display()))
             .arg("--socket")
             .arg(dir.path().join("vmm.sock"))
             .arg("--exit-file")
-            .arg(dir.path().join("exit.json"))
-            .args(&args);
+            .arg(dir.path().join("exit.json"));
+        if self.has_disk {
+            let root = format!("path={},id=root,serial=vol0root", disk.display());
+            flags.args(["--disk", &root]);
+        }
+        flags.args(&args);
         line.extend(flags.get_args().map(OsStr::to_owned));
         let (child, stdin, console) = start(&line);
         Vm {
