@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/bench launch: what a launch by the control plane costs, from the call of
-# RunInstances to the guest's first instruction, step by step, and beyond what the bare
-# VMM costs (tests/bench/src/launch.rs). A real `hearth serve` with nftables, namespaces
+# RunInstances to the guest's first instruction and to user data that runs, from cold and
+# from a template, step by step, and beyond what the bare VMM costs (tests/bench/src/launch.rs). A real `hearth serve` with nftables, namespaces
 # and volumes launches instances of the image micro, one after another, on a warm host.
 #
 # The host is a small lab that counts instructions: a millisecond below is a million of
@@ -58,12 +58,19 @@ build_lab() {
 	#!/bin/sh
 	ip link set lo up
 	hostname lab
-	HEARTH_LOG=${HEARTH_BENCH_LOG:-info} /bench/hearth serve --data-dir /scratch/hearth --config /bench/cloud.toml \\
-	    --images-dir /bench/images --vmm-binary /bench/hearth-vmm --terminate-grace 1 --disk-overcommit 50 --disk-reserve-mib 16 \\
-	    --host-id lab >/scratch/log 2>&1 &
-	/bench/hearth-bench launch address=127.0.0.1:8773 access-key=$key secret-key=$secret hearth=/bench/hearth \\
-	    data=/scratch/hearth launches=${HEARTH_BENCH_LAUNCHES:-5}$(printf ' type=%s' "${types[@]}")
-	echo "\$?" >/scratch/status
+	for warm in no yes; do
+	    HEARTH_LOG=${HEARTH_BENCH_LOG:-info} /bench/hearth serve --data-dir /scratch/\$warm --config /bench/cloud.toml \\
+	        --images-dir /bench/images --vmm-binary /bench/hearth-vmm --terminate-grace 1 --disk-overcommit 50 --disk-reserve-mib 16 \\
+	        --host-id lab --warm-templates "\$([ \$warm = no ] && echo 0 || echo 8)" >>/scratch/log 2>&1 &
+	    /bench/hearth-bench launch address=127.0.0.1:8773 access-key=$key secret-key=$secret hearth=/bench/hearth \\
+	        data=/scratch/\$warm warm=\$warm launches=${HEARTH_BENCH_LAUNCHES:-5}$(printf ' type=%s' "${types[@]}")
+	    status=\$?
+	    echo "\$status" >/scratch/status
+	    [ \$status = 0 ] || break
+	    kill \$!
+	    wait \$!
+	    /bench/hearth purge --data-dir /scratch/\$warm >>/scratch/log 2>&1
+	done
 	echo '=== the end, and the log'
 	cat /scratch/status /scratch/log
 	SH

@@ -3,6 +3,10 @@
 //!
 //! One instance runs all the while, so that the host is warm: its image's boot files
 //! are kept, its VPC is there. Each launch that is measured ends before the next.
+//!
+//! And from there to user data that runs, from cold or, with `warm=yes`, from a template
+//! that is waited for: the time at which the console's log was last written, which user
+//! data does and then sleeps. The kernel's clock for files ticks every 4 ms.
 
 use anyhow::{Context, Result, bail};
 use hearth_vmm_api::Start;
@@ -22,6 +26,9 @@ use crate::bare;
 const TRIES: u32 = 120;
 /// How long a guest has until it has nothing to do any more.
 const SETTLE: Duration = Duration::from_secs(10);
+
+/// What user data says when it runs.
+const RUNS: &str = "user data runs";
 
 /// Steps that have less in common follow each other, in million instructions.
 const TOUCH: f64 = 0.2;
@@ -47,6 +54,8 @@ struct Launch {
     /// Its steps: name, begin, end.
     steps: Vec<(String, i128, i128)>,
     entered: i128,
+    /// When user data ran.
+    ready: i128,
     shown: String,
 }
 
@@ -76,6 +85,11 @@ impl Bench {
                 ("InstanceType", kind),
                 ("MinCount", "1"),
                 ("MaxCount", "1"),
+                // "#!/bin/sh\necho user data runs\nexec sleep 10000\n"
+                (
+                    "UserData",
+                    "IyEvYmluL3NoCmVjaG8gdXNlciBkYXRhIHJ1bnMKZXhlYyBzbGVlcCAxMDAwMAo%3D",
+                ),
             ],
         )?;
         let id = answer.element("instanceId").context("no instance")?;
@@ -115,6 +129,26 @@ impl Bench {
         })
     }
 
+    /// Waits until its user data runs. Returns when that was, in nanoseconds.
+    fn ready(&self, id: &str) -> Result<i128> {
+        let console = Path::new(&self.data).join(format!("instances/{id}/vmm/console.log"));
+        every_second("user data runs", || {
+            let text = std::fs::read(&console).unwrap_or_default();
+            let runs = String::from_utf8_lossy(&text).contains(RUNS);
+            Ok(runs.then_some(()))
+        })?;
+        let written = std::fs::metadata(&console)?.modified()?;
+        Ok(Timestamp::try_from(written)?.as_nanosecond())
+    }
+
+    fn templates(&self) -> usize {
+        let entries = std::fs::read_dir(Path::new(&self.data).join("templates"));
+        let names = entries.into_iter().flatten().flatten();
+        names
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+            .count()
+    }
+
     fn measure(&self, kind: &str) -> Result<Launch> {
         let (id, answer) = self.run_instance(kind)?;
         // Who asks meanwhile would be measured too.
@@ -144,6 +178,7 @@ impl Bench {
             at(vmm.began_ns),
             entered,
         ));
+        let ready = self.ready(&id)? - answer.sent.as_nanosecond();
         let shown = self.trace(&id, &[])?.unwrap_or_default();
         self.in_state(&id, "running")?;
         self.client
@@ -153,6 +188,7 @@ impl Bench {
         Ok(Launch {
             steps,
             entered,
+            ready,
             shown,
         })
     }
@@ -205,16 +241,21 @@ fn table(kind: &str, launches: &[Launch], bare: &[i128]) {
         "**call sent, until the guest's first instruction**",
         spread(all.clone().collect()),
     );
-    row(
-        "bare VMM, exec until the guest's first instruction",
-        spread(bare.to_vec()),
-    );
     let mut sorted = bare.to_vec();
     sorted.sort_unstable();
-    let own = sorted[sorted.len() / 2];
+    if let Some(own) = sorted.get(sorted.len() / 2) {
+        row(
+            "bare VMM, exec until the guest's first instruction",
+            spread(bare.to_vec()),
+        );
+        row(
+            "**overhead beyond the bare VMM**",
+            spread(all.map(|ns| ns - own).collect()),
+        );
+    }
     row(
-        "**overhead beyond the bare VMM**",
-        spread(all.map(|ns| ns - own).collect()),
+        "**call sent, until user data runs**",
+        spread(launches.iter().map(|launch| launch.ready).collect()),
     );
 }
 
@@ -238,16 +279,40 @@ pub(crate) fn launch(arguments: &Arguments) -> Result<()> {
         image,
     };
     let launches: usize = arguments.one("launches")?.parse()?;
+    let is_warm = arguments.one("warm")? == "yes";
     eprintln!("bench: the first launch");
     let (first, _) = bench.run_instance("t2.nano")?;
     bench.launched(&first)?;
     thread::sleep(SETTLE);
     for kind in arguments.all("type") {
-        eprintln!("bench: {kind}");
+        eprintln!("bench: {kind}{}", if is_warm { ", warm" } else { "" });
+        if is_warm {
+            let before = bench.templates();
+            // None that it begins with has one of this type but the first.
+            if *kind != "t2.nano" {
+                let (id, _) = bench.run_instance(kind)?;
+                bench.launched(&id)?;
+                every_second("a template", || {
+                    Ok((bench.templates() > before).then_some(()))
+                })?;
+                bench
+                    .client
+                    .call("TerminateInstances", &[("InstanceId.1", &id)])?;
+                bench.in_state(&id, "terminated")?;
+            } else {
+                every_second("a template", || Ok((bench.templates() > 0).then_some(())))?;
+            }
+            thread::sleep(SETTLE);
+        }
         let mut measured = Vec::new();
         for _ in 0..launches {
             measured.push(bench.measure(kind)?);
             eprintln!("bench: {kind}: {}", measured.len());
+        }
+        if is_warm {
+            table(&format!("{kind}, from a template"), &measured, &[]);
+            show(&measured);
+            continue;
         }
         // One more, for its command line.
         let (id, _) = bench.run_instance(kind)?;
@@ -272,10 +337,16 @@ pub(crate) fn launch(arguments: &Arguments) -> Result<()> {
             .call("TerminateInstances", &[("InstanceId.1", &id)])?;
         bench.in_state(&id, "terminated")?;
         table(kind, &measured, &alone);
-        println!(
-            "\nThe last of them, as `hearth trace` shows it:\n\n```\n{}```",
-            measured[launches - 1].shown
-        );
+        show(&measured);
     }
     Ok(())
+}
+
+fn show(measured: &[Launch]) {
+    if let Some(last) = measured.last() {
+        println!(
+            "\nThe last of them, as `hearth trace` shows it:\n\n```\n{}```",
+            last.shown
+        );
+    }
 }
