@@ -40,7 +40,8 @@ struct Setup {
 }
 
 /// `measure files= scratch= boots= passes= scale= append= case=... subject=NAME:BINARY...
-/// [skip=SUBJECT/CASE...]`, with cases boot-elf, boot-bzimage, memory, block, net, log, exits.
+/// [skip=SUBJECT/CASE...]`, with cases boot-elf, boot-bzimage, memory, memory-block, memory-net, block,
+/// net, log, exits.
 pub(crate) fn measure(arguments: &Arguments) -> Result<()> {
     let setup = Setup {
         files: arguments.one("files")?.into(),
@@ -67,7 +68,7 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<()> {
             if case == "exits" && !subject.traces_exits()
                 || case.starts_with("boot") && !subject.measures_boot()
                 || case == "boot-bzimage" && !subject.boots_bzimage()
-                || case == "block" && !subject.measures_block()
+                || case.ends_with("block") && !subject.measures_block()
             {
                 continue;
             }
@@ -146,14 +147,12 @@ fn one_case(setup: &Setup, subject: &Subject, case: &str) -> Result<Figures> {
                 let dirty = overhead.private_dirty.to_string();
                 figures.push(("memory_private_dirty".into(), dirty));
             }
-            for case in ["block", "net"] {
-                if case == "net" || subject.measures_block() {
-                    let mut after = Figures::new();
-                    io(setup, subject, case, &mut after)?;
-                    after.retain(|(metric, _)| metric.starts_with("memory"));
-                    figures.extend(after);
-                }
-            }
+        }
+        "memory-block" | "memory-net" => {
+            let _huge_pages = HugePages::only_where_asked_for()?;
+            let case = case.trim_start_matches("memory-");
+            io(setup, subject, case, &mut figures)?;
+            figures.retain(|(metric, _)| metric.starts_with("memory"));
         }
         "block" | "net" => {
             io(setup, subject, case, &mut figures)?;
