@@ -57,7 +57,9 @@ pub(super) fn host_boot() -> io::Result<String> {
     Ok(id.trim().to_owned())
 }
 
-/// The start time of a process that lives; a zombie doesn't.
+/// The start time of a process that lives: a zombie doesn't, unless it is one whose main
+/// thread alone has ended. A thread that waits for a disk is still at that disk, and
+/// at all else that the process has open, until the disk answers, whoever killed it.
 fn start_time(pid: u32) -> io::Result<Option<u64>> {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => Ok(parse_stat(&stat)),
@@ -69,15 +71,16 @@ fn start_time(pid: u32) -> io::Result<Option<u64>> {
 }
 
 /// Field 22. The name, field 2, may hold anything, so count behind its last
-/// parenthesis; field 3 is the state.
+/// parenthesis; field 3 is the state, field 20 the number of threads.
 fn parse_stat(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    if state == "X" || (state == "Z" && threads <= 1) {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -89,9 +92,42 @@ mod tests {
         let tail = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 987654 20";
         let stat = format!("42 (a) Z 1 (x) S {tail}");
         assert_eq!(parse_stat(&stat), Some(987_654));
-        assert_eq!(parse_stat(&format!("42 (vmm) Z {tail}")), None);
+        let zombie = |threads| format!("42 (vmm) Z {}", tail.replacen(" 17 ", threads, 1));
+        assert_eq!(parse_stat(&zombie(" 1 ")), None);
+        assert_eq!(parse_stat(&zombie(" 2 ")), Some(987_654));
+        assert_eq!(parse_stat(&format!("42 (vmm) X {tail}")), None);
         assert_eq!(parse_stat("42"), None);
         assert_eq!(parse_stat(""), None);
+    }
+
+    /// As of a VMM that was killed while a disk holds one of its threads.
+    #[test]
+    fn a_process_lives_as_long_as_any_of_its_threads() {
+        let script = "import ctypes, sys, threading\n\
+                      threading.Thread(target=sys.stdin.read).start()\n\
+                      ctypes.CDLL(None).syscall(60, 0)";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !stat().contains(") Z ") {
+            assert!(std::time::Instant::now() < deadline, "{}", stat());
+            std::thread::yield_now();
+        }
+        let identity = Identity::of(pid).unwrap().unwrap();
+        assert!(identity.is_alive().unwrap());
+        assert!(identity.open().unwrap().is_some());
+        drop(child.stdin.take());
+        while identity.is_alive().unwrap() {
+            assert!(std::time::Instant::now() < deadline, "{}", stat());
+            std::thread::yield_now();
+        }
+        assert!(identity.open().unwrap().is_none());
+        child.wait().unwrap();
     }
 
     #[test]
