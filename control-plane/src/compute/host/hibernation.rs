@@ -223,8 +223,11 @@ impl HostCompute {
     pub(super) fn memory_bytes(&self) -> io::Result<u64> {
         let mut bytes = 0;
         for entry in fs::read_dir(&self.instances)? {
-            let folder = entry?.path();
-            bytes += Memory { folder }.bytes()?;
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                let folder = entry.path();
+                bytes += Memory { folder }.bytes()?;
+            }
         }
         Ok(bytes)
     }

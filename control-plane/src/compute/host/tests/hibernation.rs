@@ -63,7 +63,9 @@ async fn memory_is_saved_kept_and_gone_on_from_once() {
     assert_eq!(machine_state(&host, &id).await, held);
     host.kill(&id).await.unwrap();
     assert_eq!(host.kept_memory(&id).await.unwrap(), WHOLE);
+    fs::write(host.instances.join("no-folder"), "").unwrap();
     assert!(host.kept_bytes().unwrap() > 0);
+    fs::remove_file(host.instances.join("no-folder")).unwrap();
     let folder = host.folder(&id).path().join("memory-1");
     for (name, mode) in [("", 0o700), ("memory", 0o600), ("machine.json", 0o600)] {
         let meta = fs::metadata(folder.join(name)).unwrap();
