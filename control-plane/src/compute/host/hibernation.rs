@@ -25,7 +25,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hearth_vmm_api::MachineState;
 use rustix::fs::statvfs;
@@ -310,24 +310,22 @@ impl HostCompute {
     }
 }
 
-/// Holds a machine.
+/// Holds a machine. What a `hearth` that was killed had saved of it is waited for.
 async fn pause(socket: &Path) -> io::Result<()> {
-    let held = async {
-        client::put(socket, "pause").await?;
-        while client::machine(socket).await?.state != MachineState::Paused {
-            tokio::time::sleep(LOOK_AGAIN).await;
+    client::put(socket, "pause").await?;
+    let mut since = Instant::now();
+    loop {
+        match client::machine(socket).await?.state {
+            MachineState::Paused => return Ok(()),
+            MachineState::Saving => since = Instant::now(),
+            _ if since.elapsed() > PAUSE_DEADLINE => {
+                let late = "its disks are not done";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+            }
+            _ => {}
         }
-        Ok(())
-    };
-    let late = |_| {
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "its disks are not done",
-        ))
-    };
-    tokio::time::timeout(PAUSE_DEADLINE, held)
-        .await
-        .unwrap_or_else(late)
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Lets a machine go on: first its memory loses its name. What is removed last tells that
