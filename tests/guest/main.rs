@@ -12,5 +12,6 @@ mod nics;
 mod power;
 mod snapshot;
 mod template;
+mod user_disks;
 mod vcpus;
 mod vsock;

@@ -21,6 +21,8 @@ pub struct Builder {
     image: String,
     vcpus: String,
     memory_mib: u64,
+    /// Whether back ends in processes of their own can map it.
+    shared: bool,
     init: Option<&'static str>,
     has_disk: bool,
     args: Vec<String>,
@@ -84,6 +86,7 @@ impl Builder {
             image: image.to_owned(),
             vcpus: "1".to_owned(),
             memory_mib: 256,
+            shared: false,
             init: Some("/bin/sh"),
             has_disk: true,
             args: Vec::new(),
@@ -112,6 +115,13 @@ impl Builder {
     #[must_use]
     pub fn memory_mib(mut self, mib: u64) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Puts memory where other processes can map it.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
         self
     }
 
@@ -232,7 +242,11 @@ impl Builder {
                 "--vcpus",
                 &self.vcpus,
                 "--memory",
-                &self.memory_mib.to_string(),
+                &format!(
+                    "{}{}",
+                    self.memory_mib,
+                    if self.shared { ",shared" } else { "" }
+                ),
             ])
             .arg("--kernel")
             .arg(kernel)
