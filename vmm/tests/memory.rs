@@ -59,6 +59,7 @@ impl Bench {
             },
             memory_bytes: MEMORY,
             memory,
+            pluggable: None,
             payload: Software::Kernel(Payload {
                 kernel: File::open(file("kernel")).expect("kernel"),
                 initrd: None,

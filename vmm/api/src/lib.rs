@@ -26,7 +26,8 @@
 //!
 //! More vCPUs are plugged at once, and the guest is notified. To unplug some it is asked:
 //! [`Machine`] has more than `vcpus_requested` until it has let go of them, and the request
-//! can be repeated. It needs `--vcpus N,max=N`.
+//! can be repeated. It needs `--vcpus N,max=N`. Memory is the guest's to plug and unplug,
+//! as far as `memory_requested_bytes`; it needs `--memory MIB,max=MIB`.
 //!
 //! `reboot` presses the power button, and the guest's power-off that follows
 //! becomes a reset. `power-button` and any reset take that back.
@@ -91,8 +92,14 @@ pub struct Machine {
     /// How many there may be.
     #[serde(default)]
     pub vcpus_max: u8,
-    /// Guest memory in bytes.
+    /// Guest memory in bytes: that of the start, and what is plugged.
     pub memory_bytes: u64,
+    /// How much the guest was asked to have.
+    #[serde(default)]
+    pub memory_requested_bytes: u64,
+    /// How much there may be.
+    #[serde(default)]
+    pub memory_max_bytes: u64,
     /// How often the guest was reset since the process began.
     pub resets: u64,
     /// Disks that will be plugged once their back ends have answered.
@@ -227,6 +234,9 @@ pub struct MachineChange {
     /// How many vCPUs there shall be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// How many bytes of memory the guest shall have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// A disk whose back end has not said yet what it is.
@@ -451,6 +461,7 @@ pub struct BalloonState {
 /// | a disk that another process serves | `connections`, `disconnections` of its back end, `config_changes`, `given_up` (times that a back end went with requests under way and no note of them); its requests are the back end's to count |
 /// | `rng` | `requests`, `bytes` |
 /// | `balloon` | `requests`, `inflated_bytes`, `reported_bytes` |
+/// | `mem` | `requests`, `refused`, `plugged_bytes`, `unplugged_bytes` |
 /// | `console` | `received_bytes` (typed), `transmitted_bytes`, as the guest sees it |
 /// | `vsock` | `connections`, `refused`, `received_packets`, `received_bytes`, `transmitted_packets`, `transmitted_bytes`, as the guest sees it |
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,6 +49,8 @@ mod tests {
             ["--initrd", "/i"],
             ["--cmdline", "x"],
             ["--restore", "/s"],
+            ["--vcpus", "1,max=2"],
+            ["--memory", "64,max=128"],
         ] {
             let mistake = line(&[flag, value]).expect_err("refused");
             assert!(mistake.contains(flag), "{mistake}");

@@ -55,7 +55,8 @@ pub(super) struct Flags {
     /// How many vCPUs: N[,max=N], where others may be plugged while the guest runs
     #[arg(long, value_name = "VCPUS", default_value = "1")]
     pub(super) vcpus: String,
-    /// Guest memory: MIB[,shared][,pages=transparent|4k|2m|1g]
+    /// Guest memory: MIB[,shared][,pages=transparent|4k|2m|1g][,max=MIB], where more may be
+    /// plugged while the guest runs
     #[arg(long, value_name = "MEMORY", default_value = "512")]
     pub(super) memory: String,
     /// A disk: path=FILE[,id=NAME][,serial=TEXT][,readonly]

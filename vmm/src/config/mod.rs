@@ -24,10 +24,11 @@ use clap::Parser;
 use self::flags::{Flags, one_line};
 use self::options::Options;
 use crate::jail::Policy;
+use crate::memory::Pluggable;
 use crate::smbios::{Identity, MAX_STRING};
 
 use crate::virtio::vhost_user_blk::UNSHARED;
-use crate::virtio::{DECLARATIONS, Plug, balloon, console, rng, vsock as virtio_vsock};
+use crate::virtio::{DECLARATIONS, Plug, balloon, console, mem, rng, vsock as virtio_vsock};
 
 pub use self::disk::Disk;
 pub use self::firmware::Firmware;
@@ -64,6 +65,8 @@ pub struct Description {
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub memory: crate::memory::Options,
+    /// Where memory may be plugged.
+    pub pluggable: Option<Pluggable>,
     /// The devices, in slot order: disks, so that the first is in the first slot, network
     /// interfaces, then those of which there is one at most.
     pub devices: Vec<Device>,
@@ -132,6 +135,8 @@ pub enum Device {
     Vsock(Vsock),
     /// A console, beside the serial port.
     Console,
+    /// Memory that comes and goes.
+    Memory,
 }
 
 impl Device {
@@ -146,6 +151,7 @@ impl Device {
             Self::Balloon => balloon::DECLARATION.name,
             Self::Vsock(_) => virtio_vsock::DECLARATION.name,
             Self::Console => console::DECLARATION.name,
+            Self::Memory => mem::DECLARATION.name,
         }
     }
 
@@ -155,7 +161,12 @@ impl Device {
         match self {
             Self::Vsock(vsock) => Some(("--vsock", &mut vsock.path)),
             Self::UserDisk(disk) => Some(("--disk", &mut disk.socket)),
-            Self::Disk(_) | Self::Nic(_) | Self::Rng | Self::Balloon | Self::Console => None,
+            Self::Disk(_)
+            | Self::Nic(_)
+            | Self::Rng
+            | Self::Balloon
+            | Self::Console
+            | Self::Memory => None,
         }
     }
 }
@@ -205,7 +216,11 @@ fn check(flags: Flags) -> Result<Description, String> {
         ));
     }
     let (vcpus, most_vcpus) = vcpus::parse(&flags.vcpus)?;
-    let (memory_bytes, memory) = memory::parse(&flags.memory)?;
+    let (memory_bytes, memory, pluggable) = memory::parse(&flags.memory)?;
+    // What its board has above 4 GiB is another matter, and its ACPI tables are not tried.
+    if flags.firmware.is_some() && (most_vcpus.is_some() || pluggable.is_some()) {
+        return Err("--vcpus and --memory: max goes with a kernel, not with --firmware".to_owned());
+    }
     if flags.cmdline.contains('\0') {
         return Err("--cmdline: a zero byte is not allowed".to_owned());
     }
@@ -246,6 +261,9 @@ fn check(flags: Flags) -> Result<Description, String> {
     }
     if flags.virtio_console {
         devices.push(Device::Console);
+    }
+    if pluggable.is_some() {
+        devices.push(Device::Memory);
     }
     let free = usize::from(flags.template.unwrap_or(0));
     let most = MAX_DEVICES - usize::from(flags.firmware.is_some());
@@ -290,6 +308,7 @@ fn check(flags: Flags) -> Result<Description, String> {
         most_vcpus,
         memory_bytes,
         memory,
+        pluggable,
         devices,
         last_slot,
         socket: flags.socket,

@@ -21,6 +21,32 @@ fn mistake(arguments: &[&str]) -> String {
 }
 
 #[test]
+fn memory_may_come_where_there_is_a_most() {
+    let place = |text| {
+        let description = run(&["--memory", text]).expect("is right");
+        let has_device = description.devices.contains(&Device::Memory);
+        assert_eq!(has_device, description.pluggable.is_some(), "{text}");
+        let place = description.pluggable.map(|place| (place.start, place.size));
+        (description.memory_bytes >> 20, place)
+    };
+    assert_eq!(place("64"), (64, None));
+    assert_eq!(place("64,max=1024"), (64, Some((4 << 30, 960 << 20))));
+    assert_eq!(
+        place("5120,pages=4k,max=5122"),
+        (5120, Some((6 << 30, 2 << 20)))
+    );
+    for (text, why) in [
+        ("64,max=64", "--memory: max is 65 to 1048576, not \"64\""),
+        ("64,max=65", "max is 64 and a multiple of 2, not 65"),
+        ("64,max=many", "max is 65 to"),
+        ("64,max=128,shared", "max goes with private memory"),
+        ("64,max=128,pages=2m", "max goes with private memory"),
+    ] {
+        assert!(mistake(&["--memory", text]).contains(why), "{text}");
+    }
+}
+
+#[test]
 fn vcpus_may_come_where_there_is_a_most() {
     let vcpus = |text| {
         let description = run(&["--vcpus", text]).expect("is right");

@@ -289,9 +289,15 @@ mod tests {
     #[test]
     fn a_machine_is_changed_by_what_is_named() {
         let change = |body| route(&request("PATCH", "/v1/machine", body));
-        let vcpus = |vcpus| Ok(Command::ChangeMachine(MachineChange { vcpus }));
-        assert_eq!(change(r#"{"vcpus":4}"#), vcpus(Some(4)));
-        assert_eq!(change("{}"), vcpus(None));
+        let changed = |vcpus, memory_bytes| {
+            Ok(Command::ChangeMachine(MachineChange {
+                vcpus,
+                memory_bytes,
+            }))
+        };
+        assert_eq!(change(r#"{"vcpus":4}"#), changed(Some(4), None));
+        assert_eq!(change(r#"{"memory_bytes":7}"#), changed(None, Some(7)));
+        assert_eq!(change("{}"), changed(None, None));
         for wrong in ["", r#"{"vcpus":-1}"#, r#"{"vcpus":256}"#, r#"{"cpus":1}"#] {
             assert_eq!(change(wrong).expect_err("refused").status, 400);
         }

@@ -28,7 +28,7 @@ use crate::config;
 use crate::irq::Interrupts;
 use crate::irq::kvm::KvmInterrupts;
 use crate::jail::Confinement;
-use crate::memory::{Memory, Options};
+use crate::memory::{Memory, Options, Pluggable};
 use crate::serial::Serial;
 use crate::smbios;
 use crate::snapshot::Source;
@@ -61,6 +61,8 @@ pub struct Parts {
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub memory: Options,
+    /// Where more may be plugged.
+    pub pluggable: Option<Pluggable>,
     /// What it boots, at once or by a reset: a kernel, or firmware that finds one itself.
     pub payload: Software,
     /// What it says it is.
@@ -124,7 +126,8 @@ impl Built {
         if is_firmware {
             Firmware::check(&kvm)?;
         }
-        let memory = memory::make(parts.memory_bytes, hole, parts.memory, &mut parts.origin)?;
+        let (bytes, blocks) = (parts.memory_bytes, parts.pluggable);
+        let memory = memory::make((bytes, hole), blocks, parts.memory, &mut parts.origin)?;
         let vm = vm::create(&kvm, &memory)?;
         let interrupts =
             KvmInterrupts::new(Arc::clone(&vm)).map_err(host_error("interrupt routes"))?;

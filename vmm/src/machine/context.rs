@@ -24,6 +24,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, Options};
 use crate::virtio::console::Console;
 use crate::virtio::limit::Limits;
+use crate::virtio::mem::Mem;
 use crate::virtio::net::{KERNEL_FEATURES, Net, Options as NetOptions};
 use crate::virtio::pci::{Backplane, VirtioPciDevice};
 use crate::virtio::rng::Rng;
@@ -135,6 +136,11 @@ impl DeviceContext {
                 .map_err(|error| Error::Device(format!("{what}: {error}")))?;
                 let handle = Handle::Vsock(device.listener());
                 Ok(fixed(what, Box::new(device), handle))
+            }
+            config::Device::Memory => {
+                let mem = Mem::new(Arc::clone(&self.memory));
+                let handle = Handle::Memory(mem.handle());
+                Ok(fixed("--memory max".to_owned(), Box::new(mem), handle))
             }
             config::Device::Console => {
                 let what = "--virtio-console".to_owned();

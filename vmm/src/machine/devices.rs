@@ -12,7 +12,7 @@ use crate::config::NO_DISK_LIMITS;
 use crate::pci::PciRoot;
 use crate::virtio::counters::Counters;
 use crate::virtio::limit::Limits;
-use crate::virtio::{Declaration, Plug, balloon, blk, net, vhost_user_blk};
+use crate::virtio::{Declaration, Plug, balloon, blk, mem, net, vhost_user_blk};
 
 /// A device in its slot.
 pub(super) struct Device {
@@ -42,6 +42,8 @@ pub(super) enum Handle {
     Balloon(balloon::Handle),
     /// The socket device: where it listens.
     Vsock(Arc<UnixListener>),
+    /// Memory that comes and goes.
+    Memory(mem::Handle),
     /// Nothing but its counters.
     None,
 }
@@ -56,7 +58,7 @@ impl Handle {
             Self::Vsock(listener) => Ok(vec![listener.as_fd().try_clone_to_owned()?]),
             // Its socket has one client.
             Self::UserDisk(..) => Err(io::ErrorKind::Unsupported.into()),
-            Self::Balloon(_) | Self::None => Ok(Vec::new()),
+            Self::Balloon(_) | Self::Memory(_) | Self::None => Ok(Vec::new()),
         }
     }
 }
@@ -119,6 +121,14 @@ impl Devices {
     pub(super) fn balloon(&self) -> Option<&balloon::Handle> {
         self.0.iter().find_map(|device| match &device.handle {
             Handle::Balloon(handle) => Some(handle),
+            _ => None,
+        })
+    }
+
+    /// The memory that comes and goes, if there is any.
+    pub(super) fn memory(&self) -> Option<&mem::Handle> {
+        self.0.iter().find_map(|device| match &device.handle {
+            Handle::Memory(handle) => Some(handle),
             _ => None,
         })
     }

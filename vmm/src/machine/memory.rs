@@ -6,22 +6,28 @@ use std::sync::Arc;
 
 use super::{Error, Machine, Origin, host_error, kvm_error, vm};
 use crate::arch;
-use crate::memory::{Cancel, Dirty, Memory, Options, Ram};
+use crate::memory::{Cancel, Dirty, Memory, Options, Pluggable, Ram};
 
 /// Guest memory of so many bytes, of which those below 4 GiB end at the hole: of zeroes,
 /// or what a snapshot has.
 pub(super) fn make(
-    bytes: u64,
-    hole: u64,
+    (bytes, hole): (u64, u64),
+    blocks: Option<Pluggable>,
     options: Options,
     origin: &mut Origin,
 ) -> Result<Memory, Error> {
     let regions = arch::memory::ram_around(bytes, hole);
     let memory = match origin {
-        Origin::PowerOn => Ram::new(&regions, options).map_err(|source| Error::Memory {
-            mib: bytes >> 20,
-            source,
-        }),
+        Origin::PowerOn => {
+            Ram::with_blocks(&regions, blocks, options).map_err(|source| Error::Memory {
+                mib: bytes >> 20,
+                source,
+            })
+        }
+        Origin::Process(_) if blocks.is_some() => {
+            let wrong = "--memory: max does not go with --take-over";
+            Err(Error::Device(wrong.to_owned()))
+        }
         Origin::Process(inherited) if options.shared != inherited.regions.is_empty() => {
             let files = std::mem::take(&mut inherited.regions);
             inherited.is_shared = options.shared;
@@ -36,7 +42,8 @@ pub(super) fn make(
             Err(Error::Device(wrong.to_owned()))
         }
         Origin::Snapshot(source) => {
-            Ram::restore(&regions, options, &source.memory).map_err(host_error("--restore: memory"))
+            Ram::restore_with_blocks(&regions, blocks, options, &source.memory)
+                .map_err(host_error("--restore: memory"))
         }
     };
     memory.map(Arc::new)

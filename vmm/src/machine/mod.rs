@@ -59,7 +59,8 @@ use crate::smbios;
 use crate::snapshot::FileId;
 use crate::vcpu::{self, Bell, Entry, ExitStats, Reports, Taken, TickRate, Vcpus};
 use crate::virtio::pci::Backplane;
-use crate::virtio::{self, Declaration};
+use crate::virtio::{self, Declaration, mem};
+pub use adjust::Unfit;
 pub use built::{Built, Origin, Parts, Taps};
 use bus::{Bus, Target};
 pub use error::Error;
@@ -319,6 +320,8 @@ impl Machine {
     #[must_use]
     pub fn describe(&self) -> api::Machine {
         let processors = self.processors();
+        let memory =
+            |of: fn(&mem::Handle) -> u64| self.memory_bytes + self.devices.memory().map_or(0, of);
         api::Machine {
             id: self.id.clone(),
             pid: self.pid,
@@ -326,7 +329,9 @@ impl Machine {
             vcpus: vcpus::count(processors.present()),
             vcpus_requested: vcpus::count(processors.wanted()),
             vcpus_max: self.most_vcpus.unwrap_or(self.vcpu_count),
-            memory_bytes: self.memory_bytes,
+            memory_bytes: memory(mem::Handle::plugged),
+            memory_requested_bytes: memory(mem::Handle::requested),
+            memory_max_bytes: memory(mem::Handle::most),
             resets: self.resets,
             disks: self.devices.disks(),
             nics: self.devices.nics(),

@@ -41,12 +41,12 @@ impl Host {
         // Machines have one region or two.
         self.memory.regions().find_map(|region| {
             let offset = region.offset(address)?;
-            let room = usize::try_from(region.size() - offset);
-            let length = room.map_or(length, |room| length.min(room));
+            let there = usize::try_from(region.available(offset, length as u64)).ok()?;
             let offset = usize::try_from(offset).ok()?;
             // SAFETY: `offset` is below the region's length, and all of the region
             // is mapped.
-            Some((unsafe { region.host().add(offset) }, length))
+            let host = || unsafe { region.host().add(offset) };
+            (there > 0 || length == 0).then(|| (host(), there))
         })
     }
 

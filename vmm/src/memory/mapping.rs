@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Bytes of the smallest page.
 pub(super) const PAGE_BYTES: usize = 4096;
 
+/// Nothing is behind it.
+const NOTHING: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 impl Pages {
@@ -166,6 +169,15 @@ impl Mapping {
         Ok(mapping.advised())
     }
 
+    /// A place for memory, which reads as zero and can't be written until it is
+    /// [filled](Self::fill).
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn kept(size: usize, pages: Pages) -> io::Result<Self> {
+        Self::reserve(size, pages, libc::PROT_READ).map(Self::advised)
+    }
+
     /// Finds room for a mapping.
     fn reserve(size: usize, pages: Pages, protection: libc::c_int) -> io::Result<Self> {
         if size == 0 || !size.is_multiple_of(pages.size()) {
@@ -196,12 +208,61 @@ impl Mapping {
 
     /// Maps something else where it is.
     fn map(&self, flags: libc::c_int, file: Option<(&File, u64)>) -> io::Result<()> {
+        self.map_part(0..self.size, READ_WRITE, flags, file)
+    }
+
+    /// Has part of it be empty memory.
+    ///
+    /// # Errors
+    /// When the host can't have it: it is as it was then.
+    pub(super) fn fill(&self, part: Range<usize>) -> io::Result<()> {
+        self.map_part(part.clone(), READ_WRITE, NOTHING, None)?;
+        self.advise_part(part);
+        Ok(())
+    }
+
+    /// Has part of it read as zero, and not be written.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub(super) fn keep(&self, part: Range<usize>) -> io::Result<()> {
+        self.map_part(part.clone(), libc::PROT_READ, NOTHING, None)?;
+        self.advise_part(part);
+        Ok(())
+    }
+
+    /// Has each step of a part of it be the one file, of as many bytes.
+    ///
+    /// # Errors
+    /// When the host can't, which leaves some as it was.
+    pub(super) fn sink(&self, part: Range<usize>, step: u64, file: &File) -> io::Result<()> {
+        let step = usize::try_from(step).map_err(io::Error::other)?;
+        for start in part.clone().step_by(step) {
+            let one = start..start + step;
+            self.map_part(one, READ_WRITE, libc::MAP_SHARED, Some((file, 0)))?;
+        }
+        // That it isn't dumped, as all of it.
+        self.advise_part(part);
+        Ok(())
+    }
+
+    fn map_part(
+        &self,
+        part: Range<usize>,
+        protection: libc::c_int,
+        flags: libc::c_int,
+        file: Option<(&File, u64)>,
+    ) -> io::Result<()> {
+        debug_assert!(part.start <= part.end && part.end <= self.size);
         let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset));
         let offset = offset.try_into().map_err(io::Error::other)?;
         let flags = flags | libc::MAP_FIXED;
         // SAFETY: the range is this mapping's own; no Rust object lives there, and
         // pointers into it stay good.
-        let mapped = unsafe { libc::mmap(self.start, self.size, READ_WRITE, flags, fd, offset) };
+        let mapped = unsafe {
+            let start = self.start.byte_add(part.start);
+            libc::mmap(start, part.len(), protection, flags, fd, offset)
+        };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -212,6 +273,10 @@ impl Mapping {
     /// nothing; and a core dump of this process is not to hold what the guest had in
     /// memory.
     fn advise(&self) {
+        self.advise_part(0..self.size);
+    }
+
+    fn advise_part(&self, part: Range<usize>) {
         let transparent = match self.pages {
             Pages::Transparent => Some(libc::MADV_HUGEPAGE),
             Pages::Small => Some(libc::MADV_NOHUGEPAGE),
@@ -220,7 +285,7 @@ impl Mapping {
         for advice in transparent.into_iter().chain([libc::MADV_DONTDUMP]) {
             // SAFETY: the range is this mapping's own; neither advice changes what is
             // in it.
-            unsafe { libc::madvise(self.start, self.size, advice) };
+            unsafe { libc::madvise(self.start.byte_add(part.start), part.len(), advice) };
         }
     }
 
@@ -251,8 +316,7 @@ impl Mapping {
     pub(super) fn clear(&self) -> io::Result<()> {
         if self.backing == Backing::Copied {
             // Pages dropped would be the file's again.
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            self.map(flags, None)?;
+            self.map(NOTHING, None)?;
             self.advise();
             return Ok(());
         }

@@ -2,6 +2,7 @@
 //! devices and for what is behind them, which of its pages were written, and how it is
 //! saved and restored.
 
+mod blocks;
 mod dirty;
 mod host;
 mod mapping;
@@ -17,6 +18,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use self::blocks::{BlockState, Blocks, Pluggable};
 pub use self::dirty::{Dirty, Log, PAGE};
 pub(crate) use self::host::{Area, Host, WritableArea};
 pub use self::ram::{Follower, Ram};

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
+use super::blocks::{Blocks, Pluggable};
 use super::dirty::Tracker;
 use super::mapping::Mapping;
 use super::{Dirty, Log, Options, PAGE, Pages, Region};
@@ -52,11 +53,40 @@ impl Ram {
     /// When a region is not one of whole pages or overlaps another, or the host has no
     /// address space or memory for it.
     pub fn new(regions: &[(u64, u64)], options: Options) -> io::Result<Self> {
+        Self::with_blocks(regions, None, options)
+    }
+
+    /// The same, with a place for blocks that come and go behind them. None is plugged.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; and when they are to be shared or of huge pages, or not whole.
+    pub fn with_blocks(
+        regions: &[(u64, u64)],
+        blocks: Option<Pluggable>,
+        options: Options,
+    ) -> io::Result<Self> {
         let ram = Self::empty(options);
         for (start, size) in regions {
-            ram.grow(*start, *size, |size| Mapping::new(size, options))?;
+            ram.grow(*start, *size, None, |size| Mapping::new(size, options))?;
+        }
+        if let Some(Pluggable { start, size, block }) = blocks {
+            ram.refuse_blocks()?;
+            let blocks = Blocks::new(size, block, false)?;
+            let kept = |size| Mapping::kept(size, options.pages);
+            ram.grow(start, size, Some(blocks), kept)?;
         }
         Ok(ram)
+    }
+
+    /// Blocks are private memory of small pages, or of transparent huge ones: what they
+    /// are mapped to changes.
+    fn refuse_blocks(&self) -> io::Result<()> {
+        let Options { shared, pages } = self.options;
+        if shared || pages.size() as u64 != PAGE {
+            let wrong = "blocks that come and go are neither shared nor of huge pages";
+            return Err(invalid(wrong.to_owned()));
+        }
+        Ok(())
     }
 
     /// The same, as [`Options`] are without a word said: private, of transparent huge
@@ -76,16 +106,37 @@ impl Ram {
     /// As [`Self::new`]; when the file is another memory's, by its size, or can't be
     /// read.
     pub fn restore(regions: &[(u64, u64)], options: Options, file: &File) -> io::Result<Self> {
+        Self::restore_with_blocks(regions, None, options, file)
+    }
+
+    /// The same, with blocks that come and go. All count as plugged until
+    /// [`Region::keep_blocks`] says which are.
+    ///
+    /// # Errors
+    /// As [`Self::restore`] and [`Self::with_blocks`].
+    pub fn restore_with_blocks(
+        regions: &[(u64, u64)],
+        blocks: Option<Pluggable>,
+        options: Options,
+        file: &File,
+    ) -> io::Result<Self> {
         let mut ram = Self::empty(options);
         let metadata = file.metadata()?;
         let is_lazy = !options.shared && options.pages.size() as u64 == PAGE;
         ram.origin = is_lazy.then(|| (metadata.dev(), metadata.ino()));
         for (start, size) in regions {
             let position = ram.size();
-            ram.grow(*start, *size, |size| match is_lazy {
+            ram.grow(*start, *size, None, |size| match is_lazy {
                 true => Mapping::of_file(file, position, size, options.pages),
                 false => Mapping::new(size, options),
             })?;
+        }
+        if let Some(Pluggable { start, size, block }) = blocks {
+            ram.refuse_blocks()?;
+            let (position, pages) = (ram.size(), options.pages);
+            let blocks = Blocks::new(size, block, true)?;
+            let map = |size| Mapping::of_file(file, position, size, pages);
+            ram.grow(start, size, Some(blocks), map)?;
         }
         let (has, wants) = (metadata.len(), ram.size());
         if has != wants {
@@ -116,7 +167,7 @@ impl Ram {
         }
         let ram = Self::empty(options);
         for ((start, size), file) in regions.iter().zip(files) {
-            ram.grow(*start, *size, |size| {
+            ram.grow(*start, *size, None, |size| {
                 Mapping::shared_with(file, size, options.pages)
             })?;
         }
@@ -143,7 +194,7 @@ impl Ram {
         if self.is_tracking() {
             return Err(io::Error::from(io::ErrorKind::ResourceBusy));
         }
-        let region = self.grow(start, size, |size| Mapping::new(size, self.options))?;
+        let region = self.grow(start, size, None, |size| Mapping::new(size, self.options))?;
         self.notify()?;
         Ok(region)
     }
@@ -152,6 +203,7 @@ impl Ram {
         &self,
         start: u64,
         size: u64,
+        blocks: Option<Blocks>,
         map: impl FnOnce(usize) -> io::Result<Mapping>,
     ) -> io::Result<&Region> {
         let _growing = lock(&self.growing);
@@ -166,7 +218,13 @@ impl Ram {
             return Err(wrong("is there already"));
         }
         let mapping = map(usize::try_from(size).map_err(io::Error::other)?)?;
-        let region = Region::new(start, self.size(), mapping, Arc::clone(&self.tracker));
+        let region = Region::new(
+            start,
+            self.size(),
+            mapping,
+            Arc::clone(&self.tracker),
+            blocks,
+        );
         let free = self.regions.iter().find(|place| place.get().is_none());
         let place = free.ok_or_else(|| wrong("is one region too many"))?;
         Ok(place.get_or_init(|| region))
@@ -189,13 +247,17 @@ impl Ram {
         self.options
     }
 
-    /// Makes all of it zero, and gives its pages back to the host.
+    /// Makes all of it zero, and gives its pages back to the host; of blocks that come and
+    /// go, none is plugged any more.
     ///
     /// # Errors
     /// When the host refuses, which leaves some of it as it was.
     pub fn clear(&self) -> io::Result<()> {
         for region in self.regions() {
-            region.mapping().clear()?;
+            match region.blocks() {
+                None => region.mapping().clear()?,
+                Some(_) => region.clear_blocks()?,
+            }
             self.tracker.mark(region.start(), region.mapping().size());
         }
         Ok(())

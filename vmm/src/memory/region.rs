@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "hands out guest memory, bounds-checked")]
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
@@ -11,6 +12,7 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
+use super::blocks::Blocks;
 use super::dirty::Tracker;
 use super::mapping::Mapping;
 
@@ -21,10 +23,17 @@ pub struct Region {
     mapping: Mapping,
     file: Option<FileOffset>,
     writes: Writes,
+    blocks: Option<Blocks>,
 }
 
 impl Region {
-    pub(super) fn new(start: u64, position: u64, mapping: Mapping, tracker: Arc<Tracker>) -> Self {
+    pub(super) fn new(
+        start: u64,
+        position: u64,
+        mapping: Mapping,
+        tracker: Arc<Tracker>,
+        blocks: Option<Blocks>,
+    ) -> Self {
         let file = mapping
             .file()
             .map(|file| FileOffset::from_arc(Arc::clone(file), 0));
@@ -34,6 +43,7 @@ impl Region {
             mapping,
             file,
             writes: Writes { start, tracker },
+            blocks,
         }
     }
 
@@ -67,6 +77,37 @@ impl Region {
         address
             .checked_sub(self.start)
             .filter(|offset| *offset < self.size())
+    }
+
+    /// Its blocks, if it is one of blocks that come and go.
+    #[must_use]
+    pub fn blocks(&self) -> Option<&Blocks> {
+        self.blocks.as_ref()
+    }
+
+    /// How many bytes from an offset on are memory, at most so many.
+    pub(super) fn available(&self, offset: u64, length: u64) -> u64 {
+        let length = length.min(self.size().saturating_sub(offset));
+        match &self.blocks {
+            None => length,
+            Some(blocks) => blocks.length(offset, length),
+        }
+    }
+
+    /// The runs of bytes in it that are memory.
+    pub(super) fn runs(&self) -> Vec<Range<u64>> {
+        match &self.blocks {
+            None => std::iter::once(0..self.size()).collect(),
+            Some(blocks) => {
+                let bytes = |run: Range<u64>| run.start * blocks.size()..run.end * blocks.size();
+                blocks.runs().map(bytes).collect()
+            }
+        }
+    }
+
+    /// Says that a range of addresses was written.
+    pub(super) fn mark(&self, start: u64, length: usize) {
+        self.writes.tracker.mark(start, length);
     }
 
     pub(super) fn mapping(&self) -> &Mapping {
@@ -116,7 +157,11 @@ impl GuestMemoryRegion for Region {
             let end = start.checked_add(count);
             end.is_some_and(|end| end <= self.mapping.size())
         };
-        let start = start.filter(fits).ok_or(outside)?;
+        let is_there = |start: &usize| {
+            let length = self.available(*start as u64, count as u64);
+            length == count as u64
+        };
+        let start = start.filter(fits).filter(is_there).ok_or(outside)?;
         // SAFETY: as far as `start + count`, all is in the mapping, which lives as long
         // as this does, and which everybody accesses volatile.
         Ok(unsafe {

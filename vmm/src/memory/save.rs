@@ -68,7 +68,11 @@ impl Ram {
                         written += write(file, region, part?, Zeroes::Hole, cancel)?;
                     }
                 }
-                None => written += write(file, region, 0..region.size(), Zeroes::Hole, cancel)?,
+                None => {
+                    for part in region.runs() {
+                        written += write(file, region, part, Zeroes::Hole, cancel)?;
+                    }
+                }
             }
         }
         Ok(written)
@@ -210,8 +214,11 @@ pub(super) fn slice<'a>(
         .map_err(io::Error::other)
 }
 
-/// Whether a page of a region is all zeroes.
+/// Whether a page of a region is all zeroes, or none.
 fn is_zero(region: &Region, at: u64) -> io::Result<bool> {
+    if region.available(at, PAGE) < PAGE {
+        return Ok(true);
+    }
     let mut page = [0u8; PAGE_BYTES];
     slice(region, &(at..at + PAGE))?.copy_to(&mut page);
     Ok(page.iter().all(|byte| *byte == 0))

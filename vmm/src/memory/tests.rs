@@ -356,3 +356,130 @@ fn the_memory_of_another_machine_is_refused() {
         assert!(error.to_string().contains("100 bytes"), "{error}");
     }
 }
+
+const BLOCK: u64 = 2 * MIB;
+const BLOCKS: u64 = 4;
+
+/// A region of its own for blocks that come and go.
+fn blocks() -> Ram {
+    let place = Pluggable {
+        start: HIGH,
+        size: BLOCKS * BLOCK,
+        block: BLOCK,
+    };
+    let ram = Ram::with_blocks(&[(0, 4 * MIB)], Some(place), Options::default());
+    ram.expect("memory")
+}
+
+fn of_blocks(ram: &Ram) -> &Region {
+    ram.regions().nth(1).expect("the second")
+}
+
+#[test]
+fn only_plugged_blocks_are_memory() {
+    let ram = blocks();
+    let region = of_blocks(&ram);
+    let written = |at: u64| ram.write_obj(1u64, GuestAddress(at)).is_ok();
+    assert!(!written(HIGH) && ram.read_obj::<u64>(GuestAddress(HIGH)).is_err());
+    region.plug(1..3).unwrap();
+    assert!(region.plug(2..4).is_err() && region.plug(1..1).is_err());
+    assert!(region.plug(3..5).is_err() && region.unplug(0..2).is_err());
+    assert!(written(HIGH + BLOCK) && written(HIGH + 3 * BLOCK - 8));
+    assert!(!written(HIGH + BLOCK - 1) && !written(HIGH + 3 * BLOCK - 7));
+    let state = region.blocks().unwrap();
+    let runs: Vec<_> = state.runs().collect();
+    assert_eq!((runs.len(), runs.first()), (1, Some(&(1..3))));
+    assert_eq!(state.state(0..2), Some(BlockState::Mixed));
+    assert_eq!((state.state(0..0), state.state(0..5)), (None, None));
+    region.unplug(1..2).unwrap();
+    assert!(!written(HIGH + BLOCK) && written(HIGH + 2 * BLOCK));
+    region.plug(0..2).unwrap();
+    assert_eq!(get(&ram, HIGH + BLOCK), 0, "what it had is gone");
+    ram.clear().unwrap();
+    assert_eq!((state.plugged(), written(HIGH)), (0, false));
+}
+
+#[test]
+fn what_was_looked_up_before_an_unplug_does_no_harm_and_takes_no_memory() {
+    let ram = blocks();
+    let region = of_blocks(&ram);
+    region.plug(0..BLOCKS).unwrap();
+    let all = usize::try_from(BLOCKS * BLOCK).unwrap();
+    let slice = GuestMemoryBackend::get_slice(&ram, GuestAddress(HIGH), all).unwrap();
+    let fill = |value: u8| slice.copy_from(&vec![value; all]);
+    fill(1);
+    region.unplug_all().unwrap();
+    // All at one place, whose block all of them are.
+    fill(2);
+    let mut seen = vec![0u8; all];
+    slice.copy_to(&mut seen);
+    assert!(seen.iter().all(|byte| *byte == 2));
+    let anonymous: u64 = std::fs::read_to_string("/proc/self/smaps")
+        .unwrap()
+        .split("\nVmFlags:")
+        .filter_map(|one| {
+            let line = one.lines().find(|line| line.contains("unplugged-memory"))?;
+            let (start, _) = line.split_once('-')?;
+            let start = u64::from_str_radix(start, 16).ok()?;
+            let offset = start.checked_sub(region.host().addr() as u64)?;
+            let mut lines = one.lines();
+            let line = lines.find(|line| line.starts_with("Private_Dirty:"))?;
+            let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            (offset < BLOCKS * BLOCK).then_some(kib << 10)
+        })
+        .sum();
+    assert!(anonymous <= BLOCK, "{anonymous}");
+    region.plug(0..1).unwrap();
+    assert_eq!(get(&ram, HIGH), 0, "and none of it is seen by who comes");
+}
+
+#[test]
+fn blocks_are_saved_as_far_as_they_are_plugged() {
+    let ram = blocks();
+    let region = of_blocks(&ram);
+    region.plug(0..1).unwrap();
+    region.plug(2..4).unwrap();
+    put(&ram, HIGH + 8, 7);
+    put(&ram, HIGH + 3 * BLOCK, 9);
+    let mut file = tempfile::tempfile().unwrap();
+    ram.save(&mut file, &Cancel::default()).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), ram.size());
+    ram.begin_tracking().unwrap();
+    region.unplug(2..3).unwrap();
+    region.plug(1..2).unwrap();
+    put(&ram, HIGH + BLOCK, 5);
+    let dirty = ram.take_dirty();
+    ram.save_dirty(&mut file, &dirty, &Cancel::default())
+        .unwrap();
+    let place = Pluggable {
+        start: HIGH,
+        size: BLOCKS * BLOCK,
+        block: BLOCK,
+    };
+    let low = [(0, 4 * MIB)];
+    let copy = Ram::restore_with_blocks(&low, Some(place), Options::default(), &file).unwrap();
+    of_blocks(&copy).keep_blocks(&[0..2, 3..4]).unwrap();
+    assert_eq!(get(&copy, HIGH + 8), 7);
+    assert_eq!(get(&copy, HIGH + BLOCK), 5);
+    assert_eq!(get(&copy, HIGH + 3 * BLOCK), 9);
+    assert!(copy.read_obj::<u8>(GuestAddress(HIGH + 2 * BLOCK)).is_err());
+    for wrong in [[3..4, 0..1], [0..2, 1..3], [0..1, 3..5], [0..0, 1..2]] {
+        assert!(of_blocks(&copy).keep_blocks(&wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn blocks_are_whole_private_and_of_small_pages() {
+    let refused = |size, block, options| {
+        let place = Pluggable {
+            start: HIGH,
+            size,
+            block,
+        };
+        Ram::with_blocks(&[(0, MIB)], Some(place), options).is_err()
+    };
+    assert!(refused(BLOCK + 1, BLOCK, Options::default()));
+    assert!(refused(BLOCK, 0, Options::default()));
+    assert!(refused(BLOCK, BLOCK, options(true, Pages::Small)));
+    assert!(refused(BLOCK, BLOCK, options(false, Pages::Huge2M)));
+}

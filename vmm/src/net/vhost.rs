@@ -19,7 +19,6 @@ use vhost::vhost_kern::vhost_binding::{
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
@@ -156,16 +155,12 @@ impl Vhost {
 
     fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
         self.memory
-            .iter()
-            .filter_map(|region| {
-                let start = region.start_addr();
-                let host = self.memory.get_host_address(start).ok()?;
-                Some(VhostUserMemoryRegionInfo {
-                    guest_phys_addr: start.0,
-                    memory_size: region.len(),
-                    userspace_addr: host.addr() as u64,
-                    ..Default::default()
-                })
+            .regions()
+            .map(|region| VhostUserMemoryRegionInfo {
+                guest_phys_addr: region.start(),
+                memory_size: region.size(),
+                userspace_addr: region.host().addr() as u64,
+                ..Default::default()
             })
             .collect()
     }
@@ -255,6 +250,7 @@ impl VhostKernBackend for Vhost {
 mod tests {
     use virtio_queue::Queue;
     use vm_memory::GuestAddress;
+    use vm_memory::GuestMemoryBackend;
 
     use super::*;
     use crate::memory::Ram;

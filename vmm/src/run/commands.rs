@@ -10,7 +10,7 @@ use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
-use crate::machine::{self, Machine, Unchanged, Unsaved};
+use crate::machine::{self, Machine, Unchanged, Unfit, Unsaved};
 use crate::snapshot::{Destination, Source};
 use crate::virtio::{blk, net, vhost_user_blk};
 
@@ -127,6 +127,15 @@ pub(super) fn perform(
 
 /// Changes the machine, as far as what is asked for can be.
 fn changed(machine: &mut Machine, change: MachineChange) -> Answer {
+    if let Some(bytes) = change.memory_bytes
+        && let Err(unfit) = machine.set_memory(bytes)
+    {
+        let status = match unfit {
+            Unfit::Never => 409,
+            Unfit::Size { .. } => 400,
+        };
+        return Answer::error(status, &unfit.to_string());
+    }
     if let Some(vcpus) = change.vcpus {
         match machine.set_vcpus(vcpus) {
             Ok(()) => {}

@@ -109,6 +109,7 @@ impl Process {
             },
             memory_bytes: description.memory_bytes,
             memory: description.memory,
+            pluggable: description.pluggable,
             payload,
             identity: description.identity.clone(),
             serial,

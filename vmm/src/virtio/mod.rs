@@ -24,6 +24,7 @@ pub mod blk;
 pub mod console;
 pub mod counters;
 pub mod limit;
+pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod queue;
@@ -95,6 +96,7 @@ pub static DECLARATIONS: &[&Declaration] = &[
     &vsock::DECLARATION,
     &console::DECLARATION,
     &vhost_user_blk::DECLARATION,
+    &mem::DECLARATION,
 ];
 
 /// What the thread asks of the kernel that serves all devices that are [`Plug::Fixed`]:
@@ -312,6 +314,8 @@ mod tests {
         let vsock = vsock::Vsock::new(vsock).expect("a device");
         let serial = Serial::new(Output::Stdout).expect("a UART");
         let port = serial.console_port().expect("a port");
+        let memory = testing::Guest::new(1).memory;
+        let mem = mem::Mem::new(memory);
         for (device, features, queues) in [
             (
                 Box::new(rng::Rng::new()) as Box<dyn VirtioDevice>,
@@ -321,6 +325,7 @@ mod tests {
             (Box::new(balloon::Balloon::new()), &[2, 5, 28, 29], 3),
             (Box::new(vsock), &[0, 28, 29], 3),
             (Box::new(console::Console::new(port)), &[28, 29], 2),
+            (Box::new(mem), &[1, 28, 29], 1),
             (Box::new(disk(true)), &[2, 5, 6, 9, 10, 12, 29], 3),
             (Box::new(disk(false)), &[2, 6, 9, 10, 12, 13, 14, 29], 3),
         ] {

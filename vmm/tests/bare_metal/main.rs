@@ -18,6 +18,7 @@ mod hung;
 #[path = "../image/mod.rs"]
 mod image;
 mod jail;
+mod memory;
 mod ports;
 mod power;
 mod process;

@@ -27,6 +27,8 @@
 //!  0x0_feff_c000 │ KVM identity map, TSS        │  never seen by the guest
 //!  0x1_0000_0000 ├──────────────────────────────┤
 //!                │ RAM: what 3 GiB did not hold │
+//!                ├──────────────────────────────┤  the next whole 2 GiB
+//!                │ memory that is plugged       │  virtio-mem
 //!                └──────────────────────────────┘
 //!
 //!  I/O ports
@@ -96,6 +98,10 @@ pub const HIGH_RAM: u64 = MIB;
 pub const HOLE: u64 = 0xc000_0000;
 /// Where RAM goes on above the hole.
 pub const ABOVE_4G: u64 = 4 * GIB;
+/// Memory that may be plugged begins on a multiple of it: Linux takes memory in blocks of
+/// 128 MiB to 2 GiB (`probe_memory_block_size` of arch/x86/mm/init_64.c), and only whole
+/// ones.
+pub const MEMORY_BLOCK: u64 = 2 * GIB;
 /// The window out of which PCI BARs are given.
 pub const PCI_WINDOW: u64 = HOLE;
 /// Its size in bytes.

@@ -1,8 +1,13 @@
 //! Which ranges are RAM, and what the kernel learns about them.
 
 use super::layout::{
-    ABOVE_4G, ACPI, ACPI_SIZE, ECAM, ECAM_SIZE, HIGH_RAM, HOLE, LOW_RAM_END, SMBIOS,
+    ABOVE_4G, ACPI, ACPI_SIZE, ECAM, ECAM_SIZE, HIGH_RAM, HOLE, LOW_RAM_END, MEMORY_BLOCK, MIB,
+    SMBIOS,
 };
+use crate::memory::Pluggable;
+
+/// A page of the second level.
+const HUGE_PAGE: u64 = 2 * MIB;
 
 /// What a range of the guest-physical address space is, with the numbers of the
 /// e820 map (ACPI 6.5, table 15.6), which PVH uses too.
@@ -45,6 +50,23 @@ pub fn ram_around(size: u64, hole: u64) -> Vec<(u64, u64)> {
     }
 }
 
+/// The most blocks that come and go: each that has gone is a mapping of its own, of which
+/// a process has 65,530 (`/proc/sys/vm/max_map_count`).
+const MAX_BLOCKS: u64 = 8192;
+
+/// Where memory may be plugged, of a guest that begins with `size` bytes: `more`, above
+/// all else. Its blocks are as small as the pages that KVM maps best, but not too many.
+#[must_use]
+pub fn pluggable(size: u64, more: u64) -> Pluggable {
+    let end = ram(size).into_iter().map(|(start, size)| start + size);
+    let end = end.max().unwrap_or(0).max(ABOVE_4G);
+    Pluggable {
+        start: end.next_multiple_of(MEMORY_BLOCK),
+        size: more,
+        block: more.div_ceil(MAX_BLOCKS).next_power_of_two().max(HUGE_PAGE),
+    }
+}
+
 /// Whether a range may be RAM: there are no devices in it.
 #[must_use]
 pub fn may_be_ram(start: u64, size: u64) -> bool {
@@ -81,7 +103,7 @@ pub fn map(size: u64) -> Vec<Range> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layout::{GIB, MIB};
+    use super::super::layout::GIB;
     use super::*;
 
     #[test]
@@ -93,6 +115,19 @@ mod tests {
     #[test]
     fn large_memory_goes_on_above_4_gib() {
         assert_eq!(ram(5 * GIB), [(0, 3 * GIB), (4 * GIB, 2 * GIB)]);
+    }
+
+    #[test]
+    fn blocks_lie_above_all_ram_where_linux_takes_whole_ones() {
+        let place = |size, more| {
+            let Pluggable { start, size, block } = pluggable(size, more);
+            assert_eq!(size, more);
+            (start, block)
+        };
+        assert_eq!(place(GIB, 3 * GIB), (4 * GIB, 2 * MIB));
+        assert_eq!(place(4 * GIB, 16 * GIB), (6 * GIB, 2 * MIB));
+        assert_eq!(place(3 * GIB + MIB, 16 * GIB + MIB), (6 * GIB, 4 * MIB));
+        assert_eq!(place(64 * MIB, 1 << 40), (4 * GIB, 128 * MIB));
     }
 
     #[test]
