@@ -12,6 +12,7 @@ mod nics;
 mod power;
 mod snapshot;
 mod template;
+mod update;
 mod user_disks;
 mod vcpus;
 mod vsock;

@@ -320,6 +320,30 @@ impl Vm {
         self.seen = 0;
     }
 
+    /// Has another VMM with the same flags take the machine over.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub fn update(&mut self) {
+        let mut line = self.line.clone();
+        line.push("--take-over".into());
+        line.push(self.dir.path().join("vmm.sock").into());
+        let (mut next, stdin, console) = start(&line);
+        let deadline = Instant::now() + Duration::from_secs(90);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                break status;
+            }
+            let ended = next.try_wait().expect("a child can be waited for");
+            assert_eq!(ended, None, "the VMM that takes it over");
+            assert!(Instant::now() < deadline, "it was never taken over");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success(), "the VMM that had it: {status}");
+        (self.child, self.stdin, self.console) = (next, stdin, console);
+        self.seen = 0;
+    }
+
     /// A machine from the image `micro` or `debian-12`.
     pub fn of(image: &str) -> Builder {
         Builder::new(image)
