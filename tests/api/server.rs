@@ -136,7 +136,7 @@ pub(super) fn shapes() -> serde_json::Value {
                 serde_json::json!({
                     "name": name,
                     "iam": service.iam.action(name),
-                    "dry_run": service.dry_run,
+                    "dry_run": service.dry_run && action.dry_run,
                     "idempotent": action.idempotent,
                     "unsupported": action.unsupported,
                     "request": shape((action.request)()),

@@ -37,6 +37,10 @@ pub trait Action: Send + Sync + 'static {
     /// before anything else looks, also where the parameter is else unsupported.
     const NO_OPS: &'static [(&'static str, &'static str)] = &[];
 
+    /// Whether it has `DryRun` where its service has: some forty of EC2's have not,
+    /// `ModifySubnetAttribute` among them. The test against botocore's model knows which.
+    const DRY_RUN: bool = true;
+
     /// Its parameters; where there is a `ClientToken` among them, its handler makes what
     /// it makes in [`Ctx::once`]. Text, numbers, booleans, lists and structures under their
     /// names on the wire, with `deny_unknown_fields`.

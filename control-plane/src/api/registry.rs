@@ -28,7 +28,7 @@ pub struct Service {
     pub protocol: Protocol,
     /// The XML namespace of its answers.
     pub namespace: &'static str,
-    /// Whether its actions have `DryRun`. The dispatch takes that parameter out, so
+    /// Whether its actions have `DryRun`, but for those that say not. The dispatch takes that parameter out, so
     /// that no request declares it.
     pub dry_run: bool,
     /// What it calls the errors that come before its actions.
@@ -148,6 +148,8 @@ pub struct Registered {
     pub name: &'static str,
     /// Whether it has a `ClientToken`: its request declares one.
     pub idempotent: bool,
+    /// Whether it has `DryRun` where its service has.
+    pub dry_run: bool,
     /// What is refused by name.
     pub unsupported: &'static [&'static str],
     /// The shape of its request.
@@ -172,6 +174,7 @@ pub fn action<A: Action>() -> Registered {
     Registered {
         name: A::NAME,
         idempotent,
+        dry_run: A::DRY_RUN,
         unsupported: A::UNSUPPORTED,
         request: shape_of::<A::Request>,
         response: shape_of::<A::Response>,
@@ -180,7 +183,7 @@ pub fn action<A: Action>() -> Registered {
                 protocol: service.protocol,
                 namespace: service.namespace,
                 iam: service.iam,
-                dry_run: service.dry_run,
+                dry_run: service.dry_run && A::DRY_RUN,
             };
             Box::pin(run::<A>(spoken, idempotent, call))
         },

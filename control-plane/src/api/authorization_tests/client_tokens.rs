@@ -105,12 +105,39 @@ async fn a_handler_that_forgets_its_client_token_writes_nothing() {
     }
 }
 
+/// An action of EC2's without `DryRun`.
+struct Wet;
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WetRequest {}
+
+impl Action for Wet {
+    const NAME: &'static str = "Wet";
+    const DRY_RUN: bool = false;
+    type Request = WetRequest;
+    type Response = Done;
+
+    fn targets(_: &WetRequest, to: &mut Targets<'_>) {
+        to.any();
+    }
+
+    async fn handle(_: &Ctx, _: WetRequest) -> Result<Done, ApiError> {
+        Ok(Done::OK)
+    }
+}
+
 #[tokio::test]
 async fn a_service_has_dry_runs_or_does_not_know_the_parameter() {
     let db = Db::in_memory().await;
     cloud_on(db.clone()).await;
+    let wet = Service {
+        actions: vec![action::<Wet>()],
+        ..ec2::service()
+    };
     for (service, action, code) in [
         (ec2::service(), "DescribeVpcs", "DryRunOperation"),
+        (wet, "Wet", "UnknownParameter"),
         (sts::service(), "GetCallerIdentity", "UnknownParameter"),
     ] {
         let policies: Arc<dyn Policies> = Arc::new(RootOnly);
