@@ -5,7 +5,7 @@ use hearth_tests::{Cloud, wait};
 
 /// How `scripts/up` runs the control plane is read off the process itself, so that
 /// it comes back with the same flags.
-fn kill_and_restart(cloud: &Cloud) {
+pub(crate) fn kill_and_restart(cloud: &Cloud) {
     cloud.host.run(
         "pid=$(hearth_pid); exe=$(readlink -f /proc/$pid/exe)
          mapfile -d '' args < /proc/$pid/cmdline

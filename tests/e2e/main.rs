@@ -10,5 +10,6 @@ mod b_exercise;
 mod b_warm;
 mod c_security_groups;
 mod d_crash;
+mod d_hibernation;
 mod d_reboot;
 mod e_clean;
