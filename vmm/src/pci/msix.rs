@@ -113,6 +113,33 @@ fn is_written(event: &EventFd) -> bool {
     unsafe { libc::poll(&raw mut interest, 1, 0) == 1 }
 }
 
+/// Forgets that an event was written. Waits for nobody, whatever the file's flags say: a
+/// back end in another process has the same file, and with it the flags (`F_SETFL`).
+fn drain(event: &EventFd) {
+    let mut count = 0u64;
+    let part = libc::iovec {
+        iov_base: (&raw mut count).cast(),
+        iov_len: size_of::<u64>(),
+    };
+    // SAFETY: the pointer is to one part, which is eight live bytes. It fails where nothing
+    // was written.
+    let _ = unsafe { libc::preadv2(event.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+}
+
+/// Rings an event that a back end in another process has, too: one that is full is rung
+/// already, and is not waited for where that one has made it blocking.
+pub(crate) fn ring(event: &EventFd) {
+    let mut interest = libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: the pointer is to one live `pollfd`.
+    if unsafe { libc::poll(&raw mut interest, 1, 0) } == 1 {
+        let _ = event.write(1);
+    }
+}
+
 /// The vectors of one function.
 pub struct Msix {
     vectors: Vec<Vector>,
@@ -267,9 +294,8 @@ impl Msix {
             state.entry = masked_entry();
             state.pending = false;
             self.update(vector, &mut state);
-            // What a back end in the kernel said to the driver that was. Nonblocking: an
-            // error says that it was nothing.
-            let _ = vector.way.eventfd().read();
+            // What a back end said to the driver that was.
+            drain(vector.way.eventfd());
         }
     }
 
@@ -600,5 +626,24 @@ mod tests {
             msix.table_read(0, &mut entry);
             prop_assert_eq!(entry, masked_entry());
         }
+    }
+
+    /// Who serves a queue in another process has the vector's very file, and with it the
+    /// file's flags. A reset comes under the bus's lock, on the main thread.
+    #[test]
+    fn a_reset_waits_for_no_event_that_a_back_end_has_made_blocking() {
+        let fake = FakeInterrupts::default();
+        let msix = Msix::new(1, &fake).unwrap();
+        let theirs = msix.event(0).unwrap();
+        // SAFETY: takes plain numbers.
+        assert_eq!(unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+        let (said, heard) = std::sync::mpsc::channel();
+        #[allow(clippy::disallowed_methods, reason = "a test may start threads")]
+        std::thread::spawn(move || {
+            msix.reset();
+            said.send(()).unwrap();
+        });
+        let long = std::time::Duration::from_secs(10);
+        assert!(heard.recv_timeout(long).is_ok(), "it waits for ever");
     }
 }

@@ -40,7 +40,7 @@ use super::{DECLARATIONS, Site, VirtioDevice};
 use crate::irq::{self, Interrupts};
 use crate::memory::Memory;
 use crate::pci::config::ConfigSpace;
-use crate::pci::msix::Msix;
+use crate::pci::msix::{Msix, ring};
 use crate::pci::{PciDevice, Quiesce};
 use crate::snapshot::Refused;
 
@@ -152,8 +152,7 @@ impl VirtioPciDevice {
     fn ring(&self, queue: u64) {
         let index = usize::try_from(queue).ok();
         if let Some(bell) = index.and_then(|index| self.doorbells.get(index)) {
-            // Fails only when the counter is full, and then it is rung already.
-            let _ = bell.event.write(1);
+            ring(&bell.event);
         }
     }
 

@@ -30,6 +30,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::{BackEnd, CAPACITY, F_VERSION_1, Shared, State, capacity, lock};
 use crate::epoll::Until;
 use crate::memory::Memory;
+use crate::pci::msix::ring;
 use crate::vhost::Vring;
 use crate::vhost::user::{CONFIG_SIZE, Cancel, Inflight, Served, Session, connect};
 use crate::virtio::queue::Ring;
@@ -97,8 +98,7 @@ impl Job {
     /// Has queues looked at, where the last one that did may not have got so far.
     fn nudge(&self) {
         for queue in &self.queues {
-            // Fails only when the counter is full, and then it is rung already.
-            let _ = queue.active.doorbell.write(1);
+            ring(&queue.active.doorbell);
         }
     }
 }
@@ -224,7 +224,7 @@ impl Remote {
                 job.nudge();
                 for call in calls.iter().flatten() {
                     // What the last one returned, it may not have said.
-                    let _ = call.write(1);
+                    ring(call);
                 }
             }
             Err(error) => self.lose(&error),

@@ -329,3 +329,30 @@ fn queues_get_other_vectors_and_break_rules() {
     bench.interrupt.wait(|said| said.needs_reset == 1);
     assert_eq!(quiesce(&mut bench.device, Why::Hold), []);
 }
+
+/// A back end has the very files that this process has, and with them their flags.
+fn make_blocking(file: &std::os::fd::OwnedFd) {
+    rustix::fs::fcntl_setfl(file, rustix::fs::OFlags::empty()).unwrap();
+}
+
+#[test]
+fn a_doorbell_that_a_back_end_has_filled_and_made_blocking_holds_up_nobody() {
+    let mut bench = Bench::started(forgetful());
+    let kick = bench.fake.file(FrontendReq::SET_VRING_KICK);
+    let full = (u64::MAX - 1).to_ne_bytes();
+    while rustix::io::write(&kick, &full).is_err() {
+        let _ = rustix::io::read(&kick, &mut [0; 8]);
+    }
+    make_blocking(&kick);
+    let (said, heard) = channel();
+    let quiet = Quiet::new(move |queues| said.send(queues).unwrap());
+    bench.device.quiesce(Why::Hold, quiet);
+    // And then it is gone.
+    bench.fake.drop_connection();
+    let held = heard.recv_timeout(Duration::from_secs(10));
+    if held.is_err() {
+        // Its thread would be waited for, for ever.
+        std::mem::forget(bench.device);
+        panic!("the device is busy for as long as the machine lives");
+    }
+}
