@@ -95,6 +95,13 @@ impl Job {
             .all(|queue| queue.ring.outstanding() == 0)
     }
 
+    /// Whether the driver says that more is queued than there is room for, or that more was
+    /// done than was queued: it can write both, and its back end need not look.
+    fn is_nonsense(&self) -> bool {
+        let mut queues = self.queues.iter();
+        queues.any(|queue| queue.ring.outstanding() > queue.active.queue.size())
+    }
+
     /// Has queues looked at, where the last one that did may not have got so far.
     fn nudge(&self) {
         for queue in &self.queues {
@@ -366,12 +373,18 @@ impl Remote {
         let Some(leaving) = &mut self.leaving else {
             return;
         };
-        match (&self.link, &self.job) {
+        match (&self.link, &mut self.job) {
             // Until it is gone, it may write.
             (Link::Deserted(_), _) => return,
             // What was begun is returned before a hold.
             (Link::Down, Some(job)) if job.owes && leaving.why == Why::Hold => return,
             (Link::Up(session), Some(job)) if job.is_started => {
+                if !job.is_broken && job.is_nonsense() {
+                    job.is_broken = true;
+                    if leaving.why == Why::Hold {
+                        job.interrupt.needs_reset();
+                    }
+                }
                 let is_over = leaving.why == Why::Reset && leaving.since.elapsed() > FORGOTTEN;
                 if !job.is_drained() && !job.is_broken && !is_over {
                     // Before a back end stops a queue, it need not finish what it has

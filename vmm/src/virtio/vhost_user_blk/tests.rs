@@ -356,3 +356,15 @@ fn a_doorbell_that_a_back_end_has_filled_and_made_blocking_holds_up_nobody() {
         panic!("the device is busy for as long as the machine lives");
     }
 }
+
+#[test]
+fn a_guest_that_lies_about_what_is_done_is_held_all_the_same() {
+    let mut bench = Bench::started(Manners::default());
+    // Nothing was available, and of it three are done: there is no back end that looks.
+    bench.guest.set_used(0, 3);
+    let (said, heard) = channel();
+    let quiet = Quiet::new(move |queues| said.send(queues).unwrap());
+    bench.device.quiesce(Why::Hold, quiet);
+    let held = heard.recv_timeout(Duration::from_secs(10));
+    assert!(held.is_ok(), "a guest keeps its machine from being held");
+}
