@@ -130,6 +130,8 @@ pub(super) struct Remote {
     job: Option<Job>,
     leaving: Option<Leaving>,
     inflight: Option<Inflight>,
+    /// The configuration changed while the machine was held: its driver isn't told yet.
+    is_news: bool,
     /// How long until a back end is looked for again.
     delay: Duration,
     timer: TimerFd,
@@ -161,6 +163,7 @@ impl Remote {
             job: None,
             leaving: None,
             inflight: None,
+            is_news: false,
             delay: SOON,
             timer,
             nobody: event()?,
@@ -331,12 +334,13 @@ impl Remote {
     }
 
     /// The configuration is this.
-    fn configure(&self, config: &[u8; CONFIG_SIZE]) {
+    fn configure(&mut self, config: &[u8; CONFIG_SIZE]) {
         let old = std::mem::replace(&mut *lock(&self.shared.config), *config);
         if old != *config {
             self.shared.counters.config_changes.add(1);
-            if let Some(job) = &self.job {
-                job.interrupt.config_changed();
+            match &self.job {
+                Some(job) => job.interrupt.config_changed(),
+                None => self.is_news = true,
             }
         }
     }
@@ -448,6 +452,10 @@ impl Service for Remote {
         });
         self.leaving = None;
         self.inflight = None;
+        // One that begins anew reads it as it is.
+        if std::mem::take(&mut self.is_news) && activation.resumed {
+            activation.interrupt.config_changed();
+        }
         self.job = Some(Job {
             queues: queues.collect::<io::Result<_>>()?,
             memory: activation.memory,

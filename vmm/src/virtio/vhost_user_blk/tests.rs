@@ -368,3 +368,21 @@ fn a_guest_that_lies_about_what_is_done_is_held_all_the_same() {
     let held = heard.recv_timeout(Duration::from_secs(10));
     assert!(held.is_ok(), "a guest keeps its machine from being held");
 }
+
+#[test]
+fn a_configuration_that_changes_while_the_machine_is_held_is_told_later() {
+    let mut bench = Bench::started(Manners::default());
+    let held = quiesce(&mut bench.device, Why::Hold);
+    let mut config = Manners::default().config;
+    config[0] = 16;
+    bench.fake.configure(config);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while bench.device.handle().size() != 8192 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let activation = bench.guest.resumption(F_VERSION_1, &bench.interrupt, &held);
+    bench.device.activate(activation);
+    bench.serves_again(2);
+    bench.interrupt.wait(|said| said.config == 1);
+}
