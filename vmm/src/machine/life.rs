@@ -270,7 +270,9 @@ impl Machine {
             Some(vcpus) => std::mem::forget(vcpus),
             None => self.vcpus = None,
         }
-        self.bus.reset();
+        // Not the board, which a vCPU may have in hand whose firmware's variables a disk
+        // keeps it from writing.
+        self.bus.pci.reset();
         loop {
             let settled = self.bus.pci.settle();
             if settled.busy == 0 {
