@@ -2,6 +2,7 @@
 
 use hearth_vmm_api::{Exit, MachineState};
 
+use super::slow_disk::{Answers, SlowDisk};
 use super::{Bench, Start, until};
 
 /// Prints what the configuration device says first and the first byte of its variables,
@@ -123,4 +124,35 @@ fn what_is_no_firmware_is_refused() {
     assert_eq!(output.status.code(), Some(2));
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(line.contains("flash has whole blocks of 4096"), "{line}");
+}
+
+/// Programs a byte of the variables and has it saved, without end.
+const PROGRAMS: [u8; 20] = [
+    0x2e, 0xc6, 0x06, 0x00, 0xe0, 0x10, // again: mov byte cs:[0xe000], 0x10: program
+    0x2e, 0xc6, 0x06, 0x00, 0xe0, 0x55, // mov byte cs:[0xe000], 0x55
+    0x2e, 0xc6, 0x06, 0x00, 0xe0, 0xff, // mov byte cs:[0xe000], 0xff: read
+    0xeb, 0xec, // jmp again
+];
+
+#[test]
+fn a_stop_does_not_wait_for_variables_that_a_disk_does_not_take() {
+    let Some(bench) = bench(&PROGRAMS) else {
+        return;
+    };
+    let Some(disk) = SlowDisk::new() else { return };
+    std::fs::remove_file(bench.path("vars")).expect("removed");
+    std::os::unix::fs::symlink(disk.path(), bench.path("vars")).expect("a link");
+    let mut child = bench.firmware().start();
+    bench.listens("socket");
+    until("it programs", || {
+        let exits = bench.metrics().exits;
+        exits.iter().any(|count| count.device == "firmware")
+    });
+    disk.answers(Answers::NoTransfers);
+    until("it hangs", || disk.hangs());
+    bench.ask("PUT /v1/stop");
+    until("it has said why", || bench.path("exit").exists());
+    assert_eq!(bench.exit(), Exit::Stopped);
+    drop(disk);
+    child.wait().expect("ends");
 }
