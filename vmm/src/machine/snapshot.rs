@@ -343,6 +343,9 @@ mod tests {
             size_of::<T>()
         }
         let most = of_each(|state| &state.vcpus);
-        assert!(most <= 16, "a snapshot's file of 16 MiB makes {most} bytes of each 5");
+        assert!(
+            most <= 16,
+            "a snapshot's file of 16 MiB makes {most} bytes of each 5"
+        );
     }
 }

@@ -636,7 +636,8 @@ mod tests {
         let msix = Msix::new(1, &fake).unwrap();
         let theirs = msix.event(0).unwrap();
         // SAFETY: takes plain numbers.
-        assert_eq!(unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+        let cleared = unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFL, 0) };
+        assert_eq!(cleared, 0);
         let (said, heard) = std::sync::mpsc::channel();
         #[allow(clippy::disallowed_methods, reason = "a test may start threads")]
         std::thread::spawn(move || {

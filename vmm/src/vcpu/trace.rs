@@ -271,10 +271,11 @@ mod tests {
         }
         let all = read(&file);
         assert_eq!(all.len(), HEAD + 4 * BLOCK);
-        for (block, target) in all[HEAD..].chunks(BLOCK).zip([1, 1, 36, 36]) {
+        let [serial, slot] = [Target::Serial, Target::Slot(31)].map(Target::index);
+        for (block, target) in all[HEAD..].chunks(BLOCK).zip([serial, serial, slot, slot]) {
             assert_eq!(reasons(block)[0], MARK);
             assert!(block[RECORD..].chunks(RECORD).all(|exit| exit[12] == 5));
-            assert_eq!(block[RECORD + 13], target);
+            assert_eq!(usize::from(block[RECORD + 13]), target);
         }
     }
 
