@@ -134,7 +134,9 @@ pub fn render(
         let value = format!("id=eth{n},mac={mac},mtu={},tap-fd={tap}", nic.mtu);
         flag("--nic", value.into());
     }
-    flag("--hotplug-slots", HOTPLUG_SLOTS.to_string().into());
+    if places.restore.is_none() {
+        flag("--hotplug-slots", HOTPLUG_SLOTS.to_string().into());
+    }
     flag("--socket", places.socket.into());
     flag("--serial-log", places.serial_log.into());
     flag("--exit-file", places.exit_file.into());
@@ -298,6 +300,9 @@ mod tests {
         assert!(argv.contains(&OsString::from(second)), "{argv:?}");
         let restore = ["--restore", "/i/memory.used"].map(OsString::from);
         assert!(argv.windows(2).any(|pair| pair == restore), "{argv:?}");
+        // It has as many as it had.
+        let slots = OsString::from("--hotplug-slots");
+        assert!(!argv.contains(&slots), "{argv:?}");
         let optional = ["--jail-optional", "landlock,user"].map(OsString::from);
         assert!(argv.windows(2).any(|pair| pair == optional), "{argv:?}");
         for absent in ["--initrd", "--uid", "--gid"] {

@@ -49,12 +49,25 @@ mod tests {
             ["--initrd", "/i"],
             ["--cmdline", "x"],
             ["--restore", "/s"],
+            ["--take-over", "/t"],
+            ["--template", "2"],
             ["--vcpus", "1,max=2"],
             ["--memory", "64,max=128"],
         ] {
             let mistake = line(&[flag, value]).expect_err("refused");
             assert!(mistake.contains(flag), "{mistake}");
         }
+    }
+
+    #[test]
+    fn its_board_has_a_bridge_in_the_last_slot() {
+        let last = |more: &[&str]| {
+            let all = ["hearth-vmm", "--firmware", "/c.fd"].iter().chain(more);
+            parse_line(all).map(|description| description.last_slot)
+        };
+        assert!(matches!(last(&[]), Ok(30)));
+        assert!(matches!(last(&["--hotplug-slots", "29"]), Ok(30)));
+        assert!(last(&["--hotplug-slots", "30"]).is_err());
     }
 
     #[test]

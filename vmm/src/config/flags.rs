@@ -20,7 +20,7 @@ pub(super) struct Flags {
     #[arg(
         long,
         value_name = "FIRMWARE",
-        conflicts_with_all = ["kernel", "initrd", "cmdline", "restore"]
+        conflicts_with_all = ["kernel", "initrd", "cmdline", "restore", "take_over", "template"]
     )]
     pub(super) firmware: Option<String>,
     /// The initial RAM disk
@@ -118,8 +118,9 @@ pub(super) struct Flags {
     pub(super) virtio_console: bool,
     /// Have so many free slots for disks and interfaces that are plugged in while the guest
     /// runs, instead of as many as there are: each makes its boot longer. What is
-    /// unplugged frees its slot. A machine that goes on from a snapshot keeps its own
-    #[arg(long, value_name = "N")]
+    /// unplugged frees its slot. A machine that goes on from a snapshot has as many as
+    /// it had
+    #[arg(long, value_name = "N", conflicts_with = "restore")]
     pub(super) hotplug_slots: Option<u8>,
     /// Keep this folder in reach of the jail, for disks added by path (repeatable)
     #[arg(long, value_name = "FOLDER")]

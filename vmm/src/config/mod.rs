@@ -70,7 +70,7 @@ pub struct Description {
     /// The devices, in slot order: disks, so that the first is in the first slot, network
     /// interfaces, then those of which there is one at most.
     pub devices: Vec<Device>,
-    /// The last slot of the PCI bus for devices, 1 to 31.
+    /// The last slot of the PCI bus for devices, 1 to 31; with firmware, to 30.
     pub last_slot: u8,
     /// The control socket.
     pub socket: Option<PathBuf>,
@@ -186,7 +186,8 @@ impl From<String> for Refusal {
     }
 }
 
-/// Slots of the bus: 32, less that of the bridge. Firmware's board has another bridge.
+/// Slots of the bus for devices: 32, less that of the bridge. Firmware's board has another
+/// bridge, in the last one.
 const MAX_DEVICES: usize = 31;
 
 /// Reads a command line, the program's name first.
@@ -268,11 +269,15 @@ fn check(flags: Flags) -> Result<Description, String> {
     let free = usize::from(flags.template.unwrap_or(0));
     let most = MAX_DEVICES - usize::from(flags.firmware.is_some());
     if free + devices.len() > most {
-        return Err(format!(
-            "--disk and --nic: the machine has {most} slots for devices, one of them taken"
-        ));
+        let devices = devices.len();
+        return Err(match devices > most {
+            true => format!(
+                "--disk and --nic: the machine has {most} slots for devices, one of them taken"
+            ),
+            false => format!("--template {free}: of {most} slots, devices take {devices}"),
+        });
     }
-    let last_slot = last_slot(free + devices.len(), flags.hotplug_slots)?;
+    let last_slot = last_slot(most, free + devices.len(), flags.hotplug_slots)?;
     let ids: Vec<&str> = devices.iter().map(Device::id).collect();
     if let Some(twice) = ids
         .iter()
@@ -331,10 +336,10 @@ fn check(flags: Flags) -> Result<Description, String> {
     })
 }
 
-/// The last slot for devices, of which so many are taken from the start, or stay free in
-/// front of a template's.
-fn last_slot(taken: usize, free: Option<u8>) -> Result<u8, String> {
-    let room = MAX_DEVICES - taken;
+/// The last of so many slots for devices that the machine has, of which some are taken from
+/// the start, or stay free in front of a template's.
+fn last_slot(most: usize, taken: usize, free: Option<u8>) -> Result<u8, String> {
+    let room = most - taken;
     let free = free.map_or(room, usize::from);
     if free > room {
         return Err(format!(

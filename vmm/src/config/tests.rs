@@ -510,6 +510,8 @@ fn free_slots_are_as_many_as_asked_for() {
         last(&[&disk[..], &["30"]].concat()),
         Err("--hotplug-slots 30: beside 2 that are taken there are 29 slots".to_owned())
     );
+    let restored = mistake(&["--restore", "x", "--hotplug-slots", "4"]);
+    assert!(restored.contains("--hotplug-slots"), "{restored}");
 }
 
 #[test]
@@ -616,7 +618,8 @@ fn a_template_is_called_what_is_found_nowhere_else() {
     assert!(mistake(&["--template", "2"]).contains("--smbios"));
     let smbios = ["--smbios", "asset-tag=0123456789abcdef"];
     let many = [&["--template", "31"][..], &smbios].concat();
-    assert!(mistake(&many).contains("31 slots"));
+    let wrong = "--template 31: of 31 slots, devices take 1";
+    assert_eq!(mistake(&many), wrong);
     let both = [&["--template", "2", "--restore", "x"][..], &smbios].concat();
     assert!(mistake(&both).contains("--restore"));
 }
