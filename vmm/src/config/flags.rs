@@ -39,8 +39,13 @@ pub(super) struct Flags {
     #[arg(long, value_name = "FOLDER")]
     pub(super) restore: Option<PathBuf>,
     /// Take over the machine of the process whose control socket this is: the other flags
-    /// say what its own did, and its guest notices nothing but a pause
-    #[arg(long, value_name = "SOCKET", conflicts_with = "restore")]
+    /// say what its own did, and its guest notices nothing but a pause. Exits are traced
+    /// from a machine's start only
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        conflicts_with_all = ["restore", "exit_trace"]
+    )]
     pub(super) take_over: Option<PathBuf>,
     /// Make a template: N slots stay free in front of the devices, for disks and
     /// interfaces that are plugged into machines that go on from its snapshots; --smbios

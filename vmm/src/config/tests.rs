@@ -515,6 +515,17 @@ fn free_slots_are_as_many_as_asked_for() {
 }
 
 #[test]
+fn taking_over_goes_without_a_snapshot_and_a_trace() {
+    let taking_over = |more: &[&str]| run(&[&["--take-over", "/s"][..], more].concat());
+    let description = taking_over(&["--hotplug-slots", "4"]).expect("is right");
+    assert_eq!(description.take_over, Some(PathBuf::from("/s")));
+    for [flag, value] in [["--restore", "/f"], ["--exit-trace", "path=/t"]] {
+        let mistake = taking_over(&[flag, value]).expect_err("refused");
+        assert!(mistake.contains(flag), "{mistake}");
+    }
+}
+
+#[test]
 fn an_exit_trace_is_bounded() {
     let trace = |text| run(&["--exit-trace", text]).map(|description| description.exit_trace);
     let of = |exits| {

@@ -7,22 +7,18 @@ use hearth_vmm_api as api;
 use super::{Error, Machine, host_error};
 use crate::virtio::limit::Limits;
 
-/// Why the guest can't have that much memory.
+/// Why the machine has not another number of vCPUs, or another size of memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
-    /// None comes or goes.
-    #[error("the machine was started without memory that may be plugged: --memory N,max=N")]
-    Never,
-    /// Not as much as this.
-    #[error("memory_bytes: {least} to {most} in steps of {step} are allowed")]
-    Size {
-        /// Bytes of the start.
-        least: u64,
-        /// Bytes at most.
-        most: u64,
-        /// Bytes that come and go together.
-        step: u64,
-    },
+    /// Not such a machine, or not as it is now.
+    #[error("{0}")]
+    NotNow(&'static str),
+    /// There can't be so many, or so much.
+    #[error("{0}")]
+    Range(String),
+    /// The host can't.
+    #[error(transparent)]
+    Machine(#[from] Error),
 }
 
 impl Machine {
@@ -53,24 +49,40 @@ impl Machine {
         self.devices.limit_nic(id, limits)
     }
 
-    /// Has the guest have so many bytes of memory in all, as far as it plugs and unplugs
-    /// them; a reset unplugs all, and the next kernel plugs as many.
+    /// Has the machine have another number of vCPUs, and the guest another size of memory
+    /// in all: what is given, as far as the guest takes it and lets go of it. A reset has
+    /// what was asked for last.
     ///
     /// # Errors
-    /// One line: there is no such memory, or not so much of it.
-    pub fn set_memory(&mut self, bytes: u64) -> Result<(), Unfit> {
-        let Some(memory) = self.devices.memory() else {
-            return Err(Unfit::Never);
-        };
-        let more = bytes.checked_sub(self.memory_bytes);
-        if more.is_some_and(|more| memory.set_requested(more)) {
-            return Ok(());
+    /// See [`Unfit`]; all is as before then, but for vCPUs that the guest doesn't see.
+    pub fn change(&mut self, change: api::MachineChange) -> Result<(), Unfit> {
+        // Both, before either is.
+        if let Some(count) = change.vcpus {
+            self.can_have_vcpus(count)?;
         }
+        let more = change.memory_bytes.map(|bytes| self.more_memory(bytes));
+        let more = more.transpose()?;
+        if let Some(count) = change.vcpus {
+            self.set_vcpus(count)?;
+        }
+        if let (Some(more), Some(memory)) = (more, self.devices.memory()) {
+            memory.request(more);
+        }
+        Ok(())
+    }
+
+    /// How many bytes more than at the start these are, if there may be as many.
+    fn more_memory(&self, bytes: u64) -> Result<u64, Unfit> {
+        let memory = self.devices.memory().ok_or(Unfit::NotNow(
+            "the machine was started without memory that may be plugged: --memory N,max=N",
+        ))?;
         let least = self.memory_bytes;
-        Err(Unfit::Size {
-            least,
-            most: least + memory.most(),
-            step: memory.block(),
+        let more = bytes.checked_sub(least).filter(|more| memory.fits(*more));
+        more.ok_or_else(|| {
+            let (most, step) = (least + memory.most(), memory.block());
+            Unfit::Range(format!(
+                "memory_bytes: {least} to {most} in steps of {step} are allowed"
+            ))
         })
     }
 

@@ -68,7 +68,7 @@ pub(crate) use error::{host_error, kvm_error};
 pub use firmware::{Firmware, Software};
 pub use handover::{Handover, Inherited};
 pub use snapshot::Unsaved;
-pub use vcpus::{Count as VcpuCount, Unchanged};
+pub use vcpus::Count as VcpuCount;
 
 /// What the machine asks of the kernel, by the threads that do.
 #[must_use]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hearth_vmm_api::MachineState;
 use kvm_ioctls::VcpuFd;
 
-use super::{Error, Machine, host_error, vm};
+use super::{Error, Machine, Unfit, host_error, vm};
 use crate::acpi::processors::Processors;
 use crate::arch;
 use crate::vcpu::{Surroundings, Vcpus};
@@ -32,20 +32,6 @@ impl Count {
     pub fn all(self) -> u8 {
         self.most.unwrap_or(self.first)
     }
-}
-
-/// Why the machine has not another number of vCPUs.
-#[derive(Debug, thiserror::Error)]
-pub enum Unchanged {
-    /// There can't be so many.
-    #[error("vcpus: 1 to {0} are allowed")]
-    Range(u8),
-    /// Not as the machine is now.
-    #[error("{0}")]
-    NotNow(&'static str),
-    /// The host can't.
-    #[error(transparent)]
-    Machine(#[from] Error),
 }
 
 /// The bit of a vCPU.
@@ -96,25 +82,31 @@ impl Machine {
         }
     }
 
-    /// Has so many vCPUs be there. More are at once; of fewer, the guest is asked to let
-    /// go, and may not. A reset has as many as were asked for last.
-    ///
-    /// # Errors
-    /// See [`Unchanged`]; all is as before then, but for vCPUs that the guest doesn't see.
-    pub fn set_vcpus(&mut self, count: u8) -> Result<(), Unchanged> {
-        let Some(most) = self.most_vcpus else {
-            let why = "the machine was started without a number of vCPUs at most: --vcpus N,max=N";
-            return Err(Unchanged::NotNow(why));
-        };
+    /// Whether so many vCPUs may be there.
+    pub(super) fn can_have_vcpus(&self, count: u8) -> Result<(), Unfit> {
+        let most = self.most_vcpus.ok_or(Unfit::NotNow(
+            "the machine was started without a number of vCPUs at most: --vcpus N,max=N",
+        ))?;
         if !(1..=most).contains(&count) {
-            return Err(Unchanged::Range(most));
+            return Err(Unfit::Range(format!("vcpus: 1 to {most} are allowed")));
         }
         if self.is_debugged {
-            return Err(Unchanged::NotNow("a debugger holds the vCPUs"));
+            return Err(Unfit::NotNow("a debugger holds the vCPUs"));
         }
+        Ok(())
+    }
+
+    /// Has so many vCPUs be there, which [may be](Self::can_have_vcpus). More are at once;
+    /// of fewer, the guest is asked to let go, and may not. A reset has as many as were
+    /// asked for last.
+    ///
+    /// # Errors
+    /// When the host can't; all is as before then, but for vCPUs that the guest doesn't
+    /// see.
+    pub(super) fn set_vcpus(&mut self, count: u8) -> Result<(), Error> {
         if self.state != MachineState::Resetting {
             let missing = self.bus.processors().missing(count);
-            (0..most)
+            (0..self.most_vcpus.unwrap_or(count))
                 .filter(|index| missing & bit((*index).into()) != 0)
                 .try_for_each(|index| self.plug_vcpu(index))?;
             self.notify_guest(|registers| registers.request_processors(count))?;

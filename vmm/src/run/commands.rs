@@ -10,7 +10,7 @@ use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
-use crate::machine::{self, Machine, Unchanged, Unfit, Unsaved};
+use crate::machine::{self, Machine, Unfit, Unsaved};
 use crate::snapshot::{Destination, Source};
 use crate::virtio::{blk, net, vhost_user_blk};
 
@@ -125,30 +125,19 @@ pub(super) fn perform(
     })
 }
 
-/// Changes the machine, as far as what is asked for can be.
+/// Changes the machine: all that is asked for, or nothing.
 fn changed(machine: &mut Machine, change: MachineChange) -> Answer {
-    if let Some(bytes) = change.memory_bytes
-        && let Err(unfit) = machine.set_memory(bytes)
-    {
-        let status = match unfit {
-            Unfit::Never => 409,
-            Unfit::Size { .. } => 400,
-        };
-        return Answer::error(status, &unfit.to_string());
-    }
-    if let Some(vcpus) = change.vcpus {
-        match machine.set_vcpus(vcpus) {
-            Ok(()) => {}
-            Err(unchanged @ Unchanged::Range(_)) => {
-                return Answer::error(400, &unchanged.to_string());
-            }
-            Err(unchanged @ Unchanged::NotNow(_)) => {
-                return Answer::error(409, &unchanged.to_string());
-            }
-            Err(unchanged) => return Answer::error(500, &chain(&unchanged)),
+    match machine.change(change) {
+        Ok(()) => Answer::value(&machine.describe()),
+        Err(unfit) => {
+            let status = match unfit {
+                Unfit::Range(_) => 400,
+                Unfit::NotNow(_) => 409,
+                Unfit::Machine(_) => 500,
+            };
+            Answer::error(status, &chain(&unfit))
         }
     }
-    Answer::value(&machine.describe())
 }
 
 /// Puts a disk in: a file of ours, or what another process serves.

@@ -234,16 +234,19 @@ pub struct Mem {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Has the guest have so many bytes, if these are whole blocks and there is room for
-    /// them; false: nothing is changed. The guest does it when it can: see
-    /// [`Self::plugged`].
+    /// Whether so many bytes are whole blocks, and there is room for them.
     #[must_use]
-    pub fn set_requested(&self, bytes: u64) -> bool {
-        let fits = self.0.region().is_some_and(|(region, blocks)| {
+    pub fn fits(&self, bytes: u64) -> bool {
+        self.0.region().is_some_and(|(region, blocks)| {
             bytes <= region.size() && bytes.is_multiple_of(blocks.size())
-        });
-        if !fits {
-            return false;
+        })
+    }
+
+    /// Has the guest have so many bytes; nothing is changed if they don't
+    /// [fit](Self::fits). The guest does it when it can: see [`Self::plugged`].
+    pub fn request(&self, bytes: u64) {
+        if !self.fits(bytes) {
+            return;
         }
         // Also for one that is as it was: the guest tries again.
         self.0.requested.store(bytes, Ordering::SeqCst);
@@ -251,7 +254,6 @@ impl Handle {
         if let Some(interrupt) = interrupt {
             interrupt.config_changed();
         }
-        true
     }
 
     /// Bytes that the guest shall have.
@@ -571,8 +573,11 @@ mod tests {
         let size = COUNT * BLOCK;
         assert_eq!(fields, [BLOCK, START, size, size, 0, 0]);
         assert_eq!(driver.ask(0, START, 1), NACK, "nothing was offered");
-        assert!(handle.set_requested(2 * BLOCK));
-        assert!(!handle.set_requested(size + BLOCK) && !handle.set_requested(1));
+        handle.request(2 * BLOCK);
+        for wrong in [size + BLOCK, 1] {
+            assert!(!handle.fits(wrong));
+            handle.request(wrong);
+        }
         driver.interrupt.wait(|said| said.config == 1);
         assert_eq!(driver.ask(0, START, 3), NACK);
         assert_eq!(driver.ask(0, START + BLOCK, 2), ACK);
@@ -605,7 +610,7 @@ mod tests {
     #[test]
     fn what_is_plugged_outlives_a_reset_of_the_device() {
         let mut driver = Driver::new();
-        assert!(driver.device.handle().set_requested(BLOCK));
+        driver.device.handle().request(BLOCK);
         assert_eq!(driver.ask(0, START, 1), ACK);
         reset(&mut driver.device);
         assert_eq!((driver.config(40), driver.config(48)), (BLOCK, BLOCK));
@@ -628,7 +633,7 @@ mod tests {
     #[test]
     fn a_saved_one_has_its_blocks() {
         let mut driver = Driver::new();
-        assert!(driver.device.handle().set_requested(4 * BLOCK));
+        driver.device.handle().request(4 * BLOCK);
         assert_eq!(driver.ask(0, START, 1), ACK);
         assert_eq!(driver.ask(0, START + 2 * BLOCK, 2), ACK);
         quiesce(&mut driver.device, Why::Hold);
@@ -681,7 +686,8 @@ mod tests {
             let device = Mem::new(memory());
             let (handle, shared) = (device.handle(), &device.shared);
             for (kind, offset, blocks, requested) in requests {
-                prop_assert!(requested > COUNT || handle.set_requested(requested * BLOCK));
+                prop_assert_eq!(handle.fits(requested * BLOCK), requested <= COUNT);
+                handle.request(requested * BLOCK);
                 let offset = if offset % 3 == 0 { offset } else { offset / BLOCK * BLOCK };
                 let mut bytes = [0; REQUEST_SIZE];
                 bytes[..2].copy_from_slice(&kind.to_le_bytes());

@@ -157,6 +157,15 @@ fn a_block_is_plugged_when_it_is_offered_saved_and_gone_after_a_reset() {
             "{refused}"
         );
     }
+    // One that can't be, so that neither is.
+    let both = format!(r#"{{"memory_bytes":{FIRST},"vcpus":1}}"#);
+    let refused = bench.send("PATCH /v1/machine", &both);
+    assert!(
+        refused.contains(" 409 ") && refused.contains("--vcpus"),
+        "{refused}"
+    );
+    let machine = bench.machine();
+    assert_eq!(machine.memory_requested_bytes, FIRST + BLOCK);
     bench.ask("PUT /v1/stop");
     assert_eq!(child.wait().expect("ends").code(), Some(0));
 }
