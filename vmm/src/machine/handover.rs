@@ -89,6 +89,9 @@ impl Machine {
         if self.payload.is_firmware() {
             return Some(FIRMWARE);
         }
+        if self.devices.memory().is_some() {
+            return Some("memory that comes and goes can't be handed over: --memory N,max=N");
+        }
         let mut devices = self.devices.list();
         let is_user_disk = |one: &Device| matches!(one.handle, Handle::UserDisk(..));
         let is_served = devices.any(is_user_disk) || !self.connecting.is_empty();
@@ -151,6 +154,8 @@ impl Machine {
         let state = state.map_err(host_error("--take-over: the machine's state"))?;
         let fail = |refused: Refused| Error::TakeOver(refused);
         let saved: HandoverV1 = unsealed(&state).map_err(fail)?;
+        self.is_same_template(saved.machine.template.as_ref())
+            .map_err(fail)?;
         self.generation.restore(&saved.generation).map_err(fail)?;
         self.resets = saved.resets;
         let went_on = self.restore(made, Saved(saved.machine), false);

@@ -62,7 +62,7 @@ pub(super) struct MachineV1 {
     rebooting: bool,
     /// What it is called, where it is a template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    template: Option<TemplateV1>,
+    pub(super) template: Option<TemplateV1>,
 }
 
 /// A region of guest memory, in the order in which they are in its file.

@@ -123,6 +123,26 @@ impl Machine {
         self.template.map(|_| find()).transpose()
     }
 
+    /// Whether it is a template here if it was one in another process, and called the same:
+    /// by that, it is found in memory when it is saved.
+    pub(super) fn is_same_template(&self, saved: Option<&TemplateV1>) -> Result<(), Refused> {
+        let here = &self.identity;
+        let wrong = match (saved, self.template) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => "it is a template, and here there is no --template",
+            (None, Some(_)) => "it is no template, and here there is --template",
+            (Some(saved), Some(_)) => {
+                let has = (&saved.manufacturer, &saved.product, &saved.asset_tag);
+                let wants = (&here.manufacturer, &here.product, &here.asset_tag);
+                if has == wants && saved.uuid == here.uuid.to_string() {
+                    return Ok(());
+                }
+                "it is a template of another --smbios"
+            }
+        };
+        Err(Refused::because(wrong))
+    }
+
     /// Is called what it was started as, where it goes on from a template.
     pub(super) fn take_name(&self, template: Option<&TemplateV1>) -> Result<(), Error> {
         let Some(template) = template else {

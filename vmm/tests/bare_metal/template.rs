@@ -51,6 +51,24 @@ fn each_copy_of_a_template_is_a_machine_of_its_own() {
         .start();
     until("held", || bench.log() == b".");
     bench.listens("socket");
+    // Who takes it over has a template, too, that is called the same.
+    let other = [
+        &template.map(str::to_owned)[..],
+        &smbios(UUID, "i-0000000000000000"),
+    ]
+    .concat();
+    for (flags, why) in [
+        (smbios(UUID, TAG).to_vec(), "no --template"),
+        (other, "another --smbios"),
+    ] {
+        let mut command = bench.command();
+        command.args(flags).arg("--take-over");
+        let output = command.arg(bench.path("socket")).output();
+        let output = output.expect("hearth-vmm runs");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let line = String::from_utf8(output.stderr).expect("text");
+        assert!(line.contains(why), "{line}");
+    }
     bench.snapshot("snapshot");
     bench.stop(child);
     for copy in 1..=3u8 {

@@ -204,6 +204,15 @@ fn who_can_not_go_on_with_it_leaves_it_where_it_was() {
         (&["--vcpus", "2"][..], "vCPUs"),
         (&["--balloon"], "its devices are"),
         (&["--initrd", "/nowhere"], "--initrd /nowhere"),
+        (
+            &[
+                "--template",
+                "1",
+                "--smbios",
+                "asset-tag=i-0123456789abcdef",
+            ],
+            "it is no template",
+        ),
     ] {
         let output = updated.taking_over().args(wrong).output().expect("runs");
         assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -222,6 +231,22 @@ fn who_can_not_go_on_with_it_leaves_it_where_it_was() {
     for name in ["socket", "console", "gdb", "vsock", "pid"] {
         assert!(updated.bench.path(name).exists(), "{name} is gone");
     }
+    updated.ends(child);
+}
+
+#[test]
+fn what_can_not_be_handed_over_goes_on() {
+    let Some(updated) = Updated::new(&["--memory", "64,max=128"]) else {
+        return;
+    };
+    let child = updated.start();
+    let (_ours, theirs) = UnixStream::pair().expect("sockets");
+    let answer = updated.send(&[&File::from(OwnedFd::from(theirs))]);
+    assert!(
+        answer.contains(" 409 ") && answer.contains("memory that comes and goes"),
+        "{answer}"
+    );
+    updated.goes_on();
     updated.ends(child);
 }
 
