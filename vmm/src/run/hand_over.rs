@@ -4,6 +4,8 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,10 @@ enum Phase {
     /// It is held, and the other process gets ready.
     Sending {
         thread: JoinHandle<io::Result<()>>,
+        /// Whether the thread has done all it can, before it rings.
+        is_sent: Arc<AtomicBool>,
+        /// Whether the other process has said that it has everything.
+        is_ready: bool,
         deadline: Instant,
         /// Queues that take part for this alone.
         _queues: Vec<Attached>,
@@ -124,9 +130,9 @@ impl Process {
 
     /// True: the other process has heard that the machine is its own.
     fn advance(&mut self, over: &mut HandOver) -> io::Result<bool> {
-        let is_ready = Word::Ready.is_said(&over.stream, RecvFlags::DONTWAIT)?;
-        match &over.phase {
-            Phase::Pausing if is_ready => Err(io::Error::other("it is ready for nothing")),
+        let says_ready = Word::Ready.is_said(&over.stream, RecvFlags::DONTWAIT)?;
+        match &mut over.phase {
+            Phase::Pausing if says_ready => Err(io::Error::other("it is ready for nothing")),
             Phase::Pausing => {
                 match self.machine.state() {
                     MachineState::Paused => over.phase = self.send(over)?,
@@ -136,16 +142,22 @@ impl Process {
                 Ok(false)
             }
             Phase::Sending {
-                thread, deadline, ..
+                is_sent,
+                is_ready,
+                deadline,
+                ..
             } => {
-                if !thread.is_finished() && is_ready {
-                    return Err(io::Error::other("it is ready before it has everything"));
+                // It may have the last byte before the thread knows that it is sent.
+                *is_ready |= says_ready;
+                if !is_sent.load(Ordering::Acquire) {
+                    return Ok(false);
                 }
-                if is_ready {
+                if *is_ready {
+                    // Fails if the thread did: it has shut the socket down.
                     Word::Yours.say(&over.stream)?;
                     return Ok(true);
                 }
-                if thread.is_finished() && Instant::now() > *deadline {
+                if Instant::now() > *deadline {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
                 Ok(false)
@@ -184,6 +196,8 @@ impl Process {
         let (stream, runs) = (over.stream.try_clone()?, over.runs);
         let bell = self.machine.quieted().try_clone()?;
         let broken = over.stream.try_clone()?;
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let has_sent = Arc::clone(&is_sent);
         let thread = Builder::new().name("hand-over".to_owned()).spawn(move || {
             let sent = confine_thread(ThreadRole::Device(&PROFILE))
                 .map_err(io::Error::other)
@@ -192,12 +206,15 @@ impl Process {
                 // Neither side waits any more.
                 let _ = broken.shutdown(Shutdown::Both);
             }
+            has_sent.store(true, Ordering::Release);
             // Fails only when the counter is full, and then it is rung already.
             let _ = bell.write(1);
             sent
         })?;
         Ok(Phase::Sending {
             thread,
+            is_sent,
+            is_ready: false,
             deadline: Instant::now() + PATIENCE,
             _queues: queues,
         })

@@ -259,7 +259,7 @@ fn one_that_dies_before_it_has_it_gives_it_back() {
     // At once.
     drop(updated.ask());
     updated.goes_on();
-    // When it has the files, in the midst of memory, and with everything.
+    // When it has the files, and in the midst of memory.
     for memory in [0, 1 << 16] {
         let mut stream = updated.ask();
         let said = prepared(&mut stream);
@@ -291,6 +291,12 @@ fn one_that_dies_as_it_takes_it_leaves_a_reason() {
         return;
     };
     let mut child = updated.start();
+    // With everything, and nothing said yet: it goes on where it was.
+    let mut stream = updated.ask();
+    prepared(&mut stream);
+    receive_state(&mut stream).expect("the state");
+    drop(stream);
+    updated.goes_on();
     let mut stream = updated.ask();
     prepared(&mut stream);
     receive_state(&mut stream).expect("the state");
