@@ -15,6 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::snapshot::{HANDING_OVER, SAVING};
 use super::{Error, Machine, host_error, vm};
 
+/// Why what changes a machine has to wait.
+pub(super) const RESETTING: &str = "the machine is being reset";
+
 /// How long an answer waits for what is begun: nearly always it takes a millisecond.
 pub(super) const MOMENT: Duration = Duration::from_millis(50);
 
@@ -61,7 +64,7 @@ impl Machine {
     /// guest asked for that before it was held, which is reset now.
     ///
     /// # Errors
-    /// One line: a snapshot is being written.
+    /// One line: a snapshot is being written, or the machine is being handed over.
     pub fn resume(&mut self) -> Result<(), &'static str> {
         match self.state {
             MachineState::Saving => return Err(SAVING),
@@ -89,7 +92,7 @@ impl Machine {
     /// One line: the machine is being reset.
     pub fn pause(&mut self) -> Result<bool, &'static str> {
         match (self.state, &self.vcpus) {
-            (MachineState::Resetting, _) => return Err("the machine is being reset"),
+            (MachineState::Resetting, _) => return Err(RESETTING),
             (MachineState::Running, Some(vcpus)) => {
                 vcpus.begin_pause();
                 self.state = MachineState::Pausing;

@@ -236,22 +236,28 @@ impl Machine {
         open: Vec<OwnedFd>,
         describe: fn(&devices::Device) -> Option<T>,
     ) -> Result<Option<T>, Error> {
-        if self.devices.has(device.id()) {
-            return Err(taken(device));
-        }
-        let why = match self.state {
-            api::MachineState::Resetting => Some("the machine is being reset"),
-            api::MachineState::HandingOver => Some(snapshot::HANDING_OVER),
-            _ => None,
-        };
-        if let Some(why) = why {
-            return Err(Error::Device(why.to_owned()));
-        }
+        self.may_plug(device)?;
         let made = self.context.make(device, &mut Taps::new(), open)?;
         let slot = self.plug(made, None)?;
         let description = self.devices.at(slot).and_then(describe);
         self.notify_guest(|registers| registers.slot_filled(slot))?;
         Ok(description)
+    }
+
+    /// Refuses a device whose name another one has, or will have, and every one while the
+    /// machine is no place for it. One of this name that failed to come is forgotten.
+    fn may_plug(&mut self, device: &config::Device) -> Result<(), Error> {
+        let id = device.id();
+        self.forget_failed(id);
+        if self.devices.has(id) || self.is_connecting(id) {
+            return Err(taken(device));
+        }
+        let why = match self.state {
+            api::MachineState::Resetting => life::RESETTING,
+            api::MachineState::HandingOver => snapshot::HANDING_OVER,
+            _ => return Ok(()),
+        };
+        Err(Error::Device(why.to_owned()))
     }
 
     /// Puts a device into a slot, or the next free one. Returns which.

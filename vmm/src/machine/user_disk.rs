@@ -92,15 +92,7 @@ impl Machine {
         socket: Option<OwnedFd>,
     ) -> Result<Option<api::Disk>, Error> {
         let refuse = |why: &str| Err(Error::Device(format!("{}: {why}", what(&disk))));
-        self.connecting
-            .retain(|other| other.disk.id != disk.id || other.error.is_none());
-        let mut others = self.connecting.iter();
-        if self.devices.has(&disk.id) || others.any(|other| other.disk.id == disk.id) {
-            return Err(taken(&config::Device::UserDisk(disk)));
-        }
-        if self.state == api::MachineState::Resetting {
-            return refuse("the machine is being reset");
-        }
+        self.may_plug(&config::Device::UserDisk(disk.clone()))?;
         if !self.memory.options().shared {
             return refuse(UNSHARED);
         }
@@ -191,6 +183,17 @@ impl Machine {
         let before = self.connecting.len();
         self.connecting.retain(|other| other.disk.id != id);
         self.connecting.len() < before
+    }
+
+    /// Whether a disk of this name is to be plugged once its back end has answered.
+    pub(super) fn is_connecting(&self, id: &str) -> bool {
+        self.connecting.iter().any(|other| other.disk.id == id)
+    }
+
+    /// Forgets a disk of this name that will never be plugged.
+    pub(super) fn forget_failed(&mut self, id: &str) {
+        self.connecting
+            .retain(|other| other.disk.id != id || other.error.is_none());
     }
 
     /// Disks that aren't plugged yet.
