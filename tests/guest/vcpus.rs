@@ -48,24 +48,3 @@ fn vcpus_come_and_go_under_stock_kernels() {
         }
     }
 }
-
-/// Whoever else onlines them is user space.
-#[test]
-fn debian_needs_one_udev_rule_to_use_a_vcpu_that_came() {
-    const RULE: &str =
-        r#"SUBSYSTEM=="cpu", ACTION=="add", TEST=="online", ATTR{online}=="0", ATTR{online}="1""#;
-    let mut vm = Vm::of("debian-12").vcpus_of(1, 2).boot();
-    vm.run("mount -t tmpfs none /run; /lib/systemd/systemd-udevd --daemon");
-    change(&vm, 2);
-    until(&mut vm, "[ -e /sys/devices/system/cpu/cpu1 ]");
-    vm.run("udevadm settle");
-    assert_eq!(online(&mut vm), "0");
-    change(&vm, 1);
-    are(&vm, 1);
-    vm.run(&format!(
-        "mkdir -p /run/udev/rules.d; echo '{RULE}' > /run/udev/rules.d/90-cpu.rules"
-    ));
-    vm.run("udevadm control --reload");
-    change(&vm, 2);
-    until(&mut vm, "grep -qx 0-1 /sys/devices/system/cpu/online");
-}
