@@ -33,10 +33,18 @@ const MAX_DESCRIPTORS: usize = 2 * MAX_PAIRS + 1;
 pub struct Server {
     listener: Listener,
     connections: Vec<Connection>,
+    /// How many have connected.
+    count: u64,
 }
+
+/// A request that may be answered later, and no other one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(u64);
 
 #[derive(Debug)]
 struct Connection {
+    /// Of its one request.
+    ticket: Ticket,
     stream: UnixStream,
     received: Vec<u8>,
     /// What came along with the bytes (SCM_RIGHTS).
@@ -70,6 +78,7 @@ impl Server {
         Self {
             listener,
             connections: Vec::new(),
+            count: 0,
         }
     }
 
@@ -91,11 +100,10 @@ impl Server {
         std::iter::once(listener).chain(connections).collect()
     }
 
-    /// Answers the request that `handle` had no answer for yet, if who asked is still
-    /// there.
-    pub fn answer_late(&mut self, answer: &Answer) {
+    /// Answers the request of this ticket, which had none yet, if who asked is still there.
+    pub fn answer_late(&mut self, ticket: Ticket, answer: &Answer) {
         self.connections.retain_mut(|one| match one.answer {
-            Reply::Later => {
+            Reply::Later if one.ticket == ticket => {
                 one.answer = Reply::Now(http::render(answer), 0);
                 one.send()
             }
@@ -104,15 +112,19 @@ impl Server {
     }
 
     /// Does what can be done without waiting. `handle` answers one request, which
-    /// may have come with open files; none: [`Self::answer_late`] does, and until then
-    /// there is no other such request.
-    pub fn progress(&mut self, mut handle: impl FnMut(Command, Vec<OwnedFd>) -> Option<Answer>) {
+    /// may have come with open files; none: [`Self::answer_late`] does, by its ticket.
+    pub fn progress(
+        &mut self,
+        mut handle: impl FnMut(Command, Vec<OwnedFd>, Ticket) -> Option<Answer>,
+    ) {
         let connections = &mut self.connections;
         while let Some(stream) = self.listener.accept(|| drop_oldest(connections)) {
             if connections.len() == MAX_CONNECTIONS {
                 drop_oldest(connections);
             }
+            self.count += 1;
             connections.push(Connection {
+                ticket: Ticket(self.count),
                 stream,
                 received: Vec::new(),
                 descriptors: Vec::new(),
@@ -135,7 +147,7 @@ impl Connection {
     /// False: done with it.
     fn progress(
         &mut self,
-        handle: &mut impl FnMut(Command, Vec<OwnedFd>) -> Option<Answer>,
+        handle: &mut impl FnMut(Command, Vec<OwnedFd>, Ticket) -> Option<Answer>,
     ) -> bool {
         if let Reply::Unasked = self.answer {
             match self.receive() {
@@ -146,7 +158,8 @@ impl Connection {
                     let answer = match route(&request) {
                         Ok(command) => match command.takes_descriptors() {
                             most if self.descriptors.len() <= most => {
-                                handle(command, std::mem::take(&mut self.descriptors))
+                                let descriptors = std::mem::take(&mut self.descriptors);
+                                handle(command, descriptors, self.ticket)
                             }
                             0 => Some(Answer::error(400, "this request takes no descriptor")),
                             most => {
@@ -244,7 +257,7 @@ mod tests {
     fn ask(server: &mut Server, path: &Path, request: &str) -> String {
         let mut client = UnixStream::connect(path).expect("connects");
         client.write_all(request.as_bytes()).expect("sends");
-        server.progress(|_, _| Some(Answer::done()));
+        server.progress(|_, _, _| Some(Answer::done()));
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answers");
         answer
@@ -276,12 +289,45 @@ mod tests {
         let mut server = Server::bind(&path).expect("binds");
         let mut client = UnixStream::connect(&path).expect("connects");
         client.write_all(b"PUT /v1/pause HT").expect("sends");
-        server.progress(|_, _| unreachable!("half a request"));
+        server.progress(|_, _, _| unreachable!("half a request"));
         client.write_all(b"TP/1.1\r\n\r\n").expect("sends");
-        server.progress(|_, _| Some(Answer::done()));
+        server.progress(|_, _, _| Some(Answer::done()));
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answers");
         assert!(answer.contains(" 204 "));
+    }
+
+    #[test]
+    fn each_late_answer_goes_to_who_asked() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let mut server = Server::bind(&path).expect("binds");
+        let mut tickets = Vec::new();
+        let mut clients: Vec<_> = (0..2)
+            .map(|_| {
+                let mut client = UnixStream::connect(&path).expect("connects");
+                let request = b"PUT /v1/pause HTTP/1.1\r\n\r\n";
+                client.write_all(request).expect("sends");
+                server.progress(|_, _, ticket| {
+                    tickets.push(ticket);
+                    None
+                });
+                client
+            })
+            .collect();
+        assert_eq!(server.interests().len(), 1, "nobody is awaited");
+        for (client, ticket) in clients.iter_mut().zip(&tickets).rev() {
+            let name = format!("of {ticket:?}");
+            server.answer_late(*ticket, &Answer::error(409, &name));
+            // Once.
+            server.answer_late(*ticket, &Answer::done());
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("answers");
+            assert!(
+                answer.contains(" 409 ") && answer.contains(&name),
+                "{answer}"
+            );
+        }
     }
 
     #[test]
@@ -292,7 +338,7 @@ mod tests {
         let _clients: Vec<_> = (0..3 * MAX_CONNECTIONS)
             .map(|_| {
                 let client = UnixStream::connect(&path).expect("connects");
-                server.progress(|_, _| Some(Answer::done()));
+                server.progress(|_, _, _| Some(Answer::done()));
                 client
             })
             .collect();
@@ -356,7 +402,7 @@ mod tests {
             assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
             let bytes = [IoSlice::new(request.as_bytes())];
             sendmsg(&client, &bytes, &mut ancillary, SendFlags::empty()).expect("sends");
-            server.progress(|_, descriptors| {
+            server.progress(|_, descriptors, _| {
                 assert_eq!(descriptors.len(), count);
                 Some(Answer::done())
             });

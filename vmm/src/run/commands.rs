@@ -16,8 +16,8 @@ use crate::virtio::{blk, net, vhost_user_blk};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
 
-/// Does what a client of the control socket asks for. None: it is begun, and the answer
-/// comes with its end.
+/// Does what a client of the control socket asks for. None: a snapshot is begun, of which
+/// there is one at a time, and the answer comes with its end.
 pub(super) fn perform(
     machine: &mut Machine,
     ending: &mut Option<Exit>,

@@ -44,7 +44,7 @@ use self::hand_over::HandOver;
 use self::take_over::TakeOver;
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
-use crate::control::{Answer, Server};
+use crate::control::{Answer, Server, Ticket};
 use crate::gdb::Debugger;
 use crate::jail;
 use crate::machine::{Machine, Taps};
@@ -204,6 +204,8 @@ struct Process {
     exit_file: Option<PathBuf>,
     pid_file: Option<PidFile>,
     ending: Option<Exit>,
+    /// Who asked for the snapshot that is being written.
+    saving_for: Option<Ticket>,
     /// The process that has the machine until it is taken.
     taking_over: Option<TakeOver>,
     /// The process that will have it.
@@ -244,9 +246,13 @@ impl Process {
             }
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
-                let handing_over = &mut self.handing_over;
-                server.progress(|command, descriptors| {
-                    perform(machine, ending, handing_over, command, descriptors)
+                let (handing_over, saving_for) = (&mut self.handing_over, &mut self.saving_for);
+                server.progress(|command, descriptors, ticket| {
+                    let answer = perform(machine, ending, handing_over, command, descriptors);
+                    if answer.is_none() {
+                        *saving_for = Some(ticket);
+                    }
+                    answer
                 });
             }
             if self.ending.is_none()
@@ -271,15 +277,20 @@ impl Process {
             {
                 self.ending = Some(cannot_reset(&error));
             }
-            if let Some(outcome) = self.machine.saved()
-                && let Some(server) = &mut self.server
-            {
-                server.answer_late(&commands::saved(outcome));
+            if let Some(outcome) = self.machine.saved() {
+                self.answer_saving(&commands::saved(outcome));
             }
             // After all that may hold, reset or resume the machine.
             if let Some(gdb) = &mut self.gdb {
                 gdb.progress(&mut self.machine);
             }
+        }
+    }
+
+    /// Answers who asked for the snapshot that is being written, if one is.
+    fn answer_saving(&mut self, answer: &Answer) {
+        if let (Some(ticket), Some(server)) = (self.saving_for.take(), &mut self.server) {
+            server.answer_late(ticket, answer);
         }
     }
 
@@ -404,6 +415,7 @@ impl Process {
         if let Some(over) = self.handing_over.take() {
             over.cancel(&mut self.machine);
         }
+        self.answer_saving(&Answer::error(409, "the machine has ended"));
         // The guest's last words.
         self.serve_console();
         if let Some(terminal) = &mut self.terminal {
@@ -411,9 +423,6 @@ impl Process {
         }
         drop(self.terminal);
         drop(self.console);
-        if let Some(server) = &mut self.server {
-            server.answer_late(&Answer::error(409, "the machine has ended"));
-        }
         if let Some(gdb) = self.gdb {
             gdb.end(match exit {
                 Exit::GuestPowerOff | Exit::Stopped => 0,

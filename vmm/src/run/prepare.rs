@@ -169,6 +169,7 @@ impl Process {
             exit_file: places.exit_file,
             pid_file,
             ending: None,
+            saving_for: None,
             taking_over,
             handing_over: None,
         })
