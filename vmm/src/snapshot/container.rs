@@ -20,8 +20,11 @@ use sha2::{Digest, Sha256};
 
 use super::Refused;
 
-/// The format that is written, and the only one that is read.
-const FORMAT: u32 = 1;
+/// The format that is written, and the only one that is read: of a machine that another
+/// process takes over, too. It is raised with each change of a structure that is saved
+/// (`…V1`), be it a field more or less, or one that means something else, if a commit of
+/// main had the last one; a structure that was released gets a successor (`…V2`) besides.
+const FORMAT: u32 = 2;
 /// The largest `machine.json` in bytes: 32 vCPUs and as many devices fit several times.
 const MAX_STATE: u64 = 16 << 20;
 const STATE: &str = "machine.json";
@@ -383,12 +386,12 @@ mod tests {
         let with = |old: &str, new: &str| refused(text.replacen(old, new, 1).as_bytes());
         assert_eq!(with("20", "21"), "is damaged: its digest is another one");
         // Another format may have other fields.
-        let other = r#"{"format":2,"seal":"#;
+        let other = r#"{"format":1,"seal":"#;
         assert_eq!(
             refused(format!("{other}0}}").as_bytes()),
-            "is of format 2, and this program reads 1"
+            "is of format 1, and this program reads 2"
         );
-        let more = with(r#""format":1"#, r#""format":1,"more":0"#);
+        let more = with(r#""format":2"#, r#""format":2,"more":0"#);
         assert!(more.contains("unknown field `more`"), "{more}");
         let other = unsealed::<String>(text.as_bytes()).expect_err("no text");
         assert!(other.to_string().contains("expected a string"), "{other}");

@@ -336,7 +336,7 @@ fn what_is_another_machine_or_damaged_is_refused() {
     assert!(refused(&[]).contains("is damaged"));
     std::fs::write(&state, &whole).expect("written");
     change(&state, |bytes| {
-        let text = String::from_utf8_lossy(bytes).replacen("\"format\":1", "\"format\":7", 1);
+        let text = String::from_utf8_lossy(bytes).replacen("\"format\":2", "\"format\":7", 1);
         *bytes = text.into_bytes();
     });
     assert!(refused(&[]).contains("is of format 7"));
