@@ -21,8 +21,19 @@ use super::snapshot::{FIRMWARE, MachineV1, Saved};
 use super::{Error, Machine, Unsaved, host_error};
 use crate::acpi::GenerationV1;
 use crate::handover;
+use crate::jail::{Allow, Profile};
 use crate::memory::Memory;
 use crate::snapshot::{Refused, sealed, unsealed};
+
+/// What the thread that sends it asks of the kernel, beside what every thread may.
+pub(crate) static PROFILE: Profile = Profile {
+    thread: &[
+        Allow::any(libc::SYS_sendmsg),
+        Allow::any(libc::SYS_sendto),
+        Allow::any(libc::SYS_shutdown),
+    ],
+    plug: &[],
+};
 
 /// What can't be had.
 const FILES: &str = "hand over its files";

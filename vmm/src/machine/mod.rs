@@ -52,7 +52,7 @@ use crate::acpi::registers::Registers;
 use crate::arch;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
-use crate::jail::Profiles;
+use crate::jail::{Profile, Profiles};
 use crate::memory::Memory;
 use crate::serial::Serial;
 use crate::smbios;
@@ -66,15 +66,22 @@ use bus::{Bus, Target};
 pub use error::Error;
 pub(crate) use error::{host_error, kvm_error};
 pub use firmware::{Firmware, Software};
+pub(crate) use handover::PROFILE as HAND_OVER;
 pub use handover::{Handover, Inherited};
 pub use snapshot::Unsaved;
 pub use vcpus::Count as VcpuCount;
+
+/// Threads that are there for a while, by their names.
+pub static ERRANDS: [(&str, &Profile); 2] = [
+    ("snapshot", &saving::PROFILE),
+    ("hand-over", &handover::PROFILE),
+];
 
 /// What the machine asks of the kernel, by the threads that do.
 #[must_use]
 pub fn profiles() -> Profiles {
     let mut threads = virtio::profiles();
-    threads.push(&saving::PROFILE);
+    threads.extend(ERRANDS.map(|(_, profile)| profile));
     Profiles {
         vcpu: ioctls::VCPU_THREAD,
         main: ioctls::MAIN_THREAD,

@@ -18,20 +18,10 @@ use crate::control::{Answer, Server};
 use crate::error::chain;
 use crate::gdb::Debugger;
 use crate::handover::{Message, Word, say, send_state};
-use crate::jail::{Allow, Profile, ThreadRole, confine_thread};
-use crate::machine::{Handover, Machine};
+use crate::jail::{ThreadRole, confine_thread};
+use crate::machine::{HAND_OVER, Handover, Machine};
 use crate::net::Attached;
 use crate::serial::Console;
-
-/// What the thread that sends asks of the kernel, beside what every thread may.
-static PROFILE: Profile = Profile {
-    thread: &[
-        Allow::any(libc::SYS_sendmsg),
-        Allow::any(libc::SYS_sendto),
-        Allow::any(libc::SYS_shutdown),
-    ],
-    plug: &[],
-};
 
 /// How long the other process has once it was sent everything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -199,7 +189,7 @@ impl Process {
         let is_sent = Arc::new(AtomicBool::new(false));
         let has_sent = Arc::clone(&is_sent);
         let thread = Builder::new().name("hand-over".to_owned()).spawn(move || {
-            let sent = confine_thread(ThreadRole::Device(&PROFILE))
+            let sent = confine_thread(ThreadRole::Device(&HAND_OVER))
                 .map_err(io::Error::other)
                 .and_then(|()| send(stream, &sockets, &handover, runs));
             if sent.is_err() {

@@ -20,6 +20,10 @@ pub(crate) enum Past {
     Sockets,
     /// The threads of disks that other processes serve, and the main one.
     UserDisks,
+    /// The threads that write snapshots, and the main one.
+    Snapshots,
+    /// The same as [`Self::Sockets`], and the thread that hands the machine over.
+    Senders,
 }
 
 impl Past {
@@ -34,6 +38,8 @@ impl Past {
             Self::Disks => ["main", "blk"].contains(&name),
             Self::Sockets => ["main", "vsock", "vhost-user-blk"].contains(&name),
             Self::UserDisks => ["main", "vhost-user-blk"].contains(&name),
+            Self::Snapshots => ["main", "snapshot"].contains(&name),
+            Self::Senders => name == "hand-over" || Self::Sockets.includes(name),
         }
     }
 }
@@ -106,6 +112,8 @@ pub(crate) fn attempts(
         ("queues of a tap", Past::Nics, libc::TUNSETQUEUE),
         ("backend of a vhost", Past::Nics, 0x4008_af30),
         ("nonblocking socket", Past::Sockets, libc::FIONBIO),
+        // FICLONE of linux/fs.h.
+        ("clone of a file", Past::Snapshots, 0x4004_9409),
         ("persistent tap", Past::Nobody, libc::TUNSETPERSIST),
         ("terminal input", Past::Nobody, libc::TIOCSTI),
     ];
@@ -226,6 +234,18 @@ pub(crate) fn attempts(
             Past::Everybody,
             libc::SYS_tgkill,
             [own, own, 0, 0],
+        ),
+        (
+            "rename",
+            Past::Snapshots,
+            libc::SYS_rename,
+            [link, link, 0, 0],
+        ),
+        (
+            "send with descriptors",
+            Past::Senders,
+            libc::SYS_sendmsg,
+            [BAD_FD, 0, 0, 0],
         ),
         ("openat", Past::Main, libc::SYS_openat, [here, file, 0, 0]),
         (

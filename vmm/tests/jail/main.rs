@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use hearth_vmm::block::{Backend, EngineKind, Op, Prepared, Until, Wakes};
 use hearth_vmm::jail::{self, Policy, ThreadRole};
-use hearth_vmm::machine::profiles;
+use hearth_vmm::machine::{ERRANDS, profiles};
 use hearth_vmm::virtio::DECLARATIONS;
 use hearth_vmm_api::SandboxLayer;
 use rustix::fs::AtFlags;
@@ -158,9 +158,10 @@ fn inside(folder: &Path, user: Option<u32>, daemon: Option<&jail::Parent>) -> Ve
     }
     // A disk that is plugged later: its ring is made by the main thread.
     let later = disk(folder.join("later"));
-    let roles = DECLARATIONS
-        .iter()
-        .map(|kind| (kind.name, ThreadRole::Device(&kind.profile)));
+    let devices = DECLARATIONS.iter().map(|kind| (kind.name, &kind.profile));
+    let roles = devices
+        .chain(ERRANDS)
+        .map(|(name, profile)| (name, ThreadRole::Device(profile)));
     let tried = AtomicUsize::new(0);
     let machine = Mutex::new(machine);
     std::thread::scope(|scope| {
@@ -194,7 +195,7 @@ fn inside(folder: &Path, user: Option<u32>, daemon: Option<&jail::Parent>) -> Ve
             }
         }
     });
-    if tried.into_inner() != DECLARATIONS.len() + 1 {
+    if tried.into_inner() != DECLARATIONS.len() + ERRANDS.len() + 1 {
         wrong.push("not every role was tried".to_owned());
     }
     wrong
