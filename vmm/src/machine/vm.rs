@@ -121,7 +121,7 @@ pub(super) fn load(
     Ok(entry)
 }
 
-/// Makes the vCPUs, all waiting for their SIPI.
+/// Makes the vCPUs, as they are at a machine's reset.
 pub(super) fn create_vcpus(
     vm: &VmFd,
     model: &arch::kvm::Model,
@@ -131,7 +131,8 @@ pub(super) fn create_vcpus(
     indices.map(|index| create_vcpu(vm, model, index)).collect()
 }
 
-/// Makes a vCPU that waits for its SIPI.
+/// Makes a vCPU as it is at a machine's reset: the first one is at the reset vector, the
+/// others wait for their SIPI.
 pub(super) fn create_vcpu(vm: &VmFd, model: &arch::kvm::Model, index: u8) -> Result<VcpuFd, Error> {
     let vcpu = vm
         .create_vcpu(index.into())

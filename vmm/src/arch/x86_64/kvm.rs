@@ -111,7 +111,7 @@ impl Model {
         Ok(())
     }
 
-    /// Makes a fresh vCPU what it is at a machine's reset: it waits for its SIPI.
+    /// Makes a fresh vCPU what it is at a machine's reset: all but the first wait for a SIPI.
     ///
     /// # Errors
     /// When KVM refuses.
