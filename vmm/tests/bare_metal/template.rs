@@ -68,6 +68,8 @@ fn each_copy_of_a_template_is_a_machine_of_its_own() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let line = String::from_utf8(output.stderr).expect("text");
         assert!(line.contains(why), "{line}");
+        let runs = || bench.machine().state == MachineState::Running;
+        until("it goes on", runs);
     }
     bench.snapshot("snapshot");
     bench.stop(child);
