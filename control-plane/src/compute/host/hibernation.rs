@@ -126,8 +126,13 @@ impl Memory {
         Ok([memory, state])
     }
 
-    /// What was written is whole, and on the disk but for its names.
-    fn keep(&self, boot: u64) -> io::Result<()> {
+    /// What was written is whole, and on the disk but for its names. So is what the guest
+    /// wrote, first: it has that for written, and a power cut must not take back any of it
+    /// and leave the memory.
+    fn keep(&self, boot: u64, disks: &[PathBuf]) -> io::Result<()> {
+        for disk in disks {
+            sync(disk)?;
+        }
         sync(&self.place(NEW))?;
         fs::rename(self.place(NEW), self.whole(boot))?;
         sync(&self.folder)
@@ -191,9 +196,9 @@ impl Memory {
     }
 }
 
-/// Has the names in a folder outlast a power cut.
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+/// Has the names in a folder, or what is in a file, outlast a power cut.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 impl HostCompute {
@@ -243,7 +248,11 @@ impl HostCompute {
             Observed::Running { boot: running, .. } if running == boot => {}
             _ => return Err(ComputeError::NotRunning(id.clone())),
         }
-        let saved = self.save(&socket, &self.memory(id), boot, held).await;
+        let launch = doing("reading its launch", self.folder(id).launch())?;
+        let launch = launch.ok_or_else(|| ComputeError::NotRunning(id.clone()))?;
+        let disks = launch.spec.disks.into_iter().map(|disk| disk.path);
+        let (memory, disks) = (self.memory(id), disks.collect());
+        let saved = self.save(&socket, &memory, disks, boot, held).await;
         if saved.is_err()
             // Who presses the power button tries that again.
             && let Err(error) = self.let_go(id).await
@@ -257,6 +266,7 @@ impl HostCompute {
         &self,
         socket: &Path,
         memory: &Memory,
+        disks: Vec<PathBuf>,
         boot: u64,
         mut held: Held,
     ) -> io::Result<()> {
@@ -271,7 +281,7 @@ impl HostCompute {
             match client::snapshot(socket, files).await {
                 Ok(()) => {
                     let written = memory.clone();
-                    let kept = under(held, move || written.keep(boot)).await;
+                    let kept = under(held, move || written.keep(boot, &disks)).await;
                     return kept.map(drop);
                 }
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => {

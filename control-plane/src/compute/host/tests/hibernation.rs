@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use super::bench::{Bench, launch, observed};
 use super::*;
+use crate::{compute::DiskSpec, model::VolumeId};
 
 /// How the VMMs of this bench began, the first one first.
 fn starts(bench: &Bench) -> Vec<String> {
@@ -272,4 +273,26 @@ async fn a_hibernation_that_is_cut_short_anywhere_keeps_all_or_nothing() {
         }
     }
     clean_up(&bench.open(&root), &root).await;
+}
+
+#[tokio::test]
+async fn memory_is_kept_once_the_disks_it_knows_are_on_the_hosts_disk() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let mut spec = bench.spec("kernel");
+    let id = spec.instance.clone();
+    // A disk that can't be synced stands for one that a power cut takes something back of.
+    spec.disks.push(DiskSpec {
+        volume: VolumeId::from_random(2),
+        path: "/dev/null".into(),
+        read_only: false,
+    });
+    launch(&host, &spec).await.unwrap();
+    host.hibernate(&id, 1).await.unwrap_err();
+    assert_eq!(host.kept_memory(&id).await.unwrap(), None);
+    let running = hearth_vmm_api::MachineState::Running;
+    assert_eq!(machine_state(&host, &id).await, running);
+    clean_up(&host, &root).await;
 }
