@@ -145,11 +145,7 @@ impl DiskGuard {
         reserve: u64,
         before: &mut BTreeMap<InstanceId, u64>,
     ) -> anyhow::Result<Duration> {
-        let writers = Arc::clone(&self.writers);
-        let kept = tokio::task::spawn_blocking(move || writers.kept_bytes()).await??;
         let mut space = self.storage.space().await?;
-        // Room was set aside for it, as for volumes.
-        space.allocated = space.allocated.saturating_add(kept);
         let pressure = Pressure::of(space.available, reserve);
         // A file of each instance.
         let writers = Arc::clone(&self.writers);
@@ -171,6 +167,16 @@ impl DiskGuard {
             *before = taken;
             self.carry_out(plan(pressure, &grown, &paused), &space, reserve);
         }
+        // Room was set aside for it, as for volumes. A folder of each instance, on a disk
+        // that may be slow: nobody who fills it waits for that.
+        let writers = Arc::clone(&self.writers);
+        let kept = tokio::task::spawn_blocking(move || writers.kept_bytes()).await?;
+        // It is a figure for the scheduler: guests are kept from filling the disk without it.
+        let kept = kept.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the memory of instances takes can't be told");
+            0
+        });
+        space.allocated = space.allocated.saturating_add(kept);
         self.record(space.capacity_gib(reserve, self.overcommit))
             .await?;
         Ok(pause_after(space.available, reserve))

@@ -296,3 +296,16 @@ async fn memory_is_kept_once_the_disks_it_knows_are_on_the_hosts_disk() {
     assert_eq!(machine_state(&host, &id).await, running);
     clean_up(&host, &root).await;
 }
+
+#[tokio::test]
+async fn what_is_no_instances_does_not_keep_memory_from_being_counted() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let (host, _) = hibernated(&bench, &root, "kernel").await;
+    let kept = host.kept_bytes().unwrap();
+    fs::write(host.instances.join("notes"), "an operator's").unwrap();
+    assert_eq!(host.kept_bytes().unwrap(), kept);
+    assert!(kept > 0);
+    clean_up(&host, &root).await;
+}
