@@ -149,6 +149,11 @@ impl Memory {
         Ok(())
     }
 
+    /// Removes what a VMM that runs was given: it has it open.
+    pub(super) fn remove_used(&self) -> io::Result<()> {
+        absent_is_fine(fs::remove_dir_all(self.place(USED)))
+    }
+
     /// Removes what is good for nothing.
     pub(super) fn sweep(&self) -> io::Result<()> {
         absent_is_fine(fs::remove_dir_all(self.place(NEW)))?;

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::cgroup::Cgroups;
 use super::folder::{self, Folder, Launch};
+use super::hibernation::Memory;
 use super::process::{self, Identity};
 use super::{HostCompute, blocking, client};
 use crate::compute::Observed;
@@ -31,7 +32,12 @@ impl HostCompute {
         {
             tracing::info!(instance = %id, pid = identity.pid, "found a VMM that was never noted");
             let (folder, noted) = (folder.clone(), identity.clone());
-            blocking(move || folder.set_identity(&noted)).await?;
+            blocking(move || {
+                folder.set_identity(&noted)?;
+                // As the launch would have done next.
+                Memory::of(&folder).remove_used()
+            })
+            .await?;
             there.identity = Some((true, identity));
         }
         if let Some((alive @ true, identity)) = &mut there.identity

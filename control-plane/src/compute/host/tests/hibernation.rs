@@ -309,3 +309,25 @@ async fn what_is_no_instances_does_not_keep_memory_from_being_counted() {
     assert!(kept > 0);
     clean_up(&host, &root).await;
 }
+
+#[tokio::test]
+async fn memory_that_was_given_out_goes_whoever_notes_the_vmm() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let (host, spec) = hibernated(&bench, &root, "kernel").await;
+    launch(&host, &spec).await.unwrap();
+    // As `hearth` leaves it that is killed after it has started the VMM.
+    let folder = host.folder(&spec.instance).path().to_owned();
+    drop(host);
+    fs::remove_file(folder.join("identity.json")).unwrap();
+    fs::create_dir(folder.join("memory.used")).unwrap();
+    fs::write(folder.join("memory.used/memory"), "of boot").unwrap();
+    let host = bench.open(&root);
+    assert!(matches!(
+        observed(&host, &spec).await,
+        Some(Observed::Running { boot: 2, .. })
+    ));
+    assert!(left(&host, &spec.instance).is_empty());
+    clean_up(&host, &root).await;
+}
