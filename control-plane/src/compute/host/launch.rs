@@ -105,7 +105,10 @@ impl HostCompute {
             && !self.start_warm(launch, folder, &places, taps).await?
         {
             self.start(launch, folder, &places, taps).await?;
-            self.make_template(launch, files);
+            // What is on its own disk may be its guest's, of an attempt before this one.
+            if files.kernel != folder.kernel() {
+                self.make_template(launch, files);
+            }
         }
         let _step = trace.begin("VMM asked for its sandbox, and noted");
         let members = doing("looking for the VMM", self.cgroups.members(id))?;

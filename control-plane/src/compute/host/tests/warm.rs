@@ -147,3 +147,20 @@ async fn an_image_that_does_not_hold_is_given_up() {
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }
+
+#[tokio::test]
+async fn no_template_is_made_of_what_is_on_an_instances_disk() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let spec = spec(&bench, 1, HELD);
+    // The image's file went after the clone was made, and the guest ran before: an
+    // earlier attempt of this launch was given up.
+    fs::remove_file(&spec.clone_of.as_ref().unwrap().path).unwrap();
+    fs::write(&spec.disks[0].path, "the guest's own kernel\n").unwrap();
+    assert_eq!(launched(&host, &spec).await, "hello\n");
+    assert!(host.templates.wanted(&spec, &host.vmm).is_some());
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
