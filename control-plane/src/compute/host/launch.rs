@@ -181,8 +181,13 @@ impl HostCompute {
             return Ok(false);
         };
         let _step = launch.spec.trace.begin("a template, to go on from");
-        let begun = template.begin_console(folder);
-        doing("copying the console of a template", begun)?;
+        if let Err(error) = template.begin_console(folder) {
+            tracing::warn!(instance = %id, %error, "its template has no console, and goes: it boots from cold");
+            self.templates.remove(&template);
+            let emptied = folder::absent_is_fine(fs::remove_file(folder.console()));
+            doing("emptying the console", emptied)?;
+            return Ok(false);
+        }
         let places = argv::Places {
             restore: Some(template.folder()),
             ..*places

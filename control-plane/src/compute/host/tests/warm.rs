@@ -164,3 +164,22 @@ async fn no_template_is_made_of_what_is_on_an_instances_disk() {
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }
+
+#[tokio::test]
+async fn a_template_without_its_console_costs_itself() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let [first, second] = [1, 2].map(|n| spec(&bench, n, HELD));
+    launched(&host, &first).await;
+    assert!(made(&host, &first).await);
+    let template = host.templates.find(&first, &host.vmm).unwrap();
+    let console = template.folder().join("console");
+    fs::remove_file(&console).unwrap();
+    fs::create_dir(&console).unwrap();
+    assert_eq!(launched(&host, &second).await, "hello\n");
+    assert!(host.templates.find(&first, &host.vmm).is_none());
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
