@@ -138,9 +138,10 @@ impl HostCompute {
         doing(format!("making {}", instances.display()), made)?;
         let boot_cache = doing("sweeping the boot files", BootCache::open(&data))?;
         // One that was being made is nobody's any more.
-        let ended = cgroups.of_templates().kill_all();
-        let templates = ended.and_then(|()| Templates::open(&data, warm_templates));
-        let templates = doing("sweeping the templates", templates)?;
+        if let Err(error) = cgroups.of_templates().kill_all() {
+            tracing::warn!(%error, "what a template was made in is not ended");
+        }
+        let templates = Templates::open(&data, warm_templates);
         Ok(Self {
             boot_cache,
             templates: Arc::new(templates),

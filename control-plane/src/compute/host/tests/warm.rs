@@ -183,3 +183,25 @@ async fn a_template_without_its_console_costs_itself() {
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }
+
+#[tokio::test]
+async fn what_a_killed_hearth_left_of_a_template_is_in_nobodys_way() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let left = root.join("hearth/templates").join("i-00000000000000007");
+    fs::create_dir_all(&left).unwrap();
+    let folder = bench.dir.path().join("data/templates");
+    fs::create_dir_all(folder.parent().unwrap()).unwrap();
+    // What can't be swept costs templates alone.
+    fs::write(&folder, "no folder").unwrap();
+    drop(bench.open(&root));
+    fs::remove_file(&folder).unwrap();
+    let host = bench.open(&root);
+    let spec = spec(&bench, 1, HELD);
+    launched(&host, &spec).await;
+    assert!(made(&host, &spec).await);
+    assert!(!left.exists());
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}

@@ -68,6 +68,12 @@ impl Maker {
     /// Makes the template of this key, for launches as this one.
     pub(in super::super) async fn make(self, key: String, launch: LaunchSpec, files: BootFiles) {
         let _one = self.templates.making.lock().await;
+        // Of a hearth that was killed: one is made at a time.
+        for left in self.cgroups.list().unwrap_or_default() {
+            if let Err(error) = self.cgroups.remove(&left).await {
+                tracing::warn!(%error, "what a template was made in is not cleared away");
+            }
+        }
         let spec = template(&launch);
         let began = Instant::now();
         let outcome = self.boot(&key, &launch, &spec, &files).await;

@@ -87,19 +87,23 @@ impl Template {
 
 impl Templates {
     /// Those under `data`, of which so many are kept; sweeps what a crash has left
-    /// half-made.
-    pub(super) fn open(data: &Path, most: usize) -> io::Result<Self> {
+    /// half-made. What can't be swept is in nobody's way but that of templates.
+    pub(super) fn open(data: &Path, most: usize) -> Self {
         let folder = data.join("templates");
-        absent_is_fine(fs::remove_dir_all(folder.join(MAKING)))?;
+        let mut swept = absent_is_fine(fs::remove_dir_all(folder.join(MAKING)));
         if most == 0 {
-            absent_is_fine(fs::remove_dir_all(&folder))?;
+            swept = absent_is_fine(fs::remove_dir_all(&folder));
         }
-        Ok(Self {
+        if let Err(error) = swept {
+            let folder = folder.display();
+            tracing::warn!(%folder, %error, "templates can't be swept");
+        }
+        Self {
             folder,
             most,
             stages: Mutex::default(),
             making: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     /// What a template for this launch would be called; none where there can't be one.
@@ -233,7 +237,7 @@ mod tests {
     #[test]
     fn those_used_longest_ago_make_room() {
         let data = tempfile::tempdir().unwrap();
-        let templates = Templates::open(data.path(), 2).unwrap();
+        let templates = Templates::open(data.path(), 2);
         let made = data.path().join("made");
         let keep = |key: &str| {
             templates.workshop().unwrap();
@@ -258,7 +262,7 @@ mod tests {
         templates.remove(&templates.find_key("c").unwrap());
         assert!(templates.find_key("c").is_none() && !templates.wants("c"));
         assert!(templates.wants("b"));
-        let none = Templates::open(data.path(), 0).unwrap();
+        let none = Templates::open(data.path(), 0);
         assert!(none.find_key("a").is_none());
         none.purge().unwrap();
     }
