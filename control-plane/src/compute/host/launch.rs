@@ -221,6 +221,7 @@ impl HostCompute {
             vmm: self.vmm.clone(),
             optional_layers: self.optional_layers.clone(),
             uid: self.template_uid(),
+            disk_reserve: self.disk_reserve,
         };
         tokio::spawn(maker.make(key, launch.spec.clone(), files));
     }

@@ -205,3 +205,23 @@ async fn what_a_killed_hearth_left_of_a_template_is_in_nobodys_way() {
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }
+
+#[tokio::test]
+async fn a_template_takes_nothing_of_what_the_host_keeps_free() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root).with_disk_reserve(u64::MAX);
+    let spec = spec(&bench, 1, HELD);
+    launched(&host, &spec).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    // It is wanted again once it was not made.
+    while host.templates.wanted(&spec, &host.vmm).is_none() {
+        assert!(host.templates.find(&spec, &host.vmm).is_none());
+        assert!(tokio::time::Instant::now() < deadline, "never given up");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(host.templates.find(&spec, &host.vmm).is_none());
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}

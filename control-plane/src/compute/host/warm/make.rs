@@ -48,6 +48,8 @@ pub(in super::super) struct Maker {
     pub(in super::super) optional_layers: Vec<SandboxLayer>,
     /// The user that the VMM runs as.
     pub(in super::super) uid: u32,
+    /// What is kept free of the host's disk, in bytes.
+    pub(in super::super) disk_reserve: u64,
 }
 
 /// Why there is none.
@@ -158,7 +160,7 @@ impl Maker {
             let why = format!("it has touched more than {} MiB", MOST >> 20);
             return Err(Failed::ForGood(why));
         }
-        if free(folder.path())? < 2 * touched {
+        if free(folder.path())? < self.disk_reserve.saturating_add(2 * touched) {
             return Err(Failed::NoRoom);
         }
         let made = folder.path().join("made");
