@@ -235,7 +235,9 @@ impl HostCompute {
         for entry in fs::read_dir(&self.instances)? {
             let entry = entry?;
             let name = entry.file_name();
-            let is_instance = name.to_str().is_some_and(|name| name.parse::<InstanceId>().is_ok());
+            let is_instance = name
+                .to_str()
+                .is_some_and(|name| name.parse::<InstanceId>().is_ok());
             if is_instance && entry.file_type()?.is_dir() {
                 let folder = entry.path();
                 bytes += Memory { folder }.bytes()?;
