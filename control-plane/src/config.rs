@@ -158,6 +158,12 @@ impl Config {
         if simulated.is_some() && args.host_id.is_some() {
             return refuse("--host-id: simulated hosts have names of their own".into());
         }
+        if simulated.is_some() && args.warm_templates > 0 {
+            return refuse(format!(
+                "--warm-templates {}: simulated hosts have none, leave it out",
+                args.warm_templates
+            ));
+        }
         let host_id = args.host_id.unwrap_or_else(|| hostname.to_owned());
         if host_id.is_empty() || host_id.contains(['/', ':']) || host_id.len() > 253 {
             return refuse(format!("--host-id {host_id:?}: must be a host name"));

@@ -36,7 +36,7 @@ fn power_cut(host: &Host) -> String {
          for ((n = 0; n < ${#args[@]}; n++)); do
              [ \"${args[n]}\" != --run-dir ] || run=${args[n + 1]}
          done
-         all=\"$pid $(hearth_vmms)\"
+         all=\"$pid $(hearth_vmms) $(hearth_vmms templates/)\"
          kill -9 $all
          for p in $all; do
              for ((try = 0; ; try++)); do

@@ -7,7 +7,6 @@
 mod a_first_instance;
 mod a_limits;
 mod b_exercise;
-mod b_warm;
 mod c_security_groups;
 mod d_crash;
 mod d_hibernation;

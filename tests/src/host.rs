@@ -25,7 +25,7 @@ hearth_pid() {
 hearth_vmms() {
     local p
     for p in $(pgrep -x hearth-vmm); do
-        grep -q "/$label/" /proc/$p/cgroup && echo $p
+        grep -q "/$label/${1:-}i-" /proc/$p/cgroup && echo $p
     done
     true
 }
@@ -77,7 +77,8 @@ impl Host {
 
     /// Runs a shell script there, as root, and waits for it. In it, `$label` is what
     /// the cloud names its own things by (`hearth`), `$data` its data folder,
-    /// `hearth_pid` its control plane, `hearth_vmms` its instances' processes.
+    /// `hearth_pid` its control plane, `hearth_vmms` its instances' processes,
+    /// `hearth_vmms templates/` that of the template which is being made.
     pub fn try_run(&self, script: &str) -> Output {
         // The script goes in by standard input: no quoting on the way.
         let mut command = match &self.lab {

@@ -76,9 +76,10 @@ pub struct CloneOf {
     pub image: ImageId,
     /// Its disk. It may be gone.
     pub path: PathBuf,
-    /// Whether its initramfs can hold, for a template that instances go on from.
+    /// The account whose instances share a template that they go on from; none where the
+    /// image's initramfs can't hold for one.
     #[serde(default)]
-    pub is_warm: bool,
+    pub warm_for: Option<String>,
 }
 
 /// A disk of an instance.

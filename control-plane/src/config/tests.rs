@@ -91,6 +91,7 @@ fn a_simulation_is_no_machine() {
     for flags in [
         &["--host-id", SIMULATED_HOST][..],
         &["--host-id", "box", "--hosts", "simulated:3"],
+        &["--warm-templates", "1", "--hosts", "simulated:3"],
         &["--hosts", "simulated:0"],
         &["--hosts", "simulated:100000"],
         &["--hosts", "that"],

@@ -169,7 +169,7 @@ mod tests {
         CloneOf {
             image: ImageId::from_random(n),
             path: "/image".into(),
-            is_warm: false,
+            warm_for: None,
         }
     }
 

@@ -89,10 +89,13 @@ impl Cgroups {
         }
     }
 
-    /// Lets others have the processor first.
-    pub(super) fn yields(&self, id: &InstanceId) -> io::Result<()> {
+    /// Lets what is beside the groups have the processor first, or not any more.
+    pub(super) fn yields(&self, yields: bool) -> io::Result<()> {
+        // The least that there is, and the kernel's default.
+        let weight = if yields { "1" } else { "100" };
         match self.limits {
-            true => write(&self.path(id).join("cpu.weight"), "1"),
+            // Of their parent: a group's own weight counts among its siblings only.
+            true => write(&self.parent().join("cpu.weight"), weight),
             false => Ok(()),
         }
     }
@@ -105,6 +108,19 @@ impl Cgroups {
         let path = self.path(id).join("memory.current");
         let text = named(&path, fs::read_to_string(&path))?;
         text.trim().parse().map_err(io::Error::other)
+    }
+
+    /// How long its processes have run so far, on all processors together.
+    pub(super) fn ran(&self, id: &InstanceId) -> io::Result<Duration> {
+        if !self.limits {
+            return Ok(Duration::ZERO);
+        }
+        let path = self.path(id).join("cpu.stat");
+        let text = named(&path, fs::read_to_string(&path))?;
+        let micros = text.lines().find_map(|l| l.strip_prefix("usage_usec "));
+        let micros = micros.and_then(|micros| micros.trim().parse().ok());
+        let none = || io::Error::other(format!("{}: no usage_usec", path.display()));
+        micros.map(Duration::from_micros).ok_or_else(none)
     }
 
     /// Ends every process of every group at once, and waits for none.

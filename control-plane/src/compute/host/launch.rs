@@ -222,6 +222,7 @@ impl HostCompute {
             optional_layers: self.optional_layers.clone(),
             uid: self.template_uid(),
             disk_reserve: self.disk_reserve,
+            available_mib: self.available_mib,
         };
         tokio::spawn(maker.make(key, launch.spec.clone(), files));
     }

@@ -74,6 +74,8 @@ pub struct HostCompute {
     boot_cache: BootCache,
     /// What instances go on from instead of booting.
     templates: Arc<Templates>,
+    /// How much memory this host has free for one that is made, in MiB.
+    available_mib: fn() -> io::Result<u64>,
     first_uid: u32,
     /// What is kept free of this host's disk, in bytes.
     disk_reserve: u64,
@@ -145,6 +147,7 @@ impl HostCompute {
         Ok(Self {
             boot_cache,
             templates: Arc::new(templates),
+            available_mib: warm::available_mib,
             instances,
             vmm: vmm.to_owned(),
             reader: reader.to_owned(),

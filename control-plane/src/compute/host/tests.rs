@@ -119,7 +119,7 @@ async fn a_fresh_clone_boots_its_images_files_and_later_boots_their_own() {
     spec.clone_of = Some(Box::new(crate::compute::CloneOf {
         image: crate::model::ImageId::from_random(1),
         path: image.clone(),
-        is_warm: false,
+        warm_for: None,
     }));
     let specs = [1, 2, 3].map(|n| LaunchSpec {
         instance: InstanceId::from_random(n),
@@ -157,7 +157,7 @@ async fn a_fresh_clone_boots_its_images_files_and_later_boots_their_own() {
     spec.clone_of = Some(Box::new(crate::compute::CloneOf {
         image: crate::model::ImageId::from_random(1),
         path: bench.dir.path().join("gone"),
-        is_warm: false,
+        warm_for: None,
     }));
     let _ = launch(&host, &spec).await.unwrap_err();
     assert_eq!(reads(), 3);

@@ -71,10 +71,11 @@ impl InstanceController {
             clone_of: source.map(|Source { image, path }| {
                 let found = view.at(&instance.scope).visible::<Image>(&image);
                 let is_warm = found.is_some_and(|image| image.manifest.warm);
+                let account = &instance.scope.account;
                 Box::new(CloneOf {
                     image,
                     path,
-                    is_warm,
+                    warm_for: is_warm.then(|| account.clone()),
                 })
             }),
             trace,

@@ -137,14 +137,16 @@ impl Bench {
 
     /// As `hearth` opens it when it starts.
     pub(super) fn open(&self, root: &Path) -> HostCompute {
-        HostCompute::with(
+        let mut host = HostCompute::with(
             &self.dir.path().join("data"),
             &self.dir.path().join("vmm"),
             &self.dir.path().join("reader"),
             Cgroups::without_limits(root),
             4,
         )
-        .unwrap()
+        .unwrap();
+        host.available_mib = || Ok(1 << 20);
+        host
     }
 
     pub(super) fn spec(&self, disk: &str) -> LaunchSpec {

@@ -15,7 +15,7 @@ fn spec(bench: &Bench, instance: u128, kernel: &str) -> LaunchSpec {
     spec.clone_of = Some(Box::new(CloneOf {
         image: ImageId::from_random(kernel.len() as u128),
         path: image,
-        is_warm: true,
+        warm_for: Some("111122223333".to_owned()),
     }));
     spec
 }
@@ -99,7 +99,8 @@ async fn what_another_machine_is_made_of_is_another_template() {
     );
     assert_eq!(with(&|spec| spec.boot = 2), Some(key.clone()));
     assert_eq!(with(&|spec| spec.clone_of = None), None);
-    let changes: [&dyn Fn(&mut LaunchSpec); 5] = [
+    let changes: [&dyn Fn(&mut LaunchSpec); 6] = [
+        &|spec| spec.clone_of.as_mut().unwrap().warm_for = Some("222233334444".to_owned()),
         &|spec| spec.vcpus = 2,
         &|spec| spec.memory_mib = 1024,
         &|spec| spec.instance_type = "t2.micro".to_owned(),
@@ -115,6 +116,23 @@ async fn what_another_machine_is_made_of_is_another_template() {
     // An upgrade of the VMM.
     fs::write(&host.vmm, "another").unwrap();
     assert!(with(&|_| {}).is_some_and(|other| other != key));
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
+
+#[tokio::test]
+async fn a_host_without_memory_to_spare_tries_again_later() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let mut host = bench.open(&root);
+    host.available_mib = || Ok(512);
+    let [first, second] = [1, 2].map(|n| spec(&bench, n, HELD));
+    assert_eq!(launched(&host, &first).await, "hello\n");
+    assert!(!made(&host, &first).await);
+    host.available_mib = || Ok(1 << 20);
+    assert_eq!(launched(&host, &second).await, "hello\n");
+    assert!(made(&host, &second).await);
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }

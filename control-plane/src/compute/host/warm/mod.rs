@@ -9,9 +9,16 @@
 //!          ── snapshot ── its group is ended ── the template is there, by a rename
 //! ```
 //! `<data>/templates/<key>/` has `machine.json` and `memory` of the VMM's snapshot, which
-//! are hearth's and were handed in open, and `console`, what its console showed until it held. The key is a hash of all that an
-//! instance must share with a template: image, boot method, type, slots, and the VMM's
-//! program. A host that differs (another processor) is refused by the VMM.
+//! are hearth's and were handed in open, and `console`, what its console showed until it
+//! held. The key is a hash of all that an instance must share with a template: account,
+//! image, boot method, type, slots, and the VMM's program. A host that differs (another
+//! processor) is refused by the VMM.
+//!
+//! Every image is the operator's and public in its region: no account can make one. So a
+//! template holds nothing that is not everybody's, but for what its kernel drew before it
+//! held (its addresses, secrets of its own) and the pages of `memory`, which all that go
+//! on from it map. Those are no other account's to know or to time, hence the account in
+//! the key, which stays right when accounts can make images.
 //!
 //! Templates are a matter of speed alone, so whatever is wrong with one costs it and
 //! nothing else: the launch is cold then, and no template of that key is made again before
@@ -36,7 +43,7 @@ use super::folder::{Folder, absent_is_fine};
 use super::let_pass;
 use crate::compute::LaunchSpec;
 
-pub(super) use make::Maker;
+pub(super) use make::{Maker, available_mib};
 
 /// What is half-made, beside the templates.
 const MAKING: &str = ".making";
@@ -108,7 +115,10 @@ impl Templates {
 
     /// What a template for this launch would be called; none where there can't be one.
     pub(super) fn key(&self, spec: &LaunchSpec, vmm: &Path) -> io::Result<Option<String>> {
-        let Some(clone) = spec.clone_of.as_ref().filter(|clone| clone.is_warm) else {
+        let Some(clone) = spec.clone_of.as_ref() else {
+            return Ok(None);
+        };
+        let Some(account) = &clone.warm_for else {
             return Ok(None);
         };
         if self.most == 0 {
@@ -128,7 +138,7 @@ impl Templates {
             spec.memory_mib,
             slots(spec),
         );
-        let all = (FORMAT, &clone.image, &spec.boot_method, shape, vmm);
+        let all = (FORMAT, account, &clone.image, &spec.boot_method, shape, vmm);
         let hash = Sha256::digest(serde_json::to_vec(&all)?);
         Ok(Some(hex::encode(&hash[..16])))
     }
@@ -165,18 +175,19 @@ impl Templates {
     }
 
     fn wants(&self, key: &str) -> bool {
-        if self.folder.join(key).exists() || self.stages().contains_key(key) {
+        let mut stages = self.stages();
+        if stages.contains_key(key) || self.folder.join(key).exists() {
             return false;
         }
-        self.stages().insert(key.to_owned(), Stage::Making);
+        stages.insert(key.to_owned(), Stage::Making);
         true
     }
 
-    /// Whether nobody makes one of this key, now or when it is its turn: it is there, or
-    /// won't be.
+    /// Whether nobody makes one of this key, now or when it is its turn, and what it was
+    /// made in is cleared away.
     #[cfg(test)]
     pub(super) fn is_settled(&self, key: &str) -> bool {
-        self.folder.join(key).exists() || self.stages().get(key) == Some(&Stage::GivenUp)
+        self.stages().get(key) != Some(&Stage::Making)
     }
 
     /// Removes all of it.

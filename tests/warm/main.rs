@@ -1,4 +1,8 @@
 //! Instances that go on from a template, each as one of its own.
+//!
+//! By hand, in a cloud that `HEARTH_WARM_TEMPLATES=2 scripts/up` started and whose
+//! `hearth.env` is in the environment: `cargo test -p hearth-tests --test warm`. The cloud
+//! of `scripts/test` has no templates.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +23,9 @@ say ecdsa "$(md5sum < /etc/dropbear/dropbear_ecdsa_host_key | cut -c 1-32)"
 say late "$(( ($(date +%s) - NOW) / 600 ))"
 say end end
 "#;
+
+/// The step of a launch that goes on from a template.
+const STEP: &str = "a template, to go on from";
 
 /// Those that two instances may not share.
 const OWN: [&str; 9] = [
@@ -80,6 +87,13 @@ fn says(cloud: &Cloud, id: &str) -> BTreeMap<String, String> {
 fn launches_from_a_template_are_instances_of_their_own() {
     let cloud = Cloud::running();
     let host = &cloud.host;
+    let flags = host.run("tr '\\0' ' ' < /proc/$(hearth_pid)/cmdline");
+    assert!(
+        flags.contains(" --warm-templates "),
+        "this cloud has no templates; start one with HEARTH_WARM_TEMPLATES=2 scripts/up: {flags}"
+    );
+    // Those of an earlier run: a hearth makes anew what isn't there.
+    host.run("rm -rf $data/templates/*");
     // The first of its type boots, and a template is made.
     let first = run(&cloud, 1, "#!/bin/sh\n");
     cloud.wait_for(&first[0], "running", 60);
@@ -88,7 +102,7 @@ fn launches_from_a_template_are_instances_of_their_own() {
             "exe=$(readlink -f /proc/$(hearth_pid)/exe); $exe trace --data-dir $data {id}"
         ))
     };
-    assert!(!trace(&first[0]).contains("from a template"));
+    assert!(!trace(&first[0]).contains(STEP));
     wait::until("a template of its type", 240, || {
         let there = host.run(&format!(
             "grep -l t2.nano $data/templates/*/machine.json 2>/dev/null | wc -l; \
@@ -106,7 +120,7 @@ fn launches_from_a_template_are_instances_of_their_own() {
     for id in &ids {
         cloud.wait_for(id, "running", 120);
         let trace = trace(id);
-        assert!(trace.contains("from a template"), "{trace}");
+        assert!(trace.contains(STEP), "{trace}");
         let own = says(&cloud, id);
         for key in OWN {
             let value = own.get(key).filter(|value| !value.is_empty());
