@@ -36,8 +36,7 @@ fn template(image: &str, memory_mib: u64) -> (Vm, PathBuf) {
     let snapshot = vm.dir.path().join("snapshot");
     std::fs::create_dir(&snapshot).expect("a folder");
     let body = json!({ "path": snapshot });
-    let saved = vm.api("PUT", "/v1/snapshot", Some(&body));
-    println!("{image}: {saved}");
+    vm.api("PUT", "/v1/snapshot", Some(&body));
     vm.kill();
     (vm, snapshot)
 }

@@ -220,6 +220,8 @@ impl Cloud {
             state_since: LAUNCHED,
             state_reason: None,
             transition_reason: String::new(),
+            may_hibernate: false,
+            hibernated: None,
             reboots_asked: 0,
             reboots_done: 0,
             reboot: None,

@@ -9,9 +9,9 @@ use std::io::Read;
 use std::os::fd::FromRawFd;
 
 use arbitrary::{Result, Unstructured};
+use hearth_vmm::board::Board;
 use hearth_vmm::board::cmos::Cmos;
 use hearth_vmm::board::fw_cfg::{self, FwCfg};
-use hearth_vmm::board::Board;
 use hearth_vmm::pci::{PciRoot, Windows};
 use libfuzzer_sys::fuzz_target;
 

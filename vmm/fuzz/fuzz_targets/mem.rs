@@ -25,7 +25,8 @@ fuzz_target!(|data: &[u8]| {
     let handle = device.handle();
     let mut data = Unstructured::new(data);
     let requested = u64::from(data.arbitrary::<u8>().unwrap_or(0)) % (COUNT + 1) * BLOCK;
-    assert!(handle.set_requested(requested));
+    assert!(handle.fits(requested));
+    handle.request(requested);
     let _ = hearth_vmm_fuzz::run_painted(&mut device, data, |data| {
         // Requests, a step apart: kind, block, count.
         let mut painted = Vec::new();
