@@ -1,6 +1,6 @@
 //! The generation id: 16 random bytes in guest memory that are others whenever the
-//! machine is not the one that the guest remembers. Its kernel stirs them into its
-//! random numbers, so that two machines out of one image don't draw the same ones.
+//! machine is not the one that the guest remembers. A kernel that has the driver (`CONFIG_VMGENID`)
+//! stirs them into its random numbers, so that two machines out of one image don't draw the same ones.
 //!
 //! Microsoft, "Virtual Machine Generation ID", 2012: a reboot keeps the id; a copy, a
 //! snapshot or a backup that is started gets a new one. The id lies in memory that is
