@@ -14,7 +14,7 @@ LAB_LOGS=$HEARTH_TARGET/test-logs
 lab_install() {
     # dropbear-bin has the server's binary without a service: unlike
     # openssh-server it starts nothing on this machine itself.
-    need_packages qemu-system-x86 qemu-system-common linux-image-amd64 kmod udev busybox-static iproute2 nftables \
+    need_packages qemu-system-x86 qemu-system-common linux-image-amd64 kmod udev busybox-static iproute2 iputils-ping nftables \
         dropbear-bin openssh-client xfsprogs util-linux procps curl
     need_venv
 }
