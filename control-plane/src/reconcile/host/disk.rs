@@ -7,7 +7,7 @@
 //! record says that it has nothing to give.
 //!
 //! A loop of its own and no [`super::super::Controller`]: it must keep its time
-//! whatever the others wait for.
+//! whatever the others wait for, and writes no record itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +29,8 @@ use crate::{
 const FASTEST: u64 = 4 << 30;
 /// How often it is looked at least and most.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How often the host's record is written at most.
+const TELLS: Duration = Duration::from_millis(500);
 /// How much a volume may grow between two looks without counting as one that
 /// grows, in bytes: a log line now and then is no reason to pause a guest.
 const STILL: u64 = 1 << 20;
@@ -121,31 +123,42 @@ impl DiskGuard {
     /// Guards until `shutdown` is true. Instances that are paused then stay so
     /// until the next `hearth` lets them go on.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
+        let (seen, last_seen) = watch::channel(None);
+        tokio::select! {
+            () = self.guard(&seen) => {}
+            () = self.tell(last_seen) => {}
+            _ = shutdown.wait_for(|s| *s) => {}
+        }
+    }
+
+    /// Keeps guests from filling the disk, and leaves in `seen` what it found.
+    async fn guard(&self, seen: &watch::Sender<Option<Space>>) {
         let reserve = self.storage.reserve();
         let mut before = BTreeMap::new();
         loop {
             let pause = match self.look(reserve, &mut before).await {
-                Ok(pause) => pause,
+                Ok(space) => {
+                    let pause = pause_after(space.available, reserve);
+                    seen.send_replace(Some(space));
+                    pause
+                }
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "the disk can't be guarded");
                     Duration::from_secs(1)
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = shutdown.wait_for(|s| *s) => return,
-            }
+            tokio::time::sleep(pause).await;
         }
     }
 
-    /// Looks once, acts, and says when to look again. `before` is what the
+    /// Looks once and acts; gives what there is of space. `before` is what the
     /// instances' volumes took at the last look.
     async fn look(
         &self,
         reserve: u64,
         before: &mut BTreeMap<InstanceId, u64>,
-    ) -> anyhow::Result<Duration> {
-        let mut space = self.storage.space().await?;
+    ) -> anyhow::Result<Space> {
+        let space = self.storage.space().await?;
         let pressure = Pressure::of(space.available, reserve);
         // A file of each instance.
         let writers = Arc::clone(&self.writers);
@@ -167,19 +180,35 @@ impl DiskGuard {
             *before = taken;
             self.carry_out(plan(pressure, &grown, &paused), &space, reserve);
         }
-        // Room was set aside for it, as for volumes. A folder of each instance, on a disk
-        // that may be slow: nobody who fills it waits for that.
-        let writers = Arc::clone(&self.writers);
-        let kept = tokio::task::spawn_blocking(move || writers.kept_bytes()).await?;
-        // It is a figure for the scheduler: guests are kept from filling the disk without it.
-        let kept = kept.unwrap_or_else(|error| {
-            tracing::warn!(%error, "what the memory of instances takes can't be told");
-            0
-        });
-        space.allocated = space.allocated.saturating_add(kept);
-        self.record(space.capacity_gib(reserve, self.overcommit))
-            .await?;
-        Ok(pause_after(space.available, reserve))
+        Ok(space)
+    }
+
+    /// Has the host's record follow what was `seen`. Beside the guard: a commit waits
+    /// for the very disk that a guest fills, and meanwhile that guest must be paused.
+    async fn tell(&self, mut seen: watch::Receiver<Option<Space>>) {
+        let reserve = self.storage.reserve();
+        while seen.changed().await.is_ok() {
+            let Some(mut space) = *seen.borrow_and_update() else {
+                continue;
+            };
+            // Room was set aside for it, as for volumes. A folder of each instance, on a disk
+            // that may be slow.
+            let writers = Arc::clone(&self.writers);
+            let kept = tokio::task::spawn_blocking(move || writers.kept_bytes()).await;
+            let kept = kept
+                .map_err(std::io::Error::from)
+                .flatten()
+                .unwrap_or_else(|error| {
+                    tracing::warn!(%error, "what the memory of instances takes can't be told");
+                    0
+                });
+            space.allocated = space.allocated.saturating_add(kept);
+            let gib = space.capacity_gib(reserve, self.overcommit);
+            if let Err(error) = self.record(gib).await {
+                tracing::warn!(error = format!("{error:#}"), "the host's free space can't be told");
+            }
+            tokio::time::sleep(TELLS).await;
+        }
     }
 
     fn carry_out(&self, plan: Plan, space: &Space, reserve: u64) {
