@@ -162,3 +162,98 @@ def test_what_others_name_stays(ec2, vpc, web):
         group(ec2, web)
     gone = [{"Name": "resource-id", "Values": [web]}]
     assert ec2.describe_tags(Filters=gone)["Tags"] == []
+
+
+def test_rules_are_modified_and_keep_their_ids(ec2, web):
+    added = ec2.authorize_security_group_ingress(GroupId=web, IpPermissions=[rule(22, "198.51.100.0/24"), rule(80)])
+    ssh, http = (r["SecurityGroupRuleId"] for r in added["SecurityGroupRules"])
+
+    def says(port, cidr="0.0.0.0/0", **more):
+        return {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "CidrIpv4": cidr, **more}
+
+    def modify(*updates):
+        ec2.modify_security_group_rules(GroupId=web, SecurityGroupRules=[
+            {"SecurityGroupRuleId": i, "SecurityGroupRule": r} for i, r in updates])
+
+    modify((ssh, says(2222, "203.0.113.9/24", Description="moved")))
+    found = {r["SecurityGroupRuleId"]: r for r in rules(ec2, web)}[ssh]
+    assert (found["FromPort"], found["CidrIpv4"], found["Description"]) == (2222, "203.0.113.0/24", "moved")
+    # Two may change places, and what is left out is not kept.
+    modify((ssh, says(80)), (http, says(2222, "203.0.113.0/24")))
+    found = {r["SecurityGroupRuleId"]: r for r in rules(ec2, web)}
+    assert (found[ssh]["FromPort"], found[http]["FromPort"]) == (80, 2222)
+    assert "Description" not in found[ssh]
+    before = rules(ec2, web)
+    nobodys = "sgr-00000000000000000"
+    for code, updates in [
+        ("InvalidPermission.Duplicate", [(http, says(80))]),
+        ("InvalidSecurityGroupRuleId.NotFound", [(ssh, says(1)), (nobodys, says(2))]),
+        ("InvalidParameterValue", [(ssh, says(1)), (ssh, says(2))]),
+        ("InvalidParameterValue", [(ssh, {"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "CidrIpv6": "::/0"})]),
+        ("InvalidParameterValue", [(ssh, says(1, "1.2.3.4/33"))]),
+        ("InvalidParameterCombination", [(ssh, says(1, CidrIpv6="::/0"))]),
+        ("MissingParameter", [(ssh, {"CidrIpv4": "0.0.0.0/0"})]),
+        ("MissingParameter", [(ssh, {"IpProtocol": "-1"})]),
+        ("UnsupportedOperation", [(ssh, {"IpProtocol": "-1", "PrefixListId": "pl-1"})]),
+    ]:
+        with refused(code):
+            modify(*updates)
+    with refused("InvalidGroup.NotFound"):
+        ec2.modify_security_group_rules(GroupId="sg-00000000000000000", SecurityGroupRules=[
+            {"SecurityGroupRuleId": ssh, "SecurityGroupRule": says(1)}])
+    assert rules(ec2, web) == before
+
+
+def test_a_modified_rule_holds_the_group_that_it_names(ec2, web):
+    peers = [ec2.create_security_group(GroupName=f"peer-{next(NUMBER)}", Description="d")["GroupId"] for _ in range(2)]
+    permission = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": peers[0]}]}
+    added = ec2.authorize_security_group_ingress(GroupId=web, IpPermissions=[permission])
+    (made,) = added["SecurityGroupRules"]
+    ec2.modify_security_group_rules(GroupId=web, SecurityGroupRules=[
+        {"SecurityGroupRuleId": made["SecurityGroupRuleId"],
+         "SecurityGroupRule": {"IpProtocol": "-1", "ReferencedGroupId": peers[1]}}])
+    ec2.delete_security_group(GroupId=peers[0])
+    with refused("DependencyViolation"):
+        ec2.delete_security_group(GroupId=peers[1])
+
+
+def test_descriptions_of_rules(ec2, web):
+    added = ec2.authorize_security_group_ingress(GroupId=web, IpPermissions=[rule(80)])
+    (made,) = (r["SecurityGroupRuleId"] for r in added["SecurityGroupRules"])
+    (out,) = (r["SecurityGroupRuleId"] for r in rules(ec2, web) if r["IsEgress"])
+
+    def described():
+        return {r["SecurityGroupRuleId"]: r.get("Description") for r in rules(ec2, web)}
+
+    new = rule(80)
+    new["IpRanges"][0]["Description"] = "the web"
+    assert ec2.update_security_group_rule_descriptions_ingress(GroupId=web, IpPermissions=[new])["Return"]
+    assert described()[made] == "the web"
+    ec2.update_security_group_rule_descriptions_ingress(GroupName=group(ec2, web)["GroupName"], SecurityGroupRuleDescriptions=[
+        {"SecurityGroupRuleId": made}])
+    ec2.update_security_group_rule_descriptions_egress(GroupId=web, SecurityGroupRuleDescriptions=[
+        {"SecurityGroupRuleId": out, "Description": "all"}])
+    assert described() == {made: None, out: "all"}
+    with refused("InvalidPermission.NotFound"):
+        ec2.update_security_group_rule_descriptions_ingress(GroupId=web, IpPermissions=[rule(81)])
+    with refused("InvalidSecurityGroupRuleId.NotFound"):
+        ec2.update_security_group_rule_descriptions_egress(GroupId=web, SecurityGroupRuleDescriptions=[
+            {"SecurityGroupRuleId": made, "Description": "of the other direction"}])
+    with refused("InvalidParameterValue"):
+        ec2.update_security_group_rule_descriptions_egress(GroupId=web, SecurityGroupRuleDescriptions=[
+            {"SecurityGroupRuleId": out, "Description": "x" * 256}])
+    with refused("MissingParameter"):
+        ec2.update_security_group_rule_descriptions_ingress(GroupId=web)
+    with refused("InvalidParameterCombination"):
+        ec2.update_security_group_rule_descriptions_ingress(
+            GroupId=web, IpPermissions=[rule(80)],
+            SecurityGroupRuleDescriptions=[{"SecurityGroupRuleId": made}])
+
+
+def test_without_peering_nothing_is_referenced_or_stale(ec2, vpc, web):
+    assert ec2.describe_security_group_references(GroupId=[web])["SecurityGroupReferenceSet"] == []
+    with refused("InvalidGroup.NotFound"):
+        ec2.describe_security_group_references(GroupId=["sg-00000000000000000"])
+    assert ec2.describe_stale_security_groups(VpcId=vpc)["StaleSecurityGroupSet"] == []
+    with refused("InvalidVpcID.NotFound"):
+        ec2.describe_stale_security_groups(VpcId="vpc-00000000000000000")

@@ -72,6 +72,12 @@ CALLS = [
     (GROUP, "authorize_security_group_egress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
     (GROUP, "revoke_security_group_ingress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
     (GROUP, "revoke_security_group_egress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
+    (GROUP, "update_security_group_rule_descriptions_ingress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
+    (GROUP, "update_security_group_rule_descriptions_egress", lambda ids: {"GroupId": ids[0], **RULE_OF}),
+    (GROUP, "modify_security_group_rules", lambda ids: {"GroupId": ids[0], "SecurityGroupRules": [
+        {"SecurityGroupRuleId": RULE.id(1), "SecurityGroupRule": {"IpProtocol": "-1", "CidrIpv4": "10.0.0.0/8"}}]}),
+    (GROUP, "describe_security_group_references", lambda ids: {"GroupId": ids}),
+    (VPC, "describe_stale_security_groups", lambda ids: {"VpcId": ids[0]}),
     (KEY_PAIR, "describe_key_pairs", lambda ids: {"KeyPairIds": ids}),
     (RULE, "describe_security_group_rules", lambda ids: {"SecurityGroupRuleIds": ids}),
     (VOLUME, "describe_volumes", lambda ids: {"VolumeIds": ids}),

@@ -29,6 +29,10 @@ const MORE: [(&str, &[(&str, &str)]); 1] = [(
 
 /// What the owner's rule for what goes out has in place of `SecurityGroupRuleId`.
 pub(super) const RULE_OUT: &str = "SecurityGroupRuleId of Egress";
+/// Before what a rule is to say from now on.
+const RULE_UPDATE: &str = "SecurityGroupRule.1.SecurityGroupRule.";
+/// What the owner's rule for a group has, where a request names one for it.
+const RULE_OF_GROUP: &str = "SecurityGroupRuleId of ReferencedGroupId";
 
 /// Two scopes of one cloud, each with something of everything.
 pub(super) struct Two {
@@ -156,6 +160,12 @@ impl Two {
             .collect();
         let made = call("AuthorizeSecurityGroupEgress", &out).await;
         let rule_out = text(&made, "securityGroupRuleId").to_owned();
+        let rule_of_group = [
+            ("GroupId", group_id.as_str()),
+            ("SourceSecurityGroupName", &group),
+        ];
+        let made = call("AuthorizeSecurityGroupIngress", &rule_of_group).await;
+        let rule_of_group = text(&made, "securityGroupRuleId").to_owned();
         let made = call(
             "RunInstances",
             &[
@@ -193,11 +203,13 @@ impl Two {
             ("InstanceId", instance.clone()),
             ("KeyName", key),
             ("KeyPairId", key_pair),
+            ("ReferencedGroupId", group_id.clone()),
             ("ResourceId", instance),
             ("SecurityGroup", group.clone()),
             ("SecurityGroupId", group_id),
             ("SecurityGroupRuleId", rule),
             (RULE_OUT, rule_out),
+            (RULE_OF_GROUP, rule_of_group),
             ("SourceSecurityGroupName", group),
             ("SubnetId", subnet),
             ("Tag", tag),
@@ -300,7 +312,12 @@ fn filled_in(
         .rsplit('.')
         .find(|part| part.parse::<u32>().is_err() && *part != "member");
     let last = last.unwrap_or_default();
-    if let Some(value) = own.get(last).filter(|_| last != "Tag") {
+    let of_group = given.keys().any(|name| name.ends_with("ReferencedGroupId"));
+    let rule = match last {
+        "SecurityGroupRuleId" if of_group => RULE_OF_GROUP,
+        other => other,
+    };
+    if let Some(value) = own.get(rule).filter(|_| last != "Tag") {
         return [(missing.to_owned(), value.clone())].into();
     }
     let value = match last {
@@ -308,8 +325,8 @@ fn filled_in(
         "DeviceIndex" => "0",
         "GroupDescription" => "d",
         "ImageId" => return [(missing.to_owned(), samples::image().id.to_string())].into(),
-        // Of RevokeSecurityGroup…: either way of naming rules.
-        "IpPermissions" | "SecurityGroupRuleIds" => {
+        // Either way of naming rules.
+        "IpPermissions" | "SecurityGroupRuleDescriptions" | "SecurityGroupRuleIds" => {
             let range = [("IpPermissions.1.IpRanges.1.CidrIp", "10.1.0.0/16")];
             return [parameters(&range), port("IpPermissions.1.")]
                 .into_iter()
@@ -317,8 +334,25 @@ fn filled_in(
                 .collect();
         }
         "IpProtocol" => {
-            let nested = given.keys().any(|name| name.starts_with("IpPermissions."));
-            return port(if nested { "IpPermissions.1." } else { "" });
+            let nested = ["IpPermissions.1.", RULE_UPDATE];
+            let given = |prefix: &&str| given.keys().any(|name| name.starts_with(*prefix));
+            return port(nested.into_iter().find(given).unwrap_or_default());
+        }
+        // Of ModifySecurityGroupRules.
+        "SecurityGroupRule" => {
+            let mut all = port("SecurityGroupRule.1.SecurityGroupRule.");
+            if !of_group {
+                let cidr = "SecurityGroupRule.1.SecurityGroupRule.CidrIpv4";
+                all.insert(cidr.to_owned(), "10.1.0.0/16".to_owned());
+            }
+            let id = own[if of_group {
+                RULE_OF_GROUP
+            } else {
+                "SecurityGroupRuleId"
+            }]
+            .clone();
+            all.insert("SecurityGroupRule.1.SecurityGroupRuleId".to_owned(), id);
+            return all;
         }
         "InstanceType" => "t2.micro",
         "MaxCount" | "MinCount" => "1",

@@ -205,7 +205,10 @@ impl DiskGuard {
             space.allocated = space.allocated.saturating_add(kept);
             let gib = space.capacity_gib(reserve, self.overcommit);
             if let Err(error) = self.record(gib).await {
-                tracing::warn!(error = format!("{error:#}"), "the host's free space can't be told");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the host's free space can't be told"
+                );
             }
             tokio::time::sleep(TELLS).await;
         }

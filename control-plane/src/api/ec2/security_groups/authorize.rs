@@ -10,7 +10,7 @@ use super::{
     describe_security_group_rules::RuleItem,
     find,
     flat::{EGRESS_UNSUPPORTED, Flat, flat_of},
-    permission::{Input, expand},
+    permission::{Input, duplicate, expand},
     refer_to, target,
 };
 use crate::{
@@ -87,10 +87,7 @@ async fn authorize(
             let mut added: Vec<Rule> = Vec::new();
             for new in wanted {
                 if group.rules.iter().any(|rule| new.is(rule, direction)) {
-                    return Err(ApiError::new(
-                        "InvalidPermission.Duplicate",
-                        format!("the specified rule \"{}\" already exists", new.words()),
-                    ));
+                    return Err(duplicate(&new));
                 }
                 // A group that a rule names must still be there when this commits.
                 if let Peer::Group(id) = &new.peer

@@ -8,20 +8,30 @@
 mod authorize;
 mod create_security_group;
 mod delete_security_group;
+mod describe_security_group_references;
 mod describe_security_group_rules;
 mod describe_security_groups;
+mod describe_stale_security_groups;
 mod flat;
+mod modify_security_group_rules;
 mod permission;
 mod revoke;
+mod update_descriptions;
 
 pub(super) use authorize::{AuthorizeSecurityGroupEgress, AuthorizeSecurityGroupIngress};
 pub(super) use create_security_group::CreateSecurityGroup;
 #[cfg(test)]
 pub(super) use create_security_group::MAX_GROUPS;
 pub(super) use delete_security_group::DeleteSecurityGroup;
+pub(super) use describe_security_group_references::DescribeSecurityGroupReferences;
 pub(super) use describe_security_group_rules::DescribeSecurityGroupRules;
 pub(super) use describe_security_groups::DescribeSecurityGroups;
+pub(super) use describe_stale_security_groups::DescribeStaleSecurityGroups;
+pub(super) use modify_security_group_rules::ModifySecurityGroupRules;
 pub(super) use revoke::{RevokeSecurityGroupEgress, RevokeSecurityGroupIngress};
+pub(super) use update_descriptions::{
+    UpdateSecurityGroupRuleDescriptionsEgress, UpdateSecurityGroupRuleDescriptionsIngress,
+};
 
 use crate::{
     api::{

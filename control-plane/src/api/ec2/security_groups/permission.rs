@@ -74,7 +74,7 @@ impl Wanted {
     }
 
     /// As EC2 words a rule in its errors.
-    pub(super) fn words(&self) -> String {
+    fn words(&self) -> String {
         let (from, to) = ports(self.matcher);
         let ports = match (from, to) {
             (Some(from), Some(to)) => format!("from port: {from}, to port: {to}, "),
@@ -93,6 +93,22 @@ impl Wanted {
     }
 }
 
+/// That a group has such a rule already.
+pub(super) fn duplicate(new: &Wanted) -> ApiError {
+    ApiError::new(
+        "InvalidPermission.Duplicate",
+        format!("the specified rule \"{}\" already exists", new.words()),
+    )
+}
+
+/// That a group has no such rule.
+pub(super) fn no_such_rule() -> ApiError {
+    ApiError::new(
+        "InvalidPermission.NotFound",
+        "The specified rule does not exist in this security group.",
+    )
+}
+
 /// The single rules of a request's permissions, for a group of `owner`'s.
 pub(super) fn expand(
     view: Scoped<'_>,
@@ -101,7 +117,8 @@ pub(super) fn expand(
 ) -> Result<Vec<Wanted>, ApiError> {
     let mut wanted: Vec<Wanted> = Vec::new();
     for permission in permissions {
-        let matcher = protocol(permission)?;
+        let (from, to) = (permission.from_port, permission.to_port);
+        let matcher = protocol(permission.ip_protocol.as_deref(), from, to)?;
         let mut peers = Vec::new();
         for range in &permission.ip_ranges {
             peers.push((Peer::Ipv4(cidr4(&range.cidr_ip)?), &range.description));
@@ -121,16 +138,10 @@ pub(super) fn expand(
             ));
         }
         for (peer, description) in peers {
-            if description.as_deref().is_some_and(|d| !plain_text(d)) {
-                return Err(ApiError::new(
-                    "InvalidParameterValue",
-                    "Invalid rule description. Valid descriptions are strings less than 256 characters from the following set: a-zA-Z0-9. _-:/()#,@[]+=&;{}!$*",
-                ));
-            }
             let new = Wanted {
                 matcher,
                 peer,
-                description: description.clone().filter(|d| !d.is_empty()),
+                description: noted(description.as_deref())?,
             };
             if wanted
                 .iter()
@@ -147,11 +158,25 @@ pub(super) fn expand(
     Ok(wanted)
 }
 
-fn protocol(permission: &Input) -> Result<Protocol, ApiError> {
-    let Some(name) = permission.ip_protocol.as_deref() else {
-        return Err(ApiError::missing("IpProtocol"));
-    };
-    let (from, to) = (permission.from_port, permission.to_port);
+/// A rule's description: an empty one is none.
+pub(super) fn noted(description: Option<&str>) -> Result<Option<String>, ApiError> {
+    if description.is_some_and(|text| !plain_text(text)) {
+        return Err(ApiError::new(
+            "InvalidParameterValue",
+            "Invalid rule description. Valid descriptions are strings less than 256 characters from the following set: a-zA-Z0-9. _-:/()#,@[]+=&;{}!$*",
+        ));
+    }
+    let text = description.filter(|text| !text.is_empty());
+    Ok(text.map(str::to_owned))
+}
+
+/// A protocol by its name or number, with its `FromPort` and `ToPort`.
+pub(super) fn protocol(
+    name: Option<&str>,
+    from: Option<i32>,
+    to: Option<i32>,
+) -> Result<Protocol, ApiError> {
+    let name = name.ok_or_else(|| ApiError::missing("IpProtocol"))?;
     let port_range = || {
         let (Some(from), Some(to)) = (from, to) else {
             return Err(ApiError::new(
@@ -201,13 +226,13 @@ fn protocol(permission: &Input) -> Result<Protocol, ApiError> {
     }
 }
 
-fn cidr4(text: &str) -> Result<Ipv4Net, ApiError> {
+pub(super) fn cidr4(text: &str) -> Result<Ipv4Net, ApiError> {
     let net: Ipv4Net = text.parse().map_err(|_| malformed_cidr(text))?;
     // EC2 drops the host bits, too.
     Ok(net.trunc())
 }
 
-fn cidr6(text: &str) -> Result<Ipv6Net, ApiError> {
+pub(super) fn cidr6(text: &str) -> Result<Ipv6Net, ApiError> {
     let net: Ipv6Net = text.parse().map_err(|_| malformed_cidr(text))?;
     Ok(net.trunc())
 }
@@ -220,7 +245,7 @@ fn malformed_cidr(text: &str) -> ApiError {
     )
 }
 
-fn peer_group(
+pub(super) fn peer_group(
     view: Scoped<'_>,
     owner: &SecurityGroup,
     input: &GroupInput,
@@ -379,18 +404,9 @@ pub(super) fn collect(group: &SecurityGroup, direction: Direction) -> Vec<Permis
 mod tests {
     use super::*;
 
-    fn input(name: &str, from: Option<i32>, to: Option<i32>) -> Input {
-        Input {
-            ip_protocol: Some(name.into()),
-            from_port: from,
-            to_port: to,
-            ..Input::default()
-        }
-    }
-
     #[test]
     fn protocols() {
-        let read = |name, from, to| protocol(&input(name, from, to)).ok();
+        let read = |name, from, to| protocol(Some(name), from, to).ok();
         let tcp = Protocol::Tcp { from: 22, to: 80 };
         assert_eq!(read("tcp", Some(22), Some(80)), Some(tcp));
         assert_eq!(read("6", Some(22), Some(80)), Some(tcp));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     find,
     flat::{EGRESS_UNSUPPORTED, Flat, flat_of},
-    permission::{Input, PeerText, expand, ports, protocol_name},
+    permission::{Input, PeerText, expand, no_such_rule, ports, protocol_name},
     target,
 };
 use crate::{
@@ -111,10 +111,7 @@ async fn revoke(
             }
             for wanted in expand(view, there, permissions)? {
                 if !take(&|rule| wanted.is(rule, direction)) {
-                    return Err(ApiError::new(
-                        "InvalidPermission.NotFound",
-                        "The specified rule does not exist in this security group.",
-                    ));
+                    return Err(no_such_rule());
                 }
             }
             change.update(there, &group);

@@ -18,7 +18,7 @@ pub(super) const TABLE: Table = Table {
     more: &MORE,
 };
 
-const TYPES: [(&str, &str); 18] = [
+const TYPES: [(&str, &str); 21] = [
     (
         "AuthorizeSecurityGroupEgress",
         "security-group security-group-rule?",
@@ -39,6 +39,10 @@ const TYPES: [(&str, &str); 18] = [
         "ModifyInstanceAttribute",
         "instance security-group? volume?",
     ),
+    (
+        "ModifySecurityGroupRules",
+        "security-group security-group-rule",
+    ),
     ("RebootInstances", "instance"),
     ("RevokeSecurityGroupEgress", "security-group"),
     ("RevokeSecurityGroupIngress", "security-group"),
@@ -49,9 +53,17 @@ const TYPES: [(&str, &str); 18] = [
     ("StartInstances", "instance"),
     ("StopInstances", "instance"),
     ("TerminateInstances", "instance"),
+    (
+        "UpdateSecurityGroupRuleDescriptionsEgress",
+        "security-group",
+    ),
+    (
+        "UpdateSecurityGroupRuleDescriptionsIngress",
+        "security-group",
+    ),
 ];
 
-const NO_TYPE: [&str; 13] = [
+const NO_TYPE: [&str; 15] = [
     "DescribeAvailabilityZones",
     "DescribeImages",
     "DescribeInstanceStatus",
@@ -59,8 +71,10 @@ const NO_TYPE: [&str; 13] = [
     "DescribeInstances",
     "DescribeKeyPairs",
     "DescribeRegions",
+    "DescribeSecurityGroupReferences",
     "DescribeSecurityGroupRules",
     "DescribeSecurityGroups",
+    "DescribeStaleSecurityGroups",
     "DescribeSubnets",
     "DescribeTags",
     "DescribeVolumes",
