@@ -1,5 +1,12 @@
 //! A listening Unix socket for this user only, removed from the file system when
 //! dropped.
+//!
+//! Whoever connects owns the machine, and threads of this very process may connect: that
+//! of a disk that another process serves looks for its back end, and the socket device's
+//! for who listens to its guest. One that a back end or a guest has taken over must not
+//! get the machine by its own front door, so this process is not let in.
+
+#![allow(unsafe_code, reason = "SO_PEERCRED")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -18,6 +25,56 @@ pub struct Listener {
     owns_path: Arc<AtomicBool>,
     /// A descriptor given up for who connects when the process has no other left.
     spare: Option<OwnedFd>,
+    /// Who is let in.
+    peers: Peers,
+}
+
+/// As many are turned away at once: others are served before the next ones, however many
+/// a thread of this process makes.
+const TURNED_AWAY: usize = 16;
+
+/// Whom a [`Listener`] lets in, of those that reach its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peers {
+    /// Every process but this one.
+    Others,
+    /// This one too: for tests that are both ends.
+    All,
+}
+
+impl Peers {
+    fn include(self, stream: &UnixStream) -> bool {
+        match self {
+            Self::All => true,
+            // Where the kernel doesn't say who it is, nobody is let in.
+            Self::Others => peer(stream).is_ok_and(|pid| pid != std::process::id()),
+        }
+    }
+}
+
+/// The process that connected, as this one's PID namespace has it; 0: one outside of it.
+/// unix(7), `SO_PEERCRED`.
+fn peer(stream: &UnixStream) -> io::Result<u32> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut size = libc::socklen_t::try_from(size_of_val(&peer)).map_err(io::Error::other)?;
+    // SAFETY: both pointers are to live values, the second one the size of the first.
+    let asked = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut size,
+        )
+    };
+    match asked {
+        0 => u32::try_from(peer.pid).map_err(io::Error::other),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 impl Listener {
@@ -48,6 +105,7 @@ impl Listener {
             path: path.to_owned(),
             owns_path: Arc::new(AtomicBool::new(true)),
             spare: None,
+            peers: Peers::Others,
         };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
         listener.socket.set_nonblocking(true).map_err(fail)?;
@@ -63,7 +121,15 @@ impl Listener {
             path: path.to_owned(),
             owns_path: Arc::clone(owns_path),
             spare: None,
+            peers: Peers::Others,
         }
+    }
+
+    /// The same, for whom it says.
+    #[must_use]
+    pub fn for_peers(mut self, peers: Peers) -> Self {
+        self.peers = peers;
+        self
     }
 
     /// Hands the socket's file over to another user.
@@ -83,15 +149,21 @@ impl Listener {
 
     /// The next who has connected, without waiting; reads and writes don't wait either.
     /// Who connects is let in also when the process has run out of descriptors: `free_one`
-    /// then ends an older connection, and returns whether there was one.
+    /// then ends an older connection, and returns whether there was one. This process is
+    /// hung up on, unless [`Peers`] says otherwise.
     pub fn accept(&mut self, mut free_one: impl FnMut() -> bool) -> Option<UnixStream> {
         if self.spare.is_none() {
             self.spare = self.socket.as_fd().try_clone_to_owned().ok();
         }
-        loop {
+        let mut turned_away = 0;
+        while turned_away < TURNED_AWAY {
             match self.socket.accept() {
-                Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => return Some(stream),
-                Ok(_) => {}
+                Ok((stream, _))
+                    if self.peers.include(&stream) && stream.set_nonblocking(true).is_ok() =>
+                {
+                    return Some(stream);
+                }
+                Ok(_) => turned_away += 1,
                 // The kernel says so before it looks whether anybody waits (accept(2) takes
                 // a descriptor first): who is connected must not go for nobody.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
@@ -102,6 +174,7 @@ impl Listener {
                 Err(_) => return None,
             }
         }
+        None
     }
 }
 
@@ -125,5 +198,30 @@ impl Drop for Listener {
         // Best effort: in a jail the folder may be out of reach, and a leftover
         // socket is replaced by the next one.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// As a thread that was taken over would come.
+    #[test]
+    fn this_process_is_hung_up_on() {
+        let folder = tempfile::tempdir().expect("folder");
+        for (peers, is_let_in) in [(Peers::Others, false), (Peers::All, true)] {
+            let path = folder.path().join("s");
+            let listener = Listener::bind("--socket", &path).expect("binds");
+            assert_eq!(listener.peers, Peers::Others, "unless somebody asks for it");
+            let mut listener = listener.for_peers(peers);
+            let client = UnixStream::connect(path).expect("connects");
+            assert_eq!(peer(&client).expect("a peer"), std::process::id());
+            let stream = listener.accept(|| false);
+            assert_eq!(stream.is_some(), is_let_in, "{peers:?}");
+            drop(stream);
+            assert_eq!((&client).read(&mut [0]).expect("hung up"), 0);
+        }
     }
 }

@@ -251,8 +251,15 @@ enum Receive {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listener::Peers;
     use std::io::Read;
     use std::os::unix::net::UnixListener;
+
+    /// One that these tests may connect to.
+    fn bind(path: &Path) -> Server {
+        let listener = Listener::bind("--socket", path).expect("binds");
+        Server::new(listener.for_peers(Peers::All))
+    }
 
     fn ask(server: &mut Server, path: &Path, request: &str) -> String {
         let mut client = UnixStream::connect(path).expect("connects");
@@ -267,7 +274,7 @@ mod tests {
     fn answers_and_hangs_up() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
-        let mut server = Server::bind(&path).expect("binds");
+        let mut server = bind(&path);
         assert!(
             ask(
                 &mut server,
@@ -286,7 +293,7 @@ mod tests {
     fn half_a_request_waits() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
-        let mut server = Server::bind(&path).expect("binds");
+        let mut server = bind(&path);
         let mut client = UnixStream::connect(&path).expect("connects");
         client.write_all(b"PUT /v1/pause HT").expect("sends");
         server.progress(|_, _, _| unreachable!("half a request"));
@@ -301,7 +308,7 @@ mod tests {
     fn each_late_answer_goes_to_who_asked() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
-        let mut server = Server::bind(&path).expect("binds");
+        let mut server = bind(&path);
         let mut tickets = Vec::new();
         let mut clients: Vec<_> = (0..2)
             .map(|_| {
@@ -334,7 +341,7 @@ mod tests {
     fn many_clients_do_not_pile_up() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
-        let mut server = Server::bind(&path).expect("binds");
+        let mut server = bind(&path);
         let _clients: Vec<_> = (0..3 * MAX_CONNECTIONS)
             .map(|_| {
                 let client = UnixStream::connect(&path).expect("connects");
@@ -375,7 +382,7 @@ mod tests {
 
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("s");
-        let mut server = Server::bind(&path).expect("binds");
+        let mut server = bind(&path);
         for (count, target, status) in [
             (1, "POST /v1/disks", "204"),
             (2, "POST /v1/disks", "400"),

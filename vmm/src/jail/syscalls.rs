@@ -115,8 +115,13 @@ const VCPU: [Allow; 3] = [
 ];
 
 /// What the main thread does besides: it opens what is plugged, and answers.
-const MAIN: [Allow; 16] = [
+const MAIN: [Allow; 17] = [
     Allow::any(libc::SYS_accept4),
+    // Who it is that connects.
+    Allow::when(
+        libc::SYS_getsockopt,
+        &[Argument::is(2, libc::SO_PEERCRED as u64)],
+    ),
     Allow::any(libc::SYS_recvmsg),
     Allow::any(libc::SYS_recvfrom),
     Allow::any(libc::SYS_sendto),

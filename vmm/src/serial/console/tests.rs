@@ -3,6 +3,7 @@ use std::net::Shutdown;
 use std::path::PathBuf;
 
 use super::*;
+use crate::listener::Peers;
 use crate::serial::Output;
 
 struct Bench {
@@ -19,7 +20,9 @@ impl Bench {
         let mut file = tempfile::tempfile().expect("file");
         file.write_all(log).expect("write");
         let serial = Serial::new(Output::log(file).expect("log")).expect("serial");
-        let console = Console::bind(&path, &serial).expect("binds");
+        let listener = Listener::bind("--console-socket", &path).expect("binds");
+        let listener = listener.for_peers(Peers::All);
+        let console = Console::new(listener, &serial).expect("a log");
         Self {
             _folder: folder,
             path,
