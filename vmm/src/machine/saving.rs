@@ -71,7 +71,7 @@ impl Saving {
         let (sender, outcome) = sync_channel(1);
         let write = move || {
             confine_thread(ThreadRole::Device(&PROFILE)).map_err(io::Error::other)?;
-            files.write(|file| {
+            let memory = |file: &mut File| {
                 let written = match &content {
                     Content::Whole => memory.save(file, &cancelled)?,
                     Content::Since(base, dirty) => {
@@ -79,7 +79,8 @@ impl Saving {
                     }
                 };
                 Ok((written, FileId::of(file)?))
-            })
+            };
+            files.write(memory, || cancelled.check())
         };
         let thread = Builder::new().name("snapshot".to_owned()).spawn(move || {
             // Nobody may be left who asks.

@@ -40,7 +40,11 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn check(&self) -> io::Result<()> {
+    /// Whether it is to go on.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self) -> io::Result<()> {
         match self.0.load(Ordering::Relaxed) {
             true => Err(io::Error::other("cancelled")),
             false => Ok(()),

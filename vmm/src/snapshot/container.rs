@@ -140,11 +140,16 @@ struct InFolder {
 
 impl Opened {
     /// Writes it: what `memory` writes into its file, and the state. When this returns, it
-    /// is on the disk. Returns what `memory` does. Opens nothing.
+    /// is on the disk. Returns what `memory` does. `is_wanted` is asked when all is written,
+    /// right before it becomes a snapshot. Opens nothing.
     ///
     /// # Errors
-    /// When it can't be written, and there is none then.
-    pub fn write<T>(mut self, memory: impl FnOnce(&mut File) -> io::Result<T>) -> io::Result<T> {
+    /// When it can't be written, or is wanted no longer, and there is none then.
+    pub fn write<T>(
+        mut self,
+        memory: impl FnOnce(&mut File) -> io::Result<T>,
+        is_wanted: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<T> {
         let written = memory(&mut self.memory)?;
         self.memory.sync_all()?;
         // Whatever it held, and wherever whoever opened it stands.
@@ -152,6 +157,8 @@ impl Opened {
         self.state_file.rewind()?;
         self.state_file.write_all(&self.state)?;
         self.state_file.sync_all()?;
+        // However long all that took.
+        is_wanted()?;
         let Some(folder) = self.folder else {
             return Ok(written);
         };
@@ -303,7 +310,7 @@ mod tests {
         let destination = Destination::Folder(folder.to_owned());
         destination
             .open(&[1, 2, 3])?
-            .write(|file| file.write(b"memory"))
+            .write(|file| file.write(b"memory"), || Ok(()))
     }
 
     #[test]
@@ -336,7 +343,7 @@ mod tests {
             let [memory, state] = both();
             let destination = Destination::Files { memory, state };
             let opened = destination.open(&said).expect("opens");
-            opened.write(write).expect("written");
+            opened.write(write, || Ok(())).expect("written");
         }
         let [memory, mut state] = both();
         state.rewind().expect("a file");
@@ -360,13 +367,25 @@ mod tests {
     #[test]
     fn nothing_half_made_stays() {
         let folder = tempfile::tempdir().expect("folder");
-        let destination = Destination::Folder(folder.path().to_owned());
+        let destination = || Destination::Folder(folder.path().to_owned());
         let full = |file: &mut File| {
             file.write_all(b"as far as it goes")?;
             io::Result::<()>::Err(io::ErrorKind::StorageFull.into())
         };
-        let opened = destination.open(&0).expect("opens");
-        assert!(opened.write(full).is_err());
+        let opened = destination().open(&0).expect("opens");
+        assert!(opened.write(full, || Ok(())).is_err());
+        assert_eq!(names(folder.path()), [""; 0]);
+        // All is written, and nobody wants it any more.
+        let opened = destination().open(&0).expect("opens");
+        let cancelled = || {
+            assert_eq!(names(folder.path()), [UNFINISHED, MEMORY]);
+            io::Result::<()>::Err(io::ErrorKind::Interrupted.into())
+        };
+        let unwanted = opened.write(|file| file.write_all(b"memory"), cancelled);
+        assert_eq!(
+            unwanted.expect_err("none").kind(),
+            io::ErrorKind::Interrupted
+        );
         assert_eq!(names(folder.path()), [""; 0]);
         let missing = folder.path().join("missing");
         assert!(saved(&missing).is_err());

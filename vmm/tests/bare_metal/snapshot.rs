@@ -407,7 +407,7 @@ fn a_state_that_somebody_made_up_is_no_panic() {
             state: file.try_clone().expect("open"),
         };
         let opened = made.open(&wrong).expect("opens");
-        opened.write(|_| Ok(())).expect("written");
+        opened.write(|_| Ok(()), || Ok(())).expect("written");
         let mut sealed = Vec::new();
         (&file).rewind().expect("a file");
         (&file).read_to_end(&mut sealed).expect("read");
