@@ -168,6 +168,7 @@ impl Machine {
                 None
             }
         };
+        self.model.set_pace(&self.vm);
         let fds = vm::create_vcpus(&self.vm, &self.model, self.vcpu_count)?;
         // Without one, it is where KVM makes vCPUs begin: at the reset vector.
         if let Some(entry) = entry {

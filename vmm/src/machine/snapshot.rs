@@ -298,6 +298,8 @@ impl Machine {
         let restored = saved.clock.restore(&self.vm, elapsed);
         restored.map_err(Error::Restore)?;
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm).map_err(Error::Restore)?.into();
+        let mut states = saved.vcpus.iter().flatten();
+        let pace = states.find_map(|vcpu| vcpu.tsc_khz());
         for (index, state) in saved.vcpus.into_iter().enumerate() {
             let (Some(vcpus), Some(state)) = (&mut self.vcpus, state) else {
                 continue;
@@ -305,6 +307,10 @@ impl Machine {
             let msrs = Arc::clone(&msrs);
             let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, &msrs, elapsed);
             on_vcpu(vcpus, index, restore).map_err(Error::Restore)?;
+        }
+        // Not before those that were saved have it: whether this host can is theirs to say.
+        if let Some(khz) = pace {
+            self.model.keep_pace(&self.vm, khz);
         }
         let restored = saved.controllers.restore(&self.vm);
         restored.map_err(Error::Restore)?;

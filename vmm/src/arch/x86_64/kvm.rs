@@ -1,6 +1,8 @@
 //! What KVM is asked for on this processor: what it must have, what a VM needs besides
 //! memory, and vCPUs as a kernel without firmware under it expects them.
 
+use std::os::fd::AsRawFd;
+
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_fpu, kvm_mp_state,
 };
@@ -67,8 +69,13 @@ pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), Refused> {
         .map_err(refused("create the interrupt controllers"))
 }
 
-/// What the vCPUs of a machine are made after: CPUID of each.
-pub struct Model(Vec<CpuId>);
+/// What the vCPUs of a machine are made after.
+pub struct Model {
+    /// CPUID of each.
+    tables: Vec<CpuId>,
+    /// Frequency of their time stamp counters; none: the host's.
+    tsc_khz: Option<u32>,
+}
 
 impl Model {
     /// Of a machine with so many vCPUs: what this host can give them.
@@ -86,19 +93,22 @@ impl Model {
             cpuid::build(&supported, Topology { vcpu, vcpus }, apic)
                 .map_err(no_room("make the CPUID table"))
         });
-        Ok(Self(tables.collect::<Result<_, _>>()?))
+        Ok(Self {
+            tables: tables.collect::<Result<_, _>>()?,
+            tsc_khz: None,
+        })
     }
 
     /// How many vCPUs there may be.
     #[must_use]
     pub fn count(&self) -> u8 {
-        u8::try_from(self.0.len()).unwrap_or(u8::MAX)
+        u8::try_from(self.tables.len()).unwrap_or(u8::MAX)
     }
 
     /// What the guest is told.
     #[must_use]
     pub fn save(&self) -> ProcessorV1 {
-        ProcessorV1::save(&self.0)
+        ProcessorV1::save(&self.tables)
     }
 
     /// Becomes what another machine's guest was told, in place of what this host would
@@ -107,8 +117,29 @@ impl Model {
     /// # Errors
     /// When this host can't be that, or there are more or fewer vCPUs.
     pub fn restore(&mut self, state: &ProcessorV1) -> Result<(), snapshot::Refused> {
-        self.0 = state.restore(&self.0)?;
+        self.tables = state.restore(&self.tables)?;
         Ok(())
+    }
+
+    /// Has vCPUs that come later, and those of a reset, go by time stamp counters of this
+    /// frequency, as those do that were restored: a guest takes all of them for one clock.
+    pub fn keep_pace(&mut self, vm: &VmFd, tsc_khz: u32) {
+        self.tsc_khz = Some(tsc_khz);
+        self.set_pace(vm);
+    }
+
+    /// Has the vCPUs that a VM gets from here on have their frequency from the first: the
+    /// kernel then has them count in step with the others. Where it can't (before Linux
+    /// 5.18; with vCPUs already there, in later ones), [`Self::reset`] still sets it.
+    /// Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ.
+    #[allow(unsafe_code, reason = "the crate has the ioctl for vCPUs only")]
+    pub fn set_pace(&self, vm: &VmFd) {
+        /// `linux/kvm.h`.
+        const KVM_SET_TSC_KHZ: libc::Ioctl = libc::_IO(kvm_bindings::KVMIO, 0xa2);
+        if let Some(khz) = self.tsc_khz {
+            // SAFETY: it takes a plain number.
+            unsafe { libc::ioctl(vm.as_raw_fd(), KVM_SET_TSC_KHZ, libc::c_ulong::from(khz)) };
+        }
     }
 
     /// Makes a fresh vCPU what it is at a machine's reset: all but the first wait for a SIPI.
@@ -116,10 +147,16 @@ impl Model {
     /// # Errors
     /// When KVM refuses.
     pub fn reset(&self, vcpu: &VcpuFd, index: u8) -> Result<(), Refused> {
-        let table = self.0.get(usize::from(index));
+        let table = self.tables.get(usize::from(index));
         let table = table.ok_or(()).map_err(no_room("find a vCPU's CPUID"))?;
         vcpu.set_cpuid2(table)
             .map_err(refused("set a vCPU's CPUID"))?;
+        if let Some(khz) = self.tsc_khz
+            && vcpu.get_tsc_khz().ok() != Some(khz)
+        {
+            vcpu.set_tsc_khz(khz)
+                .map_err(refused("set the frequency of a vCPU's time stamp counter"))?;
+        }
         let msrs = Msrs::from_entries(&msrs::at_reset()).map_err(no_room("make the MSRs"))?;
         vcpu.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;
         vcpu.set_fpu(&kvm_fpu {

@@ -202,6 +202,44 @@ fn a_host_need_not_know_how_fast_its_time_stamps_go() {
 }
 
 #[test]
+fn a_vcpu_that_comes_later_keeps_the_pace_of_those_that_were_restored() {
+    let Some(guest) = Guest::new() else {
+        return;
+    };
+    let mut state = guest.save();
+    let Some(here) = state.tsc_khz else {
+        eprintln!("SKIPPED: this KVM doesn't say how fast its time stamps go");
+        return;
+    };
+    // Faster, which every KVM can be: without the processor's help, it lets them jump.
+    let there = here / 10 * 11;
+    state.tsc_khz = Some(there);
+    guest.restore(&state, AT_ONCE).expect("restored");
+    let mut model = Model::new(&guest.kvm, 3).expect("model");
+    let later = |model: &Model, index: u8| {
+        let vcpu = guest.vm.create_vcpu(index.into()).expect("vCPU");
+        model.reset(&vcpu, index).expect("reset");
+        VcpuV1::save(&vcpu, &guest.msrs()).expect("saved").tsc_khz()
+    };
+    assert_eq!(
+        later(&model, 1),
+        Some(here),
+        "the host's, unless somebody says so"
+    );
+    model.keep_pace(&guest.vm, there);
+    assert_eq!(later(&model, 2), Some(there));
+    // And those of a reset, in a VM of their own.
+    let vm = guest.kvm.create_vm().expect("VM");
+    prepare(&vm).expect("prepared");
+    create_interrupt_controllers(&vm).expect("controllers");
+    model.set_pace(&vm);
+    let vcpu = vm.create_vcpu(0).expect("vCPU");
+    model.reset(&vcpu, 0).expect("reset");
+    let pace = VcpuV1::save(&vcpu, &guest.msrs()).expect("saved").tsc_khz();
+    assert_eq!(pace, Some(there));
+}
+
+#[test]
 fn a_clock_that_is_behind_stands_still() {
     let ahead = ClockV1 {
         clock_ns: 0,

@@ -48,6 +48,12 @@ fn tsc_khz(vcpu: &VcpuFd) -> Option<u32> {
 }
 
 impl VcpuV1 {
+    /// The frequency of its time stamp counter in kHz, if its host said so.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.tsc_khz
+    }
+
     /// Reads it all, with the MSRs of these numbers as far as there are.
     ///
     /// # Errors
