@@ -222,6 +222,7 @@ impl Built {
     ) -> (Machine, Vec<Made>, Origin) {
         let machine = Machine {
             vcpus: None,
+            spare_vcpu: None,
             vm: self.vm,
             jail,
             id: self.id,

@@ -179,6 +179,7 @@ impl Machine {
                 let have_ended = vcpus.have_ended();
                 if have_ended {
                     self.vcpus = None;
+                    self.spare_vcpu = None;
                     self.reports.clear();
                     // A guest that starts anew holds on to nothing whose unplug was
                     // requested.

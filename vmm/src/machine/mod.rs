@@ -97,6 +97,8 @@ fn taken(device: &config::Device) -> Error {
 pub struct Machine {
     /// First, so that they are ended before what they use goes. None while it is reset.
     vcpus: Option<Vcpus>,
+    /// The next vCPU, where KVM has made it and its plug failed then.
+    spare_vcpu: Option<kvm_ioctls::VcpuFd>,
     /// The VM.
     vm: Arc<kvm_ioctls::VmFd>,
     jail: Vec<api::SandboxLayer>,

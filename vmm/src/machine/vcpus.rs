@@ -12,7 +12,7 @@ use kvm_ioctls::VcpuFd;
 use super::{Error, Machine, Unfit, host_error, vm};
 use crate::acpi::processors::Processors;
 use crate::arch;
-use crate::vcpu::{Surroundings, Vcpus};
+use crate::vcpu::{Surroundings, Threadless, Vcpus};
 
 /// How long a vCPU's thread, which does nothing else, has until it is plugged again.
 const PLUG: Duration = Duration::from_secs(1);
@@ -125,9 +125,18 @@ impl Machine {
         while vcpus.count() <= usize::from(index) {
             #[expect(clippy::cast_possible_truncation, reason = "no more than the index")]
             let next = vcpus.count() as u8;
-            let fd = vm::create_vcpu(&self.vm, &self.model, next)?;
-            let added = vcpus.add(fd, &surroundings);
-            added.map_err(host_error("vCPU thread"))?;
+            let fd = match self.spare_vcpu.take() {
+                Some(fd) => fd,
+                None => vm::create_vcpu(&self.vm, next)?,
+            };
+            if let Err(refused) = self.model.reset(&fd, next) {
+                self.spare_vcpu = Some(fd);
+                return Err(vm::refused(refused));
+            }
+            if let Err(Threadless { fd, why }) = vcpus.add(fd, &surroundings) {
+                self.spare_vcpu = Some(fd);
+                return Err(host_error("vCPU thread")(why));
+            }
         }
         // One that the guest has just let go of may not have heard of that yet.
         vcpus.unplug(index.into());

@@ -121,24 +121,27 @@ pub(super) fn load(
     Ok(entry)
 }
 
-/// Makes the vCPUs, as they are at a machine's reset.
+/// Makes the vCPUs, as they are at a machine's reset: the first one is at the reset vector,
+/// the others wait for their SIPI.
 pub(super) fn create_vcpus(
     vm: &VmFd,
     model: &arch::kvm::Model,
     count: u8,
 ) -> Result<Vec<VcpuFd>, Error> {
     let indices = 0..count;
-    indices.map(|index| create_vcpu(vm, model, index)).collect()
+    let created = indices.map(|index| {
+        let vcpu = create_vcpu(vm, index)?;
+        model.reset(&vcpu, index).map_err(refused)?;
+        Ok(vcpu)
+    });
+    created.collect()
 }
 
-/// Makes a vCPU as it is at a machine's reset: the first one is at the reset vector, the
-/// others wait for their SIPI.
-pub(super) fn create_vcpu(vm: &VmFd, model: &arch::kvm::Model, index: u8) -> Result<VcpuFd, Error> {
-    let vcpu = vm
-        .create_vcpu(index.into())
-        .map_err(kvm_error("create a vCPU"))?;
-    model.reset(&vcpu, index).map_err(refused)?;
-    Ok(vcpu)
+/// Makes a vCPU, which is none of the model's yet. KVM makes each number once: whatever
+/// fails behind this, the vCPU is to be kept.
+pub(super) fn create_vcpu(vm: &VmFd, index: u8) -> Result<VcpuFd, Error> {
+    vm.create_vcpu(index.into())
+        .map_err(kvm_error("create a vCPU"))
 }
 
 /// Puts the first vCPU at the kernel's entry.

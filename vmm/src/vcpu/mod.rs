@@ -28,7 +28,7 @@ mod thread;
 mod trace;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -69,6 +69,17 @@ struct Vcpu {
     thread: JoinHandle<()>,
 }
 
+/// A vCPU without a thread, which none could be had for.
+#[derive(Debug, thiserror::Error)]
+#[error("a vCPU's thread")]
+pub struct Threadless {
+    /// The vCPU: KVM has it for as long as the VM, and makes none of its number again.
+    pub fd: VcpuFd,
+    /// Why.
+    #[source]
+    pub why: io::Error,
+}
+
 impl Vcpus {
     /// Starts one thread for each vCPU, all paused.
     ///
@@ -77,7 +88,8 @@ impl Vcpus {
     pub fn start(fds: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Self> {
         let mut vcpus = Self(Vec::with_capacity(fds.len()));
         for fd in fds {
-            vcpus.add(fd, surroundings)?;
+            let added = vcpus.add(fd, surroundings);
+            added.map_err(|threadless| threadless.why)?;
         }
         Ok(vcpus)
     }
@@ -85,26 +97,45 @@ impl Vcpus {
     /// Starts the thread of the next vCPU, paused.
     ///
     /// # Errors
-    /// When it can't be made.
-    pub fn add(&mut self, fd: VcpuFd, surroundings: &Surroundings) -> io::Result<()> {
+    /// When it can't be made. The vCPU is given back, to be tried again.
+    pub fn add(&mut self, fd: VcpuFd, surroundings: &Surroundings) -> Result<(), Threadless> {
         let index = self.0.len();
         let mailbox = Arc::new(Mailbox::new());
         let surroundings = surroundings.clone();
-        let thread = {
-            let mailbox = Arc::clone(&mailbox);
+        // What a thread is to begin with is gone where there is none: this stays.
+        let fd = Arc::new(Mutex::new(Some(fd)));
+        let take = |fd: &Mutex<Option<VcpuFd>>| {
+            let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
+            fd.take()
+        };
+        let spawned = {
+            let (mailbox, fd) = (Arc::clone(&mailbox), Arc::clone(&fd));
             std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 // Its loop is shallow; the default 2 MiB is address space that a
                 // cgroup may charge.
                 .stack_size(256 << 10)
-                .spawn(move || thread::run(index, fd, &mailbox, &surroundings))?
+                .spawn(move || {
+                    if let Some(fd) = take(&fd) {
+                        thread::run(index, fd, &mailbox, &surroundings);
+                    }
+                })
         };
-        self.0.push(Vcpu {
-            is_plugged: true,
-            mailbox,
-            thread,
-        });
-        Ok(())
+        match spawned {
+            Ok(thread) => {
+                self.0.push(Vcpu {
+                    is_plugged: true,
+                    mailbox,
+                    thread,
+                });
+                Ok(())
+            }
+            Err(why) => match take(&fd) {
+                Some(fd) => Err(Threadless { fd, why }),
+                // Nobody else has taken it.
+                None => Ok(()),
+            },
+        }
     }
 
     /// How many there are, plugged or not.

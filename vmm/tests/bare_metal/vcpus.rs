@@ -81,6 +81,52 @@ fn a_vcpu_comes_and_goes_and_comes_again() {
     assert_eq!(child.wait().expect("ends").code(), Some(0));
 }
 
+/// A thread's stack is the last thing that a new vCPU needs, and KVM has made it by then.
+#[test]
+fn a_vcpu_whose_plug_failed_comes_when_it_is_asked_for_again() {
+    let Some(bench) = Bench::new(&takes_what_comes()) else {
+        return;
+    };
+    let mut child = bench.command().args(["--vcpus", "1,max=3"]).start();
+    bench.listens("socket");
+    bench.machine();
+    let limit = |address_space: libc::rlim_t| {
+        let pid = libc::pid_t::try_from(child.id()).expect("a pid");
+        let limit = libc::rlimit {
+            rlim_cur: address_space,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: the pointer is to a live rlimit, and none is asked for.
+        let set =
+            unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &raw const limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+    };
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", child.id()));
+    let pages: libc::rlim_t = statm
+        .expect("its memory")
+        .split(' ')
+        .next()
+        .and_then(|pages| pages.parse().ok())
+        .expect("a number");
+    // Room for what KVM shows of a vCPU, and for a heap that grows once, and none for
+    // 256 KiB.
+    limit((pages * 4096) + (200 << 10));
+    for _ in 0..2 {
+        let refused = bench.refused_vcpus(2);
+        assert!(
+            refused.contains(" 500 ") && refused.contains("vCPU thread"),
+            "{refused}"
+        );
+        assert_eq!(bench.machine().vcpus, 1);
+    }
+    limit(libc::RLIM_INFINITY);
+    assert_eq!(bench.change_vcpus(3).vcpus, 3);
+    let log = || std::fs::read_to_string(bench.path("serial")).unwrap_or_default();
+    until("they run", || log().contains('+'));
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+}
+
 #[test]
 fn a_guest_that_lets_go_of_none_keeps_them_until_its_reset() {
     // Ejects whatever there is, before anybody has asked; then nothing.
