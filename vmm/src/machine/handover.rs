@@ -105,7 +105,7 @@ impl Machine {
         }
         let mut devices = self.devices.list();
         let is_user_disk = |one: &Device| matches!(one.handle, Handle::UserDisk(..));
-        let is_served = devices.any(is_user_disk) || !self.connecting.is_empty();
+        let is_served = devices.any(is_user_disk) || self.connects();
         is_served.then_some("a disk that another process serves can't be handed over: unplug it")
     }
 

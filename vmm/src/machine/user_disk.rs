@@ -25,6 +25,15 @@ pub(super) struct Connecting {
     answer: Receiver<io::Result<BackEnd>>,
     /// Why it will not be.
     error: Option<Error>,
+    /// It was taken away, and its thread is still there.
+    is_forgotten: bool,
+}
+
+impl Connecting {
+    /// Whether it is the one of this name.
+    fn is(&self, id: &str) -> bool {
+        self.disk.id == id && !self.is_forgotten
+    }
 }
 
 /// Where its back end is, or the connection to it that there is already.
@@ -115,12 +124,12 @@ impl Machine {
             disk,
             answer,
             error: None,
+            is_forgotten: false,
         });
         let deadline = Instant::now() + MOMENT;
         loop {
             self.progress()?;
-            let is_it = |connecting: &Connecting| connecting.disk.id == id;
-            let Some(place) = self.connecting.iter().position(is_it) else {
+            let Some(place) = self.connecting.iter().position(|one| one.is(&id)) else {
                 let mut devices = self.devices.list();
                 let device = devices.find(|device| device.id == id);
                 return Ok(device.and_then(Device::disk));
@@ -140,12 +149,18 @@ impl Machine {
 
     /// Plugs disks whose back ends have answered.
     pub(super) fn plug_connected(&mut self) {
+        let is_over = |answer: &Receiver<_>| {
+            let answer = answer.try_recv();
+            !matches!(answer, Err(TryRecvError::Empty))
+        };
+        self.connecting
+            .retain(|one| !one.is_forgotten || !is_over(&one.answer));
         if self.state == api::MachineState::Resetting {
             return;
         }
         for mut connecting in std::mem::take(&mut self.connecting) {
             let back_end = match connecting.answer.try_recv() {
-                _ if connecting.error.is_some() => {
+                _ if connecting.error.is_some() || connecting.is_forgotten => {
                     self.connecting.push(connecting);
                     continue;
                 }
@@ -178,16 +193,24 @@ impl Machine {
         self.notify_guest(|registers| registers.slot_filled(slot))
     }
 
-    /// Forgets a disk that isn't plugged yet; false: there is none of this name.
+    /// Forgets a disk that isn't plugged yet; false: there is none of this name. Its thread
+    /// counts until it ends: however often one is asked for and taken away, there are no
+    /// more than [`MAX_CONNECTING`].
     pub fn forget_connecting(&mut self, id: &str) -> bool {
-        let before = self.connecting.len();
-        self.connecting.retain(|other| other.disk.id != id);
-        self.connecting.len() < before
+        self.forget_failed(id);
+        let mut all = self.connecting.iter_mut();
+        let it = all.find(|other| other.is(id));
+        it.map(|it| it.is_forgotten = true).is_some()
     }
 
     /// Whether a disk of this name is to be plugged once its back end has answered.
     pub(super) fn is_connecting(&self, id: &str) -> bool {
-        self.connecting.iter().any(|other| other.disk.id == id)
+        self.connecting.iter().any(|other| other.is(id))
+    }
+
+    /// Whether any is to be plugged.
+    pub(super) fn connects(&self) -> bool {
+        self.connecting.iter().any(|one| !one.is_forgotten)
     }
 
     /// Forgets a disk of this name that will never be plugged.
@@ -198,7 +221,8 @@ impl Machine {
 
     /// Disks that aren't plugged yet.
     pub(super) fn connecting(&self) -> Vec<api::Connecting> {
-        let all = self.connecting.iter().map(|connecting| api::Connecting {
+        let all = self.connecting.iter().filter(|one| !one.is_forgotten);
+        let all = all.map(|connecting| api::Connecting {
             id: connecting.disk.id.clone(),
             error: connecting.error.as_ref().map(ToString::to_string),
         });

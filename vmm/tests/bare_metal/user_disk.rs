@@ -2,6 +2,7 @@
 //! and without its back end.
 
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use super::disk::{SECTORS, write_for_ever};
@@ -295,6 +296,53 @@ fn what_a_back_end_had_begun_is_lost_with_it_or_done() {
         is_whole_from(&bench, &daemon, begin);
         bench.ask("PUT /v1/resume");
     }
+    bench.stop(child);
+}
+
+/// Each has a thread that waits for its back end, until that answers or is given up.
+#[test]
+fn disks_that_are_asked_for_and_taken_away_again_do_not_pile_up() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    // Whoever connects waits for an answer.
+    let silent = bench.path("silent.sock");
+    let listener = UnixListener::bind(&silent).expect("listens");
+    let child = shared(&bench.command()).start();
+    bench.listens("socket");
+    let threads = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("tasks");
+        let names = tasks.map(|task| {
+            let name = task.expect("a task").path().join("comm");
+            std::fs::read_to_string(name).unwrap_or_default()
+        });
+        names.filter(|name| name.starts_with("vhost-user")).count()
+    };
+    let body = format!(r#"{{"id":"one","socket":"{}"}}"#, silent.display());
+    let mut asked = 0;
+    let refused = loop {
+        let added = bench.send("POST /v1/disks", &body);
+        if !added.contains(" 202 ") {
+            break added;
+        }
+        asked += 1;
+        assert!(asked <= 16 && threads() <= 16, "{asked}");
+        assert!(bench.ask("DELETE /v1/disks/one").contains(" 202 "));
+        assert!(bench.machine().connecting.is_empty());
+        assert!(bench.ask("DELETE /v1/disks/one").contains(" 404 "));
+    };
+    assert!(
+        refused.contains(" 409 ") && refused.contains("too many others"),
+        "{refused}"
+    );
+    // They hang up, and there is room again.
+    listener.set_nonblocking(true).expect("nonblocking");
+    until("all are gone", || {
+        while listener.accept().is_ok() {}
+        threads() == 0
+    });
+    let added = bench.send("POST /v1/disks", &body);
+    assert!(added.contains(" 202 "), "{added}");
     bench.stop(child);
 }
 
