@@ -12,6 +12,7 @@
 //! | `PUT /v1/pause`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/resume`         |              | 204; 409        |
 //! | `PUT /v1/snapshot`       | [`NewSnapshot`] | [`Snapshot`]; 409 |
+//! | `DELETE /v1/snapshot`    |              | 202: it is given up; 204: none is being written |
 //! | `PUT /v1/hand-over`      | a socket     | 202: it was begun; 409 |
 //! | `GET /v1/metrics`        |              | [`Metrics`]     |
 //! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
@@ -40,7 +41,9 @@
 //! A snapshot is of a paused machine. Its answer comes when all of it is on the disk, as
 //! long as that takes; until then the machine is `saving`, and other requests are answered
 //! as ever, but `resume`, `reset` and a second snapshot with 409. A machine that is stopped
-//! meanwhile leaves none; the client may leave, and `saving` ends all the same. It goes into a folder that is there and has none, with `--restore`
+//! meanwhile leaves none; the client may leave, and `saving` ends all the same. `DELETE`
+//! has it fail soon: the machine is `paused` again then, and who asked for the snapshot
+//! learns that there is none, unless all of it was written by then. It goes into a folder that is there and has none, with `--restore`
 //! as its way back; or into two open files that come in the same message, for memory and
 //! for `machine.json`, whose folder is then not in reach of the jail.
 //!

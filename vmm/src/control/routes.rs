@@ -33,6 +33,8 @@ pub enum Command {
     Resume,
     /// The held machine saved.
     Snapshot(NewSnapshot),
+    /// The snapshot that is being written given up.
+    CancelSnapshot,
     /// The machine handed over to another process.
     HandOver,
     /// A disk put in.
@@ -152,7 +154,8 @@ impl Answer {
 }
 
 /// Method and path of what takes no body.
-const PLAIN: [(&str, &str, Command); 10] = [
+const PLAIN: [(&str, &str, Command); 11] = [
+    ("DELETE", "/v1/snapshot", Command::CancelSnapshot),
     ("GET", "/v1/balloon", Command::Balloon),
     ("GET", "/v1/machine", Command::Describe),
     ("GET", "/v1/metrics", Command::Metrics),
@@ -191,7 +194,7 @@ pub fn route(request: &Request) -> Result<Command, Answer> {
             takes("PUT")?;
             return body(request).map(Command::Reboot);
         }
-        "/v1/snapshot" => {
+        "/v1/snapshot" if method != "DELETE" => {
             takes("PUT")?;
             return body(request).map(Command::Snapshot);
         }
@@ -320,6 +323,8 @@ mod tests {
         };
         assert_eq!(route(&first), Ok(Command::Snapshot(new("/a", None))));
         assert_eq!(route(&second), Ok(Command::Snapshot(new("/b", Some("/a")))));
+        let given_up = route(&request("DELETE", "/v1/snapshot", ""));
+        assert_eq!(given_up, Ok(Command::CancelSnapshot));
     }
 
     #[test]

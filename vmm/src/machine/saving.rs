@@ -108,6 +108,15 @@ impl Saving {
 }
 
 impl Machine {
+    /// Has the snapshot that is being written fail soon, which [`saved`](Self::saved) tells.
+    /// Returns whether there is one.
+    pub fn cancel_snapshot(&self) -> bool {
+        if let Some(saving) = &self.saving {
+            saving.cancel();
+        }
+        self.saving.is_some()
+    }
+
     /// What became of the snapshot that was begun, once: the bytes of memory written.
     /// None: it is still being written, or there is none.
     ///

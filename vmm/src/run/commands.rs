@@ -38,6 +38,10 @@ pub(super) fn perform(
             Err(answer) => answer,
         },
         Command::Snapshot(new) => return snapshot(machine, new, descriptors),
+        Command::CancelSnapshot => match machine.cancel_snapshot() {
+            true => Answer::asked(),
+            false => Answer::done(),
+        },
         Command::Describe => Answer::value(&machine.describe()),
         Command::ChangeMachine(change) => changed(machine, change),
         Command::Metrics => Answer::value(&machine.metrics()),

@@ -511,3 +511,35 @@ fn who_is_stopped_while_it_is_saved_ends_at_once_and_leaves_no_snapshot() {
     // Its process can go when its write can.
     disk.answers(Answers::Everything);
 }
+
+#[test]
+fn a_snapshot_that_is_given_up_leaves_the_machine_paused() {
+    let (Some(bench), Some(disk)) = (Bench::new(&COUNT), SlowDisk::new()) else {
+        return;
+    };
+    let child = bench.command().start();
+    bench.listens("socket");
+    let state = tempfile::tempfile().expect("a file");
+    until("it counts", || bench.log().len() > 1000);
+    bench.pause();
+    let none = promptly(&bench, "DELETE /v1/snapshot");
+    assert!(is_status(&none, 204), "{none}");
+    disk.answers(Answers::NoTransfers);
+    let client = saves_to(&bench, &disk, &state);
+    until("it is being written", || disk.hangs());
+    let given_up = promptly(&bench, "DELETE /v1/snapshot");
+    assert!(is_status(&given_up, 202), "{given_up}");
+    // What is written by then is written; the rest is not begun.
+    disk.answers(Answers::Everything);
+    let answer = client.join().expect("a client");
+    assert!(
+        is_status(&answer, 500) && answer.contains("cancelled"),
+        "{answer}"
+    );
+    assert_eq!(bench.machine().state, MachineState::Paused);
+    assert_eq!(state.metadata().expect("a file").len(), 0);
+    let before = bench.log().len();
+    assert!(is_status(&bench.ask("PUT /v1/resume"), 204));
+    until("it counts on", || bench.log().len() > before + 1000);
+    bench.stop(child);
+}
