@@ -122,7 +122,6 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
         config.jail_layers_optional.clone(),
         config.warm_templates,
     )?;
-    let compute = Arc::new(compute.with_disk_reserve(storage.reserve()));
     let network = LinuxNetwork::new(
         config.names.clone(),
         config.public_pool,
@@ -132,6 +131,9 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
     )?
     .with_open_ports(config.guest_host_ports.iter().copied());
     let storage = Arc::new(storage);
+    let free = Arc::clone(&storage);
+    let free = Arc::new(move || free.available());
+    let compute = Arc::new(compute.with_disk_reserve(storage.reserve(), free));
     let guard = DiskGuard {
         db: db.clone(),
         host: config.host_id.clone(),

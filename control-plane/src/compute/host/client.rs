@@ -61,6 +61,13 @@ pub(super) async fn snapshot(socket: &Path, [memory, state]: [File; 2]) -> io::R
         .map(drop)
 }
 
+/// `DELETE /v1/snapshot`: the one that is being written fails soon.
+pub(super) async fn cancel_snapshot(socket: &Path) -> io::Result<()> {
+    request(socket, Method::DELETE, "/v1/snapshot", Bytes::new())
+        .await
+        .map(drop)
+}
+
 async fn request(socket: &Path, method: Method, path: &str, body: Bytes) -> io::Result<Bytes> {
     let talk = async {
         let stream = Passing::connect(socket, Vec::new()).await?;

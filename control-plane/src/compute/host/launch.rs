@@ -10,18 +10,24 @@ use hearth_vmm_api::SandboxLayer;
 
 use super::bootcache::BootFiles;
 use super::folder::{self, Folder, Launch};
-use super::hibernation::Memory;
+use super::hibernation::{Held, under};
+use super::memory::Memory;
 use super::process::{self, Identity};
 use super::spawn::{self, Wanted};
 use super::warm::Maker;
-use super::{HostCompute, NOBODY, blocking, client, doing};
+use super::{HostCompute, NOBODY, client, doing};
 use crate::compute::argv::{self, Owner};
 use crate::compute::{ComputeError, LaunchSpec, MAX_INITRD, MAX_KERNEL};
 use crate::model::BootMethod;
 
 impl HostCompute {
     /// A user that no other instance has, written down before it is used.
-    pub(super) async fn begin(&self, spec: &LaunchSpec, folder: &Folder) -> io::Result<Launch> {
+    pub(super) async fn begin(
+        &self,
+        spec: &LaunchSpec,
+        folder: &Folder,
+        held: &Held,
+    ) -> io::Result<Launch> {
         let uid = self.choose_uid(&spec.instance)?;
         let launch = Launch {
             spec: spec.clone(),
@@ -29,7 +35,7 @@ impl HostCompute {
             host_boot: Some(process::host_boot()?),
         };
         let folder = folder.clone();
-        blocking(move || {
+        under(held, move || {
             // Before anything can run: from here on there is no other memory.
             Memory::of(&folder).keep_only(launch.spec.resume)?;
             folder.begin(&launch).map(|()| launch)
@@ -78,6 +84,7 @@ impl HostCompute {
         launch: &Launch,
         folder: &Folder,
         taps: &[OwnedFd],
+        held: &Held,
     ) -> Result<Identity, ComputeError> {
         let id = &launch.spec.instance;
         let trace = &launch.spec.trace;
@@ -101,7 +108,7 @@ impl HostCompute {
             exit_file: &folder.exit_file(),
             pid_file: &folder.pid_file(),
         };
-        if !self.resume(launch, folder, &places, taps).await?
+        if !self.resume(launch, folder, &places, taps, held).await?
             && !self.start_warm(launch, folder, &places, taps).await?
         {
             self.start(launch, folder, &places, taps).await?;
@@ -221,7 +228,7 @@ impl HostCompute {
             vmm: self.vmm.clone(),
             optional_layers: self.optional_layers.clone(),
             uid: self.template_uid(),
-            disk_reserve: self.disk_reserve,
+            room: self.room.clone(),
             available_mib: self.available_mib,
         };
         tokio::spawn(maker.make(key, launch.spec.clone(), files));
@@ -235,13 +242,14 @@ impl HostCompute {
         folder: &Folder,
         places: &argv::Places<'_>,
         taps: &[OwnedFd],
+        held: &Held,
     ) -> Result<bool, ComputeError> {
         let Some(boot) = launch.spec.resume else {
             return Ok(false);
         };
         let id = &launch.spec.instance;
         let memory = Memory::of(folder);
-        let taken = blocking(move || memory.take(boot)).await;
+        let taken = under(held, move || memory.take(boot)).await;
         let Some(taken) = doing("taking its memory", taken)? else {
             tracing::warn!(instance = %id, "there is no memory to go on from: it boots from cold");
             return Ok(false);

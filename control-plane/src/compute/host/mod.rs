@@ -19,10 +19,12 @@ mod clone;
 mod folder;
 mod hibernation;
 mod launch;
+mod memory;
 mod observe;
 mod oom;
 mod passing;
 mod process;
+mod room;
 mod spawn;
 mod warm;
 
@@ -46,7 +48,10 @@ pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};
 use bootcache::BootCache;
 use cgroup::Cgroups;
 use folder::Folder;
+use hibernation::under;
 use observe::known;
+pub use room::Free;
+use room::Room;
 use warm::Templates;
 
 /// The users that VMMs run as, one for each instance: a range that neither
@@ -77,8 +82,8 @@ pub struct HostCompute {
     /// How much memory this host has free for one that is made, in MiB.
     available_mib: fn() -> io::Result<u64>,
     first_uid: u32,
-    /// What is kept free of this host's disk, in bytes.
-    disk_reserve: u64,
+    /// What memory finds room in, on this host's disk.
+    room: Room,
     /// One change at a time for each instance.
     locks: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     /// The users that instances have; none before they were first asked for.
@@ -144,6 +149,7 @@ impl HostCompute {
             tracing::warn!(%error, "what a template was made in is not ended");
         }
         let templates = Templates::open(&data, warm_templates);
+        let room = Room::new(&instances, &cgroups);
         Ok(Self {
             boot_cache,
             templates: Arc::new(templates),
@@ -154,7 +160,7 @@ impl HostCompute {
             cgroups,
             optional_layers: Vec::new(),
             first_uid: FIRST_UID,
-            disk_reserve: 0,
+            room,
             locks: Mutex::default(),
             uids: Mutex::default(),
             watched: Arc::default(),
@@ -162,10 +168,11 @@ impl HostCompute {
         })
     }
 
-    /// Leaves so many bytes of the disk free when it saves memory.
+    /// Leaves so many bytes of the disk free when it saves memory, of those that are `free`
+    /// by then.
     #[must_use]
-    pub fn with_disk_reserve(mut self, bytes: u64) -> Self {
-        self.disk_reserve = bytes;
+    pub fn with_disk_reserve(mut self, bytes: u64, free: Free) -> Self {
+        self.room = self.room.keeping(bytes, free);
         self
     }
 
@@ -256,6 +263,21 @@ pub fn trace_of(data: &Path, id: &InstanceId) -> io::Result<Option<trace::Record
     Folder::new(data.join("instances").join(id.as_str())).trace()
 }
 
+/// The instances that have a folder, and where.
+fn instances_in(folder: &Path) -> io::Result<Vec<(InstanceId, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let id = entry.file_name().to_str().and_then(|n| n.parse().ok());
+        if let Some(id) = id
+            && entry.file_type()?.is_dir()
+        {
+            found.push((id, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
 /// Runs what blocks where it may.
 async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -302,8 +324,7 @@ impl ComputeHost for HostCompute {
             return Ok(());
         }
         let step = spec.trace.begin("what an earlier launch left");
-        let lock = self.lock(id);
-        let _held = lock.lock().await;
+        let held = self.hold(id).await;
         doing("preparing the launch", folder.check_length())?;
         let locked = folder.lock();
         let _locked = doing(format!("locking {}", folder.path().display()), locked)?;
@@ -311,9 +332,12 @@ impl ComputeHost for HostCompute {
         doing("ending what an earlier launch left", ended)?;
         drop(step);
         let step = spec.trace.begin("folder, with its first record");
-        let launch = doing("beginning the launch", self.begin(spec, &folder).await)?;
+        let launch = doing(
+            "beginning the launch",
+            self.begin(spec, &folder, &held).await,
+        )?;
         drop(step);
-        let outcome = self.bring_up(&launch, &folder, &taps).await;
+        let outcome = self.bring_up(&launch, &folder, &taps, &held).await;
         let error = outcome.as_ref().err().map(ToString::to_string);
         let record = spec.trace.record(spec.boot, error);
         if let Err(error) = folder.set_trace(&record) {
@@ -390,10 +414,9 @@ impl ComputeHost for HostCompute {
 
     async fn forget(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.kill(id).await?;
-        let lock = self.lock(id);
-        let _held = lock.lock().await;
+        let held = self.hold(id).await;
         let folder = self.folder(id);
-        let removed = blocking(move || folder.remove()).await;
+        let removed = under(&held, move || folder.remove()).await;
         doing(format!("forgetting {id}"), removed)?;
         self.give_back_uid(id);
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use hearth_vmm_api::Exit;
 use tokio::io::Interest;
@@ -12,7 +12,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::cgroup::Cgroups;
 use super::folder::{self, Folder, Launch};
-use super::hibernation::Memory;
+use super::hibernation::under;
+use super::memory::Memory;
 use super::process::{self, Identity};
 use super::{HostCompute, blocking, client};
 use crate::compute::Observed;
@@ -27,12 +28,12 @@ impl HostCompute {
         if there.identity.is_none()
             && there.launch.is_some()
             // While it is being launched, the launch will note the process.
-            && let Ok(_held) = self.lock(id).try_lock()
+            && let Ok(held) = self.lock(id).try_lock_owned()
             && let Some(identity) = self.stray(id, &folder).await?
         {
             tracing::info!(instance = %id, pid = identity.pid, "found a VMM that was never noted");
             let (folder, noted) = (folder.clone(), identity.clone());
-            blocking(move || {
+            under(&Arc::new(held), move || {
                 folder.set_identity(&noted)?;
                 // As the launch would have done next.
                 Memory::of(&folder).remove_used()

@@ -119,6 +119,14 @@ impl HostStorage {
         self.blocking(Inner::space).await
     }
 
+    /// What can still be written to the data folder beside the volumes, in bytes. Blocks.
+    ///
+    /// # Errors
+    /// When the file system can't be asked.
+    pub fn available(&self) -> io::Result<u64> {
+        space::outside(&self.inner.data, self.inner.cloning == Cloning::Pool)
+    }
+
     /// What each volume takes, in bytes.
     ///
     /// # Errors

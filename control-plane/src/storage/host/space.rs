@@ -21,15 +21,20 @@ const BLOCK: u64 = 512;
 /// as written.
 pub(super) fn measure(data: &Path, volumes: &Path, pooled: bool) -> io::Result<Space> {
     let (outer, inner) = (statvfs(data)?, statvfs(volumes)?);
-    let mut available = outer.f_bavail * outer.f_frsize;
-    if pooled {
-        let dirty = unwritten(&fs::read_to_string("/proc/meminfo")?);
-        available = available.saturating_sub(dirty);
-    }
     Ok(Space {
         total: outer.f_blocks * outer.f_frsize,
-        available: available.min(inner.f_bavail * inner.f_frsize),
+        available: outside(data, pooled)?.min(inner.f_bavail * inner.f_frsize),
         allocated: allocated(volumes)?.values().sum(),
+    })
+}
+
+/// What can still be written to `data` itself, in bytes.
+pub(super) fn outside(data: &Path, pooled: bool) -> io::Result<u64> {
+    let outer = statvfs(data)?;
+    let available = outer.f_bavail * outer.f_frsize;
+    Ok(match pooled {
+        true => available.saturating_sub(unwritten(&fs::read_to_string("/proc/meminfo")?)),
+        false => available,
     })
 }
 

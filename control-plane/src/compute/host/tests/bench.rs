@@ -10,7 +10,9 @@ use crate::{
 
 /// A daemon that keeps the VMM's contract: it returns when it serves, has its
 /// pid file, answers on its socket, and says why it ended. The kernel's text
-/// decides how it behaves. How each begins is in the file `starts` beside it.
+/// decides how it behaves. How each begins is in the file `starts` beside it, and in `saves`
+/// each snapshot that is begun. One whose kernel is `slow`, or `stubborn` and deaf to
+/// whoever gives a snapshot up, writes one in its time and once there is a file `go`.
 const STAND_IN: &str = r#"#!/usr/bin/python3
 import json, os, signal, socket, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -19,7 +21,7 @@ if words == "refuse":
     print("hearth-vmm: --kernel: not a bzImage", file=sys.stderr)
     sys.exit(2)
 saved = flags.get("--restore")
-if saved and open(saved + "/machine.json").read() != "saved":
+if saved and open(saved + "/machine.json").read() != '"saved"':
     print("hearth-vmm: --restore: machine.json: is damaged", file=sys.stderr)
     sys.exit(2)
 memory = open(saved + "/memory") if saved else None
@@ -30,21 +32,40 @@ if os.fork():
 os.setsid()
 with open(os.path.dirname(sys.argv[0]) + "/starts", "a") as f:
     f.write("memory %s\n" % memory.read() if saved else "cold\n")
+here = os.path.dirname(sys.argv[0])
 with open(flags["--serial-log"], "a") as f:
     f.write("warm\n" if saved else "hello\n")
     if "--template" in flags: f.write(words + "\n")
 server = socket.socket(socket.AF_UNIX)
 server.bind(flags["--socket"])
 server.listen()
-resets, state, busy = 0, "running", 2
+resets, state, busy, saving = 0, "running", 2, None
 with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
 os.write(w, b"\n")
 def end(reason):
     with open(flags["--exit-file"] + ".new", "w") as f: json.dump({"reason": reason}, f)
     os.rename(flags["--exit-file"] + ".new", flags["--exit-file"])
     os._exit(0)
+def say(c, status, body):
+    head = "HTTP/1.1 %s\r\n" % status
+    if body: head += "content-length: %d\r\n" % len(body)
+    try: c.sendall((head + "\r\n" + body).encode())
+    except OSError: pass
+    c.close()
+def write(files):
+    os.write(files[0], b"of boot")
+    os.write(files[1], b'"saved"')
 while True:
-    c, _ = server.accept()
+    server.settimeout(0.01 if saving else None)
+    try: c, _ = server.accept()
+    except TimeoutError:
+        if os.path.exists(here + "/go"):
+            write(saving[1])
+            for file in saving[1]: os.close(file)
+            state = "paused"
+            say(saving[0], "200 OK", '{"written_bytes": 7}')
+            saving = None
+        continue
     request, files, _, _ = socket.recv_fds(c, 65536, 4)
     request = request.decode()
     line = request.split("\r\n")[0]
@@ -54,17 +75,28 @@ while True:
                         "seccomp", "io-uring"][:6 if words == "open" else 8]}
     body, status = "", "204 No Content"
     if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
-    if line.startswith("PUT /v1/pause"): state = "paused"
-    if line.startswith("PUT /v1/resume"): state = "running"
+    if line.startswith("PUT /v1/pause") and not saving: state = "paused"
+    if line.startswith("PUT /v1/resume"):
+        if saving: body, status = '{"error": "it is saved"}', "409 Conflict"
+        else: state = "running"
+    if line.startswith("DELETE /v1/snapshot"):
+        if words == "stubborn": body, status = '{"error": "takes PUT"}', "405 Method Not Allowed"
+        elif saving:
+            say(saving[0], "500 Internal Server Error", '{"error": "cancelled"}')
+            for file in saving[1]: os.close(file)
+            state, saving = "paused", None
     if line.startswith("PUT /v1/snapshot"):
+        with open(here + "/saves", "a") as f: f.write(flags["--id"] + "\n")
+        if state == "paused" and words in ("slow", "stubborn"):
+            state, saving = "saving", (c, files)
+            continue
         busy -= words == "busy"
         if state != "paused" or words == "unsaved":
             body, status = '{"error": "no"}', "500 Internal Server Error"
         elif words == "busy" and busy:
-            body, status, state = '{"error": "a reset is due"}', "409 Conflict", "due"
+            body, status, state = '{"error": "a reset is due"}', "409 Conflict", "resetting"
         else:
-            os.write(files[0], b"of boot")
-            os.write(files[1], b"saved")
+            write(files)
             body, status = '{"written_bytes": 7}', "200 OK"
     for file in files: os.close(file)
     if line.startswith("PUT /v1/power-button") and state != "running":
@@ -74,11 +106,7 @@ while True:
         while "}" not in request: request += c.recv(65536).decode()
         if '{"resets":%d}' % resets in request: resets += 1
         else: body, status = '{"error": "reset since"}', "409 Conflict"
-    head = "HTTP/1.1 %s\r\n" % status
-    if body: head += "content-length: %d\r\n" % len(body)
-    try: c.sendall((head + "\r\n" + body).encode())
-    except OSError: pass
-    c.close()
+    say(c, status, body)
     if line.startswith("PUT /v1/power-button"): end("guest-power-off")
 "#;
 
@@ -137,6 +165,11 @@ impl Bench {
 
     /// As `hearth` opens it when it starts.
     pub(super) fn open(&self, root: &Path) -> HostCompute {
+        self.open_keeping(root, 0)
+    }
+
+    /// The same, with so many bytes of the disk kept free.
+    pub(super) fn open_keeping(&self, root: &Path, reserve: u64) -> HostCompute {
         let mut host = HostCompute::with(
             &self.dir.path().join("data"),
             &self.dir.path().join("vmm"),
@@ -146,7 +179,20 @@ impl Bench {
         )
         .unwrap();
         host.available_mib = || Ok(1 << 20);
-        host
+        // So much is free as the file says, where there is one.
+        let free = self.dir.path().join("free");
+        let free = move || match fs::read_to_string(&free) {
+            Ok(bytes) => bytes.trim().parse().map_err(io::Error::other),
+            Err(_) => Ok(1 << 40),
+        };
+        host.with_disk_reserve(reserve, Arc::new(free))
+    }
+
+    /// Has so many bytes be free on the disk.
+    pub(super) fn set_free(&self, bytes: u64) {
+        let free = self.dir.path().join("free");
+        fs::write(free.with_extension("new"), bytes.to_string()).unwrap();
+        fs::rename(free.with_extension("new"), free).unwrap();
     }
 
     pub(super) fn spec(&self, disk: &str) -> LaunchSpec {

@@ -229,7 +229,7 @@ async fn a_template_takes_nothing_of_what_the_host_keeps_free() {
     let Some((bench, root)) = Bench::new() else {
         return;
     };
-    let host = bench.open(&root).with_disk_reserve(u64::MAX);
+    let host = bench.open_keeping(&root, u64::MAX);
     let spec = spec(&bench, 1, HELD);
     launched(&host, &spec).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::bootcache::BootFiles;
 use super::super::cgroup::Cgroups;
 use super::super::folder::{Folder, Launch};
-use super::super::{client, process, spawn};
+use super::super::room::Room;
+use super::super::{blocking, client, process, spawn};
 use super::{CONSOLE, Templates, slots};
 use crate::compute::LaunchSpec;
 use crate::compute::argv;
@@ -53,8 +54,8 @@ pub(in super::super) struct Maker {
     pub(in super::super) optional_layers: Vec<SandboxLayer>,
     /// The user that the VMM runs as.
     pub(in super::super) uid: u32,
-    /// What is kept free of the host's disk, in bytes.
-    pub(in super::super) disk_reserve: u64,
+    /// What its memory finds room in.
+    pub(in super::super) room: Room,
     /// How much memory this host has free, in MiB.
     pub(in super::super) available_mib: fn() -> io::Result<u64>,
 }
@@ -177,9 +178,10 @@ impl Maker {
             let why = format!("it has touched more than {} MiB", MOST >> 20);
             return Err(Failed::ForGood(why));
         }
-        if free(folder.path())? < self.disk_reserve.saturating_add(2 * touched) {
+        let room = self.room.clone();
+        let Ok(_promise) = blocking(move || room.promise(2 * touched)).await else {
             return Err(Failed::NoRoom);
-        }
+        };
         let made = folder.path().join("made");
         DirBuilder::new().mode(0o700).create(&made)?;
         // Ours, and handed in open: nothing of the VMM's outlives it.
@@ -189,8 +191,14 @@ impl Maker {
             options.open(made.join(name))
         };
         let files = [create("memory")?, create("machine.json")?];
-        let saved = timeout(SNAPSHOT, client::snapshot(&folder.socket(), files)).await;
-        saved.map_err(|_| Failed::ForGood("its snapshot isn't written".to_owned()))??;
+        let socket = folder.socket();
+        tokio::select! {
+            saved = timeout(SNAPSHOT, client::snapshot(&socket, files)) => {
+                saved.map_err(|_| Failed::ForGood("its snapshot isn't written".to_owned()))??;
+            }
+            // Its VMM is ended, and what it has written goes.
+            _ = self.room.runs_short() => return Err(Failed::NoRoom),
+        }
         fs::write(made.join(CONSOLE), &console)?;
         // From here on nobody writes there.
         self.cgroups.remove(&spec.instance).await?;
@@ -259,12 +267,6 @@ fn template(launch: &LaunchSpec) -> LaunchSpec {
         trace: crate::compute::trace::Trace::default(),
         ..launch.clone()
     }
-}
-
-/// Bytes that are free on a file system.
-fn free(path: &Path) -> io::Result<u64> {
-    let has = rustix::fs::statvfs(path)?;
-    Ok(has.f_bavail.saturating_mul(has.f_frsize))
 }
 
 /// Memory that the host can give without taking it from anybody, in MiB.
