@@ -47,6 +47,28 @@ lab_free_port() {
     "$HEARTH_VENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
+# The rate of this machine's time stamp counter, which is the lab's too, in kHz.
+lab_tsc_khz() {
+    "$HEARTH_VENV/bin/python" - <<'PYTHON'
+import ctypes, mmap, time
+
+code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex("0f31 48c1e220 4809d0 c3"))  # rdtsc; shl rdx, 32; or rax, rdx; ret
+stamp = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+
+
+def both():
+    # Of many, the pair that was read in one go.
+    pairs = ((time.monotonic_ns(), stamp(), time.monotonic_ns()) for _ in range(1000))
+    before, cycles, after = min(pairs, key=lambda pair: pair[2] - pair[0])
+    return (before + after) / 2, cycles
+
+
+(start, first), _, (end, last) = both(), time.sleep(0.2), both()
+print(round((last - first) * 1e6 / (end - start)))
+PYTHON
+}
+
 lab_pid() {
     local pid
     pid=$(cat "$1/qemu.pid" 2>/dev/null) || return 1
@@ -61,10 +83,11 @@ lab_running() { lab_pid "$1" >/dev/null; }
 # reached. It ends by itself after SECONDS (0: never). FORWARD are TCP ports
 # forwarded from this machine's loopback to the same port in the lab.
 lab_boot() {
-    local dir=$1 limit=$2 port forward='' start=$SECONDS kernel shown=0 last=$HEARTH_TARGET/lab/booted-in
+    local dir=$1 limit=$2 port forward='' start=$SECONDS kernel tsc shown=0 last=$HEARTH_TARGET/lab/booted-in
     shift 2
     say "== lab: booting$([[ ! -f $last ]] || printf ' (%ss the last time)' "$(<"$last")")"
     kernel=$(lab_kernel)
+    tsc=$(lab_tsc_khz)
     mkdir -p "$dir" "$LAB_SHARE" "$LAB_LOGS"
     lab_unshare_connection "$dir"
     rm -f "$dir/qemu.pid" "$dir/key" "$dir/key.pub"
@@ -95,11 +118,14 @@ lab_boot() {
     # fault or this lab's own kernel runs over its stack, within a minute or two.
     # With one, the same guests run on. Guests may have several vCPUs on it.
     # lsm=: with Landlock, a layer of each VMM's sandbox.
+    # tsc_early_khz=: on a busy machine the kernel's own measure of it, against QEMU's
+    # timers, was seen to be a quarter of what it is. All its clocks, and its guests', then
+    # run four times too fast, and whatever has a deadline misses it.
     local vng=("$HEARTH_VENV/bin/vng" -v -r "$kernel" --disable-kvm --force-9p --cpus 1
         --memory "$(lab_memory)M" --user root --name hearth-lab
         --cwd /
         --rwdir="$LAB_SHARE" --rwdir="$LAB_LOGS"
-        --append 'tsc=reliable clocksource=tsc mitigations=off nowatchdog kvm_amd.vgif=0 kvm_amd.vls=0 lsm=landlock,lockdown,yama,integrity,apparmor,bpf'
+        --append "tsc=reliable clocksource=tsc tsc_early_khz=$tsc mitigations=off nowatchdog kvm_amd.vgif=0 kvm_amd.vls=0 lsm=landlock,lockdown,yama,integrity,apparmor,bpf"
         --qemu-opts="$opts"
         -- "$HEARTH_ROOT/scripts/lib/lab-guest.sh '$(<"$dir/key.pub")' $((limit > 0 ? limit + 120 : 0))")
     local guard=()
