@@ -53,13 +53,13 @@ const IDT_REGISTER: u32 = 0x22_0000;
 const HANDLER: u32 = 0x23_0000;
 const LAPIC: u32 = 0xfee0_0000;
 
-/// Waits for its timer, a thousand times a second, and says a dot each time.
-fn wait_for_timer() -> Vec<u8> {
+/// Has its timer interrupt it a thousand times a second, once interrupts are on.
+pub(super) fn timer() -> Vec<u8> {
     const VECTOR: u32 = 0x40;
     let gate = IDT + 16 * VECTOR;
-    // mov edx, EOI; mov dword [rdx], 0; iretq.
-    let mut handler = [&[0xba][..], &(LAPIC + 0xb0).to_le_bytes()].concat();
-    handler.extend([0xc7, 0x02, 0, 0, 0, 0, 0x48, 0xcf]);
+    // push rdx; mov edx, EOI; mov dword [rdx], 0; pop rdx; iretq.
+    let mut handler = [&[0x52, 0xba][..], &(LAPIC + 0xb0).to_le_bytes()].concat();
+    handler.extend([0xc7, 0x02, 0, 0, 0, 0, 0x5a, 0x48, 0xcf]);
     let handler = (HANDLER..).zip(handler);
     let set_up = [
         handler.flat_map(|(at, byte)| store8(at, byte)).collect(),
@@ -76,9 +76,14 @@ fn wait_for_timer() -> Vec<u8> {
         store32(LAPIC + 0x3e0, 0xb),
         store32(LAPIC + 0x380, 1_000_000),
     ];
+    set_up.concat()
+}
+
+/// Waits for its timer, and says a dot each time.
+fn wait_for_timer() -> Vec<u8> {
     // sti; hlt; mov dx, 0x3f8; mov al, '.'; out dx, al.
     let wait = vec![0xfb, 0xf4, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee];
-    [set_up.concat(), forever(wait)].concat()
+    [timer(), forever(wait)].concat()
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod disk;
 mod driver;
 mod firmware;
 mod floods;
+mod followed;
 mod gdb;
 mod held;
 mod hung;

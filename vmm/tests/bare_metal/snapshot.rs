@@ -106,11 +106,11 @@ fn a_guest_goes_on_counting() {
 }
 
 /// A file system with clones, mounted for as long as this is held.
-struct Xfs(PathBuf);
+pub(super) struct Xfs(PathBuf);
 
 impl Xfs {
     /// None where it can't be had, said aloud.
-    fn mount(bench: &Bench) -> Option<Self> {
+    pub(super) fn mount(bench: &Bench) -> Option<Self> {
         let (image, folder) = (bench.path("image"), bench.path("xfs"));
         std::fs::create_dir(&folder).expect("folder");
         let file = File::create_new(&image).expect("an image");

@@ -12,7 +12,7 @@ use super::*;
 const DAEMON: &str = "qemu-storage-daemon";
 
 /// The daemon, with a file of 1 MiB; ended when dropped.
-struct Daemon {
+pub(super) struct Daemon {
     child: Vmm,
     socket: PathBuf,
     disk: PathBuf,
@@ -20,7 +20,7 @@ struct Daemon {
 
 impl Daemon {
     /// Nothing where there is none, said aloud.
-    fn start(bench: &Bench) -> Option<Self> {
+    pub(super) fn start(bench: &Bench) -> Option<Self> {
         let disk = bench.path("disk");
         if !disk.exists() {
             let file = std::fs::File::create_new(&disk).expect("a disk");
@@ -49,7 +49,7 @@ impl Daemon {
         })
     }
 
-    fn flag(&self) -> String {
+    pub(super) fn flag(&self) -> String {
         format!("socket={},id=user", self.socket.display())
     }
 
@@ -70,7 +70,7 @@ impl Daemon {
 }
 
 /// The same machine with shared memory.
-fn shared(command: &Command) -> Command {
+pub(super) fn shared(command: &Command) -> Command {
     let mut shared = Command::new(command.get_program());
     let shares = |argument| match argument == "64" {
         true => "64,shared".as_ref(),
