@@ -48,3 +48,23 @@ fn vcpus_come_and_go_under_stock_kernels() {
         }
     }
 }
+
+#[test]
+fn a_vcpu_that_was_never_set_to_work_comes_again() {
+    let mut vm = Vm::of("micro").vcpus_of(1, 2).boot();
+    for round in 0..2 {
+        for is_used in [false, true] {
+            change(&vm, 2);
+            until(&mut vm, "[ -e /sys/devices/system/cpu/cpu1/online ]");
+            if is_used {
+                vm.run("echo 1 > /sys/devices/system/cpu/cpu1/online");
+                assert_eq!(online(&mut vm), "0-1", "{round}");
+                vm.run("taskset 2 true");
+            }
+            change(&vm, 1);
+            until(&mut vm, "[ ! -e /sys/devices/system/cpu/cpu1 ]");
+            are(&vm, 1);
+            assert_eq!(online(&mut vm), "0", "{round}");
+        }
+    }
+}

@@ -171,9 +171,19 @@ impl Model {
 /// Has a vCPU wait for its INIT and SIPI, which put its registers at their reset values
 /// (Intel SDM volume 3A, table 9-1).
 ///
+/// KVM looks for whom an interrupt is meant in a map, which it makes anew as local APICs
+/// change, and while a vCPU is created, before that one is there (`kvm_recalculate_apic_map`
+/// of Linux's `arch/x86/kvm/lapic.c`). An INIT for one that came last would go nowhere. Its
+/// local APIC is therefore set, to what it is.
+///
 /// # Errors
 /// When KVM refuses.
 pub fn await_sipi(vcpu: &VcpuFd) -> Result<(), Refused> {
+    let lapic = vcpu
+        .get_lapic()
+        .map_err(refused("get a vCPU's local APIC"))?;
+    vcpu.set_lapic(&lapic)
+        .map_err(refused("set a vCPU's local APIC"))?;
     let waiting = kvm_mp_state {
         mp_state: KVM_MP_STATE_UNINITIALIZED,
     };
