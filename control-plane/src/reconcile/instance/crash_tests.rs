@@ -18,6 +18,7 @@ use self::{
 };
 use crate::{
     compute::{ComputeError, ComputeHost as _, Observed},
+    config::Config,
     model::*,
     network::NetworkHost as _,
     reconcile::Slots,
@@ -350,6 +351,56 @@ async fn a_control_socket_that_hangs_holds_up_no_other() {
     *cloud.host.hangs.lock().unwrap() = None;
     tokio::time::sleep(Duration::from_secs(60)).await;
     cloud.reach(2, InstanceState::Stopped).await;
+    assert!(served.tasks.try_join_next().is_none(), "all queues run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_that_are_hibernated_hold_up_no_other() {
+    // More than are stepped at once.
+    const MANY: u32 = 4500;
+    let cloud = Cloud::with(&[1]).await;
+    let mut served = cloud.serve(Slots::wide(2));
+    cloud.reach(1, InstanceState::Running).await;
+    let host = Config::for_tests().host_id;
+    let many = (1000..1000 + MANY).map(|n| Instance {
+        id: InstanceId::from_random(n.into()),
+        host: Some(host.clone()),
+        state: InstanceState::Stopping,
+        intent: Intent::Hibernate,
+        may_hibernate: true,
+        enis: Vec::new(),
+        boots: 1,
+        ..samples::instance(1)
+    });
+    let many: Vec<_> = many.collect();
+    cloud.host.hang(Hang::Memory);
+    for some in many.chunks(100) {
+        for one in some {
+            let up = Observed::Running { pid: 5, boot: 1 };
+            cloud.host.compute.place(one.id.clone(), up);
+        }
+        let create = cloud
+            .db
+            .transact_infallible(|_, change| some.iter().for_each(|one| change.create(one)));
+        create.await.unwrap();
+    }
+    // All of them are looked at.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    cloud.stop(1).await;
+    cloud.reach(1, InstanceState::Stopped).await;
+    let saved = |cloud: &Cloud| {
+        let view = cloud.db.view();
+        let saved = many.iter().filter_map(|one| view.find::<Instance>(&one.id));
+        saved.filter(|one| one.hibernated == Some(1)).count()
+    };
+    assert_eq!(saved(&cloud), 0);
+    // And each has its turn.
+    *cloud.host.hangs.lock().unwrap() = None;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(3600);
+    while saved(&cloud) < many.len() {
+        assert!(tokio::time::Instant::now() < deadline, "{}", saved(&cloud));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
     assert!(served.tasks.try_join_next().is_none(), "all queues run");
 }
 

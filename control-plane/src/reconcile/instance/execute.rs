@@ -33,6 +33,9 @@ use crate::{
 const AT_ONCE: usize = 4096;
 /// How often a launch is tried while the host is what fails.
 const LAUNCHES: u32 = 5;
+/// When one that is to be hibernated looks again whether few enough wait for that. Those
+/// that do are through sooner only where their memory takes a third of a second each.
+const SAVE_LATER: Duration = Duration::from_secs(10);
 /// What the controller remembers of an instance between steps; losing it does
 /// no harm.
 #[derive(Debug, Clone, Default)]
@@ -209,11 +212,16 @@ impl InstanceController {
             tracing::warn!(instance = %id, step = ?step, "records of it can't be read, it waits");
             return Ok(Requeue::Idle);
         }
-        match step {
+        let _place = match step {
             Step::Nothing => return Ok(Requeue::Idle),
             Step::Wait(pause) => return Ok(Requeue::After(pause)),
-            _ => tracing::info!(instance = %id, step = ?step, "instance"),
-        }
+            Step::Hibernate => match self.slots.place(Kind::Memory) {
+                Some(place) => Some(place),
+                None => return Ok(Requeue::After(SAVE_LATER)),
+            },
+            _ => None,
+        };
+        tracing::info!(instance = %id, step = ?step, "instance");
         match self.execute(view, instance, revision, &step, now).await {
             Ok(()) => {
                 self.remember(id, |m| m.failures = 0);

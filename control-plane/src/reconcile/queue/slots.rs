@@ -4,7 +4,10 @@
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::waits;
 
@@ -79,15 +82,27 @@ pub struct Late {
     pub deadline: Duration,
 }
 
+/// How many pieces of work of a kind wait for their slots where the rest looks again later.
+const WAITING: usize = 64;
+
 struct Slot {
     free: Semaphore,
+    /// Places for those that have a slot or wait for one, if they took one.
+    places: Arc<Semaphore>,
     deadline: Duration,
+}
+
+/// A place among those that have a slot or wait for one.
+#[derive(Debug)]
+pub struct Place {
+    _held: OwnedSemaphorePermit,
 }
 
 impl Slot {
     fn new(limits: Limits) -> Self {
         Self {
             free: Semaphore::new(limits.at_once),
+            places: Arc::new(Semaphore::new(limits.at_once + WAITING)),
             deadline: limits.deadline,
         }
     }
@@ -144,6 +159,15 @@ impl Slots {
             memory: slot(Kind::Memory),
             network: slot(Kind::Network),
         }))
+    }
+
+    /// A place for work that takes so long, and of which there may be so much, that not all
+    /// of it may wait in steps: those are bounded too, and others need them. None: look
+    /// again later.
+    pub fn place(&self, kind: Kind) -> Option<Place> {
+        let places = Arc::clone(&self.0.of(kind).places);
+        let held = places.try_acquire_owned().ok()?;
+        Some(Place { _held: held })
     }
 
     /// Does a piece of work as soon as there is a slot for it.

@@ -35,6 +35,8 @@ pub(super) struct Host {
 #[derive(Debug, PartialEq)]
 pub(super) enum Hang {
     Volume(VolumeId),
+    /// Memory that is saved, until this is taken back.
+    Memory,
     Vmm(InstanceId),
     Vpc(VpcId),
     BrokenVpc(VpcId),
@@ -96,6 +98,9 @@ impl ComputeHost for Host {
         self.call(self.compute.launch(spec, taps)).await
     }
     async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        while *self.hangs.lock().unwrap() == Some(Hang::Memory) {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
         self.call(self.compute.hibernate(id, boot)).await
     }
     async fn kept_memory(&self, id: &InstanceId) -> Result<Option<Kept>, ComputeError> {
