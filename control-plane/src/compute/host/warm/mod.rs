@@ -47,6 +47,8 @@ pub(super) use make::{Maker, available_mib};
 
 /// What is half-made, beside the templates.
 const MAKING: &str = ".making";
+/// What goes, beside them.
+const GOING: &str = ".going";
 /// What the console showed.
 const CONSOLE: &str = "console";
 /// How a template is laid out, and how it is made: another number makes all anew.
@@ -73,17 +75,33 @@ enum Stage {
     GivenUp,
 }
 
-/// A template that is there.
+/// The stages, held: none comes or goes meanwhile.
+type Stages<'a> = MutexGuard<'a, BTreeMap<String, Stage>>;
+
+/// A template that was there when it was found.
 #[derive(Debug)]
 pub(super) struct Template {
     key: String,
     folder: PathBuf,
+    /// The folder, open.
+    opened: File,
 }
 
 impl Template {
     /// Its snapshot's folder.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether it is still there: it may have had to make room for another, and may even be
+    /// made anew.
+    fn is_there(&self) -> io::Result<bool> {
+        let opened = self.opened.metadata()?;
+        match fs::metadata(&self.folder) {
+            Ok(now) => Ok((now.dev(), now.ino()) == (opened.dev(), opened.ino())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Has an instance's console begin with what the template's showed.
@@ -97,7 +115,8 @@ impl Templates {
     /// half-made. What can't be swept is in nobody's way but that of templates.
     pub(super) fn open(data: &Path, most: usize) -> Self {
         let folder = data.join("templates");
-        let mut swept = absent_is_fine(fs::remove_dir_all(folder.join(MAKING)));
+        let mut swept = absent_is_fine(fs::remove_dir_all(folder.join(MAKING)))
+            .and_then(|()| absent_is_fine(fs::remove_dir_all(folder.join(GOING))));
         if most == 0 {
             swept = absent_is_fine(fs::remove_dir_all(&folder));
         }
@@ -153,18 +172,35 @@ impl Templates {
     fn find_key(&self, key: &str) -> Option<Template> {
         let folder = self.folder.join(key);
         // Its last use.
-        let used = File::open(&folder).and_then(|dir| dir.set_modified(SystemTime::now()));
-        used.ok().map(|()| Template {
+        let opened = File::open(&folder).ok()?;
+        opened.set_modified(SystemTime::now()).ok()?;
+        Some(Template {
             key: key.to_owned(),
             folder,
+            opened,
         })
     }
 
-    /// Removes one that is of no use; none takes its place.
+    /// Removes one that is of no use; none takes its place. One that had to make room for
+    /// another while it was used was of use, and may be made again.
     pub(super) fn remove(&self, template: &Template) {
-        self.give_up(&template.key);
-        // A machine that maps its memory goes on with that. What stays is refused again.
-        let _ = fs::remove_dir_all(&template.folder);
+        let mut stages = self.stages();
+        if !template.is_there().unwrap_or(true) {
+            return;
+        }
+        stages.insert(template.key.clone(), Stage::GivenUp);
+        // What stays is refused again.
+        let _ = self.evict(&template.folder, stages);
+    }
+
+    /// Removes a template: at once for who looks for it. A machine that maps its memory
+    /// goes on with that.
+    fn evict(&self, folder: &Path, stages: Stages<'_>) -> io::Result<()> {
+        let going = self.folder.join(GOING);
+        absent_is_fine(fs::remove_dir_all(&going))?;
+        fs::rename(folder, &going)?;
+        drop(stages);
+        absent_is_fine(fs::remove_dir_all(going))
     }
 
     /// The key of the template that is to be made for launches as this one, from here on
@@ -200,7 +236,7 @@ impl Templates {
         self.stages().insert(key.to_owned(), Stage::GivenUp);
     }
 
-    fn stages(&self) -> MutexGuard<'_, BTreeMap<String, Stage>> {
+    fn stages(&self) -> Stages<'_> {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -223,14 +259,14 @@ impl Templates {
         let mut there = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            if entry.file_name() != MAKING {
+            if entry.file_name() != MAKING && entry.file_name() != GOING {
                 there.push((entry.metadata()?.modified()?, entry.path()));
             }
         }
         there.sort();
         let over = (there.len() + 1).saturating_sub(self.most);
         for (_, path) in there.into_iter().take(over) {
-            absent_is_fine(fs::remove_dir_all(path))?;
+            absent_is_fine(self.evict(&path, self.stages()))?;
         }
         fs::rename(made, self.folder.join(key))
     }
@@ -273,8 +309,34 @@ mod tests {
         templates.remove(&templates.find_key("c").unwrap());
         assert!(templates.find_key("c").is_none() && !templates.wants("c"));
         assert!(templates.wants("b"));
+        assert_eq!(fs::read_dir(&templates.folder).unwrap().count(), 1);
         let none = Templates::open(data.path(), 0);
         assert!(none.find_key("a").is_none());
         none.purge().unwrap();
+    }
+
+    #[test]
+    fn one_that_made_room_while_it_was_used_may_be_made_again() {
+        let data = tempfile::tempdir().unwrap();
+        let templates = Templates::open(data.path(), 1);
+        let made = data.path().join("made");
+        let keep = |key: &str| {
+            templates.workshop().unwrap();
+            fs::create_dir(&made).unwrap();
+            templates.keep(&made, key).unwrap();
+        };
+        keep("a");
+        let used = templates.find_key("a").unwrap();
+        keep("b");
+        // Its VMM finds no files there.
+        templates.remove(&used);
+        assert!(templates.wants("a"));
+        // It is made anew by then, and that one is of use.
+        keep("a");
+        templates.stages().remove("a");
+        templates.remove(&used);
+        assert!(templates.find_key("a").is_some());
+        templates.remove(&templates.find_key("a").unwrap());
+        assert!(templates.find_key("a").is_none() && !templates.wants("a"));
     }
 }
