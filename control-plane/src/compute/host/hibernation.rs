@@ -13,6 +13,10 @@
 //!   between: a VMM that is started, with this memory or from cold, and one that is let
 //!   go after all.
 //!
+//! A VMM that ends before it has noted its process id never let its guest run. Where that
+//! was no fault of the memory (it is damaged, or of another machine than this), the memory
+//! gets its name back when nothing of that VMM is left, and the launch is tried again.
+//!
 //! It is the name that decides and not a record in the store: a power cut may take back a
 //! transaction, but not a folder that was synced. And each change of it is made under the
 //! instance's lock, which the thread that makes it holds, so that one whose caller has

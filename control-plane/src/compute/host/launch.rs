@@ -202,8 +202,10 @@ impl HostCompute {
         match self.start(launch, folder, &places, taps).await {
             Ok(()) => Ok(true),
             Err(ComputeError::Refused(why)) => {
-                tracing::warn!(instance = %id, why, "its template is refused, and goes: it boots from cold");
-                self.templates.remove(&template);
+                tracing::warn!(instance = %id, why, "its template is refused: it boots from cold");
+                if blames_snapshot(&why) {
+                    self.templates.remove(&template);
+                }
                 let ended = self.cgroups.remove(id).await;
                 doing("ending what refused its template", ended)?;
                 let made = self.cgroups.create(&launch.spec);
@@ -235,7 +237,8 @@ impl HostCompute {
     }
 
     /// Starts the VMM on the memory that it is to go on from, if that is still there and
-    /// it takes it. Whatever comes of it, that memory is never given out again.
+    /// it takes it. That memory is never given out again, but where it is sure that its
+    /// guest has not run, and that this was no fault of the memory.
     async fn resume(
         &self,
         launch: &Launch,
@@ -263,15 +266,26 @@ impl HostCompute {
                 tracing::info!(instance = %id, "it goes on from its memory");
                 Ok(true)
             }
-            Err(ComputeError::Refused(why)) => {
-                tracing::warn!(instance = %id, why, "its memory is refused, and lost: it boots from cold");
+            Err(error) => {
                 let ended = self.cgroups.remove(id).await;
-                doing("ending what refused its memory", ended)?;
+                doing("ending what did not go on from its memory", ended)?;
+                // A VMM notes its process id before it lets the guest run.
+                let may_have_run = folder.claimed_pid().is_some();
+                let why = match error {
+                    ComputeError::Refused(why) if may_have_run || blames_snapshot(&why) => why,
+                    error if may_have_run => return Err(error),
+                    error => {
+                        let memory = Memory::of(folder);
+                        let back = under(held, move || memory.give_back(boot)).await;
+                        doing("taking its memory back", back)?;
+                        return Err(passing(error));
+                    }
+                };
+                tracing::warn!(instance = %id, why, "its memory is refused, and lost: it boots from cold");
                 let made = self.cgroups.create(&launch.spec);
                 doing("making the control group", made)?;
                 Ok(false)
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -291,6 +305,35 @@ impl HostCompute {
             missing.join(", ")
         )))
     }
+}
+
+/// A refusal as what another moment may not refuse.
+fn passing(error: ComputeError) -> ComputeError {
+    match error {
+        ComputeError::Refused(why) => ComputeError::Host {
+            doing: "going on from its memory".to_owned(),
+            source: io::Error::other(why),
+        },
+        error => error,
+    }
+}
+
+/// Whether a VMM that refused to start says that it was for what it was to go on from: it
+/// names the flag. Not for what another moment may have, though it was lacking there.
+fn blames_snapshot(why: &str) -> bool {
+    const PASSING: [i32; 8] = [
+        libc::EINTR,
+        libc::EAGAIN,
+        libc::ENOMEM,
+        libc::EBUSY,
+        libc::ENFILE,
+        libc::EMFILE,
+        libc::ENOSPC,
+        libc::ETIMEDOUT,
+    ];
+    // As io::Error says them.
+    let is = |errno: &i32| why.contains(&format!("(os error {errno})"));
+    why.starts_with("--restore") && !PASSING.iter().any(is)
 }
 
 /// Copies the kernel and the initrd, if there is one, from a disk. `Ok(Err(line))`

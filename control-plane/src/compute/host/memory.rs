@@ -186,6 +186,12 @@ impl Memory {
         Ok(Some(self.place(USED)))
     }
 
+    /// Takes back what was given out, to a VMM that is gone and never let its guest run.
+    pub(super) fn give_back(&self, boot: u64) -> io::Result<()> {
+        fs::rename(self.place(USED), self.whole(boot))?;
+        sync(&self.folder)
+    }
+
     /// What it takes on the disk, in bytes.
     pub(super) fn bytes(&self) -> io::Result<u64> {
         let (boots, rest) = self.look()?;

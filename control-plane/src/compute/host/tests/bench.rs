@@ -12,7 +12,8 @@ use crate::{
 /// pid file, answers on its socket, and says why it ended. The kernel's text
 /// decides how it behaves. How each begins is in the file `starts` beside it, and in `saves`
 /// each snapshot that is begun. One whose kernel is `slow`, or `stubborn` and deaf to
-/// whoever gives a snapshot up, writes one in its time and once there is a file `go`.
+/// whoever gives a snapshot up, writes one in its time and once there is a file `go`. None
+/// goes on from what was saved while there is a file `lacking`, which is what it says.
 const STAND_IN: &str = r#"#!/usr/bin/python3
 import json, os, signal, socket, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -21,17 +22,25 @@ if words == "refuse":
     print("hearth-vmm: --kernel: not a bzImage", file=sys.stderr)
     sys.exit(2)
 saved = flags.get("--restore")
+if saved and not os.path.exists(saved + "/machine.json"):
+    print("hearth-vmm: --restore: machine.json: No such file or directory (os error 2)", file=sys.stderr)
+    sys.exit(2)
 if saved and open(saved + "/machine.json").read() != '"saved"':
     print("hearth-vmm: --restore: machine.json: is damaged", file=sys.stderr)
     sys.exit(2)
 memory = open(saved + "/memory") if saved else None
+if saved and os.path.exists(os.path.dirname(sys.argv[0]) + "/lacking"):
+    print("hearth-vmm: " + open(os.path.dirname(sys.argv[0]) + "/lacking").read(), file=sys.stderr)
+    sys.exit(2)
 r, w = os.pipe()
 if os.fork():
     os.close(w)
     sys.exit(0 if os.read(r, 1) == b"\n" else 2)
 os.setsid()
+with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
 with open(os.path.dirname(sys.argv[0]) + "/starts", "a") as f:
     f.write("memory %s\n" % memory.read() if saved else "cold\n")
+if saved and words == "dies": sys.exit(1)
 here = os.path.dirname(sys.argv[0])
 with open(flags["--serial-log"], "a") as f:
     f.write("warm\n" if saved else "hello\n")
@@ -40,7 +49,6 @@ server = socket.socket(socket.AF_UNIX)
 server.bind(flags["--socket"])
 server.listen()
 resets, state, busy, saving = 0, "running", 2, None
-with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
 os.write(w, b"\n")
 def end(reason):
     with open(flags["--exit-file"] + ".new", "w") as f: json.dump({"reason": reason}, f)

@@ -539,3 +539,83 @@ async fn what_was_given_up_is_never_kept_though_it_was_written_to_its_end() {
     assert_eq!(saves(&bench).len(), 2);
     clean_up(&host, &root).await;
 }
+
+#[tokio::test]
+async fn memory_outlasts_what_its_host_lacks_for_a_while() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let (mut host, spec) = hibernated(&bench, &root, "kernel").await;
+    let id = &spec.instance;
+    let lacking = bench.dir.path().join("lacking");
+    for why in [
+        "512 MiB of guest memory can't be had: Cannot allocate memory (os error 12)",
+        "--restore: memory: Cannot allocate memory (os error 12)",
+        "--socket: Address already in use (os error 98)",
+        "--disk /x: another process has it",
+    ] {
+        fs::write(&lacking, why).unwrap();
+        let refused = launch(&host, &spec).await.unwrap_err();
+        // It is tried again: what the VMM refuses for good is not.
+        assert!(
+            matches!(&refused, ComputeError::Host { source, .. } if source.to_string() == why),
+            "{refused:?}"
+        );
+        assert_eq!(host.kept_memory(id).await.unwrap(), WHOLE, "{why}");
+    }
+    fs::remove_file(lacking).unwrap();
+    let vmm = std::mem::replace(&mut host.vmm, "/none/such".into());
+    launch(&host, &spec).await.unwrap_err();
+    assert_eq!(host.kept_memory(id).await.unwrap(), WHOLE);
+    host.vmm = vmm;
+    launch(&host, &spec).await.unwrap();
+    assert_eq!(starts(&bench), ["cold", "memory of boot"]);
+    assert!(left(&host, id).is_empty());
+    clean_up(&host, &root).await;
+}
+
+#[tokio::test]
+async fn memory_that_is_another_machines_is_lost() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let (host, spec) = hibernated(&bench, &root, "kernel").await;
+    let why = "--restore: its devices are a, b, and here there are a";
+    fs::write(bench.dir.path().join("lacking"), why).unwrap();
+    launch(&host, &spec).await.unwrap();
+    assert_eq!(starts(&bench), ["cold", "cold"]);
+    assert!(left(&host, &spec.instance).is_empty());
+    clean_up(&host, &root).await;
+}
+
+#[tokio::test]
+async fn memory_whose_guest_may_have_run_is_never_given_back() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    // It fails with its process id noted: whether the guest ran can't be told.
+    let (host, spec) = hibernated(&bench, &root, "dies").await;
+    launch(&host, &spec).await.unwrap();
+    assert_eq!(starts(&bench), ["cold", "memory of boot", "cold"]);
+    assert!(left(&host, &spec.instance).is_empty());
+    clean_up(&host, &root).await;
+}
+
+#[tokio::test]
+async fn what_changes_memory_holds_the_lock_though_nobody_waits_for_it() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let host = bench.open(&root);
+    let id = bench.spec("kernel").instance;
+    let held = host.hold(&id).await;
+    let (go_on, waits) = std::sync::mpsc::channel::<()>();
+    let mut changing = Box::pin(under(&held, move || waits.recv().map_err(io::Error::other)));
+    assert!(futures_util::poll!(&mut changing).is_pending());
+    drop(changing);
+    drop(held);
+    assert!(host.lock(&id).try_lock().is_err());
+    go_on.send(()).unwrap();
+    drop(host.hold(&id).await);
+    clean_up(&host, &root).await;
+}

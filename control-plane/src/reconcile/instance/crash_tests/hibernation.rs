@@ -110,6 +110,32 @@ async fn one_that_cant_be_hibernated_says_so_when_it_has_stopped() {
 }
 
 #[tokio::test]
+async fn a_start_that_its_host_fails_keeps_the_memory_for_the_next() {
+    use crate::compute::{ComputeError, simulated::Call};
+    let cloud = Cloud::new().await;
+    for act in [Act::Run, Act::Hibernate] {
+        cloud.act(act).await;
+        assert!(cloud.run().await);
+    }
+    cloud.host.compute.set_hook(|call| match call {
+        Call::Launch(_) => Err(ComputeError::Host {
+            doing: "starting".into(),
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        }),
+        _ => Ok(()),
+    });
+    cloud.act(Act::Start).await;
+    assert!(cloud.run().await);
+    cloud.check("a host without memory").await;
+    assert_eq!(cloud.instance().state, InstanceState::Stopped);
+    cloud.host.compute.set_hook(|_| Ok(()));
+    cloud.act(Act::Start).await;
+    assert!(cloud.run().await);
+    cloud.check("started").await;
+    assert_eq!(cloud.host.compute.resumed(), [cloud.instance().id]);
+}
+
+#[tokio::test]
 async fn memory_that_is_lost_is_a_start_from_cold() {
     use crate::compute::ComputeHost as _;
     let cloud = Cloud::new().await;
