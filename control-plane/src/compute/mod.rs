@@ -192,12 +192,13 @@ pub trait ComputeHost: Send + Sync {
     /// Boots the instance from cold, unless this very boot runs already; the
     /// kernel and initrd are those on its root disk. `taps` are in the order
     /// of [`LaunchSpec::nics`]. After an error nothing runs. Memory that is kept is
-    /// gone on from if [`LaunchSpec::resume`] says so, once, and is else lost.
+    /// gone on from if [`LaunchSpec::resume`] says so, once, and is else lost; where the
+    /// host lacked something for it, it stays, and that is an error.
     async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError>;
 
     /// Saves the instance's memory, and leaves it held: its VMM is only to be ended.
-    /// After an error it runs on, or will when its power button is pressed, and no
-    /// memory is kept.
+    /// After an error it runs on, or will when its power button is pressed, or was ended,
+    /// and no memory is kept.
     async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError>;
 
     /// What is kept of its memory.

@@ -220,6 +220,7 @@ impl Process {
             Some(taking) => taking.take()?,
             None => true,
         };
+        // Before the guest runs: where no id is, it never did.
         if let Some(pid_file) = &mut self.pid_file
             && let Err(error) = pid_file.write()
         {
