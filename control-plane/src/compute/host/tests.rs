@@ -4,6 +4,7 @@
 mod bench;
 mod hibernation;
 mod programs;
+mod saving;
 mod warm;
 
 use std::time::Duration;
