@@ -28,7 +28,11 @@ use hearth::{
     console::HostConsole,
     model::{self, HostId},
     network::{NetworkHost, host::LinuxNetwork},
-    reconcile::{Controllers, Slots, host::DiskGuard, system_clock},
+    reconcile::{
+        Controllers, Slots,
+        host::{DiskGuard, HostSpare},
+        system_clock,
+    },
     simulation,
     storage::{self, host::HostStorage},
     store::{Db, SqliteStore},
@@ -133,7 +137,14 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
     let storage = Arc::new(storage);
     let free = Arc::clone(&storage);
     let free = Arc::new(move || free.available());
-    let compute = Arc::new(compute.with_disk_reserve(storage.reserve(), free));
+    let spare = HostSpare {
+        db: db.clone(),
+        host: config.host_id.clone(),
+    };
+    let compute = compute
+        .with_disk_reserve(storage.reserve(), free)
+        .with_spare(Arc::new(spare));
+    let compute = Arc::new(compute);
     let guard = DiskGuard {
         db: db.clone(),
         host: config.host_id.clone(),

@@ -11,6 +11,7 @@
 //! again after a crash at any point and finds its way from what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 
-use crate::model::{BootMethod, EniId, ImageId, InstanceId, VolumeId};
+use crate::model::{BootMethod, EniId, ImageId, InstanceId, Quota, VolumeId};
 
 pub mod argv;
 pub mod bootfiles;
@@ -264,6 +265,13 @@ pub trait Pausable: Send + Sync {
     /// # Errors
     /// When the host can't be asked.
     fn kept_bytes(&self) -> std::io::Result<u64>;
+}
+
+/// Says what there is beyond all promises, for what is no instance's. Who takes of it
+/// gives it back as soon as there is less: a promise goes first.
+pub trait Spare: Send + Sync + fmt::Debug {
+    /// What of the host no instance and no volume was promised.
+    fn left(&self) -> Quota;
 }
 
 /// The SMBIOS UUID of an instance: the same for its whole life, and beginning

@@ -249,12 +249,12 @@ impl Cgroups {
         if !path.exists() {
             return Ok(());
         }
-        write(&path.join("cgroup.kill"), "1")?;
         // rmdir tells when the last one is gone; the kernel tells it no sooner
-        // in any other way.
+        // in any other way. One that is being started from outside may come after the rest
+        // was ended.
         let emptied = async {
             loop {
-                match fs::remove_dir(&path) {
+                match write(&path.join("cgroup.kill"), "1").and_then(|()| fs::remove_dir(&path)) {
                     Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }

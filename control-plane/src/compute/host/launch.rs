@@ -232,6 +232,7 @@ impl HostCompute {
             uid: self.template_uid(),
             room: self.room.clone(),
             available_mib: self.available_mib,
+            spare: self.spare.clone(),
         };
         tokio::spawn(maker.make(key, launch.spec.clone(), files));
     }

@@ -40,7 +40,7 @@ use async_trait::async_trait;
 use hearth_vmm_api::SandboxLayer;
 use tokio::sync::broadcast;
 
-use super::{ComputeError, ComputeHost, Kept, LaunchSpec, Observed, Pausable, trace};
+use super::{ComputeError, ComputeHost, Kept, LaunchSpec, Observed, Pausable, Spare, trace};
 use crate::model::InstanceId;
 use crate::network::names::HostNames;
 pub use oom::{offer as offer_to_oom_killer, protect as protect_from_oom_killer};
@@ -81,6 +81,8 @@ pub struct HostCompute {
     templates: Arc<Templates>,
     /// How much memory this host has free for one that is made, in MiB.
     available_mib: fn() -> io::Result<u64>,
+    /// What it has beyond all promises; none: who opened this made none.
+    spare: Option<Arc<dyn Spare>>,
     first_uid: u32,
     /// What memory finds room in, on this host's disk.
     room: Room,
@@ -154,6 +156,7 @@ impl HostCompute {
             boot_cache,
             templates: Arc::new(templates),
             available_mib: warm::available_mib,
+            spare: None,
             instances,
             vmm: vmm.to_owned(),
             reader: reader.to_owned(),
@@ -173,6 +176,13 @@ impl HostCompute {
     #[must_use]
     pub fn with_disk_reserve(mut self, bytes: u64, free: Free) -> Self {
         self.room = self.room.keeping(bytes, free);
+        self
+    }
+
+    /// Makes templates of what is promised to nobody alone.
+    #[must_use]
+    pub fn with_spare(mut self, spare: Arc<dyn Spare>) -> Self {
+        self.spare = Some(spare);
         self
     }
 

@@ -1,7 +1,9 @@
 //! Templates, with the stand-ins: the kernel's text is what a template's console says.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::compute::CloneOf;
-use crate::model::ImageId;
+use crate::model::{ImageId, Quota, overhead_mib};
 
 use super::*;
 
@@ -133,6 +135,70 @@ async fn a_host_without_memory_to_spare_tries_again_later() {
     host.available_mib = || Ok(1 << 20);
     assert_eq!(launched(&host, &second).await, "hello\n");
     assert!(made(&host, &second).await);
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}
+
+/// What a host has beyond all promises, in MiB and GiB.
+#[derive(Debug, Default)]
+struct Promises([AtomicU64; 2]);
+
+impl Promises {
+    fn leave(&self, memory_mib: u64, disk_gib: u64) {
+        self.0[0].store(memory_mib, Ordering::SeqCst);
+        self.0[1].store(disk_gib, Ordering::SeqCst);
+    }
+}
+
+impl Spare for Promises {
+    fn left(&self) -> Quota {
+        let [memory_mib, disk_gib] = [0, 1].map(|n| self.0[n].load(Ordering::SeqCst));
+        Quota {
+            memory_mib,
+            disk_gib,
+            ..Quota::default()
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_template_is_made_of_what_is_promised_to_nobody() {
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    let spare = Arc::new(Promises::default());
+    let host = bench.open(&root).with_spare(spare.clone());
+    let [first, second] = [1, 2].map(|n| spec(&bench, n, HELD));
+    let memory = u64::from(first.memory_mib);
+    let memory = memory + overhead_mib(memory);
+    for (n, left) in (10..).zip([(memory - 1, 100), (1 << 20, 0)]) {
+        spare.leave(left.0, left.1);
+        let spec = spec(&bench, n, HELD);
+        assert_eq!(launched(&host, &spec).await, "hello\n");
+        assert!(!made(&host, &spec).await, "with {left:?}");
+    }
+    // One whose guest never holds: it ends as soon as what it takes is promised.
+    spare.leave(memory, 1);
+    let never = spec(&bench, 3, "a guest that says nothing");
+    assert_eq!(launched(&host, &never).await, "hello\n");
+    let groups = host.cgroups.of_templates();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let runs = || {
+        let mut made_in = groups.list().unwrap().into_iter();
+        made_in.any(|id| !groups.members(&id).unwrap().is_empty())
+    };
+    while !runs() {
+        assert!(tokio::time::Instant::now() < deadline, "never started");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    spare.leave(memory - 1, 1);
+    assert!(!made(&host, &never).await);
+    assert!(!runs());
+    // Neither was given up.
+    spare.leave(memory, 1);
+    assert!(host.templates.wanted(&never, &host.vmm).is_some());
+    assert_eq!(launched(&host, &second).await, "hello\n");
+    assert!(made(&host, &first).await);
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }

@@ -16,8 +16,8 @@ use super::super::folder::{Folder, Launch};
 use super::super::room::Room;
 use super::super::{blocking, client, process, spawn};
 use super::{CONSOLE, Templates, slots};
-use crate::compute::LaunchSpec;
 use crate::compute::argv;
+use crate::compute::{LaunchSpec, Spare};
 use crate::model::{BootMethod, InstanceId, overhead_mib};
 
 /// The word on the kernel's command line for which an initramfs holds, and the line that
@@ -44,6 +44,8 @@ const SNAPSHOT: Duration = Duration::from_secs(600);
 const MOST: u64 = 1 << 30;
 /// What the host must have left beside it, in MiB.
 const SPARE_MIB: u64 = 256;
+/// How often is looked whether what it takes is promised to somebody now.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
 
 /// What is needed of this machine.
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub(in super::super) struct Maker {
     pub(in super::super) room: Room,
     /// How much memory this host has free, in MiB.
     pub(in super::super) available_mib: fn() -> io::Result<u64>,
+    /// What it has beyond all promises.
+    pub(in super::super) spare: Option<Arc<dyn Spare>>,
 }
 
 /// Why there is none.
@@ -86,7 +90,12 @@ impl Maker {
         }
         let spec = template(&launch);
         let began = Instant::now();
-        let outcome = self.boot(&key, &launch, &spec, &files).await;
+        let outcome = tokio::select! {
+            biased;
+            // First: what is seen before anything is done is that there is no room.
+            () = self.is_called_for(&spec) => Err(Failed::NoRoom),
+            outcome = self.boot(&key, &launch, &spec, &files) => outcome,
+        };
         let ended = self.cgroups.remove(&spec.instance).await;
         if let Err(error) = ended.and_then(|()| self.templates.workshop().map(drop)) {
             tracing::warn!(%error, "what a template was made in is not cleared away");
@@ -116,6 +125,24 @@ impl Maker {
                     "no template can be made: launches stay cold"
                 );
             }
+        }
+    }
+
+    /// Waits until the host has less to spare than a template takes while it is made: an
+    /// instance, or a volume, was promised what was there. What is made is ended then, long
+    /// before a guest has touched all of its memory.
+    async fn is_called_for(&self, spec: &LaunchSpec) {
+        let Some(spare) = &self.spare else {
+            return std::future::pending().await;
+        };
+        let memory = u64::from(spec.memory_mib);
+        let memory_mib = memory + overhead_mib(memory);
+        loop {
+            let left = spare.left();
+            if left.memory_mib < memory_mib || left.disk_gib < MOST >> 30 {
+                return;
+            }
+            sleep(LOOK_FOR_ROOM).await;
         }
     }
 

@@ -26,6 +26,12 @@
 //! nothing of any instance, and is used for instances of the same image only. It is made
 //! in a control group and a jail of its own, one at a time, when nobody else wants the
 //! processor.
+//!
+//! In the sums that placement goes by a template is what is left over. One that is made
+//! takes memory and disk that no instance and no volume was promised, and ends when they
+//! are; so no launch is refused for one. One that is there is a file: it lessens the free
+//! disk, of which the host's record says how much may be promised, and its pages in memory
+//! are the kernel's to drop.
 
 mod make;
 
