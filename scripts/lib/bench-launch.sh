@@ -9,6 +9,7 @@
 # target/bench/launch.
 #   HEARTH_BENCH_LAUNCHES   how many of each type are measured (5)
 #   HEARTH_BENCH_TYPES      instance types ("t2.nano t2.micro")
+#   HEARTH_BENCH_WARM       from a template or not ("no yes")
 #   HEARTH_BENCH_STALL      seconds without a word until the lab counts as hung (240)
 #   HEARTH_BENCH_LOG        HEARTH_LOG of hearth (info)
 # shellcheck source=common.sh
@@ -58,7 +59,7 @@ build_lab() {
 	#!/bin/sh
 	ip link set lo up
 	hostname lab
-	for warm in no yes; do
+	for warm in ${HEARTH_BENCH_WARM:-no yes}; do
 	    HEARTH_LOG=${HEARTH_BENCH_LOG:-info} /bench/hearth serve --data-dir /scratch/\$warm --config /bench/cloud.toml \\
 	        --images-dir /bench/images --vmm-binary /bench/hearth-vmm --terminate-grace 1 --disk-overcommit 50 --disk-reserve-mib 16 \\
 	        --host-id lab --warm-templates "\$([ \$warm = no ] && echo 0 || echo 8)" >>/scratch/log 2>&1 &
