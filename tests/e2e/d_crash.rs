@@ -3,22 +3,6 @@
 
 use hearth_tests::{Cloud, wait};
 
-/// How `scripts/up` runs the control plane is read off the process itself, so that
-/// it comes back with the same flags.
-pub(crate) fn kill_and_restart(cloud: &Cloud) {
-    cloud.host.run(
-        "pid=$(hearth_pid); exe=$(readlink -f /proc/$pid/exe)
-         mapfile -d '' args < /proc/$pid/cmdline
-         log=$(readlink -f /proc/$pid/fd/2)
-         kill -9 $pid; while [ -e /proc/$pid ] && ! grep -q ^State:.Z /proc/$pid/status; do sleep 0.1; done
-         [ -f \"$log\" ] || log=/dev/null
-         setsid \"$exe\" \"${args[@]:1}\" >> \"$log\" 2>&1 < /dev/null &",
-    );
-    wait::until("hearth answers again", 60, || {
-        cloud.aws.try_call(&["ec2", "describe-regions"])
-    });
-}
-
 #[test]
 fn instances_outlive_the_control_plane() {
     let cloud = Cloud::running();
@@ -27,7 +11,7 @@ fn instances_outlive_the_control_plane() {
         !before.is_empty(),
         "nothing runs: scripts/up's first instance should"
     );
-    kill_and_restart(&cloud);
+    cloud.kill_and_restart();
     assert_eq!(cloud.host.run("hearth_vmms | sort"), before);
     let found = cloud.aws.call(&[
         "ec2",
@@ -76,7 +60,7 @@ fn a_launch_that_was_cut_off_is_finished() {
         .iter()
         .map(|i| i["InstanceId"].as_str().expect("an id").to_owned())
         .collect();
-    kill_and_restart(&cloud);
+    cloud.kill_and_restart();
     for id in &ids {
         cloud.wait_for(id, "running", 120);
         assert_eq!(
@@ -91,7 +75,7 @@ fn a_launch_that_was_cut_off_is_finished() {
     ]
     .concat();
     cloud.aws.call(&all);
-    kill_and_restart(&cloud);
+    cloud.kill_and_restart();
     for id in &ids {
         cloud.wait_for(id, "terminated", 120);
         wait::until("its VMM is gone", 20, || {

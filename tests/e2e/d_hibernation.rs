@@ -2,8 +2,6 @@
 
 use hearth_tests::{Cloud, Outside, wait};
 
-use crate::d_crash::kill_and_restart;
-
 /// What the guest keeps in memory alone, and who counts there.
 const REMEMBER: &str =
     "sudo mkdir -p /kept; sudo mount -t tmpfs -o mode=777 none /kept; echo word > /kept/word
@@ -127,10 +125,10 @@ fn a_guests_memory_lives_on() {
     // Nor does a control plane that is killed leave anything between.
     ssh(REMEMBER);
     hibernate();
-    kill_and_restart(&cloud);
+    cloud.kill_and_restart();
     let stopped = cloud.wait_for(id, "stopped", 240);
     aws.call(&["ec2", "start-instances", "--instance-ids", id]);
-    kill_and_restart(&cloud);
+    cloud.kill_and_restart();
     cloud.wait_for(id, "running", 120);
     match boot() == second_boot {
         true => assert_eq!(ssh("cat /kept/word"), "word"),

@@ -152,6 +152,28 @@ impl Cloud {
         })
     }
 
+    /// `kill -9` of the control plane, and another with the same flags: how `scripts/up`
+    /// runs it is read off the process itself.
+    pub fn kill_and_restart(&self) {
+        self.kill_and_restart_with("");
+    }
+
+    /// The same, with the flags that a line of bash makes of those in the array `args`.
+    pub fn kill_and_restart_with(&self, edit: &str) {
+        self.host.run(&format!(
+            "pid=$(hearth_pid); exe=$(readlink -f /proc/$pid/exe)
+             mapfile -d '' args < /proc/$pid/cmdline
+             {edit}
+             log=$(readlink -f /proc/$pid/fd/2)
+             kill -9 $pid; while [ -e /proc/$pid ] && ! grep -q ^State:.Z /proc/$pid/status; do sleep 0.1; done
+             [ -f \"$log\" ] || log=/dev/null
+             setsid \"$exe\" \"${{args[@]:1}}\" >> \"$log\" 2>&1 < /dev/null &",
+        ));
+        wait::until("hearth answers again", 60, || {
+            self.aws.try_call(&["ec2", "describe-regions"])
+        });
+    }
+
     /// Runs `tests/e2e/<script>` with boto3.
     ///
     /// # Panics
