@@ -45,6 +45,8 @@ pub(super) struct Guest {
     deliver: BTreeMap<usize, Trap>,
     /// The vCPU that stopped last.
     current: usize,
+    /// Nothing of the guest may change for now: it is being saved.
+    pub(super) is_locked: bool,
 }
 
 pub(super) fn index(tid: Tid) -> usize {
@@ -67,6 +69,7 @@ impl Guest {
             is_alone: false,
             deliver: BTreeMap::new(),
             current: 0,
+            is_locked: false,
         }
     }
 

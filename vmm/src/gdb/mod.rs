@@ -8,7 +8,8 @@
 //! ```
 //! Whoever attaches has the machine, its memory and its registers, as who has the control
 //! socket does: the socket is this user's only. Where nobody is attached, nothing of it
-//! is in a vCPU's way.
+//! is in a vCPU's way. While a snapshot is being written, gdb reads what it likes and changes
+//! nothing (EBUSY), and one that leaves is let go when it is written.
 
 mod guest;
 mod session;

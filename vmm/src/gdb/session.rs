@@ -134,6 +134,13 @@ impl Session {
     }
 
     fn step(&mut self, machine: &mut Machine) -> Result<Next, Box<dyn Error>> {
+        let is_locked = machine.refuses_writes().is_some();
+        match &mut self.phase {
+            Phase::Attached(attached) => attached.guest.is_locked = is_locked,
+            // What is to be undone is part of a snapshot that is being written.
+            Phase::Leaving(Some(_)) if is_locked => return Ok(Next::Wait),
+            Phase::Attaching | Phase::Leaving(_) => {}
+        }
         match &mut self.phase {
             Phase::Attaching => self.attach(machine),
             Phase::Leaving(_) => self.go(machine),

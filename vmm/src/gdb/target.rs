@@ -18,6 +18,18 @@ use crate::arch::debug::{Place, Processor, Registers, Watch, get_registers, set_
 
 /// How gdb hears of memory that isn't there: EFAULT.
 const NOT_THERE: TargetError<Failure> = TargetError::Errno(14);
+/// How it hears that a snapshot is being written, of which what it would change is a part:
+/// EBUSY.
+const SAVING: TargetError<Failure> = TargetError::Errno(16);
+
+impl Guest {
+    fn may_write(&self) -> TargetResult<(), Self> {
+        match self.is_locked {
+            true => Err(SAVING),
+            false => Ok(()),
+        }
+    }
+}
 
 impl Target for Guest {
     type Arch = Processor;
@@ -42,6 +54,7 @@ impl MultiThreadBase for Guest {
     }
 
     fn write_registers(&mut self, registers: &Registers, tid: Tid) -> TargetResult<(), Self> {
+        self.may_write()?;
         let registers = registers.clone();
         let set = move |fd: &mut _| set_registers(fd, &registers);
         match self.access.call(index(tid), set) {
@@ -58,6 +71,7 @@ impl MultiThreadBase for Guest {
     }
 
     fn write_addrs(&mut self, start: u64, data: &[u8], tid: Tid) -> TargetResult<(), Self> {
+        self.may_write()?;
         match self.write(index(tid), start, data) {
             true => Ok(()),
             false => Err(NOT_THERE),
@@ -145,10 +159,12 @@ impl Breakpoints for Guest {
 
 impl SwBreakpoint for Guest {
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        self.may_write()?;
         Ok(self.replace(address))
     }
 
     fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        self.may_write()?;
         // One that is gone with the memory that it was in is gone.
         self.restore(address);
         Ok(true)

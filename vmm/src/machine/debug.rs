@@ -34,6 +34,12 @@ impl Machine {
         self.resets
     }
 
+    /// Why its memory and its registers must stay as they are now, if they must.
+    #[must_use]
+    pub fn refuses_writes(&self) -> Option<&'static str> {
+        self.refuses_reset()
+    }
+
     /// The traps that hold vCPUs, by their number.
     #[must_use]
     pub fn take_traps(&self) -> Vec<(usize, Trap)> {

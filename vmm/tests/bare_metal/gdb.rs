@@ -1,5 +1,7 @@
 //! A debugger: its protocol, and what it does to a guest that runs.
 
+use super::slow_disk::{Answers, SlowDisk};
+use super::snapshot::saves_to;
 use super::*;
 
 /// Where the guest's code is: a bzImage's 64-bit entry.
@@ -374,6 +376,45 @@ fn a_pause_and_a_debugger_hold_it_each() {
     assert_eq!(gdb.rax(), rax, "gdb has it stopped");
     gdb.send("c");
     gdb.interrupt();
+    stop(&bench, child);
+}
+
+#[test]
+fn what_is_being_saved_is_read_and_not_written() {
+    let (Some(disk), Some((bench, child, mut gdb))) = (SlowDisk::new(), counting(&[])) else {
+        return;
+    };
+    let free = CODE + 0x100;
+    gdb.ok(&format!("Z0,{free:x},1"));
+    let before = gdb.registers();
+    bench.pause();
+    disk.answers(Answers::NoTransfers);
+    let state = tempfile::tempfile().expect("a file");
+    let client = saves_to(&bench, &disk, &state);
+    until("it is being written", || disk.hangs());
+    assert_eq!(bench.machine().state, MachineState::Saving);
+    let busy = [
+        format!("M{DATA:x},1:55"),
+        format!("G{}", hex(&[0x55; 8].repeat(before.len() / 8))),
+        format!("Z0,{:x},1", free + 1),
+        format!("z0,{free:x},1"),
+    ];
+    for packet in &busy {
+        assert_eq!(gdb.ask(packet), "E10", "{packet}");
+    }
+    assert_eq!(gdb.registers(), before);
+    assert_eq!(gdb.memory(free, 2), [0xcc, 0]);
+    // It goes, and what it did to the guest is undone when that can be.
+    drop(gdb);
+    bench.machine();
+    assert!(!client.is_finished());
+    disk.answers(Answers::Everything);
+    let answer = client.join().expect("a client");
+    assert!(answer.contains(" 200 "), "{answer}");
+    let mut gdb = Gdb::attach(&bench);
+    assert_eq!(gdb.memory(free, 2), [0, 0]);
+    gdb.ok(&format!("M{DATA:x},1:55"));
+    gdb.ok("D");
     stop(&bench, child);
 }
 

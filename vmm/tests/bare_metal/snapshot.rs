@@ -437,7 +437,7 @@ fn a_state_that_somebody_made_up_is_no_panic() {
 
 /// Asks for a snapshot into open files, on a thread of its own, whose answer is the
 /// client's.
-fn saves_to(bench: &Bench, disk: &SlowDisk, state: &File) -> JoinHandle<String> {
+pub(super) fn saves_to(bench: &Bench, disk: &SlowDisk, state: &File) -> JoinHandle<String> {
     let options = File::options().read(true).write(true).clone();
     let memory = options.open(disk.path()).expect("a file that is slow");
     let state = state.try_clone().expect("open");
