@@ -263,8 +263,8 @@ impl Machine {
                 self.wait(left());
             }
         }
-        if let Some(saving) = self.saving.take() {
-            saving.cancel();
+        if let Some(mut saving) = self.saving.take() {
+            saving.end();
             while !saving.has_ended() && !left().is_zero() {
                 self.wait(left().min(MOMENT));
             }

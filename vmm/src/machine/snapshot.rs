@@ -8,8 +8,8 @@
 //! reset loads, where disks and taps are by now. What the guest knows of it must be the
 //! same, and is compared.
 
-use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::context::Made;
-use super::saving::{Content, Saving};
+use super::saving::{Order, Saving};
 use super::template::TemplateV1;
 use super::{Error, Machine, host_error, vm};
 use crate::acpi::registers::{Registers, RegistersV1};
@@ -26,7 +26,7 @@ use crate::arch::state::{ClockV1, ControllersV1, ProcessorV1, VcpuV1, kept_msrs}
 use crate::memory::Ram;
 use crate::pci::BusV1;
 use crate::serial::SerialV1;
-use crate::snapshot::{Destination, FileId, Refused, Source};
+use crate::snapshot::{Destination, Refused, Source};
 use crate::vcpu::Vcpus;
 
 use hearth_vmm_api::MachineState;
@@ -38,6 +38,10 @@ const VCPU_STATE: Duration = Duration::from_secs(10);
 pub(super) const SAVING: &str = "a snapshot of the machine is being written";
 /// The same.
 pub(super) const HANDING_OVER: &str = "the machine is being handed over to another process";
+
+/// Why it can't be saved since another one.
+pub(super) const NOT_FOLLOWED: &str =
+    "the base is not this machine's last snapshot, or wasn't followed";
 
 /// Why one can't be saved at all.
 pub(super) const FIRMWARE: &str =
@@ -95,6 +99,9 @@ pub enum Unsaved {
     /// Memory can't be followed.
     #[error(transparent)]
     Machine(#[from] Error),
+    /// The one that it is to be since can't be read.
+    #[error("base")]
+    Base(#[source] io::Error),
     /// It can't be written.
     #[error("write the snapshot")]
     Unwritten(#[source] io::Error),
@@ -170,46 +177,31 @@ fn on_vcpu<T: Send + 'static>(
 impl Machine {
     /// Begins to write what the machine is, which goes on from there when it is let go, and
     /// so can others. It must be held, and stays so until all is written, which
-    /// [`saved`](Self::saved) tells. Of memory, only what was written since `base`, where
-    /// that is the last snapshot and was to be followed; and `follow` says whether this one
-    /// is.
+    /// [`saved`](Self::saved) tells. Of memory, only what was written since the snapshot in
+    /// the folder `base`, where that is the last one and was to be followed; and `follow`
+    /// says whether this one is.
     ///
     /// # Errors
-    /// See [`Unsaved`]; there is no snapshot then, and the last one isn't followed any
-    /// more.
+    /// See [`Unsaved`]; there is no snapshot then. Once its files are there, what fails has
+    /// the last one followed no more.
     pub fn begin_snapshot(
         &mut self,
         destination: Destination,
-        base: Option<File>,
+        base: Option<PathBuf>,
         follow: bool,
     ) -> Result<(), Unsaved> {
         self.is_saveable()?;
-        if let Some(base) = &base {
-            let base = FileId::of(base).map_err(Unsaved::Unwritten)?;
-            if self.followed != Some(base) {
-                let why = "the base is not this machine's last snapshot, or wasn't followed";
-                return Err(Unsaved::NotNow(why));
-            }
+        if base.is_some() && self.followed.is_none() {
+            return Err(Unsaved::NotNow(NOT_FOLLOWED));
         }
-        let state = self.read_state()?;
-        self.followed = None;
-        // Before it is written, while nobody writes: what fails then has left no snapshot.
-        let dirty = match self.memory.is_tracking() {
-            true => Some(self.take_dirty()?),
-            false => None,
+        let order = Order {
+            destination,
+            base,
+            followed: self.followed,
+            memory: Arc::clone(&self.memory),
+            follow,
         };
-        match (self.memory.is_tracking(), follow) {
-            (false, true) => self.begin_dirty_tracking()?,
-            (true, false) => self.end_dirty_tracking()?,
-            _ => {}
-        }
-        let content = match (base, dirty) {
-            (Some(base), Some(dirty)) => Content::Since(base, dirty),
-            _ => Content::Whole,
-        };
-        let files = destination.open(&state).map_err(Unsaved::Unwritten)?;
-        let (memory, bell) = (Arc::clone(&self.memory), Arc::clone(&self.quieted));
-        let saving = Saving::begin(files, memory, content, follow, bell);
+        let saving = Saving::begin(order, Arc::clone(&self.quieted));
         self.saving = Some(saving.map_err(Unsaved::Unwritten)?);
         self.state = MachineState::Saving;
         Ok(())
@@ -233,6 +225,7 @@ impl Machine {
         Err(Unsaved::NotNow(why))
     }
 
+    /// What it is; of a template, not yet where in memory it is called what it is.
     pub(super) fn read_state(&mut self) -> Result<MachineV1, Refused> {
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm)?.into();
         let mut states = Vec::new();
@@ -265,7 +258,7 @@ impl Machine {
             serial: self.bus.serial.save(),
             bus: self.bus.pci.save()?,
             rebooting: self.rebooting,
-            template: self.save_template()?,
+            template: self.save_template(),
         })
     }
 

@@ -58,17 +58,25 @@ pub(super) fn find(memory: &Ram, identity: &Identity) -> Result<TemplateV1, Refu
     let found = memory.find(&forms, MAX_PLACES).map_err(refuse)?;
     let places = found.into_iter();
     Ok(TemplateV1 {
-        manufacturer: identity.manufacturer.clone(),
-        product: identity.product.clone(),
-        uuid: identity.uuid.to_string(),
-        asset_tag: identity.asset_tag.clone(),
         places: places
             .map(|(form, address)| PlaceV1 { form, address })
             .collect(),
+        ..TemplateV1::called(identity)
     })
 }
 
 impl TemplateV1 {
+    /// What it is called, and no place.
+    fn called(identity: &Identity) -> Self {
+        Self {
+            manufacturer: identity.manufacturer.clone(),
+            product: identity.product.clone(),
+            uuid: identity.uuid.to_string(),
+            asset_tag: identity.asset_tag.clone(),
+            places: Vec::new(),
+        }
+    }
+
     /// Has memory say that the machine is another one.
     fn rename(&self, memory: &Ram, to: &Identity) -> Result<(), Refused> {
         let refuse = |wrong: String| Err(Refused::because(wrong));
@@ -117,10 +125,11 @@ impl TemplateV1 {
 }
 
 impl Machine {
-    /// What is to be saved of a template.
-    pub(super) fn save_template(&self) -> Result<Option<TemplateV1>, Refused> {
-        let find = || find(&self.memory, &self.identity);
-        self.template.map(|_| find()).transpose()
+    /// What is to be saved of a template, but for the places: to look for them takes as long
+    /// as memory is large, which is for who writes it to do ([`find`]). Who takes over the
+    /// machine itself has no need of them.
+    pub(super) fn save_template(&self) -> Option<TemplateV1> {
+        self.template.map(|_| TemplateV1::called(&self.identity))
     }
 
     /// Whether it is a template here if it was one in another process, and called the same:

@@ -11,7 +11,7 @@ use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
 use crate::machine::{self, Machine, Unfit, Unsaved};
-use crate::snapshot::{Destination, Source};
+use crate::snapshot::Destination;
 use crate::virtio::{blk, net, vhost_user_blk};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
@@ -203,11 +203,7 @@ fn snapshot(
             return Some(Answer::error(400, wrong));
         }
     };
-    let base = match new.base.map(|folder| Source::open(&folder)).transpose() {
-        Ok(base) => base.map(|base| base.memory),
-        Err(error) => return Some(Answer::error(409, &format!("base: {error}"))),
-    };
-    let begun = machine.begin_snapshot(destination, base, new.follow);
+    let begun = machine.begin_snapshot(destination, new.base, new.follow);
     begun.err().map(|unsaved| saved(Err(unsaved)))
 }
 

@@ -90,15 +90,14 @@ impl Drop for Unfinished {
 
 impl Destination {
     /// Makes or takes the files of a snapshot, in which there is none yet. What is left is
-    /// to write them, on whichever thread.
+    /// to write them.
     ///
     /// # Errors
     /// When they can't be made; `AlreadyExists`: there is a snapshot in the folder, which
     /// stays.
-    pub fn open(self, state: &impl Serialize) -> io::Result<Opened> {
-        let state = sealed(state)?;
+    pub fn open(self) -> io::Result<Opened> {
         match self {
-            Self::Folder(folder) => open_folder(&folder, state),
+            Self::Folder(folder) => open_folder(&folder),
             Self::Files {
                 memory,
                 state: state_file,
@@ -110,7 +109,6 @@ impl Destination {
                 Ok(Opened {
                     memory,
                     state_file,
-                    state,
                     folder: None,
                     unfinished: Unfinished::default(),
                 })
@@ -124,7 +122,6 @@ impl Destination {
 pub struct Opened {
     memory: File,
     state_file: File,
-    state: Vec<u8>,
     /// Where the files get their names when they are whole.
     folder: Option<InFolder>,
     unfinished: Unfinished,
@@ -147,15 +144,17 @@ impl Opened {
     /// When it can't be written, or is wanted no longer, and there is none then.
     pub fn write<T>(
         mut self,
+        state: &impl Serialize,
         memory: impl FnOnce(&mut File) -> io::Result<T>,
         is_wanted: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<T> {
+        let state = sealed(state)?;
         let written = memory(&mut self.memory)?;
         self.memory.sync_all()?;
         // Whatever it held, and wherever whoever opened it stands.
         self.state_file.set_len(0)?;
         self.state_file.rewind()?;
-        self.state_file.write_all(&self.state)?;
+        self.state_file.write_all(&state)?;
         self.state_file.sync_all()?;
         // However long all that took.
         is_wanted()?;
@@ -189,7 +188,7 @@ impl FileId {
     }
 }
 
-fn open_folder(folder: &Path, state: Vec<u8>) -> io::Result<Opened> {
+fn open_folder(folder: &Path) -> io::Result<Opened> {
     let place = |name| folder.join(name);
     if place(STATE).exists() {
         let taken = "there is a snapshot already";
@@ -215,7 +214,6 @@ fn open_folder(folder: &Path, state: Vec<u8>) -> io::Result<Opened> {
     Ok(Opened {
         memory,
         state_file,
-        state,
         folder: Some(InFolder {
             path: folder.to_owned(),
             open: File::open(folder).ok(),
@@ -308,9 +306,8 @@ mod tests {
 
     fn saved(folder: &Path) -> io::Result<usize> {
         let destination = Destination::Folder(folder.to_owned());
-        destination
-            .open(&[1, 2, 3])?
-            .write(|file| file.write(b"memory"), || Ok(()))
+        let write = |file: &mut File| file.write(b"memory");
+        destination.open()?.write(&[1, 2, 3], write, || Ok(()))
     }
 
     #[test]
@@ -342,8 +339,8 @@ mod tests {
         for said in ["a longer one", "state"] {
             let [memory, state] = both();
             let destination = Destination::Files { memory, state };
-            let opened = destination.open(&said).expect("opens");
-            opened.write(write, || Ok(())).expect("written");
+            let opened = destination.open().expect("opens");
+            opened.write(&said, write, || Ok(())).expect("written");
         }
         let [memory, mut state] = both();
         state.rewind().expect("a file");
@@ -359,7 +356,7 @@ mod tests {
             memory: open(),
             state: open(),
         };
-        let refused = destination.open(&"state");
+        let refused = destination.open();
         let refused = refused.expect_err("one would be written over the other");
         assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
@@ -372,16 +369,16 @@ mod tests {
             file.write_all(b"as far as it goes")?;
             io::Result::<()>::Err(io::ErrorKind::StorageFull.into())
         };
-        let opened = destination().open(&0).expect("opens");
-        assert!(opened.write(full, || Ok(())).is_err());
+        let opened = destination().open().expect("opens");
+        assert!(opened.write(&0, full, || Ok(())).is_err());
         assert_eq!(names(folder.path()), [""; 0]);
         // All is written, and nobody wants it any more.
-        let opened = destination().open(&0).expect("opens");
+        let opened = destination().open().expect("opens");
         let cancelled = || {
             assert_eq!(names(folder.path()), [UNFINISHED, MEMORY]);
             io::Result::<()>::Err(io::ErrorKind::Interrupted.into())
         };
-        let unwanted = opened.write(|file| file.write_all(b"memory"), cancelled);
+        let unwanted = opened.write(&0, |file| file.write_all(b"memory"), cancelled);
         assert_eq!(
             unwanted.expect_err("none").kind(),
             io::ErrorKind::Interrupted

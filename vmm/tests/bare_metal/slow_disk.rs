@@ -48,6 +48,9 @@ pub(super) enum Answers {
     Nothing,
 }
 
+/// For how long the kernel needn't ask for a file's attributes again, in seconds.
+const REMEMBERED: u32 = 3600;
+
 struct State {
     answers: Mutex<Answers>,
     /// Transfers that are not done, as far as that is known.
@@ -66,16 +69,21 @@ impl SlowDisk {
     /// A disk that answers. Nothing where one can't be had, said aloud.
     pub(super) fn new() -> Option<Self> {
         // FOPEN_NOFLUSH: that it is closed is no request.
-        Self::opened_with(1 << 5)
+        Self::opened_with(1 << 5, REMEMBERED)
     }
 
     /// A disk for which closing is a transfer too, as it is where the host writes back
     /// then.
     pub(super) fn with_flush() -> Option<Self> {
-        Self::opened_with(0)
+        Self::opened_with(0, REMEMBERED)
     }
 
-    fn opened_with(flags: u32) -> Option<Self> {
+    /// A disk whose size is a request each time, as it is on a network's file system.
+    pub(super) fn unremembered() -> Option<Self> {
+        Self::opened_with(1 << 5, 0)
+    }
+
+    fn opened_with(flags: u32, remembered: u32) -> Option<Self> {
         let device = OpenOptions::new()
             .read(true)
             .write(true)
@@ -110,6 +118,7 @@ impl SlowDisk {
             state: Arc::clone(&state),
             held: Vec::new(),
             flags,
+            remembered,
         };
         Some(Self {
             state,
@@ -155,6 +164,8 @@ struct Server {
     held: Vec<Request>,
     /// Of an open file: FOPEN_NOFLUSH or none.
     flags: u32,
+    /// For how long attributes are, in seconds.
+    remembered: u32,
 }
 
 impl Server {
@@ -199,9 +210,12 @@ impl Server {
         }
         let (error, body) = match request.opcode {
             INIT => (0, init()),
-            GETATTR => (0, attributes(u32::try_from(SIZE).expect("a small disk"))),
+            GETATTR => {
+                let size = u32::try_from(SIZE).expect("a small disk");
+                (0, attributes(size, self.remembered))
+            }
             // All that is ever set is its size, which is then said to be so.
-            SETATTR => (0, attributes(request.size)),
+            SETATTR => (0, attributes(request.size, self.remembered)),
             // A handle, and FOPEN_DIRECT_IO: each transfer is a request.
             OPEN => (0, [0, 0, 1 | self.flags, 0].map(u32::to_le_bytes).concat()),
             READ => (0, vec![0; request.size as usize]),
@@ -247,10 +261,10 @@ fn init() -> Vec<u8> {
     words.map(u32::to_le_bytes).concat()
 }
 
-/// `struct fuse_attr_out`: a file of this size, for an hour.
-fn attributes(size: u32) -> Vec<u8> {
+/// `struct fuse_attr_out`: a file of this size, for so long.
+fn attributes(size: u32, remembered: u32) -> Vec<u8> {
     let mut words = [0u32; 26];
-    words[0] = 3600;
+    words[0] = remembered;
     words[4] = 1; // ino
     words[6] = size;
     words[19] = 0o100_600; // mode

@@ -406,8 +406,9 @@ fn a_state_that_somebody_made_up_is_no_panic() {
             memory,
             state: file.try_clone().expect("open"),
         };
-        let opened = made.open(&wrong).expect("opens");
-        opened.write(|_| Ok(()), || Ok(())).expect("written");
+        let opened = made.open().expect("opens");
+        let written = opened.write(&wrong, |_| Ok(()), || Ok(()));
+        written.expect("written");
         let mut sealed = Vec::new();
         (&file).rewind().expect("a file");
         (&file).read_to_end(&mut sealed).expect("read");
@@ -487,6 +488,89 @@ fn nobody_waits_for_a_snapshot_but_who_asked_for_it() {
     let before = bench.log().len();
     assert!(is_status(&bench.ask("PUT /v1/resume"), 204));
     until("it counts on", || bench.log().len() > before + 1000);
+    bench.stop(child);
+}
+
+/// A folder on storage that doesn't answer: what is looked at of it first is a link there.
+#[test]
+fn nobody_waits_for_the_files_of_a_snapshot() {
+    let (Some(bench), Some(disk)) = (Bench::new(&COUNT), SlowDisk::unremembered()) else {
+        return;
+    };
+    let child = bench.command().start();
+    bench.listens("socket");
+    bench.snapshot_with("first", r#","follow":true"#);
+    let folder = |name: &str| {
+        let folder = bench.path(name);
+        std::fs::create_dir(&folder).expect("folder");
+        std::os::unix::fs::symlink(disk.path(), folder.join("machine.json")).expect("a link");
+        folder
+    };
+    let (slow, there) = (folder("slow"), bench.path("there"));
+    std::fs::create_dir(&there).expect("folder");
+    let (slow, there) = (slow.display(), there.display());
+    for (body, says) in [
+        // There is a snapshot already, by then.
+        (format!(r#"{{"path":"{slow}"}}"#), "already"),
+        (
+            format!(r#"{{"path":"{there}","base":"{slow}"}}"#),
+            "memory: No such file",
+        ),
+    ] {
+        disk.answers(Answers::Nothing);
+        let socket = bench.path("socket");
+        let client =
+            std::thread::spawn(move || send_files(&socket, "PUT /v1/snapshot", &body, &[]));
+        until("it waits for the disk", || {
+            bench.machine().state == MachineState::Saving && disk.hangs()
+        });
+        assert!(is_status(&promptly(&bench, "PUT /v1/resume"), 409));
+        promptly(&bench, "GET /v1/metrics");
+        assert!(!client.is_finished());
+        disk.answers(Answers::Everything);
+        let answer = client.join().expect("a client");
+        assert!(is_status(&answer, 409) && answer.contains(says), "{answer}");
+        assert_eq!(bench.machine().state, MachineState::Paused);
+    }
+    // One that is given up meanwhile makes nothing either.
+    let given_up = format!(
+        r#"{{"path":"{there}","base":"{}"}}"#,
+        bench.path("first").display()
+    );
+    let machine_json = bench.path("first").join("machine.json");
+    let aside = bench.path("aside");
+    std::fs::rename(&machine_json, &aside).expect("moved");
+    std::os::unix::fs::symlink(disk.path(), &machine_json).expect("a link");
+    disk.answers(Answers::Nothing);
+    let socket = bench.path("socket");
+    let client =
+        std::thread::spawn(move || send_files(&socket, "PUT /v1/snapshot", &given_up, &[]));
+    until("it waits for the disk", || {
+        bench.machine().state == MachineState::Saving && disk.hangs()
+    });
+    assert!(is_status(&promptly(&bench, "DELETE /v1/snapshot"), 202));
+    disk.answers(Answers::Everything);
+    let answer = client.join().expect("a client");
+    assert!(
+        is_status(&answer, 500) && answer.contains("cancelled"),
+        "{answer}"
+    );
+    std::fs::rename(&aside, &machine_json).expect("moved back");
+    let list = || {
+        std::fs::read_dir(bench.path("there"))
+            .expect("list")
+            .count()
+    };
+    until("its files are gone", || list() == 0);
+    // Nothing was begun, and the first one is followed as before.
+    assert_eq!(
+        std::fs::read_dir(bench.path("there"))
+            .expect("list")
+            .count(),
+        0
+    );
+    let base = format!(r#","base":"{}""#, bench.path("first").display());
+    bench.snapshot_with("second", &base);
     bench.stop(child);
 }
 
