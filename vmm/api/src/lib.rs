@@ -105,7 +105,7 @@ pub struct Machine {
     pub memory_max_bytes: u64,
     /// How often the guest was reset since the process began.
     pub resets: u64,
-    /// Disks that will be plugged once their back ends have answered.
+    /// Disks that will be plugged once their back ends have answered, or their files are open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connecting: Vec<Connecting>,
     /// The devices that a pause or a reset waits for: their requests are not done.
@@ -242,7 +242,7 @@ pub struct MachineChange {
     pub memory_bytes: Option<u64>,
 }
 
-/// A disk whose back end has not said yet what it is.
+/// A disk whose back end has not said yet what it is, or whose file is not open yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connecting {
     /// The name that it will have.

@@ -119,7 +119,8 @@ impl Server {
     ) {
         let connections = &mut self.connections;
         while let Some(stream) = self.listener.accept(|| drop_oldest(connections)) {
-            if connections.len() == MAX_CONNECTIONS {
+            // Those that wait for an answer stay, and may be as many by themselves.
+            if connections.len() >= MAX_CONNECTIONS {
                 drop_oldest(connections);
             }
             self.count += 1;
@@ -350,6 +351,26 @@ mod tests {
             })
             .collect();
         assert_eq!(server.interests().len(), 1 + MAX_CONNECTIONS);
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_is_kept_and_makes_no_room_for_more() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("s");
+        let mut server = bind(&path);
+        let mut connect = |request: &[u8]| {
+            let mut client = UnixStream::connect(&path).expect("connects");
+            client.write_all(request).expect("sends");
+            server.progress(|_, _, _| None);
+            (client, server.connections.len())
+        };
+        let waiting = [(); 2 * MAX_CONNECTIONS];
+        let waiting = waiting.map(|()| connect(b"PUT /v1/pause HTTP/1.1\r\n\r\n"));
+        let [.., (_, all)] = &waiting;
+        assert_eq!(*all, waiting.len());
+        let silent = [(); MAX_CONNECTIONS].map(|()| connect(b""));
+        let [.., (_, all)] = &silent;
+        assert_eq!(*all, waiting.len() + 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! them. All are made by the main thread: a vCPU's may do nothing that devices do, and no
 //! device's what another device does. The main thread alone answers the control socket, and
 //! opens files; but for those of a snapshot, which its thread opens before it confines
-//! itself, since a file system may take its time.
+//! itself, and those of disks that are plugged, since a file system may take its time.
 //! What KVM or a device costs any of them is in its [`Profile`], beside its code, and not
 //! here.
 //!

@@ -4,7 +4,7 @@ use std::io;
 
 use hearth_vmm_api as api;
 
-use super::{Error, Machine, host_error};
+use super::{Error, Machine};
 use crate::virtio::limit::Limits;
 
 /// Why the machine has not another number of vCPUs, or another size of memory.
@@ -22,16 +22,6 @@ pub enum Unfit {
 }
 
 impl Machine {
-    /// Looks at a disk's size again and notifies the guest if it changed; none: there is
-    /// no disk of this name.
-    ///
-    /// # Errors
-    /// When the size can't be read.
-    pub fn resize_disk(&mut self, id: &str) -> Result<Option<api::Disk>, Error> {
-        let resized = self.devices.resize_disk(id).transpose();
-        resized.map_err(host_error("look at the disk's size"))
-    }
-
     /// Changes how much a disk may do, from now on; false: there is no disk of this name.
     ///
     /// # Errors

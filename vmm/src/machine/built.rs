@@ -238,6 +238,7 @@ impl Built {
             bus: self.bus,
             devices: Devices::default(),
             connecting: Vec::new(),
+            errands: super::opening::Errands::default(),
             context: self.context,
             backplane,
             quieted: self.quieted,

@@ -106,7 +106,7 @@ impl DeviceContext {
         mut open: Vec<OwnedFd>,
     ) -> Result<Made, Error> {
         match device {
-            config::Device::Disk(disk) => self.disk(disk, open.pop()),
+            config::Device::Disk(disk) => self.disk(disk, open_disk(disk, open.pop())?),
             config::Device::UserDisk(disk) => {
                 let back_end = user_disk::target(disk, open.pop()).open();
                 self.user_disk(disk, back_end)
@@ -151,29 +151,21 @@ impl DeviceContext {
         }
     }
 
-    /// A disk, from its file where that is open already.
-    fn disk(&self, disk: &config::Disk, file: Option<OwnedFd>) -> Result<Made, Error> {
-        let what = format!("--disk {}", disk.path.display());
+    /// A disk, with its file open. Nothing of it asks the file for anything.
+    pub(super) fn disk(&self, disk: &config::Disk, found: Found) -> Result<Made, Error> {
+        let what = what(disk);
         let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
-        let backend = match file {
-            Some(file) => Backend::from_file(File::from(file), disk.read_only),
-            None => Backend::open(&disk.path, disk.read_only),
-        }
-        .map_err(fail)?;
-        lock(&backend, disk.read_only, "disk").map_err(fail)?;
-        let size_bytes = backend.size().map_err(fail)?;
-        if size_bytes < SECTOR {
-            return Err(Error::Device(format!(
-                "{what}: a disk has at least {SECTOR} bytes"
-            )));
-        }
+        let Found {
+            backend,
+            size_bytes,
+        } = found;
         let options = Options {
             serial: disk.serial.clone(),
             queues: disk.queues.unwrap_or(self.vcpus.into()),
             engine: disk.engine,
             limits: disk.limits,
         };
-        let device = Block::new(backend, &options).map_err(fail)?;
+        let device = Block::with_size(backend, size_bytes, &options).map_err(fail)?;
         let handle = device.handle();
         let description = api::Disk {
             id: disk.id.clone(),
@@ -305,6 +297,40 @@ impl DeviceContext {
         };
         vhosts.map_err(|error| io::Error::new(error.kind(), format!("vhost-net: {error}")))
     }
+}
+
+/// A disk's file, open and locked.
+pub(super) struct Found {
+    backend: Backend,
+    size_bytes: u64,
+}
+
+/// How messages call a disk.
+fn what(disk: &config::Disk) -> String {
+    format!("--disk {}", disk.path.display())
+}
+
+/// Opens a disk's file, where it isn't open already, and locks it: for as long as its file
+/// system likes.
+pub(super) fn open_disk(disk: &config::Disk, file: Option<OwnedFd>) -> Result<Found, Error> {
+    let what = what(disk);
+    let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
+    let backend = match file {
+        Some(file) => Backend::from_file(File::from(file), disk.read_only),
+        None => Backend::open(&disk.path, disk.read_only),
+    }
+    .map_err(fail)?;
+    lock(&backend, disk.read_only, "disk").map_err(fail)?;
+    let size_bytes = backend.size().map_err(fail)?;
+    if size_bytes < SECTOR {
+        return Err(Error::Device(format!(
+            "{what}: a disk has at least {SECTOR} bytes"
+        )));
+    }
+    Ok(Found {
+        backend,
+        size_bytes,
+    })
 }
 
 /// A device of which there is one at most.

@@ -48,6 +48,14 @@ pub(super) enum Handle {
     None,
 }
 
+/// How a disk's size is looked at.
+pub(super) enum Look {
+    /// By this, which may take its time.
+    At(blk::Handle),
+    /// Its back end was asked, and the answer is seen by who asks later.
+    Asked(api::Disk),
+}
+
 impl Handle {
     /// What the device is made of, open once more: another process makes the same one of
     /// it.
@@ -133,19 +141,27 @@ impl Devices {
         })
     }
 
-    /// Looks at a disk's size again; none: there is no disk of this name.
-    pub(super) fn resize_disk(&mut self, id: &str) -> Option<io::Result<api::Disk>> {
-        let device = self.0.iter_mut().find(|device| device.id == id)?;
-        match &mut device.handle {
-            Handle::Disk(disk, handle) => match handle.refresh_capacity() {
-                Ok(size) => disk.size_bytes = size,
-                Err(error) => return Some(Err(error)),
-            },
-            // Its back end is asked, and the answer seen by who asks later.
-            Handle::UserDisk(_, handle) => handle.refresh(),
-            _ => return None,
+    /// Has a disk's size looked at again; none: there is no disk of this name.
+    pub(super) fn look_at_disk(&self, id: &str) -> Option<Look> {
+        let device = self.0.iter().find(|device| device.id == id)?;
+        match &device.handle {
+            Handle::Disk(_, handle) => Some(Look::At(handle.clone())),
+            Handle::UserDisk(_, handle) => {
+                handle.refresh();
+                device.disk().map(Look::Asked)
+            }
+            _ => None,
         }
-        device.disk().map(Ok)
+    }
+
+    /// Has a disk have this size in bytes; none: there is no disk of this name any more.
+    pub(super) fn disk_has(&mut self, id: &str, size: u64) -> Option<api::Disk> {
+        let device = self.0.iter_mut().find(|device| device.id == id)?;
+        if let Handle::Disk(disk, handle) = &mut device.handle {
+            handle.resized(size);
+            disk.size_bytes = size;
+        }
+        device.disk()
     }
 
     /// Changes how much a disk may do; false: there is no disk of this name.

@@ -145,9 +145,11 @@ impl Machine {
     /// # Errors
     /// Those of a reset that was begun.
     pub fn progress(&mut self) -> Result<(), Error> {
-        self.plug_connected();
-        // Nonblocking: an error says that it has not rung.
+        // Nonblocking: an error says that it has not rung. Before all looks at what may
+        // have: what comes behind one rings again.
         let has_rung = self.quieted.read().is_ok();
+        self.plug_connected();
+        self.finish_errands();
         if !has_rung && !self.is_under_way() {
             return Ok(());
         }
@@ -248,6 +250,8 @@ impl Machine {
         self.power_on()?;
         self.resets += 1;
         self.let_go();
+        // Disks that came meanwhile are plugged now.
+        let _ = self.quieted.write(1);
         Ok(())
     }
 

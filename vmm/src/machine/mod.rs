@@ -32,6 +32,7 @@ mod handover;
 mod ioctls;
 mod life;
 mod memory;
+mod opening;
 mod saving;
 mod snapshot;
 mod template;
@@ -68,11 +69,13 @@ pub(crate) use error::{host_error, kvm_error};
 pub use firmware::{Firmware, Software};
 pub(crate) use handover::PROFILE as HAND_OVER;
 pub use handover::{Handover, Inherited};
+pub use opening::{Errand, Outcome, Resize};
 pub use snapshot::Unsaved;
 pub use vcpus::Count as VcpuCount;
 
 /// Threads that are there for a while, by their names.
-pub static ERRANDS: [(&str, &Profile); 2] = [
+pub static ERRANDS: [(&str, &Profile); 3] = [
+    ("disk-file", &opening::PROFILE),
     ("snapshot", &saving::PROFILE),
     ("hand-over", &handover::PROFILE),
 ];
@@ -118,6 +121,8 @@ pub struct Machine {
     devices: devices::Devices,
     /// Disks whose back ends haven't answered yet.
     connecting: Vec<user_disk::Connecting>,
+    /// Files of disks that are being opened or looked at.
+    errands: opening::Errands,
     context: context::DeviceContext,
     backplane: Backplane,
     /// Rung by devices that have become quiet.
@@ -215,19 +220,6 @@ impl Machine {
         self.rebooting
     }
 
-    /// Puts a disk in and notifies the guest.
-    ///
-    /// # Errors
-    /// When the name is taken, or the disk can't be had.
-    pub fn add_disk(
-        &mut self,
-        disk: config::Disk,
-        file: Option<OwnedFd>,
-    ) -> Result<Option<api::Disk>, Error> {
-        let open = file.into_iter().collect();
-        self.add(&config::Device::Disk(disk), open, devices::Device::disk)
-    }
-
     /// Puts a network interface in and notifies the guest.
     ///
     /// # Errors
@@ -237,19 +229,11 @@ impl Machine {
         nic: config::Nic,
         open: Vec<OwnedFd>,
     ) -> Result<Option<api::Nic>, Error> {
-        self.add(&config::Device::Nic(nic), open, devices::Device::nic)
-    }
-
-    fn add<T>(
-        &mut self,
-        device: &config::Device,
-        open: Vec<OwnedFd>,
-        describe: fn(&devices::Device) -> Option<T>,
-    ) -> Result<Option<T>, Error> {
-        self.may_plug(device)?;
-        let made = self.context.make(device, &mut Taps::new(), open)?;
+        let device = config::Device::Nic(nic);
+        self.may_plug(&device)?;
+        let made = self.context.make(&device, &mut Taps::new(), open)?;
         let slot = self.plug(made, None)?;
-        let description = self.devices.at(slot).and_then(describe);
+        let description = self.devices.at(slot).and_then(devices::Device::nic);
         self.notify_guest(|registers| registers.slot_filled(slot))?;
         Ok(description)
     }
@@ -259,7 +243,7 @@ impl Machine {
     fn may_plug(&mut self, device: &config::Device) -> Result<(), Error> {
         let id = device.id();
         self.forget_failed(id);
-        if self.devices.has(id) || self.is_connecting(id) {
+        if self.devices.has(id) || self.is_connecting(id) || self.is_opening(id) {
             return Err(taken(device));
         }
         let why = match self.state {
@@ -351,7 +335,7 @@ impl Machine {
             resets: self.resets,
             disks: self.devices.disks(),
             nics: self.devices.nics(),
-            connecting: self.connecting(),
+            connecting: self.connecting().chain(self.opening()).collect(),
             waits_for: self.waits_for(),
             jail: self.jail.clone(),
             start: api::Start {

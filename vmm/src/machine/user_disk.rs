@@ -220,12 +220,11 @@ impl Machine {
     }
 
     /// Disks that aren't plugged yet.
-    pub(super) fn connecting(&self) -> Vec<api::Connecting> {
+    pub(super) fn connecting(&self) -> impl Iterator<Item = api::Connecting> {
         let all = self.connecting.iter().filter(|one| !one.is_forgotten);
-        let all = all.map(|connecting| api::Connecting {
+        all.map(|connecting| api::Connecting {
             id: connecting.disk.id.clone(),
             error: connecting.error.as_ref().map(ToString::to_string),
-        });
-        all.collect()
+        })
     }
 }

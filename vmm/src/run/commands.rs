@@ -10,26 +10,35 @@ use super::prometheus;
 use crate::config;
 use crate::control::{Answer, Command};
 use crate::error::chain;
-use crate::machine::{self, Machine, Unfit, Unsaved};
+use crate::machine::{self, Errand, Machine, Outcome, Resize, Unfit, Unsaved};
 use crate::snapshot::Destination;
 use crate::virtio::{blk, net, vhost_user_blk};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
 
-/// Does what a client of the control socket asks for. None: a snapshot is begun, of which
-/// there is one at a time, and the answer comes with its end.
+/// How a request is answered.
+pub(super) enum Reply {
+    /// At once.
+    Now(Answer),
+    /// When the snapshot that is begun is written, of which there is one at a time.
+    Saved,
+    /// When this is done.
+    Done(Errand),
+}
+
+/// Does what a client of the control socket asks for.
 pub(super) fn perform(
     machine: &mut Machine,
     ending: &mut Option<Exit>,
     handing_over: &mut Option<HandOver>,
     command: Command,
     mut descriptors: Vec<OwnedFd>,
-) -> Option<Answer> {
+) -> Reply {
     if handing_over.is_some() && !command.only_reads() && command != Command::Stop {
         let why = "the machine is being handed over to another process";
-        return Some(Answer::error(409, why));
+        return Reply::Now(Answer::error(409, why));
     }
-    Some(match command {
+    Reply::Now(match command {
         Command::HandOver => match HandOver::begin(machine, descriptors.pop()) {
             Ok(begun) => {
                 *handing_over = Some(begun);
@@ -73,7 +82,7 @@ pub(super) fn perform(
                 Answer::error(500, &chain(&error))
             }
         },
-        Command::AddDisk(new) => add_disk(machine, new, descriptors.pop()),
+        Command::AddDisk(new) => return add_disk(machine, new, descriptors.pop()),
         Command::AddNic(new) => {
             let tap = config::Tap::Name(new.tap);
             let mac = new.mac.as_deref();
@@ -87,15 +96,16 @@ pub(super) fn perform(
                 match change.limits.try_into() {
                     Ok(limits) => match machine.limit_disk(&id, limits) {
                         Ok(_) => {}
-                        Err(why) => return Some(Answer::error(409, why)),
+                        Err(why) => return Reply::Now(Answer::error(409, why)),
                     },
-                    Err(mistake) => return Some(Answer::error(400, &mistake)),
+                    Err(mistake) => return Reply::Now(Answer::error(400, &mistake)),
                 }
             }
             match machine.resize_disk(&id) {
-                Ok(Some(disk)) => Answer::value(&disk),
+                Ok(Some(Resize::Now(disk))) => Answer::value(&disk),
+                Ok(Some(Resize::Later(errand))) => return Reply::Done(errand),
                 Ok(None) => no_device(&id),
-                Err(error) => Answer::error(500, &chain(&error)),
+                Err(error) => Answer::error(409, &chain(&error)),
             }
         }
         Command::ChangeNic(id, change) => match change.limits.try_into() {
@@ -113,7 +123,7 @@ pub(super) fn perform(
         Command::SetBalloon(wanted) => {
             if wanted.target_bytes >= machine.memory_bytes() {
                 let wrong = "target_bytes: the guest has not that much memory";
-                return Some(Answer::error(400, wrong));
+                return Reply::Now(Answer::error(400, wrong));
             }
             match machine.set_balloon(wanted.target_bytes) {
                 true => Answer::asked(),
@@ -145,37 +155,54 @@ fn changed(machine: &mut Machine, change: MachineChange) -> Answer {
 }
 
 /// Puts a disk in: a file of ours, or what another process serves.
-fn add_disk(machine: &mut Machine, new: NewDisk, open: Option<OwnedFd>) -> Answer {
+fn add_disk(machine: &mut Machine, new: NewDisk, open: Option<OwnedFd>) -> Reply {
     let (path, socket) = (new.path, new.socket);
     if let (None, Some(socket)) = (&path, socket.clone()) {
         if new.serial.is_some() || new.read_only {
-            return Answer::error(400, "serial and read_only are for the back end to say");
+            let wrong = "serial and read_only are for the back end to say";
+            return Reply::Now(Answer::error(400, wrong));
         }
         if !new.limits.is_none() {
-            return Answer::error(400, config::NO_DISK_LIMITS);
+            return Reply::Now(Answer::error(400, config::NO_DISK_LIMITS));
         }
         let disk = config::UserDisk::new(new.id, socket);
-        return match disk.map(|disk| machine.add_user_disk(disk, open)) {
+        return Reply::Now(match disk.map(|disk| machine.add_user_disk(disk, open)) {
             Err(mistake) => Answer::error(400, &mistake),
             Ok(Err(error)) => Answer::error(409, &chain(&error)),
             Ok(Ok(Some(disk))) => Answer::value(&disk),
             Ok(Ok(None)) => Answer::asked(),
-        };
+        });
     }
     let (Some(path), None) = (path, socket) else {
-        return Answer::error(400, "a disk has either a path or a socket");
+        let wrong = "a disk has either a path or a socket";
+        return Reply::Now(Answer::error(400, wrong));
     };
     let disk = config::Disk::new(new.id, path, new.serial, new.read_only);
     let disk = disk.and_then(|disk| {
         let limits = new.limits.try_into()?;
         Ok(config::Disk { limits, ..disk })
     });
-    added(disk, |disk| machine.add_disk(disk, open))
+    match disk.map(|disk| machine.add_disk(disk, open)) {
+        Err(mistake) => Reply::Now(Answer::error(400, &mistake)),
+        Ok(Err(error)) => Reply::Now(Answer::error(409, &chain(&error))),
+        Ok(Ok(errand)) => Reply::Done(errand),
+    }
+}
+
+/// What came of an errand.
+pub(super) fn finished(outcome: Outcome) -> Answer {
+    match outcome {
+        Outcome::Added(Ok(disk)) => Answer::value(&disk),
+        Outcome::Added(Err(error)) => Answer::error(409, &chain(&error)),
+        Outcome::Resized(Ok(Some(disk))) => Answer::value(&disk),
+        Outcome::Resized(Ok(None)) => Answer::error(404, "the disk is gone"),
+        Outcome::Resized(Err(error)) => Answer::error(500, &chain(&error)),
+    }
 }
 
 /// Requests the unplug of a disk, whoever serves it.
 fn remove_disk(machine: &mut Machine, id: &str) -> Answer {
-    if machine.forget_connecting(id) {
+    if machine.forget_connecting(id) || machine.forget_opening(id) {
         return Answer::asked();
     }
     let asked = match machine.request_unplug(&blk::DECLARATION, id) {
@@ -185,13 +212,8 @@ fn remove_disk(machine: &mut Machine, id: &str) -> Answer {
     removed(id, asked)
 }
 
-/// Begins to save the machine, into files that are open where some came along. The answer
-/// of what can't be begun.
-fn snapshot(
-    machine: &mut Machine,
-    new: NewSnapshot,
-    mut descriptors: Vec<OwnedFd>,
-) -> Option<Answer> {
+/// Begins to save the machine, into files that are open where some came along.
+fn snapshot(machine: &mut Machine, new: NewSnapshot, mut descriptors: Vec<OwnedFd>) -> Reply {
     let destination = match (descriptors.pop(), descriptors.pop()) {
         (None, _) => Destination::Folder(new.path),
         (Some(state), Some(memory)) => Destination::Files {
@@ -200,11 +222,14 @@ fn snapshot(
         },
         (Some(_), None) => {
             let wrong = "two files are needed: memory and state";
-            return Some(Answer::error(400, wrong));
+            return Reply::Now(Answer::error(400, wrong));
         }
     };
     let begun = machine.begin_snapshot(destination, new.base, new.follow);
-    begun.err().map(|unsaved| saved(Err(unsaved)))
+    match begun {
+        Ok(()) => Reply::Saved,
+        Err(unsaved) => Reply::Now(saved(Err(unsaved))),
+    }
 }
 
 /// What became of a snapshot.

@@ -38,7 +38,7 @@ use std::process::ExitCode;
 use hearth_vmm_api::Exit;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use self::commands::{cannot_reset, perform};
+use self::commands::{Reply, cannot_reset, perform};
 use self::files::{PidFile, write_exit};
 use self::hand_over::HandOver;
 use self::take_over::TakeOver;
@@ -47,7 +47,7 @@ use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Server, Ticket};
 use crate::gdb::Debugger;
 use crate::jail;
-use crate::machine::{Machine, Taps};
+use crate::machine::{Errand, Machine, Taps};
 use crate::serial::{Console, StandardOutput, TICK};
 use crate::vcpu::{Ending, unix_ns};
 
@@ -206,6 +206,8 @@ struct Process {
     ending: Option<Exit>,
     /// Who asked for the snapshot that is being written.
     saving_for: Option<Ticket>,
+    /// Who asked for what else is not done yet.
+    waiting: Vec<(Errand, Ticket)>,
     /// The process that has the machine until it is taken.
     taking_over: Option<TakeOver>,
     /// The process that will have it.
@@ -248,12 +250,14 @@ impl Process {
             if let Some(server) = &mut self.server {
                 let (machine, ending) = (&mut self.machine, &mut self.ending);
                 let (handing_over, saving_for) = (&mut self.handing_over, &mut self.saving_for);
+                let waiting = &mut self.waiting;
                 server.progress(|command, descriptors, ticket| {
-                    let answer = perform(machine, ending, handing_over, command, descriptors);
-                    if answer.is_none() {
-                        *saving_for = Some(ticket);
+                    match perform(machine, ending, handing_over, command, descriptors) {
+                        Reply::Now(answer) => return Some(answer),
+                        Reply::Saved => *saving_for = Some(ticket),
+                        Reply::Done(errand) => waiting.push((errand, ticket)),
                     }
-                    answer
+                    None
                 });
             }
             if self.ending.is_none()
@@ -278,6 +282,9 @@ impl Process {
             {
                 self.ending = Some(cannot_reset(&error));
             }
+            while let Some((errand, outcome)) = self.machine.finished() {
+                self.answer_errand(errand, &commands::finished(outcome));
+            }
             if let Some(outcome) = self.machine.saved() {
                 self.answer_saving(&commands::saved(outcome));
             }
@@ -291,6 +298,16 @@ impl Process {
     /// Answers who asked for the snapshot that is being written, if one is.
     fn answer_saving(&mut self, answer: &Answer) {
         if let (Some(ticket), Some(server)) = (self.saving_for.take(), &mut self.server) {
+            server.answer_late(ticket, answer);
+        }
+    }
+
+    /// Answers who asked for this.
+    fn answer_errand(&mut self, errand: Errand, answer: &Answer) {
+        let is_it = |waiting: &(Errand, Ticket)| waiting.0 == errand;
+        let place = self.waiting.iter().position(is_it);
+        let ticket = place.map(|place| self.waiting.swap_remove(place).1);
+        if let (Some(ticket), Some(server)) = (ticket, &mut self.server) {
             server.answer_late(ticket, answer);
         }
     }

@@ -170,6 +170,7 @@ impl Process {
             pid_file,
             ending: None,
             saving_for: None,
+            waiting: Vec::new(),
             taking_over,
             handing_over: None,
         })

@@ -249,3 +249,73 @@ fn nobody_waits_for_a_disk_to_be_closed() {
         }
     }
 }
+
+/// Disks on storage that doesn't answer when they are opened, or asked for their size.
+#[test]
+fn nobody_waits_for_a_disk_to_be_opened_but_who_asked_for_it() {
+    let (Some(there), Some(new)) = (SlowDisk::unremembered(), SlowDisk::new()) else {
+        return;
+    };
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let flag = format!("path={},id=there", there.path());
+    let mut vmm = bench.command().args(["--disk", &flag]).start();
+    bench.listens("socket");
+    bench.machine();
+    there.answers(Answers::Nothing);
+    new.answers(Answers::Nothing);
+    let ask = |request: &'static str, body: &str| {
+        let (socket, body) = (bench.path("socket"), body.to_owned());
+        std::thread::spawn(move || jail::send_files(&socket, request, &body, &[]))
+    };
+    let looks = ask("PATCH /v1/disks/there", "");
+    until("its size is asked for", || there.hangs());
+    let add = serde_json::json!({"id": "new", "path": new.path()}).to_string();
+    let adds = || ask("POST /v1/disks", &add);
+    let added = adds();
+    until("it is being opened", || new.hangs());
+    assert_eq!(bench.machine().connecting[0].id, "new");
+    promptly(&bench, "GET /v1/metrics");
+    assert!(bench.send("POST /v1/disks", &add).contains("already"));
+    assert!(!looks.is_finished() && !added.is_finished());
+    // Whoever takes it away as often as it is asked for has no more threads than that.
+    let (mut added, mut asked) = (added, 1);
+    let refused = loop {
+        assert!(promptly(&bench, "DELETE /v1/disks/new").contains(" 202 "));
+        assert!(bench.machine().connecting.is_empty());
+        let refused = added.join().expect("a client");
+        assert!(
+            refused.contains(" 409 ") && refused.contains("taken away"),
+            "{refused}"
+        );
+        added = adds();
+        until("it is begun or refused", || {
+            added.is_finished() || !bench.machine().connecting.is_empty()
+        });
+        if bench.machine().connecting.is_empty() {
+            break added.join().expect("a client");
+        }
+        asked += 1;
+    };
+    assert!(
+        refused.contains(" 409 ") && refused.contains("too many other"),
+        "{refused}"
+    );
+    assert_eq!(asked, 15, "beside the one that is looked at");
+    there.answers(Answers::Everything);
+    let answer = looks.join().expect("a client");
+    assert!(
+        answer.contains(" 200 ") && answer.contains("\"size_bytes\":1048576"),
+        "{answer}"
+    );
+    new.answers(Answers::Everything);
+    until("there is room again", || {
+        bench.send("POST /v1/disks", &add).contains(" 200 ")
+    });
+    let machine = bench.machine();
+    assert_eq!(machine.disks.len(), 2);
+    assert!(machine.connecting.is_empty());
+    bench.ask("PUT /v1/stop");
+    assert_eq!(vmm.wait().expect("ends").code(), Some(0));
+}

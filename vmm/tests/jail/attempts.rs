@@ -24,6 +24,8 @@ pub(crate) enum Past {
     Snapshots,
     /// The same as [`Self::Sockets`], and the thread that hands the machine over.
     Senders,
+    /// The threads that open disks, and the main one.
+    Openers,
 }
 
 impl Past {
@@ -39,6 +41,7 @@ impl Past {
             Self::Sockets => ["main", "vsock", "vhost-user-blk"].contains(&name),
             Self::UserDisks => ["main", "vhost-user-blk"].contains(&name),
             Self::Snapshots => ["main", "snapshot"].contains(&name),
+            Self::Openers => ["main", "disk-file"].contains(&name),
             Self::Senders => name == "hand-over" || Self::Sockets.includes(name),
         }
     }
@@ -161,7 +164,7 @@ pub(crate) fn attempts(
     });
     let fcntls = [
         ("flags of a file", Past::Everybody, libc::F_GETFL),
-        ("lock of a disk", Past::Main, libc::F_OFD_SETLK),
+        ("lock of a disk", Past::Openers, libc::F_OFD_SETLK),
         ("owner of a file", Past::Nobody, libc::F_SETOWN),
         ("signal of a file", Past::Nobody, F_SETSIG),
         ("lease of a file", Past::Nobody, libc::F_SETLEASE),
@@ -247,7 +250,12 @@ pub(crate) fn attempts(
             libc::SYS_sendmsg,
             [BAD_FD, 0, 0, 0],
         ),
-        ("openat", Past::Main, libc::SYS_openat, [here, file, 0, 0]),
+        (
+            "openat",
+            Past::Openers,
+            libc::SYS_openat,
+            [here, file, 0, 0],
+        ),
         (
             "ring",
             Past::Main,

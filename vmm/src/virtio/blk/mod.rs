@@ -185,13 +185,16 @@ impl Handle {
         self.0.backend.as_fd().try_clone_to_owned()
     }
 
-    /// Looks at the disk's size again and notifies the guest if it changed; to be
-    /// called after the file was resized. Returns bytes.
+    /// The file's size in bytes, now: a network's file system may take its time.
     ///
     /// # Errors
     /// When the size can't be read.
-    pub fn refresh_capacity(&self) -> io::Result<u64> {
-        let size = self.0.backend.size()?;
+    pub fn size(&self) -> io::Result<u64> {
+        self.0.backend.size()
+    }
+
+    /// Has the disk have this size in bytes, and notifies the guest if it had another.
+    pub fn resized(&self, size: u64) {
         let sectors = size >> SECTOR_SHIFT;
         if self.0.sectors.swap(sectors, Ordering::SeqCst) != sectors {
             let interrupt = self
@@ -204,7 +207,6 @@ impl Handle {
                 interrupt.config_changed();
             }
         }
-        Ok(size)
     }
 
     /// Changes how much the disk may do, from now on.
@@ -219,6 +221,15 @@ impl Block {
     /// # Errors
     /// When the serial is longer than 20 bytes or not ASCII, or the disk has no size.
     pub fn new(backend: Backend, options: &Options) -> io::Result<Self> {
+        let size = backend.size()?;
+        Self::with_size(backend, size, options)
+    }
+
+    /// The same, over one whose size in bytes is known.
+    ///
+    /// # Errors
+    /// When the serial is longer than 20 bytes or not ASCII.
+    pub fn with_size(backend: Backend, size: u64, options: &Options) -> io::Result<Self> {
         let mut id = [0; ID_SIZE];
         let serial = options.serial.as_bytes();
         if serial.len() > ID_SIZE || !serial.is_ascii() {
@@ -228,7 +239,7 @@ impl Block {
             ));
         }
         id[..serial.len()].copy_from_slice(serial);
-        let sectors = backend.size()? >> SECTOR_SHIFT;
+        let sectors = size >> SECTOR_SHIFT;
         Ok(Self {
             shared: Arc::new(Shared {
                 counters: Arc::default(),

@@ -116,7 +116,8 @@ mod tests {
         let disk = disk.expect("a device");
         file.set_len(16384).expect("grows");
         assert_eq!(disk.save()["sectors"], 16);
-        disk.handle().refresh_capacity().expect("a size");
+        let handle = disk.handle();
+        handle.resized(handle.size().expect("a size"));
         assert_eq!(disk.save()["sectors"], 32);
     }
 }

@@ -161,10 +161,12 @@ fn a_stop_right_after_the_last_one_is_seen() {
 fn a_grown_disk_is_told() {
     on_both(ALL, false, |bench| {
         let handle = bench.block.handle();
-        assert_eq!(handle.refresh_capacity().unwrap(), DISK_SIZE);
+        assert_eq!(handle.size().unwrap(), DISK_SIZE);
+        handle.resized(DISK_SIZE);
         assert_eq!(bench.interrupt.wait(|_| true).config, 0);
         bench.file.set_len(2 * DISK_SIZE).unwrap();
-        assert_eq!(handle.refresh_capacity().unwrap(), 2 * DISK_SIZE);
+        assert_eq!(handle.size().unwrap(), 2 * DISK_SIZE);
+        handle.resized(2 * DISK_SIZE);
         bench.interrupt.wait(|said| said.config == 1);
         let mut capacity = [0; 8];
         bench.block.config_read(0, &mut capacity);
