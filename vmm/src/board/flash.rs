@@ -95,6 +95,11 @@ impl Flash {
         (!unsaved.is_empty()).then_some(unsaved)
     }
 
+    /// Notes that this is not on its way to the file after all. Nothing else is unsaved.
+    pub fn is_unsaved(&mut self, range: Range<usize>) {
+        self.unsaved = range;
+    }
+
     /// Reads at an offset: content, or the status in each byte. Behind the end there are
     /// ones.
     pub fn read(&self, offset: usize, data: &mut [u8]) {

@@ -37,6 +37,30 @@ pub trait Window: Send {
     fn show(&self, offset: usize, bytes: &[u8]);
 }
 
+/// What variables are kept in.
+pub trait Kept: Send {
+    /// Writes bytes at an offset, behind all that was written before, and waits until they
+    /// are there.
+    ///
+    /// # Errors
+    /// When that can't be, or one that nobody has waited for could not be written.
+    fn write(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()>;
+
+    /// The same for who can't wait. False: it is not taken.
+    fn write_later(&self, bytes: Vec<u8>, offset: u64) -> bool;
+}
+
+/// A file that needn't be waited for.
+impl Kept for File {
+    fn write(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+        self.write_all_at(&bytes, offset)
+    }
+
+    fn write_later(&self, bytes: Vec<u8>, offset: u64) -> bool {
+        self.write_all_at(&bytes, offset).is_ok()
+    }
+}
+
 /// Variables: where they are for the guest, and the file that they are kept in.
 ///
 /// What the guest reads in a window is the content, but for the word at which a driver
@@ -44,7 +68,7 @@ pub trait Window: Send {
 struct Variables {
     range: Range<u64>,
     flash: Flash,
-    file: File,
+    file: Box<dyn Kept>,
     window: Option<Box<dyn Window>>,
     /// The word that shows the status.
     status_at: Option<usize>,
@@ -101,7 +125,13 @@ impl Board {
     /// Puts variables at a guest-physical address: all that is in a file, where they are
     /// kept.
     /// The guest reads them in the window, if there is one, and by exits else.
-    pub fn keep(&self, start: u64, content: Vec<u8>, file: File, window: Option<Box<dyn Window>>) {
+    pub fn keep(
+        &self,
+        start: u64,
+        content: Vec<u8>,
+        file: impl Kept + 'static,
+        window: Option<Box<dyn Window>>,
+    ) {
         let range = start..start + content.len() as u64;
         if let Some(window) = &window {
             window.show(0, &content);
@@ -109,7 +139,7 @@ impl Board {
         self.lock().variables = Some(Variables {
             range,
             flash: Flash::new(content),
-            file,
+            file: Box::new(file),
             window,
             status_at: None,
         });
@@ -123,8 +153,7 @@ impl Board {
         if let Some(variables) = &mut state.variables {
             variables.flash.reset();
             variables.show(0..0, None);
-            let unsaved = variables.flash.take_unsaved();
-            variables.save(unsaved);
+            variables.save_later();
         }
     }
 
@@ -255,7 +284,19 @@ impl Variables {
     fn write(&self, range: Range<usize>) -> io::Result<()> {
         let bytes = self.flash.data().get(range.clone());
         let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
-        self.file.write_all_at(bytes, range.start as u64)
+        self.file.write(bytes.to_vec(), range.start as u64)
+    }
+
+    /// Has what was programmed written, by whoever has the time: not by the thread that
+    /// calls this. Where nobody takes it, that is the next command's to do.
+    fn save_later(&mut self) {
+        let Some(range) = self.flash.take_unsaved() else {
+            return;
+        };
+        let bytes = self.flash.data().get(range.clone()).unwrap_or_default();
+        if !self.file.write_later(bytes.to_vec(), range.start as u64) {
+            self.flash.is_unsaved(range);
+        }
     }
 }
 
@@ -264,8 +305,7 @@ impl Drop for Board {
     fn drop(&mut self) {
         let mut state = self.lock();
         if let Some(variables) = &mut state.variables {
-            let unsaved = variables.flash.take_unsaved();
-            variables.save(unsaved);
+            variables.save_later();
         }
     }
 }
@@ -313,6 +353,50 @@ mod tests {
         let mut kept = Vec::new();
         file.read_to_end(&mut kept).expect("read");
         assert_eq!(kept[..9], *b"\0\0\0\0\0x\0y\0");
+    }
+
+    /// Takes nothing later, while it is full.
+    struct Full(File, std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+    impl Kept for Full {
+        fn write(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+            self.0.write(bytes, offset)
+        }
+
+        fn write_later(&self, bytes: Vec<u8>, offset: u64) -> bool {
+            let is_full = self.1.load(std::sync::atomic::Ordering::SeqCst);
+            !is_full && self.0.write_later(bytes, offset)
+        }
+    }
+
+    #[test]
+    fn what_nobody_takes_at_a_reset_is_saved_by_the_next_command() {
+        let mut file = tempfile::tempfile().expect("file");
+        file.set_len(4096).expect("sized");
+        let is_full = std::sync::Arc::new(true.into());
+        let kept = Full(
+            file.try_clone().expect("file"),
+            std::sync::Arc::clone(&is_full),
+        );
+        let board = Board::new();
+        board.keep(0, vec![0; 4096], kept, None);
+        let program = |at, byte| {
+            assert!(board.memory_write(at, &[0x10]));
+            assert!(board.memory_write(at, &[byte]));
+        };
+        program(1, b'a');
+        board.reset();
+        board.reset();
+        program(2, b'b');
+        assert!(board.memory_write(0, &[0xff]));
+        let mut bytes = [0; 4];
+        file.read_exact(&mut bytes).expect("read");
+        assert_eq!(bytes, *b"\0ab\0");
+        program(3, b'c');
+        is_full.store(false, std::sync::atomic::Ordering::SeqCst);
+        board.reset();
+        file.read_exact_at(&mut bytes, 0).expect("read");
+        assert_eq!(bytes, *b"\0abc");
     }
 
     struct Shown(std::sync::Arc<Mutex<Vec<u8>>>);

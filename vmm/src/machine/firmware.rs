@@ -11,6 +11,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bus::Bus;
+use super::variables::VariablesFile;
 use super::{Error, context, kvm_error, vm};
 use crate::acpi;
 use crate::arch;
@@ -184,6 +185,7 @@ impl Firmware {
                 flash: Arc::clone(flash),
                 start,
             });
+            let file = VariablesFile::new(file).map_err(fail("a thread for the variables"))?;
             board.keep(start, content, file, Some(window));
         }
         let written = memory.write_slice(generation.bytes(), GuestAddress(GENERATION));

@@ -37,6 +37,7 @@ mod saving;
 mod snapshot;
 mod template;
 mod user_disk;
+mod variables;
 mod vcpus;
 mod vm;
 
@@ -73,8 +74,9 @@ pub use opening::{Errand, Outcome, Resize};
 pub use snapshot::Unsaved;
 pub use vcpus::Count as VcpuCount;
 
-/// Threads that are there for a while, by their names.
-pub static ERRANDS: [(&str, &Profile); 3] = [
+/// Threads that are no device's, by their names.
+pub static ERRANDS: [(&str, &Profile); 4] = [
+    ("flash", &variables::PROFILE),
     ("disk-file", &opening::PROFILE),
     ("snapshot", &saving::PROFILE),
     ("hand-over", &handover::PROFILE),

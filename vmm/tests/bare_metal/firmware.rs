@@ -2,6 +2,7 @@
 
 use hearth_vmm_api::{Exit, MachineState};
 
+use super::hung::promptly;
 use super::slow_disk::{Answers, SlowDisk};
 use super::{Bench, Start, until};
 
@@ -150,6 +151,46 @@ fn a_stop_does_not_wait_for_variables_that_a_disk_does_not_take() {
     });
     disk.answers(Answers::NoTransfers);
     until("it hangs", || disk.hangs());
+    bench.ask("PUT /v1/stop");
+    until("it has said why", || bench.path("exit").exists());
+    assert_eq!(bench.exit(), Exit::Stopped);
+    drop(disk);
+    child.wait().expect("ends");
+}
+
+/// Programs a byte of the variables, says so, and has it saved by no command.
+const PROGRAMS_ONE: [u8; 21] = [
+    0x2e, 0xc6, 0x06, 0x00, 0xe0, 0x10, // mov byte cs:[0xe000], 0x10: program
+    0x2e, 0xc6, 0x06, 0x00, 0xe0, 0x55, // mov byte cs:[0xe000], 0x55
+    0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'x', // mov al, 'x'
+    0xee, // out dx, al
+    0xf4, // halt: hlt
+    0xeb, 0xfd, // jmp halt
+];
+
+/// They are saved as the machine is reset, and as it ends.
+#[test]
+fn nobody_waits_for_variables_that_a_disk_does_not_take() {
+    let Some(bench) = bench(&PROGRAMS_ONE) else {
+        return;
+    };
+    let Some(disk) = SlowDisk::new() else { return };
+    std::fs::remove_file(bench.path("vars")).expect("removed");
+    std::os::unix::fs::symlink(disk.path(), bench.path("vars")).expect("a link");
+    let mut child = bench.firmware().start();
+    bench.listens("socket");
+    let said = |times| until("it programs", || bench.said() == "x".repeat(times));
+    said(1);
+    disk.answers(Answers::NoTransfers);
+    // More than are kept waiting.
+    for resets in 1..9 {
+        bench.ask("PUT /v1/reset");
+        said(1 + resets);
+        until("it is being written", || disk.hangs());
+        promptly(&bench, "GET /v1/machine");
+    }
+    assert_eq!(bench.machine().resets, 8);
     bench.ask("PUT /v1/stop");
     until("it has said why", || bench.path("exit").exists());
     assert_eq!(bench.exit(), Exit::Stopped);
