@@ -60,6 +60,11 @@
 //! the process's own files (and those given with `--allow`) can be opened by path, no tap
 //! by name, and no `/dev/vhost-net`.
 //!
+//! A disk's file is opened, and its size looked at, beside all else: where its file system
+//! takes its time, only who asked waits for the answer. Until it is open, the disk is among
+//! [`Machine::connecting`], and `DELETE` takes it away; who asked for it is answered with 409
+//! then, as is who asks when 16 others are opened or looked at.
+//!
 //! `DELETE` requests an unplug: [`Machine`] shows the disk or interface with
 //! `unplug_requested` until the guest has ejected it, and no longer after that. The
 //! request can be repeated for a guest that does not answer.

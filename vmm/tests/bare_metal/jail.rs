@@ -235,3 +235,45 @@ fn a_jailed_machine_is_saved_and_goes_on_in_a_jail() {
         assert_eq!(bench.exit(), Exit::GuestPowerOff);
     }
 }
+
+/// Threads of their own open disks, and ask for their size.
+#[test]
+fn a_jailed_machine_is_plugged_disks_by_path_and_open() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("folder");
+    let disk = |name: &str| {
+        let path = folder.path().join(name);
+        let file = std::fs::File::create_new(&path).expect("a disk");
+        file.set_len(1 << 20).expect("grows");
+        let open = std::fs::File::options().read(true).write(true).open(&path);
+        (path, open.expect("a disk"))
+    };
+    let mut child = bench.command().arg("--jail=best-effort").start();
+    bench.listens("socket");
+    let body = |id: &str, path: &Path| serde_json::json!({"id": id, "path": path}).to_string();
+    let inside = bench.path("inside");
+    let file = std::fs::File::create_new(&inside);
+    file.and_then(|file| file.set_len(1 << 20)).expect("a disk");
+    let answer = bench.send("POST /v1/disks", &body("inside", &inside));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let again = bench.send("POST /v1/disks", &body("again", &inside));
+    assert!(again.contains("another machine uses this disk"), "{again}");
+    let (path, open) = disk("outside");
+    let socket = bench.path("socket");
+    let answer = send_files(&socket, "POST /v1/disks", &body("outside", &path), &[&open]);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    open.set_len(1 << 21).expect("grows");
+    let answer = bench.ask("PATCH /v1/disks/outside");
+    assert!(answer.contains("\"size_bytes\":2097152"), "{answer}");
+    let layers = bench.machine().jail;
+    if layers.contains(&SandboxLayer::Chroot) || layers.contains(&SandboxLayer::Landlock) {
+        let (path, _) = disk("unreached");
+        let answer = bench.send("POST /v1/disks", &body("unreached", &path));
+        assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
+    }
+    assert_eq!(bench.machine().disks.len(), 2);
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+}
