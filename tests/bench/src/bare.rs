@@ -1,13 +1,13 @@
 //! The bare VMM: the very command line that the control plane launched an instance
 //! with, run by hand, with nobody else at work.
 
+use crate::socket::call;
 use anyhow::{Context, Result, bail};
 use hearth_vmm_api::Machine;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, chown};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -75,12 +75,8 @@ fn replaced(flag: &str, value: &str, folder: &Path, fd: i32) -> String {
 }
 
 fn machine(socket: &Path) -> Result<Machine> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.write_all(b"GET /v1/machine HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    Ok(serde_json::from_str(body)?)
+    let body = call(socket, "GET", "/v1/machine", "")?;
+    Ok(serde_json::from_str(&body)?)
 }
 
 /// Runs it once in `folder`, like the instance `like` of the control group `group`;

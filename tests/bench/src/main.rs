@@ -6,6 +6,8 @@
 //! |---|---|
 //! | [`subject`] | the VMMs, each with its command line |
 //! | [`run`] | one run of one VMM: exec, the guest's lines with the time of each, the end |
+//! | [`snapshot`] | how each saves a machine and goes on, over its [`socket`] |
+//! | [`restore`] | what going on costs |
 //! | [`memory`] | what a process holds beyond its guest's memory |
 //! | [`host`] | what the host's kernel is told, and asked: huge pages, the first entry |
 //! | [`peer`] | the network's other end |
@@ -30,7 +32,10 @@ mod measure;
 mod memory;
 mod peer;
 mod report;
+mod restore;
 mod run;
+mod snapshot;
+mod socket;
 mod subject;
 
 use anyhow::{Result, bail};

@@ -5,7 +5,7 @@
 use crate::host::{FirstEntry, HugePages, drop_caches};
 use crate::run::Run;
 use crate::subject::{MEMORY, Machine, Subject};
-use crate::{Arguments, memory, peer};
+use crate::{Arguments, memory, peer, restore};
 use anyhow::{Context, Result, bail};
 use std::fmt::Display;
 use std::io::Write;
@@ -41,7 +41,7 @@ struct Setup {
 
 /// `measure files= scratch= boots= passes= scale= append= case=... subject=NAME:BINARY...
 /// [skip=SUBJECT/CASE...]`, with cases boot-elf, boot-bzimage, memory, memory-block, memory-net, block,
-/// net, log, exits.
+/// net, restore, log, exits.
 pub(crate) fn measure(arguments: &Arguments) -> Result<()> {
     let setup = Setup {
         files: arguments.one("files")?.into(),
@@ -69,6 +69,7 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<()> {
                 || case.starts_with("boot") && !subject.measures_boot()
                 || case == "boot-bzimage" && !subject.boots_bzimage()
                 || case.ends_with("block") && !subject.measures_block()
+                || case == "restore" && !subject.restores()
             {
                 continue;
             }
@@ -158,6 +159,10 @@ fn one_case(setup: &Setup, subject: &Subject, case: &str) -> Result<Figures> {
             io(setup, subject, case, &mut figures)?;
             figures.retain(|(metric, _)| !metric.starts_with("memory"));
         }
+        "restore" => {
+            let machine = machine(setup, "vmlinux", "answer");
+            figures = restore::restore(subject, machine, &setup.scratch, setup.boots, STALL)?;
+        }
         "log" => log(setup, subject)?,
         "exits" => exits(setup, subject)?,
         _ => bail!("no case is called `{case}`"),
@@ -166,7 +171,7 @@ fn one_case(setup: &Setup, subject: &Subject, case: &str) -> Result<Figures> {
 }
 
 fn machine(setup: &Setup, kernel: &str, case: &str) -> Machine {
-    let io = matches!(case, "block" | "net" | "exits");
+    let io = matches!(case, "block" | "net" | "answer" | "exits");
     Machine {
         kernel: setup.files.join(kernel),
         initrd: setup.files.join(if io { "io.cpio" } else { "boot.cpio" }),
@@ -175,7 +180,8 @@ fn machine(setup: &Setup, kernel: &str, case: &str) -> Machine {
             setup.append, setup.passes, setup.scale
         ),
         disk: matches!(case, "block" | "exits").then(|| setup.scratch.join("disk")),
-        nic: matches!(case, "net" | "exits"),
+        nic: matches!(case, "net" | "answer" | "exits"),
+        socket: None,
     }
 }
 

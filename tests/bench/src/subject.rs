@@ -2,15 +2,13 @@
 //! same memory, kernel, initrd and kernel command line, the serial console on
 //! standard output.
 
-use crate::peer::TAP;
+use crate::peer::{MAC, TAP};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guest's memory in MiB.
 pub(crate) const MEMORY: u64 = 128;
-
-const MAC: &str = "02:00:00:00:00:02";
 
 /// What the guest is given.
 #[derive(Debug)]
@@ -20,18 +18,20 @@ pub(crate) struct Machine {
     pub(crate) cmdline: String,
     pub(crate) disk: Option<PathBuf>,
     pub(crate) nic: bool,
+    /// Where the VMM serves its control socket.
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// One VMM in one configuration: a column of the table.
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub(crate) name: String,
-    kind: Kind,
+    pub(crate) kind: Kind,
     pub(crate) binary: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Hearth,
     Microvm,
     Q35 { vhost: bool },
@@ -98,7 +98,11 @@ impl Subject {
             Kind::Firecracker { pci } => {
                 let file = scratch.join("firecracker.json");
                 std::fs::write(&file, firecracker(machine))?;
-                command.arg("--no-api").arg("--config-file").arg(&file);
+                command.arg("--config-file").arg(&file);
+                match &machine.socket {
+                    Some(socket) => command.arg("--api-sock").arg(socket),
+                    None => command.arg("--no-api"),
+                };
                 if pci {
                     command.arg("--enable-pci");
                 }
@@ -129,6 +133,9 @@ fn hearth(command: &mut Command, machine: &Machine) {
     }
     if machine.nic {
         command.args(["--nic", &format!("id=eth0,mac={MAC},tap={TAP}")]);
+    }
+    if let Some(socket) = &machine.socket {
+        command.arg("--socket").arg(socket);
     }
 }
 
@@ -215,6 +222,9 @@ fn cloud_hypervisor(command: &mut Command, machine: &Machine) {
     if machine.nic {
         command.args(["--net", &format!("tap={TAP},mac={MAC}")]);
     }
+    if let Some(socket) = &machine.socket {
+        command.arg("--api-socket").arg(socket);
+    }
 }
 
 #[cfg(test)]
@@ -229,6 +239,7 @@ mod tests {
             cmdline: "quiet".into(),
             disk: Some("/d/disk".into()),
             nic: true,
+            socket: None,
         };
         let scratch = std::env::temp_dir();
         for name in ["hearth", "microvm", "q35", "q35-vhost", "cloud-hypervisor"] {
@@ -249,6 +260,7 @@ mod tests {
             cmdline: "quiet".into(),
             disk: None,
             nic: false,
+            socket: None,
         };
         assert!(firecracker(&machine).contains(r#""drives":[],"network-interfaces":[]"#));
     }
