@@ -23,6 +23,7 @@
 
 mod commands;
 mod files;
+mod give_back;
 mod hand_over;
 mod prepare;
 mod prometheus;
@@ -40,6 +41,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::commands::{Reply, cannot_reset, perform};
 use self::files::{PidFile, write_exit};
+use self::give_back::Code;
 use self::hand_over::HandOver;
 use self::take_over::TakeOver;
 use self::terminal::Terminal;
@@ -93,7 +95,7 @@ pub fn main() -> ExitCode {
         Ok(process) => process,
         Err(line) => return refuse(parent, &line),
     };
-    give_back();
+    give_back::heap();
     let runs = match process.take() {
         Ok(runs) => runs,
         Err(line) => return refuse(parent, &line),
@@ -127,16 +129,6 @@ enum Ended {
     Here(Exit),
     /// Another process has it.
     HandedOver,
-}
-
-/// Gives back what the heap held while the machine was built: command line, filters and
-/// tables took more than a machine that runs.
-fn give_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a plain number; it locks the heap, as any allocation.
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// Lets the process have as many descriptors as it may: each queue of a device needs
@@ -239,11 +231,13 @@ impl Process {
     /// Serves until there is a reason to end.
     fn serve(&mut self) -> Ended {
         let mut more_output = false;
+        let mut code = Code::of_start();
         loop {
             if let Some(exit) = self.ending.take() {
                 return Ended::Here(exit);
             }
-            self.wait(more_output);
+            self.wait(more_output, &code);
+            code.progress();
             if signalled(&mut self.signals) {
                 self.ending = Some(Exit::Stopped);
             }
@@ -334,8 +328,9 @@ impl Process {
         more_output
     }
 
-    /// Waits until any of the descriptors has something, or for more output.
-    fn wait(&self, more_output: bool) {
+    /// Waits until any of the descriptors has something, for more output, or to let go of
+    /// code.
+    fn wait(&self, more_output: bool, code: &Code) {
         let mut fds = vec![
             interest(self.signals.as_raw_fd(), libc::POLLIN),
             interest(self.machine.bell().as_raw_fd(), libc::POLLIN),
@@ -363,6 +358,7 @@ impl Process {
             (false, true) => 1000,
             (false, false) => -1,
         };
+        let timeout = code.sooner(timeout);
         // SAFETY: the pointer and the count are those of a live vector. An error
         // can only be EINTR, and then looking round does no harm.
         unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };

@@ -168,3 +168,46 @@ fn an_idle_queue_costs_little() {
         assert!(all < one + 1024, "{one} KiB with a queue, {all} with 16");
     }
 }
+
+/// The code of the dynamic loader, which a program that runs hardly needs, in KiB: what of
+/// it is mapped and in use, and all. (The program's own may lie in huge pages.)
+fn loader(pid: u32) -> (u64, u64) {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("its memory");
+    let (mut is_loader, mut used, mut all) = (false, 0, 0);
+    for line in maps.lines() {
+        let value = |name| {
+            let kib = line.strip_prefix(name)?.trim().strip_suffix(" kB")?;
+            kib.parse::<u64>().ok()
+        };
+        if let Some(kib) = value("Size:") {
+            all += if is_loader { kib } else { 0 };
+        } else if let Some(kib) = value("Rss:") {
+            used += if is_loader { kib } else { 0 };
+        } else if line
+            .split(' ')
+            .next()
+            .is_some_and(|word| word.contains('-'))
+        {
+            // The head of a mapping.
+            is_loader = line.contains(" r-xp ") && line.contains("/ld-linux");
+        }
+    }
+    (used, all)
+}
+
+#[test]
+fn a_machine_that_runs_lets_go_of_the_code_that_built_it() {
+    let Some(bench) = Bench::new(&HALT) else {
+        return;
+    };
+    let mut child = bench.command().start();
+    bench.listens("socket");
+    bench.machine();
+    let pid = child.id();
+    until("most of it is let go of", || {
+        let (used, all) = loader(pid);
+        used <= all / 2
+    });
+    bench.ask("PUT /v1/stop");
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+}
