@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The guest has so long until it has nothing to do any more.
-const SETTLE: Duration = Duration::from_millis(500);
+/// The guest has so long until it has nothing to do any more, and its VMM.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// A machine that was saved.
 pub(crate) struct Saved {
