@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,6 +30,9 @@ enum Zeroes {
 
 /// What is written by one call: none is cancelled in the midst of it.
 const CHUNK: u64 = 8 << 20;
+
+/// What is read at once: whole pages.
+const FILL_BYTES: usize = 1 << 20;
 
 /// Has a save that is under way on another thread fail soon.
 #[derive(Debug, Default)]
@@ -181,18 +185,27 @@ impl Ram {
         }
     }
 
-    /// Reads all of it from a file that it was saved to.
+    /// Reads all of it from a file that it was saved to, into memory of zeroes.
+    ///
+    /// The file is not asked where its holes are: where it is a clone that was written to,
+    /// XFS before Linux 6.8 calls data a hole (`xfs_seek_iomap_begin`, "fix SEEK_HOLE/DATA
+    /// for regions with active COW extents").
     pub(super) fn fill(&self, file: &File) -> io::Result<()> {
-        let mut file = file.try_clone()?;
+        let mut bytes = vec![0; FILL_BYTES];
         for region in self.regions() {
-            let there = region.position()..region.position() + region.size();
-            for part in data(&file.try_clone()?, there) {
-                let part = part?;
-                file.seek(SeekFrom::Start(part.start))?;
-                let from = part.start - region.position();
-                let mut slice = slice(region, &(from..part.end - region.position()))?;
-                file.read_exact_volatile(&mut slice)
-                    .map_err(io::Error::other)?;
+            let mut at = 0;
+            while at < region.size() {
+                let end = region.size().min(at + FILL_BYTES as u64);
+                let length = usize::try_from(end - at).map_err(io::Error::other)?;
+                let bytes = &mut bytes[..length];
+                file.read_exact_at(bytes, region.position() + at)?;
+                for (from, page) in (at..).step_by(PAGE_BYTES).zip(bytes.chunks(PAGE_BYTES)) {
+                    // To write zeroes would take memory.
+                    if page.iter().any(|byte| *byte != 0) {
+                        slice(region, &(from..from + PAGE))?.copy_from(page);
+                    }
+                }
+                at = end;
             }
         }
         Ok(())
@@ -274,7 +287,8 @@ fn punch(file: &mut File, part: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// The parts of a file within a range that are no holes.
+/// The parts of a memory file within a range that are no holes. Of a file on a disk, see
+/// [`Ram::fill`].
 pub(super) fn data(file: &File, range: Range<u64>) -> impl Iterator<Item = io::Result<Range<u64>>> {
     let mut next = range.start;
     std::iter::from_fn(move || {
