@@ -8,6 +8,7 @@ mod disks;
 mod hotplug;
 mod identity;
 mod jail;
+mod memory;
 mod nics;
 mod power;
 mod snapshot;

@@ -7,9 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use hearth_tests::{Vm, wait};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::hotplug::{until, wait_paused};
+
+fn disk_of(folder: &Path) -> PathBuf {
+    folder.join("disk.raw")
+}
 
 /// The daemon over one raw file, ended when dropped.
 struct Daemon {
@@ -20,7 +26,7 @@ struct Daemon {
 impl Daemon {
     /// Over `disk.raw` in this folder, of 64 MiB if it isn't there, at `disk.sock`.
     fn start(folder: &Path) -> Self {
-        let disk = folder.join("disk.raw");
+        let disk = disk_of(folder);
         if !disk.exists() {
             let file = File::create(&disk).expect("a disk");
             file.set_len(64 << 20).expect("its size");
@@ -52,6 +58,11 @@ impl Daemon {
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it is there");
     }
 
     fn flag(&self) -> String {
@@ -129,4 +140,86 @@ fn a_back_end_is_found_again_from_the_jail() {
     assert!(written.starts_with(b"second"));
     vm.api("DELETE", "/v1/disks/other", None);
     until(&mut vm, "[ ! -e /sys/block/vdc ]");
+}
+
+/// Bytes of the file system's disk.
+const SIZE: u64 = 64 << 20;
+
+/// Has the guest write, read and compare on the disk, until it is to stop.
+const LOAD: &str = "(n=0; until [ -e /tmp/stop ]; do n=$((n+1)); \
+    cp /tmp/random /mnt/$((n % 4)) && echo 3 > /proc/sys/vm/drop_caches && \
+    cmp /tmp/random /mnt/$((n % 4)) || break; rm -f /mnt/$(((n + 2) % 4)); \
+    echo $n > /tmp/count; done; [ -e /tmp/stop ] || echo broken > /tmp/count; \
+    touch /tmp/stopped) >/dev/null 2>&1 &";
+
+fn works_on(vm: &mut Vm) {
+    let count: u64 = vm.run("cat /tmp/count").parse().expect("it counts");
+    until(vm, &format!("[ $(cat /tmp/count) -gt {} ]", count + 2));
+}
+
+/// The daemon over a file system, and a guest at work on it.
+fn at_work(folder: &Path) -> (Daemon, Vm) {
+    let disk = disk_of(folder);
+    let file = File::create(&disk).expect("a disk");
+    file.set_len(SIZE).expect("its size");
+    let mut make = Command::new("mkfs.ext4");
+    let made = make.args(["-q", "-F"]).arg(&disk).status();
+    assert!(made.expect("e2fsprogs has it").success());
+    let daemon = Daemon::start(folder);
+    let mut vm = Vm::of("micro")
+        .shared()
+        .args(&["--disk", &daemon.flag()])
+        .boot();
+    vm.run("mount /dev/vdb /mnt; mount -t tmpfs tmp /tmp; head -c 3000000 /dev/urandom > /tmp/random; echo 0 > /tmp/count");
+    vm.type_line(LOAD);
+    (daemon, vm)
+}
+
+fn no_complaints(vm: &mut Vm) {
+    let complaints =
+        vm.try_run("dmesg | grep -iE 'lockup|stall|hung|i/o error|ext4-fs error|oops|bug:'");
+    assert_eq!(complaints.stdout, "", "{}", complaints.stdout);
+}
+
+#[test]
+fn a_file_system_outlives_what_serves_its_disk() {
+    let folder = folder();
+    let (mut daemon, mut vm) = at_work(folder.path());
+    for round in 1..3 {
+        // Held: all that was begun is done. Of what was not, it keeps no note.
+        vm.api("PUT", "/v1/pause", None);
+        wait_paused(&vm);
+        drop(daemon);
+        wait_connected(&vm, "user", false);
+        vm.api("PUT", "/v1/resume", None);
+        assert_eq!(vm.run("echo here"), "here", "nothing but the disk waits");
+        // It has grown meanwhile: this daemon notices so only when it is started.
+        let size = SIZE + round * (8 << 20);
+        let file = File::options().write(true).open(disk_of(folder.path()));
+        let grown = file.and_then(|file| file.set_len(size));
+        grown.expect("room");
+        daemon = Daemon::start(folder.path());
+        wait_connected(&vm, "user", true);
+        let sees = format!("[ $(cat /sys/block/vdb/size) = {} ]", size / 512);
+        until(&mut vm, &sees);
+        works_on(&mut vm);
+        vm.run("resize2fs /dev/vdb");
+        // It hangs.
+        daemon.signal(Signal::SIGSTOP);
+        assert_eq!(vm.run("echo here"), "here", "nothing but the disk waits");
+        vm.run("sleep 1");
+        daemon.signal(Signal::SIGCONT);
+        works_on(&mut vm);
+    }
+    no_complaints(&mut vm);
+    vm.run("touch /tmp/stop");
+    until(&mut vm, "[ -e /tmp/stopped ]");
+    vm.run("umount /mnt");
+    drop(daemon);
+    let mut check = Command::new("e2fsck");
+    let sound = check
+        .args(["-f", "-n"])
+        .arg(disk_of(folder.path()))
+        .status();
+    assert!(sound.expect("e2fsprogs has it").success());
 }

@@ -20,7 +20,8 @@ use crate::Output;
 pub struct Builder {
     image: String,
     vcpus: String,
-    memory_mib: u64,
+    /// In MiB, and how much there may be.
+    memory: (u64, Option<u64>),
     /// Whether back ends in processes of their own can map it.
     shared: bool,
     init: Option<&'static str>,
@@ -85,7 +86,7 @@ impl Builder {
         Self {
             image: image.to_owned(),
             vcpus: "1".to_owned(),
-            memory_mib: 256,
+            memory: (256, None),
             shared: false,
             init: Some("/bin/sh"),
             has_disk: true,
@@ -114,7 +115,14 @@ impl Builder {
     /// How much memory, in MiB.
     #[must_use]
     pub fn memory_mib(mut self, mib: u64) -> Self {
-        self.memory_mib = mib;
+        self.memory = (mib, None);
+        self
+    }
+
+    /// How much memory, in MiB, and how much there may be.
+    #[must_use]
+    pub fn memory_of(mut self, mib: u64, most: u64) -> Self {
+        self.memory = (mib, Some(most));
         self
     }
 
@@ -227,6 +235,14 @@ impl Builder {
             cmdline += &format!(" loglevel=4 init={init}");
         }
         cmdline += &self.append;
+        let (mib, most) = self.memory;
+        let mut memory = mib.to_string();
+        if let Some(most) = most {
+            memory += &format!(",max={most}");
+        }
+        if self.shared {
+            memory += ",shared";
+        }
         let vmm = binary("hearth-vmm", "HEARTH_VMM");
         let mut line: Vec<OsString> = Vec::new();
         if let Some(name) = &self.netns {
@@ -236,18 +252,7 @@ impl Builder {
         // The command line is put together as that of a command that never runs.
         let mut flags = Command::new("");
         flags
-            .args([
-                "--id",
-                "test",
-                "--vcpus",
-                &self.vcpus,
-                "--memory",
-                &format!(
-                    "{}{}",
-                    self.memory_mib,
-                    if self.shared { ",shared" } else { "" }
-                ),
-            ])
+            .args(["--id", "test", "--vcpus", &self.vcpus, "--memory", &memory])
             .arg("--kernel")
             .arg(kernel)
             .arg("--initrd")
