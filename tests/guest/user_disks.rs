@@ -223,3 +223,34 @@ fn a_file_system_outlives_what_serves_its_disk() {
         .status();
     assert!(sound.expect("e2fsprogs has it").success());
 }
+
+#[test]
+fn a_disk_of_another_process_goes_on_in_a_copy() {
+    let folder = folder();
+    let (_daemon, mut vm) = at_work(folder.path());
+    let sum = vm.run("md5sum < /tmp/random");
+    let save = |vm: &Vm, name: &str, base: Option<&Path>| {
+        let path = vm.dir.path().join(name);
+        std::fs::create_dir(&path).expect("a folder");
+        vm.api("PUT", "/v1/pause", None);
+        wait_paused(vm);
+        let mut body = json!({"path": path, "follow": true});
+        if let Some(base) = base {
+            body["base"] = json!(base);
+        }
+        vm.api("PUT", "/v1/snapshot", Some(&body));
+        path
+    };
+    works_on(&mut vm);
+    let mut last = save(&vm, "whole", None);
+    // A chain, whose last link a copy goes on from.
+    for name in ["since", "and-since"] {
+        vm.api("PUT", "/v1/resume", None);
+        works_on(&mut vm);
+        last = save(&vm, name, Some(&last));
+    }
+    vm.restore(&last);
+    works_on(&mut vm);
+    assert_eq!(vm.run("md5sum < /tmp/random"), sum);
+    no_complaints(&mut vm);
+}
