@@ -137,6 +137,79 @@ def test_attributes_can_be_set_and_undone(ec2, instance, parameter, name, values
         assert attribute(ec2, instance, name) == {"Value": value}
 
 
+def test_what_a_stopped_instance_can_be_given(ec2, image):
+    made = run(ec2, image, UserData="#!/bin/sh\n")["InstanceId"]
+    wait(ec2, "instance_running", InstanceIds=[made])
+    ec2.stop_instances(InstanceIds=[made])
+    wait(ec2, "instance_stopped", InstanceIds=[made])
+    ec2.modify_instance_attribute(InstanceId=made, InstanceType={"Value": "t3.large"})
+    ec2.modify_instance_attribute(InstanceId=made, UserData={"Value": b"#!/bin/bash\n"})
+    assert attribute(ec2, made, "instanceType") == {"Value": "t3.large"}
+    assert base64.b64decode(attribute(ec2, made, "userData")["Value"]) == b"#!/bin/bash\n"
+    ec2.start_instances(InstanceIds=[made])
+    wait(ec2, "instance_running", InstanceIds=[made])
+    assert described(ec2, made)["InstanceType"] == "t3.large"
+    ec2.stop_instances(InstanceIds=[made])
+    wait(ec2, "instance_stopped", InstanceIds=[made])
+    ec2.modify_instance_attribute(InstanceId=made, UserData={"Value": b""})
+    assert attribute(ec2, made, "userData") == {}
+    # More than its host has.
+    ec2.modify_instance_attribute(InstanceId=made, InstanceType={"Value": "m5.8xlarge"})
+    hungry = ec2.describe_instance_types(InstanceTypes=["m5.8xlarge"])["InstanceTypes"][0]
+    assert described(ec2, made)["CpuOptions"]["CoreCount"] == hungry["VCpuInfo"]["DefaultVCpus"]
+    ec2.terminate_instances(InstanceIds=[made])
+
+
+def test_the_type_of_one_that_may_hibernate_stays(ec2, image):
+    made = run(ec2, image, HibernationOptions={"Configured": True})["InstanceId"]
+    wait(ec2, "instance_running", InstanceIds=[made])
+    ec2.stop_instances(InstanceIds=[made])
+    wait(ec2, "instance_stopped", InstanceIds=[made])
+    with refused("UnsupportedOperation", "hibernated"):
+        ec2.modify_instance_attribute(InstanceId=made, InstanceType={"Value": "t3.large"})
+    ec2.terminate_instances(InstanceIds=[made])
+
+
+def test_protection_from_a_stop_is_one_from_termination_too(ec2, image):
+    made = run(ec2, image, DisableApiStop=True)["InstanceId"]
+    assert attribute(ec2, made, "disableApiStop") == {"Value": True}
+    wait(ec2, "instance_running", InstanceIds=[made])
+    for call in [ec2.stop_instances, ec2.terminate_instances]:
+        with refused("OperationNotPermitted", "'disableApiStop'"):
+            call(InstanceIds=[made])
+    ec2.modify_instance_attribute(InstanceId=made, DisableApiStop={"Value": False})
+    ec2.modify_instance_attribute(InstanceId=made, Attribute="disableApiStop", Value="true")
+    with refused("OperationNotPermitted"):
+        ec2.stop_instances(InstanceIds=[made])
+    ec2.modify_instance_attribute(InstanceId=made, DisableApiStop={"Value": False})
+    ec2.stop_instances(InstanceIds=[made])
+    wait(ec2, "instance_stopped", InstanceIds=[made])
+    ec2.terminate_instances(InstanceIds=[made])
+
+
+def test_metadata_options_change_one_by_one(ec2, image):
+    made = run(ec2, image)["InstanceId"]
+    changed = ec2.modify_instance_metadata_options(InstanceId=made, HttpTokens="required", HttpProtocolIpv6="disabled")
+    assert changed["InstanceId"] == made
+    assert changed["InstanceMetadataOptions"]["HttpTokens"] == "required"
+    ec2.modify_instance_metadata_options(InstanceId=made, HttpPutResponseHopLimit=7, InstanceMetadataTags="enabled")
+    ec2.modify_instance_metadata_options(InstanceId=made, HttpEndpoint="disabled")
+    assert described(ec2, made)["MetadataOptions"] == {
+        "State": "applied", "HttpTokens": "required", "HttpPutResponseHopLimit": 7, "HttpEndpoint": "disabled",
+        "HttpProtocolIpv6": "disabled", "InstanceMetadataTags": "enabled"}
+    for code, asked in [
+        ("InvalidParameterValue", {"HttpTokens": "x"}),
+        ("InvalidParameterValue", {"HttpPutResponseHopLimit": 65}),
+        ("UnsupportedOperation", {"HttpProtocolIpv6": "enabled"}),
+        ("InvalidParameterCombination", {}),
+    ]:
+        with refused(code):
+            ec2.modify_instance_metadata_options(InstanceId=made, **asked)
+    ec2.terminate_instances(InstanceIds=[made])
+    with refused("IncorrectInstanceState"):
+        ec2.modify_instance_metadata_options(InstanceId=made, HttpTokens="optional")
+
+
 def test_its_groups_can_be_changed(ec2, group, instance):
     other = ec2.create_security_group(GroupName="other", Description="d")["GroupId"]
     ec2.modify_instance_attribute(InstanceId=instance, Groups=[other, group, other])
@@ -158,11 +231,13 @@ def test_attributes_that_are_only_read(ec2, instance):
 
 
 @pytest.mark.parametrize("code, words, asked", [
-    ("UnsupportedOperation", "instanceType", {"InstanceType": {"Value": "t3.large"}}),
-    ("UnsupportedOperation", "userData", {"UserData": {"Value": b"#!/bin/bash"}}),
+    ("IncorrectInstanceState", "instanceType", {"InstanceType": {"Value": "t3.large"}}),
+    ("IncorrectInstanceState", "userData", {"UserData": {"Value": b"#!/bin/bash"}}),
+    ("InvalidParameterValue", "t9.huge", {"InstanceType": {"Value": "t9.huge"}}),
+    ("InvalidParameterValue", "16384", {"UserData": {"Value": b"x" * 16385}}),
+    ("InvalidParameterValue", "BASE64", {"Attribute": "userData", "Value": "!"}),
     ("UnsupportedOperation", "ebsOptimized", {"EbsOptimized": {"Value": True}}),
     ("UnsupportedOperation", "enaSupport", {"EnaSupport": {"Value": True}}),
-    ("UnsupportedOperation", "disableApiStop", {"DisableApiStop": {"Value": True}}),
     ("UnsupportedOperation", "enclaveOptions", {"EnclaveOptions": {"Enabled": True}}),
     ("UnsupportedOperation", "SriovNetSupport", {"SriovNetSupport": {"Value": "simple"}}),
     ("UnsupportedOperation", "Kernel", {"Kernel": {"Value": "aki-1"}}),

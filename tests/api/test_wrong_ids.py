@@ -55,6 +55,7 @@ CALLS = [
     (INSTANCE, "get_console_output", lambda ids: {"InstanceId": ids[0]}),
     (INSTANCE, "describe_instance_attribute", lambda ids: {"InstanceId": ids[0], "Attribute": "userData"}),
     (INSTANCE, "modify_instance_attribute", lambda ids: {"InstanceId": ids[0], "SourceDestCheck": {"Value": True}}),
+    (INSTANCE, "modify_instance_metadata_options", lambda ids: {"InstanceId": ids[0], "HttpTokens": "required"}),
     (IMAGE, "describe_images", lambda ids: {"ImageIds": ids}),
     (IMAGE, "run_instances", lambda ids: {"ImageId": ids[0], "MinCount": 1, "MaxCount": 1}),
     (GROUP, "modify_instance_attribute", lambda ids: {"InstanceId": AN_INSTANCE, "Groups": ids}),

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    BootMethod, ConditionKey, EniId, HostId, ImageId, Index, InstanceType, Quota, ReservationId,
-    Scope, SubnetId, VolumeId, VpcId,
+    BootMethod, ConditionKey, EniId, HostId, ImageId, Index, InstanceType, Quota, Reservation,
+    ReservationId, Scope, SubnetId, VolumeId, VpcId,
     condition_key::ec2,
     resource::{in_time, resource},
 };
@@ -284,6 +284,11 @@ pub struct Instance {
     pub metadata: MetadataOptions,
     /// Termination protection.
     pub protected: bool,
+    /// Protection from being stopped, and so from being terminated as well.
+    pub stop_protected: bool,
+    /// User data that it was given after its launch, base64; that of its reservation
+    /// where there is none. Empty: it has none any more.
+    pub own_user_data: Option<String>,
     /// `HibernationOptions.Configured`: whether it may be hibernated. Room for its memory
     /// is set aside on its host's disk then.
     pub may_hibernate: bool,
@@ -330,14 +335,24 @@ resource! {
 }
 
 impl Instance {
-    /// In the first form none could be hibernated. A program that reads no other would
-    /// boot from cold what is hibernated, and forget that anything may be.
+    /// In the first form none could be hibernated, protected from a stop or given other
+    /// user data. A program that reads no other would boot from cold what is hibernated,
+    /// and forget that anything may be.
     fn upgrade(version: u32, mut record: Value) -> Result<Value, String> {
         let fields = record.as_object_mut().filter(|_| version == 1);
         let fields = fields.ok_or_else(|| format!("it has no version {version}"))?;
         fields.insert("may_hibernate".to_owned(), false.into());
         fields.insert("hibernated".to_owned(), Value::Null);
+        fields.insert("stop_protected".to_owned(), false.into());
+        fields.insert("own_user_data".to_owned(), Value::Null);
         Ok(record)
+    }
+
+    /// Its user data, base64: its own, or what its `reservation` gave all of its instances.
+    pub fn user_data<'a>(&'a self, reservation: Option<&'a Reservation>) -> Option<&'a str> {
+        let launched_with = || reservation?.user_data.as_deref();
+        let own = self.own_user_data.as_deref();
+        own.or_else(launched_with).filter(|text| !text.is_empty())
     }
 
     /// What it needs of its host, its volumes aside. A type that this version no

@@ -73,6 +73,9 @@ pub struct Launch {
     pub on_shutdown: ShutdownBehavior,
     /// Termination protection.
     pub protected: bool,
+    /// Protection from being stopped.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stop_protected: bool,
     /// Whether they may be hibernated.
     #[serde(default, skip_serializing_if = "is_false")]
     pub may_hibernate: bool,

@@ -64,9 +64,9 @@ impl Facts {
             nics,
             disks,
             tags: view.tags(id).clone(),
-            user_data: view
-                .get::<Reservation>(&instance.reservation)
-                .and_then(|reservation| reservation.user_data.clone()),
+            user_data: instance
+                .user_data(view.get::<Reservation>(&instance.reservation))
+                .map(str::to_owned),
             region: region.to_owned(),
             instance,
         })

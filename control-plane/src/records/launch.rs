@@ -119,6 +119,8 @@ fn make(
         on_shutdown: launch.on_shutdown,
         metadata: launch.metadata.clone(),
         protected: launch.protected,
+        stop_protected: launch.stop_protected,
+        own_user_data: None,
         may_hibernate: launch.may_hibernate,
         hibernated: None,
         intent: Intent::Run,

@@ -215,6 +215,8 @@ impl Cloud {
                 tags_enabled: false,
             },
             protected: false,
+            stop_protected: false,
+            own_user_data: None,
             intent: Intent::Run,
             state: InstanceState::Running,
             state_since: LAUNCHED,

@@ -81,6 +81,7 @@ fn actions() -> Vec<Registered> {
         action::<instances::DescribeInstanceStatus>(),
         action::<instances::DescribeInstanceAttribute>(),
         action::<instances::ModifyInstanceAttribute>(),
+        action::<instances::ModifyInstanceMetadataOptions>(),
         action::<volumes::DeleteVolume>(),
         action::<volumes::DescribeVolumes>(),
     ]

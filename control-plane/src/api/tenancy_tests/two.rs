@@ -22,10 +22,16 @@ pub(super) const STRANGERS: [(&str, &str); 2] =
     [("222222222222", "us-east-1"), ("111111111111", "eu-west-1")];
 
 /// What more an action needs that says so by `InvalidParameterCombination`.
-const MORE: [(&str, &[(&str, &str)]); 1] = [(
-    "ModifyInstanceAttribute",
-    &[("SourceDestCheck.Value", "true")],
-)];
+const MORE: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "ModifyInstanceAttribute",
+        &[("SourceDestCheck.Value", "true")],
+    ),
+    (
+        "ModifyInstanceMetadataOptions",
+        &[("HttpTokens", "required")],
+    ),
+];
 
 /// What the owner's rule for what goes out has in place of `SecurityGroupRuleId`.
 pub(super) const RULE_OUT: &str = "SecurityGroupRuleId of Egress";

@@ -205,6 +205,18 @@ pub(super) fn architecture<'v>(row: &Row<'v, Instance>) -> &'v str {
         .map_or("x86_64", |image| &image.manifest.architecture)
 }
 
+/// How it may ask for metadata: what is written holds for the next request.
+pub(super) fn metadata(instance: &Instance) -> Metadata {
+    Metadata {
+        state: "applied".into(),
+        http_tokens: metadata_tokens(instance).into(),
+        http_put_response_hop_limit: instance.metadata.hop_limit,
+        http_endpoint: metadata_endpoint(instance).into(),
+        http_protocol_ipv6: "disabled".into(),
+        instance_metadata_tags: enabled(instance.metadata.tags_enabled).into(),
+    }
+}
+
 pub(super) fn metadata_endpoint(instance: &Instance) -> &'static str {
     enabled(instance.metadata.enabled)
 }
@@ -348,14 +360,7 @@ pub fn instance(row: &Row<'_, Instance>) -> InstanceItem {
             core_count: kind.map_or(0, |k| u32::from(k.vcpus)),
             threads_per_core: 1,
         },
-        metadata_options: Metadata {
-            state: "applied".into(),
-            http_tokens: metadata_tokens(instance).into(),
-            http_put_response_hop_limit: instance.metadata.hop_limit,
-            http_endpoint: metadata_endpoint(instance).into(),
-            http_protocol_ipv6: "disabled".into(),
-            instance_metadata_tags: enabled(instance.metadata.tags_enabled).into(),
-        },
+        metadata_options: metadata(instance),
         hibernation_options: Hibernation {
             configured: instance.may_hibernate,
         },

@@ -4,10 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::answer::{self, BlockDevice, Group};
+use super::{
+    answer::{self, BlockDevice, Group},
+    user_data,
+};
 use crate::{
     api::{Action, ApiError, Ctx, Targets, ec2::listing::Row, shared::found, wire::quoted},
-    model::{Instance, Reservation, ShutdownBehavior},
+    model::{Instance, ShutdownBehavior},
 };
 
 /// The action.
@@ -31,7 +34,7 @@ pub struct Response {
     pub instance_id: String,
     /// Its volumes.
     pub block_device_mapping: Option<Vec<BlockDevice>>,
-    /// Whether it is protected from being stopped: never.
+    /// Whether it is protected from being stopped.
     pub disable_api_stop: Option<Value<bool>>,
     /// Termination protection.
     pub disable_api_termination: Option<Value<bool>>,
@@ -84,7 +87,7 @@ impl Action for DescribeInstanceAttribute {
             "blockDeviceMapping" => {
                 response.block_device_mapping = Some(shown.block_device_mapping)
             }
-            "disableApiStop" => response.disable_api_stop = value(false),
+            "disableApiStop" => response.disable_api_stop = value(instance.stop_protected),
             "disableApiTermination" => {
                 response.disable_api_termination = value(instance.protected);
             }
@@ -103,10 +106,7 @@ impl Action for DescribeInstanceAttribute {
                 response.source_dest_check = shown.source_dest_check.and_then(value);
             }
             "userData" => {
-                response.user_data = value(
-                    view.get::<Reservation>(&instance.reservation)
-                        .and_then(|reservation| reservation.user_data.clone()),
-                )
+                response.user_data = value(user_data(view, instance).map(str::to_owned));
             }
             other => {
                 return Err(ApiError::unsupported(&format!(

@@ -10,7 +10,9 @@ pub mod describe_instances;
 pub mod filters;
 pub mod get_console_output;
 mod groups;
-pub mod modify_instance_attribute;
+pub mod metadata_options;
+mod modify_instance_attribute;
+mod modify_instance_metadata_options;
 pub mod reboot_instances;
 pub mod run_instances;
 pub mod start_instances;
@@ -31,6 +33,7 @@ pub(crate) use describe_instance_status::DescribeInstanceStatus;
 pub(crate) use describe_instances::DescribeInstances;
 pub use get_console_output::GetConsoleOutput;
 pub use modify_instance_attribute::ModifyInstanceAttribute;
+pub use modify_instance_metadata_options::ModifyInstanceMetadataOptions;
 pub use reboot_instances::RebootInstances;
 pub use run_instances::RunInstances;
 pub use start_instances::StartInstances;
@@ -44,8 +47,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{ApiError, Ctx, Targets, shared::all_found},
-    model::{Eni, Instance, InstanceState},
+    model::{Eni, Instance, InstanceState, Reservation},
     scheduler::Shortfall,
+    store::Scoped,
 };
 
 /// A state on the wire.
@@ -119,12 +123,28 @@ fn interfaces_along(to: &mut Targets<'_>, ids: impl IntoIterator<Item = impl AsR
     }
 }
 
+/// The user data of an instance, base64.
+fn user_data<'v>(view: Scoped<'v>, instance: &'v Instance) -> Option<&'v str> {
+    instance.user_data(view.get::<Reservation>(&instance.reservation))
+}
+
 /// `IncorrectInstanceState`: what was asked for can't be done in this state.
 fn incorrect_state(instance: &Instance, done: &str) -> ApiError {
     ApiError::new(
         "IncorrectInstanceState",
         format!(
             "The instance '{}' is not in a state from which it can be {done}.",
+            instance.id
+        ),
+    )
+}
+
+/// `OperationNotPermitted`: an attribute keeps it from being `done` so.
+fn protected(instance: &Instance, done: &str, attribute: &str) -> ApiError {
+    ApiError::new(
+        "OperationNotPermitted",
+        format!(
+            "The instance '{}' may not be {done}. Modify its '{attribute}' instance attribute and try again.",
             instance.id
         ),
     )

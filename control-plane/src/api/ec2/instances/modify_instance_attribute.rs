@@ -9,12 +9,17 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use self::fixed::Fixed;
-use super::{super::security_groups::refer_to, groups, incorrect_state, interfaces_along};
+use super::{
+    super::security_groups::refer_to,
+    groups, incorrect_state, interfaces_along,
+    run_instances::resolve::{type_named, user_data as checked},
+    user_data,
+};
 use crate::{
     api::{Action, ApiError, Ctx, Done, Targets, shared::found, wire::quoted},
     model::{
-        Eni, GroupId, Instance, InstanceState, SecurityGroup, ShutdownBehavior, Volume,
-        VolumeAttachment, condition_key::ec2,
+        Eni, GroupId, Instance, InstanceState, InstanceType, SecurityGroup, ShutdownBehavior,
+        Volume, VolumeAttachment, condition_key::ec2,
     },
     store::{Change, Scoped},
 };
@@ -44,7 +49,7 @@ pub struct Request {
     /// Which volumes go with it.
     #[serde(default, rename = "BlockDeviceMapping")]
     pub block_device_mappings: Vec<Mapping>,
-    /// Protection from being stopped: there is none.
+    /// Protection from being stopped.
     pub disable_api_stop: Option<Flag>,
     /// Whether its volumes have a network of their own: never.
     pub ebs_optimized: Option<Flag>,
@@ -52,9 +57,9 @@ pub struct Request {
     pub ena_support: Option<Flag>,
     /// Whether it may have enclaves: never.
     pub enclave_options: Option<Enclaves>,
-    /// Its type: the one it has.
+    /// Its type, of a stopped instance.
     pub instance_type: Option<Text>,
-    /// Its user data, base64: what it has.
+    /// Its user data, base64, of a stopped instance.
     pub user_data: Option<Text>,
 }
 
@@ -104,6 +109,10 @@ pub struct Ebs {
 #[derive(Debug, PartialEq, Eq)]
 enum Wanted {
     Protected(bool),
+    StopProtected(bool),
+    Type(&'static InstanceType),
+    /// Base64; empty for none.
+    UserData(String),
     OnShutdown(ShutdownBehavior),
     SourceDestCheck(bool),
     Groups(Vec<String>),
@@ -134,6 +143,17 @@ fn wanted(request: Request) -> Result<Wanted, ApiError> {
             .disable_api_termination
             .map(|f| Wanted::Protected(f.value)),
     );
+    all.extend(
+        request
+            .disable_api_stop
+            .map(|f| Wanted::StopProtected(f.value)),
+    );
+    if let Some(text) = request.instance_type {
+        all.push(Wanted::Type(type_named(&text.value)?));
+    }
+    if let Some(text) = request.user_data {
+        all.push(Wanted::UserData(checked_user_data(&text.value)?));
+    }
     if let Some(text) = request.instance_initiated_shutdown_behavior {
         all.push(Wanted::OnShutdown(shutdown_behavior(&text.value)?));
     }
@@ -160,8 +180,11 @@ fn wanted(request: Request) -> Result<Wanted, ApiError> {
 
 fn check_name(name: &str) -> Result<(), ApiError> {
     let known = [
+        "disableApiStop",
         "disableApiTermination",
         "instanceInitiatedShutdownBehavior",
+        "instanceType",
+        "userData",
         "sourceDestCheck",
         "groupSet",
         "blockDeviceMapping",
@@ -190,7 +213,10 @@ fn by_name(name: &str, value: &str) -> Result<Wanted, ApiError> {
         )),
     };
     match name {
+        "disableApiStop" => flag().map(Wanted::StopProtected),
         "disableApiTermination" => flag().map(Wanted::Protected),
+        "instanceType" => type_named(value).map(Wanted::Type),
+        "userData" => checked_user_data(value).map(Wanted::UserData),
         "sourceDestCheck" => flag().map(Wanted::SourceDestCheck),
         "instanceInitiatedShutdownBehavior" => shutdown_behavior(value).map(Wanted::OnShutdown),
         "groupSet" | "blockDeviceMapping" => Err(ApiError::combination(format!(
@@ -201,6 +227,10 @@ fn by_name(name: &str, value: &str) -> Result<Wanted, ApiError> {
             None => Err(unsupported(other)),
         },
     }
+}
+
+fn checked_user_data(text: &str) -> Result<String, ApiError> {
+    Ok(checked(Some(text))?.unwrap_or_default())
 }
 
 /// What the guest's own power-off leads to, by EC2's name.
@@ -234,23 +264,27 @@ fn volume(mapping: Mapping) -> Result<(String, bool), ApiError> {
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/iam-policies-for-amazon-ec2.html#attribute-key>
 fn attribute_keys(request: &Request, to: &mut Targets<'_>) {
     let flag = |flag: &Option<Flag>| flag.as_ref().map(|flag| Some(flag.value.to_string()));
-    let behavior = request.instance_initiated_shutdown_behavior.as_ref();
+    let text = |text: &Option<Text>| text.as_ref().map(|text| Some(text.value.clone()));
+    let behavior = &request.instance_initiated_shutdown_behavior;
     let mut given = vec![
         (
             "DisableApiTermination",
             flag(&request.disable_api_termination),
         ),
+        ("DisableApiStop", flag(&request.disable_api_stop)),
         ("SourceDestCheck", flag(&request.source_dest_check)),
-        (
-            "InstanceInitiatedShutdownBehavior",
-            behavior.map(|text| Some(text.value.clone())),
-        ),
+        ("InstanceType", text(&request.instance_type)),
+        ("UserData", text(&request.user_data)),
+        ("InstanceInitiatedShutdownBehavior", text(behavior)),
         ("GroupId", (!request.groups.is_empty()).then_some(None)),
     ];
     let fixed = Fixed::ALL.into_iter();
     given.extend(fixed.map(|fixed| (fixed.parameter(), fixed.given(request).map(Some))));
     let older = match request.attribute.as_deref() {
+        Some("disableApiStop") => Some("DisableApiStop"),
         Some("disableApiTermination") => Some("DisableApiTermination"),
+        Some("instanceType") => Some("InstanceType"),
+        Some("userData") => Some("UserData"),
         Some("sourceDestCheck") => Some("SourceDestCheck"),
         Some("instanceInitiatedShutdownBehavior") => Some("InstanceInitiatedShutdownBehavior"),
         // The others have no such form.
@@ -297,6 +331,49 @@ fn apply(
                 ..instance.clone()
             },
         ),
+        Wanted::StopProtected(stop_protected) => {
+            // As above.
+            if !stop_protected {
+                change.makes_room();
+            }
+            let stop_protected = *stop_protected;
+            change.update(
+                instance,
+                &Instance {
+                    stop_protected,
+                    ..instance.clone()
+                },
+            );
+        }
+        Wanted::Type(kind) if kind.name == instance.instance_type => {}
+        Wanted::Type(kind) => {
+            is_stopped(instance, "instanceType")?;
+            // Room for its memory was set aside at its launch, and its memory may be there.
+            if instance.may_hibernate {
+                return Err(ApiError::unsupported(
+                    "A change of the type of an instance that may be hibernated",
+                ));
+            }
+            change.update(
+                instance,
+                &Instance {
+                    instance_type: kind.name.to_owned(),
+                    ..instance.clone()
+                },
+            );
+        }
+        Wanted::UserData(text) => {
+            if user_data(view, instance).unwrap_or_default() != *text {
+                is_stopped(instance, "userData")?;
+                change.update(
+                    instance,
+                    &Instance {
+                        own_user_data: Some(text.clone()),
+                        ..instance.clone()
+                    },
+                );
+            }
+        }
         Wanted::OnShutdown(on_shutdown) => change.update(
             instance,
             &Instance {
@@ -326,13 +403,27 @@ fn apply(
             }
         }
         Wanted::AsIs(fixed, value) => {
-            if fixed.value(view, instance) != *value {
+            if value != "false" {
                 let what = format!("A change of the attribute {}", fixed.name());
                 return Err(ApiError::unsupported(&what));
             }
         }
     }
     Ok(())
+}
+
+/// What a running machine has is no more to be changed.
+fn is_stopped(instance: &Instance, attribute: &str) -> Result<(), ApiError> {
+    if instance.state == InstanceState::Stopped {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        "IncorrectInstanceState",
+        format!(
+            "The instance '{}' is not in the 'stopped' state: its '{attribute}' can't be changed",
+            instance.id
+        ),
+    ))
 }
 
 fn set_groups(

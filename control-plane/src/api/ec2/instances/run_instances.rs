@@ -3,7 +3,7 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html>
 
 mod progress;
-mod resolve;
+pub(super) mod resolve;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use self::resolve::Resolved;
 use super::{
     super::security_groups::refer_to,
     answer::{self, Group, InstanceItem},
-    insufficient_addresses, insufficient_capacity,
+    insufficient_addresses, insufficient_capacity, metadata_options,
 };
 use crate::{
     api::{
@@ -67,11 +67,13 @@ pub struct Request {
     #[serde(default, rename = "BlockDeviceMapping")]
     pub block_device_mappings: Vec<BlockDeviceMapping>,
     /// How the instance may ask for metadata.
-    pub metadata_options: Option<MetadataInput>,
+    pub metadata_options: Option<metadata_options::Input>,
     /// What the guest's own power-off leads to.
     pub instance_initiated_shutdown_behavior: Option<String>,
     /// Termination protection.
     pub disable_api_termination: Option<bool>,
+    /// Protection from being stopped.
+    pub disable_api_stop: Option<bool>,
     /// Where.
     pub placement: Option<PlacementInput>,
     /// The primary interface.
@@ -109,20 +111,6 @@ pub struct EbsInput {
     pub volume_type: Option<String>,
     /// Whether it goes with the instance.
     pub delete_on_termination: Option<bool>,
-}
-
-/// `MetadataOptions`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct MetadataInput {
-    /// `optional` or `required`.
-    pub http_tokens: Option<String>,
-    /// 1 to 64.
-    pub http_put_response_hop_limit: Option<i64>,
-    /// `enabled` or `disabled`.
-    pub http_endpoint: Option<String>,
-    /// `enabled` or `disabled`.
-    pub instance_metadata_tags: Option<String>,
 }
 
 /// `Placement`.
@@ -185,7 +173,6 @@ impl Action for RunInstances {
         "CapacityReservationSpecification",
         "CpuOptions",
         "CreditSpecification",
-        "DisableApiStop",
         "EbsOptimized",
         "ElasticGpuSpecification",
         "ElasticInferenceAccelerator",
@@ -240,7 +227,6 @@ impl Action for RunInstances {
             "CapacityReservationSpecification.CapacityReservationPreference",
             "open",
         ),
-        ("DisableApiStop", "false"),
         ("EbsOptimized", "false"),
         ("EnablePrimaryIpv6", "false"),
         ("EnclaveOptions.Enabled", "false"),
@@ -430,6 +416,7 @@ fn reservation(
         metadata: resolved.metadata,
         on_shutdown: resolved.on_shutdown,
         protected: resolved.protected,
+        stop_protected: resolved.stop_protected,
         may_hibernate: resolved.may_hibernate,
         instance_tags: tags("instance"),
         volume_tags: tags("volume"),

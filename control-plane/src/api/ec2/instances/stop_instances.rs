@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use super::{StateChange, StateChanges, each_once, incorrect_state, user_initiated};
+use super::{StateChange, StateChanges, each_once, incorrect_state, protected, user_initiated};
 use crate::{
     api::{Action, ApiError, Ctx, Targets, shared::found},
     model::{Instance, InstanceState, Intent, StateReason},
@@ -54,6 +54,9 @@ impl Action for StopInstances {
         let instances_set = ctx
             .each(&ids, |view, change, id| {
                 let instance = found::<Instance>(view, id)?;
+                if instance.stop_protected && instance.state == InstanceState::Running {
+                    return Err(protected(instance, "stopped", "disableApiStop"));
+                }
                 if hibernate && !instance.may_hibernate {
                     return Err(ApiError::new(
                         "UnsupportedHibernationConfiguration",

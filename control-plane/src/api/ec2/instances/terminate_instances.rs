@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::{StateChange, StateChanges, each_once, user_initiated};
+use super::{StateChange, StateChanges, each_once, protected, user_initiated};
 use crate::{
     api::{Action, ApiError, Ctx, Targets, shared::found},
     model::{Instance, InstanceState, Intent, StateReason},
@@ -44,23 +44,23 @@ impl Action for TerminateInstances {
                     return Ok(StateChange::new(instance, instance.state));
                 }
                 if instance.protected {
-                    return Err(ApiError::new(
-                        "OperationNotPermitted",
-                        format!(
-                            "The instance '{}' may not be terminated. Modify its 'disableApiTermination' instance attribute and try again.",
-                            instance.id
-                        ),
-                    ));
+                    return Err(protected(instance, "terminated", "disableApiTermination"));
+                }
+                if instance.stop_protected {
+                    return Err(protected(instance, "terminated", "disableApiStop"));
                 }
                 change.makes_room();
-                change.update(instance, &Instance {
-                    intent: Intent::Terminate,
-                    state: InstanceState::ShuttingDown,
-                    state_since: ctx.now(),
-                    state_reason: Some(StateReason::user_initiated()),
-                    transition_reason: user_initiated(ctx.now()),
-                    ..instance.clone()
-                });
+                change.update(
+                    instance,
+                    &Instance {
+                        intent: Intent::Terminate,
+                        state: InstanceState::ShuttingDown,
+                        state_since: ctx.now(),
+                        state_reason: Some(StateReason::user_initiated()),
+                        transition_reason: user_initiated(ctx.now()),
+                        ..instance.clone()
+                    },
+                );
                 Ok(StateChange::new(instance, InstanceState::ShuttingDown))
             })
             .await?;

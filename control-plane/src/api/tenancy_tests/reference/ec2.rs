@@ -18,7 +18,7 @@ pub(super) const TABLE: Table = Table {
     more: &MORE,
 };
 
-const TYPES: [(&str, &str); 21] = [
+const TYPES: [(&str, &str); 22] = [
     (
         "AuthorizeSecurityGroupEgress",
         "security-group security-group-rule?",
@@ -39,6 +39,7 @@ const TYPES: [(&str, &str); 21] = [
         "ModifyInstanceAttribute",
         "instance security-group? volume?",
     ),
+    ("ModifyInstanceMetadataOptions", "instance"),
     (
         "ModifySecurityGroupRules",
         "security-group security-group-rule",

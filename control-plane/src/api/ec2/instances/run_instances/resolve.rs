@@ -2,8 +2,10 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::{InterfaceInput, MetadataInput, Request};
-use crate::api::ec2::instances::{groups, modify_instance_attribute::shutdown_behavior};
+use super::{InterfaceInput, Request};
+use crate::api::ec2::instances::{
+    groups, metadata_options, modify_instance_attribute::shutdown_behavior,
+};
 use crate::{
     api::{
         ApiError, Ctx,
@@ -41,6 +43,7 @@ pub(super) struct Resolved<'v> {
     pub metadata: MetadataOptions,
     pub on_shutdown: ShutdownBehavior,
     pub protected: bool,
+    pub stop_protected: bool,
     pub may_hibernate: bool,
 }
 
@@ -73,17 +76,18 @@ pub(super) fn launch<'v>(
             .and_then(|i| i.description.clone())
             .unwrap_or_default(),
         key,
-        user_data: user_data(request)?,
+        user_data: user_data(request.user_data.as_deref())?,
         client_token: request.client_token.clone(),
         volume_gib,
         volume_type,
         delete_on_termination,
-        metadata: metadata(request.metadata_options.as_ref())?,
+        metadata: metadata_options::at_launch(request.metadata_options.as_ref())?,
         on_shutdown: match request.instance_initiated_shutdown_behavior.as_deref() {
             None => ShutdownBehavior::Stop,
             Some(name) => shutdown_behavior(name)?,
         },
         protected: request.disable_api_termination.unwrap_or(false),
+        stop_protected: request.disable_api_stop.unwrap_or(false),
         may_hibernate: (request.hibernation_options.as_ref())
             .and_then(|options| options.configured)
             .unwrap_or(false),
@@ -155,10 +159,14 @@ fn image<'v>(view: Scoped<'v>, request: &Request) -> Result<&'v Image, ApiError>
 }
 
 fn instance_type(request: &Request) -> Result<&'static InstanceType, ApiError> {
-    let name = request
-        .instance_type
-        .as_ref()
-        .ok_or_else(|| ApiError::missing("InstanceType"))?;
+    let name = request.instance_type.as_deref();
+    type_named(name.ok_or_else(|| ApiError::missing("InstanceType"))?)
+}
+
+/// The instance type of this name.
+pub(in crate::api::ec2::instances) fn type_named(
+    name: &str,
+) -> Result<&'static InstanceType, ApiError> {
     InstanceType::find(name).ok_or_else(|| {
         ApiError::invalid_value(
             "InstanceType",
@@ -280,8 +288,11 @@ fn group_named(view: Scoped<'_>, vpc: &VpcId, name: &str) -> Result<GroupId, Api
         })
 }
 
-fn user_data(request: &Request) -> Result<Option<String>, ApiError> {
-    let Some(text) = &request.user_data else {
+/// User data as it came, base64: an empty one is none.
+pub(in crate::api::ec2::instances) fn user_data(
+    given: Option<&str>,
+) -> Result<Option<String>, ApiError> {
+    let Some(text) = given else {
         return Ok(None);
     };
     let invalid = |message: &str| ApiError::new("InvalidParameterValue", message);
@@ -291,7 +302,7 @@ fn user_data(request: &Request) -> Result<Option<String>, ApiError> {
     if bytes.len() > MAX_USER_DATA {
         return Err(invalid("User data is limited to 16384 bytes"));
     }
-    Ok(Some(text.clone()).filter(|t| !t.is_empty()))
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 /// Its size in GiB, its type, and whether it goes with the instance.
@@ -346,53 +357,4 @@ pub(super) fn root_volume(
         kind.to_owned(),
         ebs.delete_on_termination.unwrap_or(true),
     ))
-}
-
-pub(super) fn metadata(given: Option<&MetadataInput>) -> Result<MetadataOptions, ApiError> {
-    let mut options = MetadataOptions {
-        enabled: true,
-        tokens_required: false,
-        hop_limit: 1,
-        tags_enabled: false,
-    };
-    let Some(given) = given else {
-        return Ok(options);
-    };
-    let choice = |name: &str, value: &Option<String>, [no, yes]: [&str; 2]| match value.as_deref() {
-        None => Ok(None),
-        Some(v) if v == yes => Ok(Some(true)),
-        Some(v) if v == no => Ok(Some(false)),
-        Some(other) => {
-            let name = format!("MetadataOptions.{name}");
-            Err(ApiError::invalid_value(
-                &name,
-                other,
-                &format!("It must be {no} or {yes}."),
-            ))
-        }
-    };
-    let switch = ["disabled", "enabled"];
-    if let Some(required) = choice("HttpTokens", &given.http_tokens, ["optional", "required"])? {
-        options.tokens_required = required;
-    }
-    if let Some(enabled) = choice("HttpEndpoint", &given.http_endpoint, switch)? {
-        options.enabled = enabled;
-    }
-    if let Some(tags) = choice(
-        "InstanceMetadataTags",
-        &given.instance_metadata_tags,
-        switch,
-    )? {
-        options.tags_enabled = tags;
-    }
-    if let Some(limit) = given.http_put_response_hop_limit {
-        options.hop_limit = u8::try_from(limit)
-            .ok()
-            .filter(|l| (1..=64).contains(l))
-            .ok_or_else(|| {
-                let name = "MetadataOptions.HttpPutResponseHopLimit";
-                ApiError::invalid_value(name, &limit.to_string(), "It must be from 1 to 64.")
-            })?;
-    }
-    Ok(options)
 }

@@ -3,8 +3,9 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ExamplePolicies_EC2.html#iam-example-runinstances>
 
 use super::{
+    super::metadata_options,
     InterfaceInput, Request,
-    resolve::{default_subnet, metadata, public, root_volume, subnet_id, zone},
+    resolve::{default_subnet, public, root_volume, subnet_id, zone},
 };
 use crate::{
     api::Targets,
@@ -73,7 +74,7 @@ fn instance_keys(request: &Request) -> impl Iterator<Item = (ConditionKey, Strin
     let kind = request.instance_type.clone();
     let kind = kind.map(|kind| (ec2::INSTANCE_TYPE, kind));
     let alike = Instance::FIXED_CONDITIONS.map(|(key, value)| (key, value.to_owned()));
-    let metadata = metadata(request.metadata_options.as_ref()).ok();
+    let metadata = metadata_options::at_launch(request.metadata_options.as_ref()).ok();
     let metadata = metadata.map(|options| options.conditions());
     kind.into_iter()
         .chain(alike)
