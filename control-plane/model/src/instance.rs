@@ -330,19 +330,21 @@ resource! {
         indexes: [BY_HOST, BY_RESERVATION, BY_STATE, BY_VPC_AND_HOST, UNPLACED],
         claim: taken,
         conditions: conditions,
-        version: 2, upgrade: Instance::upgrade,
+        version: 3, upgrade: Instance::upgrade,
     }
 }
 
 impl Instance {
-    /// In the first form none could be hibernated, protected from a stop or given other
-    /// user data. A program that reads no other would boot from cold what is hibernated,
-    /// and forget that anything may be.
+    /// In the first form none could be hibernated: a program that reads no other would boot
+    /// from cold what is hibernated, and forget that anything may be. In the second none
+    /// could be protected from a stop or given other user data, and both would be forgotten.
     fn upgrade(version: u32, mut record: Value) -> Result<Value, String> {
-        let fields = record.as_object_mut().filter(|_| version == 1);
+        let fields = record.as_object_mut().filter(|_| [1, 2].contains(&version));
         let fields = fields.ok_or_else(|| format!("it has no version {version}"))?;
-        fields.insert("may_hibernate".to_owned(), false.into());
-        fields.insert("hibernated".to_owned(), Value::Null);
+        if version == 1 {
+            fields.insert("may_hibernate".to_owned(), false.into());
+            fields.insert("hibernated".to_owned(), Value::Null);
+        }
         fields.insert("stop_protected".to_owned(), false.into());
         fields.insert("own_user_data".to_owned(), Value::Null);
         Ok(record)

@@ -125,7 +125,9 @@ impl HostCompute {
     pub(super) async fn save_memory(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
         let held = self.hold(id).await;
         if self.look_for_memory(id).await? == Some(Kept::Whole { boot }) {
-            return Ok(());
+            // One who was killed may have given it its name, and no more.
+            let memory = self.memory(id);
+            return doing("keeping memory", blocking(move || memory.outlast()).await);
         }
         let socket = self.live_socket(id).await?;
         match doing("looking", self.state(id).await)? {

@@ -4,7 +4,7 @@
 //! it becomes its user.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,9 @@ const WHOLE: &str = "memory-";
 const MEMORY: &str = "memory";
 /// The rest of the machine, which the VMM writes last.
 const MACHINE: &str = "machine.json";
+/// The longest that the rest of a machine may be, in bytes: one of the most vCPUs and
+/// devices takes a small part of it.
+const MOST_MACHINE: u64 = 16 << 20;
 /// Size of the blocks that `st_blocks` counts, in bytes: stat(2).
 const BLOCK: u64 = 512;
 
@@ -109,10 +112,15 @@ impl Memory {
     /// the disk, and in one piece: that is cut short, and no JSON, or whole.
     pub(super) fn is_written(&self) -> io::Result<bool> {
         let new = self.place(NEW);
-        match fs::read(new.join(MACHINE)) {
+        let mut machine = Vec::new();
+        let read = File::open(new.join(MACHINE))
+            // The VMM has it open: it may be as long as it pleases.
+            .and_then(|file| file.take(MOST_MACHINE + 1).read_to_end(&mut machine));
+        match read {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
-            Ok(machine) => Ok(
+            Ok(_) if machine.len() as u64 > MOST_MACHINE => Ok(false),
+            Ok(_) => Ok(
                 serde_json::from_slice::<serde::de::IgnoredAny>(&machine).is_ok()
                     && new.join(MEMORY).try_exists()?,
             ),
@@ -140,15 +148,20 @@ impl Memory {
         sync(&self.folder)
     }
 
+    /// Has the names of what is kept outlast a power cut.
+    pub(super) fn outlast(&self) -> io::Result<()> {
+        sync(&self.folder)
+    }
+
     /// Takes its name from whatever memory is kept: when this returns, none can be gone on
     /// from any more. What it was given to removes it.
     pub(super) fn withdraw(&self) -> io::Result<()> {
         for boot in self.look()?.0 {
             absent_is_fine(fs::remove_dir_all(self.place(USED)))?;
             fs::rename(self.whole(boot), self.place(USED))?;
-            sync(&self.folder)?;
         }
-        Ok(())
+        // Also where one who was killed in between had renamed it.
+        absent_is_fine(self.outlast())
     }
 
     /// Removes what a VMM that runs was given: it has it open.
@@ -212,4 +225,36 @@ impl Memory {
 /// Has the names in a folder, or what is in a file, outlast a power cut.
 fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_machine_has_written_may_be_as_long_as_it_pleases() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Memory::at(dir.path().to_owned());
+        memory.clear().unwrap();
+        memory.create().unwrap();
+        let machine = dir.path().join(NEW).join(MACHINE);
+        assert!(!memory.is_written().unwrap());
+        let all = usize::try_from(MOST_MACHINE).unwrap();
+        let mut text = b"null".to_vec();
+        text.resize(all, b' ');
+        fs::write(&machine, &text).unwrap();
+        assert!(memory.is_written().unwrap());
+        text.push(b' ');
+        fs::write(&machine, &text).unwrap();
+        assert!(!memory.is_written().unwrap());
+    }
+
+    #[test]
+    fn of_an_instance_without_a_folder_there_is_nothing_to_discard() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Memory::at(dir.path().join("none"));
+        memory.discard().unwrap();
+        memory.keep_only(Some(1)).unwrap();
+        assert!(memory.kept().unwrap().is_none());
+    }
 }

@@ -310,7 +310,7 @@ async fn a_newer_schema_is_refused() {
         refused,
         Err(StoreError::Schema {
             found: 99,
-            known: 4
+            known: 5
         })
     ));
 }

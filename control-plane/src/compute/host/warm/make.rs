@@ -223,8 +223,12 @@ impl Maker {
             saved = timeout(SNAPSHOT, client::snapshot(&socket, files)) => {
                 saved.map_err(|_| Failed::ForGood("its snapshot isn't written".to_owned()))??;
             }
-            // Its VMM is ended, and what it has written goes.
-            _ = self.room.runs_short() => return Err(Failed::NoRoom),
+            // Nobody else is chosen before what it has written is gone.
+            _chosen = self.room.runs_short() => {
+                self.cgroups.remove(&spec.instance).await?;
+                fs::remove_dir_all(&made)?;
+                return Err(Failed::NoRoom);
+            }
         }
         fs::write(made.join(CONSOLE), &console)?;
         // From here on nobody writes there.
