@@ -244,6 +244,7 @@ impl Built {
             quieted: self.quieted,
             followed: None,
             saving: None,
+            given_up: None,
             busy: 0,
             interrupts: self.interrupts,
             memory: self.memory,

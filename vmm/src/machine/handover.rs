@@ -106,7 +106,7 @@ impl Machine {
         let mut devices = self.devices.list();
         let is_user_disk = |one: &Device| matches!(one.handle, Handle::UserDisk(..));
         if self.opens() {
-            return Some("a disk's file is being opened");
+            return Some("a disk's file is being opened or looked at");
         }
         let is_served = devices.any(is_user_disk) || self.connects();
         is_served.then_some("a disk that another process serves can't be handed over: unplug it")

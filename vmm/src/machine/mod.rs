@@ -133,6 +133,9 @@ pub struct Machine {
     followed: Option<FileId>,
     /// The snapshot that is being written.
     saving: Option<saving::Saving>,
+    /// One that was given up while its files were being opened: it may still make some, and
+    /// removes them.
+    given_up: Option<saving::Saving>,
     /// The slots that a pause or a reset waits for, one bit for each.
     busy: u32,
     interrupts: Arc<KvmInterrupts>,

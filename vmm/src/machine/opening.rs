@@ -38,6 +38,9 @@ pub(super) static PROFILE: Profile = Profile {
 /// As many threads at once, however many are forgotten meanwhile.
 const MAX_ERRANDS: usize = 16;
 
+/// As many looks at one disk: who is answered by the second is told the newest size.
+const MAX_LOOKS: usize = 2;
+
 /// Bytes of the stack of one, which does hardly anything.
 const STACK_SIZE: usize = 64 << 10;
 
@@ -75,6 +78,10 @@ impl Purpose {
             Self::Plug(disk) => &disk.id,
             Self::Resize(id) => id,
         }
+    }
+
+    fn looks_at(&self, disk: &str) -> bool {
+        matches!(self, Self::Resize(id) if id == disk)
     }
 }
 
@@ -131,6 +138,13 @@ impl Machine {
             None => Ok(None),
             Some(Look::Asked(disk)) => Ok(Some(Resize::Now(disk))),
             Some(Look::At(handle)) => {
+                let looks = self.errands.under_way.iter();
+                let looks =
+                    looks.filter(|one| one.purpose.as_ref().is_some_and(|p| p.looks_at(id)));
+                if looks.count() >= MAX_LOOKS {
+                    let why = "its file doesn't say how big it is, and was asked before";
+                    return Err(Error::Device(format!("{id}: {why}")));
+                }
                 let look = move || Answer::Size(handle.size());
                 let errand = self.begin(Purpose::Resize(id.to_owned()), look)?;
                 Ok(Some(Resize::Later(errand)))
@@ -185,6 +199,7 @@ impl Machine {
             // What the other process has been told stays as it is.
             return;
         }
+        self.forget_looks();
         let mut waits = BTreeSet::new();
         for mut one in std::mem::take(&mut self.errands.under_way) {
             let is_early = match &one.purpose {
@@ -217,6 +232,22 @@ impl Machine {
         }
     }
 
+    /// Forgets looks at disks that are gone: nothing waits for a file that may never answer.
+    fn forget_looks(&mut self) {
+        let devices = &self.devices;
+        let is_gone = |purpose: &mut Purpose| match purpose {
+            Purpose::Resize(id) => !devices.has(id),
+            Purpose::Plug(_) => false,
+        };
+        for one in &mut self.errands.under_way {
+            if one.purpose.take_if(is_gone).is_some() {
+                self.errands
+                    .done
+                    .push((one.errand, Outcome::Resized(Ok(None))));
+            }
+        }
+    }
+
     fn plug_disk(&mut self, disk: &config::Disk, found: Found) -> Result<Option<api::Disk>, Error> {
         let made = self.context.disk(disk, found)?;
         let slot = self.plug(made, None)?;
@@ -230,9 +261,10 @@ impl Machine {
         self.errands.opening().any(|other| other == id)
     }
 
-    /// Whether any is.
+    /// Whether somebody waits for what is opened or looked at.
     pub(super) fn opens(&self) -> bool {
-        self.errands.opening().next().is_some()
+        let mut all = self.errands.under_way.iter();
+        all.any(|one| one.purpose.is_some())
     }
 
     /// Disks that aren't plugged yet.

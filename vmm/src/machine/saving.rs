@@ -74,6 +74,8 @@ pub(super) struct Saving {
     content: Option<SyncSender<Box<Content>>>,
     outcome: Receiver<Result<(u64, FileId), Unsaved>>,
     cancel: Arc<Cancel>,
+    /// Why nothing comes of it, which is said once its files are gone again.
+    failed: Option<Unsaved>,
     /// Whether writes to memory are marked since.
     follow: bool,
 }
@@ -144,7 +146,10 @@ impl Saving {
             let _ = say_opened.send(Ok(()));
             ring();
             let Ok(content) = awaited.recv() else {
-                return;
+                // Before anybody hears of it: the next one may go to the same place.
+                drop((files, base));
+                let _ = sender.send(Err(given_up()));
+                return ring();
             };
             let confined = confine_thread(ThreadRole::Device(&PROFILE));
             let written = confined
@@ -159,6 +164,7 @@ impl Saving {
             content: Some(content),
             outcome,
             cancel,
+            failed: None,
             follow,
         })
     }
@@ -181,8 +187,8 @@ impl Saving {
 }
 
 impl Machine {
-    /// Has the snapshot that is being written fail soon, which [`saved`](Self::saved) tells.
-    /// Returns whether there is one.
+    /// Has the snapshot that is being written fail soon, which [`saved`](Self::saved) tells:
+    /// at once, if its files aren't open yet. Returns whether there is one.
     pub fn cancel_snapshot(&self) -> bool {
         if let Some(saving) = &self.saving {
             saving.cancel();
@@ -196,17 +202,36 @@ impl Machine {
     /// # Errors
     /// It could not be written, and there is none then.
     pub fn saved(&mut self) -> Option<Result<u64, Unsaved>> {
-        let saving = self.saving.as_ref()?;
+        let saving = self.saving.as_mut()?;
         let outcome = match saving.content.is_some() {
-            true => match heard(&saving.opened)?.and_then(|()| self.save_content()) {
-                Ok(()) => return None,
-                Err(unsaved) => Err(unsaved),
+            true => match heard(&saving.opened) {
+                // Its disk may never answer.
+                None => {
+                    saving.cancel.check().err()?;
+                    saving.content = None;
+                    self.given_up = self.saving.take();
+                    Err(given_up())
+                }
+                Some(Ok(())) => {
+                    let failed = self.save_content().err();
+                    if let Some(saving) = self.saving.as_mut().filter(|_| failed.is_some()) {
+                        saving.failed = failed;
+                        saving.content = None;
+                    }
+                    return None;
+                }
+                Some(Err(unsaved)) => Err(unsaved),
             },
             false => {
                 let outcome = heard(&saving.outcome)?;
-                let follow = saving.follow;
-                self.followed = outcome.as_ref().ok().filter(|_| follow).map(|(_, id)| *id);
-                outcome.map(|(written, _)| written)
+                match saving.failed.take() {
+                    Some(unsaved) => Err(unsaved),
+                    None => {
+                        let follow = saving.follow;
+                        self.followed = outcome.as_ref().ok().filter(|_| follow).map(|(_, id)| *id);
+                        outcome.map(|(written, _)| written)
+                    }
+                }
             }
         };
         self.saving = None;
@@ -248,6 +273,10 @@ impl Machine {
             _ => Err(Unsaved::Unwritten(io::Error::other(PANICKED))),
         }
     }
+}
+
+fn given_up() -> Unsaved {
+    Unsaved::Unwritten(io::Error::other("it was cancelled"))
 }
 
 /// What a thread has said; none: nothing yet.

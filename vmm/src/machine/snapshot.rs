@@ -39,6 +39,10 @@ pub(super) const SAVING: &str = "a snapshot of the machine is being written";
 /// The same.
 pub(super) const HANDING_OVER: &str = "the machine is being handed over to another process";
 
+/// The same, for a while.
+const GIVEN_UP: &str =
+    "the files of a snapshot that was given up are still being opened, and may be this one's";
+
 /// Why it can't be saved since another one.
 pub(super) const NOT_FOLLOWED: &str =
     "the base is not this machine's last snapshot, or wasn't followed";
@@ -191,6 +195,11 @@ impl Machine {
         follow: bool,
     ) -> Result<(), Unsaved> {
         self.is_saveable()?;
+        let is_over = self.given_up.as_ref().is_none_or(Saving::has_ended);
+        if !is_over {
+            return Err(Unsaved::NotNow(GIVEN_UP));
+        }
+        self.given_up = None;
         if base.is_some() && self.followed.is_none() {
             return Err(Unsaved::NotNow(NOT_FOLLOWED));
         }

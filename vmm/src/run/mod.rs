@@ -57,6 +57,8 @@ use crate::vcpu::{Ending, unix_ns};
 const STATUS_CRASHED: u8 = 1;
 /// Exit status for a wrong command line, and for what a machine can't be built of.
 const STATUS_WRONG: u8 = 2;
+/// What is said to those who still wait for an answer.
+const ENDED: &str = "the machine has ended";
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -429,7 +431,10 @@ impl Process {
         if let Some(over) = self.handing_over.take() {
             over.cancel(&mut self.machine);
         }
-        self.answer_saving(&Answer::error(409, "the machine has ended"));
+        self.answer_saving(&Answer::error(409, ENDED));
+        for (errand, _) in self.waiting.clone() {
+            self.answer_errand(errand, &Answer::error(409, ENDED));
+        }
         // The guest's last words.
         self.serve_console();
         if let Some(terminal) = &mut self.terminal {

@@ -252,6 +252,58 @@ fn nobody_waits_for_a_disk_to_be_closed() {
 
 /// Disks on storage that doesn't answer when they are opened, or asked for their size.
 #[test]
+fn a_look_that_hangs_does_not_hold_the_name_of_a_disk_that_is_gone() {
+    let begin = |disk| Hung::with(disk, "threads", Answers::Everything);
+    let Some(machine) = SlowDisk::unremembered().and_then(begin) else {
+        return;
+    };
+    let bench = &machine.bench;
+    until("it reads", || bench.metrics().devices["slow"]["reads"] == 1);
+    machine.disk.answers(Answers::Nothing);
+    let ask = |request: &'static str, body: &str| {
+        let (socket, body) = (bench.path("socket"), body.to_owned());
+        std::thread::spawn(move || jail::send_files(&socket, request, &body, &[]))
+    };
+    let mut looks = vec![(); 3]
+        .into_iter()
+        .map(|()| ask("PATCH /v1/disks/slow", ""))
+        .collect::<Vec<_>>();
+    // The last to come is refused: no disk has all the threads.
+    until("one is refused", || looks.iter().any(|l| l.is_finished()));
+    until("its size is asked for", || machine.disk.hangs());
+    let refused = looks.iter().position(|look| look.is_finished());
+    let refused = looks.swap_remove(refused.expect("one"));
+    let answer = refused.join().expect("an answer");
+    assert!(answer.contains("was asked before"), "{answer}");
+    assert!(machine.ask("DELETE /v1/disks/slow").contains(" 202 "));
+    until("it is gone", || bench.machine().disks.is_empty());
+    for look in looks {
+        let answer = look.join().expect("an answer");
+        assert!(answer.contains(" 404 "), "{answer}");
+    }
+    let good = bench.path("good");
+    let file = std::fs::File::create(&good);
+    file.and_then(|file| file.set_len(1 << 20)).expect("a disk");
+    let add = serde_json::json!({"id": "slow", "path": good}).to_string();
+    let added = ask("POST /v1/disks", &add).join().expect("an answer");
+    assert!(added.contains(" 200 "), "{added}");
+    // Who waits as the machine ends is told so.
+    let body = serde_json::json!({"id": "late", "path": machine.disk.path()}).to_string();
+    let late = ask("POST /v1/disks", &body);
+    until("it is being opened", || {
+        let machine = bench.machine();
+        machine.connecting.iter().any(|disk| disk.id == "late")
+    });
+    bench.ask("PUT /v1/stop");
+    let answer = late.join().expect("an answer");
+    assert!(
+        answer.contains(" 409 ") && answer.contains("ended"),
+        "{answer}"
+    );
+    machine.disk.answers(Answers::Everything);
+}
+
+#[test]
 fn nobody_waits_for_a_disk_to_be_opened_but_who_asked_for_it() {
     let (Some(there), Some(new)) = (SlowDisk::unremembered(), SlowDisk::new()) else {
         return;

@@ -549,28 +549,44 @@ fn nobody_waits_for_the_files_of_a_snapshot() {
         bench.machine().state == MachineState::Saving && disk.hangs()
     });
     assert!(is_status(&promptly(&bench, "DELETE /v1/snapshot"), 202));
-    disk.answers(Answers::Everything);
     let answer = client.join().expect("a client");
     assert!(
         is_status(&answer, 500) && answer.contains("cancelled"),
         "{answer}"
     );
+    // It may go on, though the disk hasn't answered, and is saved no more before that has.
+    assert!(is_status(&promptly(&bench, "PUT /v1/resume"), 204));
+    bench.pause();
+    let socket = bench.path("socket");
+    let again = format!(r#"{{"path":"{there}"}}"#);
+    let refused = send_files(&socket, "PUT /v1/snapshot", &again, &[]);
+    assert!(
+        is_status(&refused, 409) && refused.contains("given up"),
+        "{refused}"
+    );
+    disk.answers(Answers::Everything);
     std::fs::rename(&aside, &machine_json).expect("moved back");
     let list = || {
         std::fs::read_dir(bench.path("there"))
             .expect("list")
             .count()
     };
-    until("its files are gone", || list() == 0);
     // Nothing was begun, and the first one is followed as before.
-    assert_eq!(
-        std::fs::read_dir(bench.path("there"))
-            .expect("list")
-            .count(),
-        0
+    let second = format!(
+        r#"{{"path":"{}","base":"{}"}}"#,
+        bench.path("second").display(),
+        bench.path("first").display()
     );
-    let base = format!(r#","base":"{}""#, bench.path("first").display());
-    bench.snapshot_with("second", &base);
+    std::fs::create_dir(bench.path("second")).expect("a folder");
+    until("it may be saved again", || {
+        let answer = send_files(&bench.path("socket"), "PUT /v1/snapshot", &second, &[]);
+        assert!(
+            is_status(&answer, 200) || answer.contains("given up"),
+            "{answer}"
+        );
+        is_status(&answer, 200)
+    });
+    assert_eq!(list(), 0);
     bench.stop(child);
 }
 
@@ -622,6 +638,28 @@ fn a_snapshot_that_is_given_up_leaves_the_machine_paused() {
     );
     assert_eq!(bench.machine().state, MachineState::Paused);
     assert_eq!(state.metadata().expect("a file").len(), 0);
+    // Who is answered may ask for the same place again: nothing there is removed any more.
+    let folder = bench.path("again");
+    let into = format!(r#"{{"path":"{}"}}"#, folder.display());
+    for _ in 0..20 {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).expect("a folder");
+        let (socket, body) = (bench.path("socket"), into.clone());
+        let client =
+            std::thread::spawn(move || send_files(&socket, "PUT /v1/snapshot", &body, &[]));
+        bench.ask("DELETE /v1/snapshot");
+        if is_status(&client.join().expect("a client"), 200) {
+            continue;
+        }
+        let written = send_files(&bench.path("socket"), "PUT /v1/snapshot", &into, &[]);
+        assert!(
+            is_status(&written, 200) || written.contains("given up"),
+            "{written}"
+        );
+        if is_status(&written, 200) {
+            assert!(folder.join("memory").exists() && folder.join("machine.json").exists());
+        }
+    }
     let before = bench.log().len();
     assert!(is_status(&bench.ask("PUT /v1/resume"), 204));
     until("it counts on", || bench.log().len() > before + 1000);
