@@ -18,9 +18,9 @@
 //! | `GET /v1/prometheus`     |              | the same as Prometheus' text |
 //! | `GET /v1/balloon`        |              | [`BalloonState`] |
 //! | `PUT /v1/balloon`        | [`Balloon`]  | 202: the guest was asked |
-//! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`]; 202: its back end hasn't answered yet |
+//! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`], once its file is open; 202: its back end hasn't answered yet; 409 |
 //! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
-//! | `PATCH /v1/disks/{id}`   | [`Change`], or nothing | [`Disk`]: its size was looked at again |
+//! | `PATCH /v1/disks/{id}`   | [`Change`], or nothing | [`Disk`]: its size was looked at again; 404; 409 |
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
 //! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
 //! | `PATCH /v1/nics/{id}`    | [`Change`]   | [`Nic`]; 409: the kernel moves its packets |
@@ -43,8 +43,9 @@
 //! as ever, but `resume`, `reset` and a second snapshot with 409. A machine that is stopped
 //! meanwhile leaves none; the client may leave, and `saving` ends all the same. `DELETE`
 //! has it fail soon: the machine is `paused` again then, and who asked for the snapshot
-//! learns that there is none, unless all of it was written by then. It goes into a folder that is there and has none, with `--restore`
-//! as its way back; or into two open files that come in the same message, for memory and
+//! learns that there is none, unless all of it was written by then. Where its files weren't
+//! open yet, another is refused until what opens them has let go of them. It goes into a
+//! folder that is there and has none, with `--restore` as its way back; or into two open files that come in the same message, for memory and
 //! for `machine.json`, whose folder is then not in reach of the jail.
 //!
 //! `hand-over` is what `hearth-vmm --take-over` asks for, with one end of a stream socket in

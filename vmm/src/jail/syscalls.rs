@@ -115,7 +115,8 @@ const VCPU: [Allow; 3] = [
     Allow::any(libc::SYS_ftruncate),
 ];
 
-/// What the main thread does besides: it opens what is plugged, and answers.
+/// What the main thread does besides: it opens what is plugged, but for the
+/// files of disks, and answers.
 const MAIN: [Allow; 17] = [
     Allow::any(libc::SYS_accept4),
     // Who it is that connects.

@@ -7,18 +7,18 @@ use crate::model::condition_key;
 
 pub(super) const TABLE: Table = Table {
     service: "ec2",
-    types: &TYPES,
-    no_type: &NO_TYPE,
-    tagging: &TAGGING,
-    keys: &KEYS,
-    made: &MADE,
+    types: TYPES,
+    no_type: NO_TYPE,
+    tagging: TAGGING,
+    keys: KEYS,
+    made: MADE,
     common: "Attribute CreateAction Region ResourceTag",
     declared: condition_key::ec2::ALL,
     nobodys: &["image"],
-    more: &MORE,
+    more: MORE,
 };
 
-const TYPES: [(&str, &str); 22] = [
+const TYPES: &[(&str, &str)] = &[
     (
         "AuthorizeSecurityGroupEgress",
         "security-group security-group-rule?",
@@ -64,7 +64,7 @@ const TYPES: [(&str, &str); 22] = [
     ),
 ];
 
-const NO_TYPE: [&str; 15] = [
+const NO_TYPE: &[&str] = &[
     "DescribeAvailabilityZones",
     "DescribeImages",
     "DescribeInstanceStatus",
@@ -84,7 +84,7 @@ const NO_TYPE: [&str; 15] = [
 
 /// What the tables have more is of what isn't here: launch templates, placement groups,
 /// profiles, snapshots, provisioned throughput, AMD SEV, managed resources.
-const KEYS: [(&str, &str); 9] = [
+const KEYS: &[(&str, &str)] = &[
     ("image", "ImageID ImageType Owner Public RootDeviceType"),
     (
         "instance",
@@ -105,7 +105,7 @@ const KEYS: [(&str, &str); 9] = [
     ("vpc", "Tenancy VpcID"),
 ];
 
-const MADE: [(&str, &str, &str); 8] = [
+const MADE: &[(&str, &str, &str)] = &[
     ("AuthorizeSecurityGroupEgress", "security-group-rule", ""),
     ("AuthorizeSecurityGroupIngress", "security-group-rule", ""),
     ("CreateKeyPair", "key-pair", "KeyPairType"),
@@ -130,9 +130,9 @@ const MADE: [(&str, &str, &str); 8] = [
     ),
 ];
 
-const TAGGING: [&str; 2] = ["CreateTags", "DeleteTags"];
+const TAGGING: &[&str] = &["CreateTags", "DeleteTags"];
 
-const MORE: [(&str, &[(&str, &str)]); 1] = [(
+const MORE: &[(&str, &[(&str, &str)])] = &[(
     "ModifyInstanceAttribute",
     &[
         ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
