@@ -64,16 +64,16 @@ def write(files):
     os.write(files[0], b"of boot")
     os.write(files[1], b'"saved"')
 while True:
+    # Before it takes another: who asks all the time how far it is holds up nothing.
+    if saving and os.path.exists(here + "/go"):
+        write(saving[1])
+        for file in saving[1]: os.close(file)
+        state = "paused"
+        say(saving[0], "200 OK", '{"written_bytes": 7}')
+        saving = None
     server.settimeout(0.01 if saving else None)
     try: c, _ = server.accept()
-    except TimeoutError:
-        if os.path.exists(here + "/go"):
-            write(saving[1])
-            for file in saving[1]: os.close(file)
-            state = "paused"
-            say(saving[0], "200 OK", '{"written_bytes": 7}')
-            saving = None
-        continue
+    except TimeoutError: continue
     request, files, _, _ = socket.recv_fds(c, 65536, 4)
     request = request.decode()
     line = request.split("\r\n")[0]
