@@ -218,25 +218,27 @@ impl Machine {
                         saving.failed = failed;
                         saving.content = None;
                     }
-                    return None;
+                    self.written()?
                 }
                 Some(Err(unsaved)) => Err(unsaved),
             },
-            false => {
-                let outcome = heard(&saving.outcome)?;
-                match saving.failed.take() {
-                    Some(unsaved) => Err(unsaved),
-                    None => {
-                        let follow = saving.follow;
-                        self.followed = outcome.as_ref().ok().filter(|_| follow).map(|(_, id)| *id);
-                        outcome.map(|(written, _)| written)
-                    }
-                }
-            }
+            false => self.written()?,
         };
         self.saving = None;
         self.state = MachineState::Paused;
         Some(outcome)
+    }
+
+    /// What its thread says last, or why it was to write nothing. None: it has not said it.
+    fn written(&mut self) -> Option<Result<u64, Unsaved>> {
+        let saving = self.saving.as_mut()?;
+        let outcome = heard(&saving.outcome)?;
+        if let Some(unsaved) = saving.failed.take() {
+            return Some(Err(unsaved));
+        }
+        let followed = outcome.as_ref().ok().filter(|_| saving.follow);
+        self.followed = followed.map(|(_, id)| *id);
+        Some(outcome.map(|(written, _)| written))
     }
 
     /// Its files are there: says what is to be written.

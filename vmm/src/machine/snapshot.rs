@@ -39,9 +39,8 @@ pub(super) const SAVING: &str = "a snapshot of the machine is being written";
 /// The same.
 pub(super) const HANDING_OVER: &str = "the machine is being handed over to another process";
 
-/// The same, for a while.
-const GIVEN_UP: &str =
-    "the files of a snapshot that was given up are still being opened, and may be this one's";
+/// The same, for a while: whoever opens them removes them, and they may be the next one's.
+const GIVEN_UP: &str = "the files of a snapshot that was given up are still being opened";
 
 /// Why it can't be saved since another one.
 pub(super) const NOT_FOLLOWED: &str =
@@ -195,11 +194,6 @@ impl Machine {
         follow: bool,
     ) -> Result<(), Unsaved> {
         self.is_saveable()?;
-        let is_over = self.given_up.as_ref().is_none_or(Saving::has_ended);
-        if !is_over {
-            return Err(Unsaved::NotNow(GIVEN_UP));
-        }
-        self.given_up = None;
         if base.is_some() && self.followed.is_none() {
             return Err(Unsaved::NotNow(NOT_FOLLOWED));
         }
@@ -228,6 +222,9 @@ impl Machine {
                 "the guest has just ended, or let go of a device: ask again"
             }
             MachineState::Paused if self.payload.is_firmware() => FIRMWARE,
+            MachineState::Paused if self.given_up.as_ref().is_some_and(|one| !one.has_ended()) => {
+                GIVEN_UP
+            }
             MachineState::Paused => return Ok(()),
             _ => "the machine is not paused",
         };

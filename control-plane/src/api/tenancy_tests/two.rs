@@ -346,19 +346,10 @@ fn filled_in(
         }
         // Of ModifySecurityGroupRules.
         "SecurityGroupRule" => {
-            let mut all = port("SecurityGroupRule.1.SecurityGroupRule.");
-            if !of_group {
-                let cidr = "SecurityGroupRule.1.SecurityGroupRule.CidrIpv4";
-                all.insert(cidr.to_owned(), "10.1.0.0/16".to_owned());
-            }
-            let id = own[if of_group {
-                RULE_OF_GROUP
-            } else {
-                "SecurityGroupRuleId"
-            }]
-            .clone();
-            all.insert("SecurityGroupRule.1.SecurityGroupRuleId".to_owned(), id);
-            return all;
+            let cidr = [(format!("{RULE_UPDATE}CidrIpv4"), "10.1.0.0/16".to_owned())];
+            let all = port(RULE_UPDATE).into_iter();
+            // Or a group, where that is what the request names.
+            return all.chain(cidr.into_iter().filter(|_| !of_group)).collect();
         }
         "InstanceType" => "t2.micro",
         "MaxCount" | "MinCount" => "1",
