@@ -34,6 +34,7 @@ fn lives_on(name: &str, by: &str, more: &[&str]) {
     let boot = vm.run("cat /proc/sys/kernel/random/boot_id");
 
     // One connection for all of the test, a process that counts, and its disk's work.
+    // It counts by lines: a file that is written anew is empty for a moment.
     let heard = vm.dir.path().join("heard");
     let mut listener = Command::new("ip")
         .args([
@@ -44,26 +45,29 @@ fn lives_on(name: &str, by: &str, more: &[&str]) {
         .spawn()
         .expect("busybox runs");
     net.sh("n=0; until netstat -ltn | grep -q :7000; do n=$((n+1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done");
-    vm.run("mount -t tmpfs none /mnt");
-    vm.run("(n=0; while :; do n=$((n+1)); echo $n; echo $n > /mnt/count; sleep 0.1; done | nc 10.9.0.1 7000) >/dev/null 2>&1 &");
+    vm.run("mount -t tmpfs none /mnt; touch /mnt/count /mnt/written");
+    vm.run("(n=0; while :; do n=$((n+1)); echo $n; echo >> /mnt/count; sleep 0.1; done | nc 10.9.0.1 7000) >/dev/null 2>&1 &");
     vm.run("(while :; do dd if=/dev/urandom of=/mnt/random bs=64k count=32; dd if=/mnt/random of=/dev/vdb bs=64k conv=fsync; echo 1 >> /mnt/written; done) >/dev/null 2>&1 &");
     for _ in 0..3 {
-        until(&mut vm, "[ $(cat /mnt/count) -gt 5 ]");
+        until(&mut vm, "[ $(wc -l < /mnt/count) -gt 5 ]");
         vm.update();
-        let count: u64 = vm.run("cat /mnt/count").parse().expect("a number");
+        let count: u64 = vm.run("wc -l < /mnt/count").parse().expect("a number");
         let written = vm.run("wc -l < /mnt/written");
-        until(&mut vm, &format!("[ $(cat /mnt/count) -gt {} ]", count + 5));
+        until(
+            &mut vm,
+            &format!("[ $(wc -l < /mnt/count) -gt {} ]", count + 5),
+        );
         until(
             &mut vm,
             &format!("[ $(wc -l < /mnt/written) -gt {written} ]"),
         );
     }
     assert_eq!(vm.run("cat /proc/sys/kernel/random/boot_id"), boot);
-    let count: u64 = vm.run("cat /mnt/count").parse().expect("a number");
+    let count: u64 = vm.run("wc -l < /mnt/count").parse().expect("a number");
     vm.run("ping -c 1 10.9.0.1");
     until(
         &mut vm,
-        &format!("[ $(cat /mnt/count) -gt {} ]", count + 10),
+        &format!("[ $(wc -l < /mnt/count) -gt {} ]", count + 10),
     );
     let said = std::fs::read_to_string(&heard).expect("text");
     let numbers: Vec<u64> = said.lines().filter_map(|line| line.parse().ok()).collect();

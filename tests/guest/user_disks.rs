@@ -149,12 +149,11 @@ const SIZE: u64 = 64 << 20;
 const LOAD: &str = "(n=0; until [ -e /tmp/stop ]; do n=$((n+1)); \
     cp /tmp/random /mnt/$((n % 4)) && echo 3 > /proc/sys/vm/drop_caches && \
     cmp /tmp/random /mnt/$((n % 4)) || break; rm -f /mnt/$(((n + 2) % 4)); \
-    echo $n > /tmp/count; done; [ -e /tmp/stop ] || echo broken > /tmp/count; \
-    touch /tmp/stopped) >/dev/null 2>&1 &";
+    echo >> /tmp/count; done; touch /tmp/stopped) >/dev/null 2>&1 &";
 
 fn works_on(vm: &mut Vm) {
-    let count: u64 = vm.run("cat /tmp/count").parse().expect("it counts");
-    until(vm, &format!("[ $(cat /tmp/count) -gt {} ]", count + 2));
+    let count: u64 = vm.run("wc -l < /tmp/count").parse().expect("it counts");
+    until(vm, &format!("[ $(wc -l < /tmp/count) -gt {} ]", count + 2));
 }
 
 /// The daemon over a file system, and a guest at work on it.
@@ -170,7 +169,7 @@ fn at_work(folder: &Path) -> (Daemon, Vm) {
         .shared()
         .args(&["--disk", &daemon.flag()])
         .boot();
-    vm.run("mount /dev/vdb /mnt; mount -t tmpfs tmp /tmp; head -c 3000000 /dev/urandom > /tmp/random; echo 0 > /tmp/count");
+    vm.run("mount /dev/vdb /mnt; mount -t tmpfs tmp /tmp; head -c 3000000 /dev/urandom > /tmp/random; touch /tmp/count");
     vm.type_line(LOAD);
     (daemon, vm)
 }
