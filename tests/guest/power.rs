@@ -3,6 +3,8 @@
 use hearth_tests::Vm;
 use hearth_vmm_api::Exit;
 
+use crate::hotplug::until;
+
 #[test]
 fn power_off_by_the_guest_ends_the_process() {
     let mut vm = Vm::of("micro").boot();
@@ -19,6 +21,11 @@ fn the_power_button_reaches_the_guest() {
         "mount -t tmpfs tmp /tmp; mkdir /tmp/PWRF; cd /tmp/PWRF; \
          printf '#!/bin/sh\npoweroff -f\n' > 00000080; chmod +x 00000080; cd /; \
          modprobe -a button evdev; acpid -c /tmp -l /dev/null",
+    );
+    // It goes into the background before it opens what it listens to.
+    until(
+        &mut vm,
+        "ls -l /proc/$(pidof acpid)/fd | grep -q /dev/input/",
     );
     vm.api("PUT", "/v1/power-button", None);
     assert_eq!(vm.wait_exit(60), (0, Some(Exit::GuestPowerOff)));

@@ -70,7 +70,9 @@ fn lives_on(name: &str, by: &str, more: &[&str]) {
         &format!("[ $(wc -l < /mnt/count) -gt {} ]", count + 10),
     );
     let said = std::fs::read_to_string(&heard).expect("text");
-    let numbers: Vec<u64> = said.lines().filter_map(|line| line.parse().ok()).collect();
+    // Whole lines: of the last one, more may be on its way.
+    let (lines, _) = said.rsplit_once('\n').expect("a line");
+    let numbers: Vec<u64> = lines.lines().filter_map(|line| line.parse().ok()).collect();
     assert!(
         numbers.last() >= Some(&count),
         "{:?} of {count}",
