@@ -247,6 +247,7 @@ impl Machine {
             .replace(Arc::clone(&vm))
             .map_err(host_error("interrupt routes"))?;
         self.vm = vm;
+        self.model.set_pace(&self.vm);
         self.power_on()?;
         self.resets += 1;
         self.let_go();

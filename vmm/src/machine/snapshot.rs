@@ -21,6 +21,7 @@ use super::saving::{Order, Saving};
 use super::template::TemplateV1;
 use super::{Error, Machine, host_error, vm};
 use crate::acpi::registers::{Registers, RegistersV1};
+use crate::arch;
 use crate::arch::layout::GENERATION;
 use crate::arch::state::{ClockV1, ControllersV1, ProcessorV1, VcpuV1, kept_msrs};
 use crate::memory::Ram;
@@ -291,25 +292,44 @@ impl Machine {
             ));
         };
         vm::connect(&self.vm, &self.bus)?;
+        let mut states = saved.vcpus.iter().flatten();
+        let pace = states.find_map(|vcpu| vcpu.tsc_khz());
+        if let Some(khz) = pace {
+            arch::kvm::set_pace(&self.vm, khz);
+        }
         let fds = vm::create_vcpus(&self.vm, &self.model, all)?;
         self.start_vcpus(fds, present)?;
         let elapsed = saved.clock.elapsed();
         let restored = saved.clock.restore(&self.vm, elapsed);
         restored.map_err(Error::Restore)?;
         let msrs: Arc<[u32]> = kept_msrs(&self.kvm).map_err(Error::Restore)?.into();
-        let mut states = saved.vcpus.iter().flatten();
-        let pace = states.find_map(|vcpu| vcpu.tsc_khz());
+        let mut absent = Vec::new();
         for (index, state) in saved.vcpus.into_iter().enumerate() {
-            let (Some(vcpus), Some(state)) = (&mut self.vcpus, state) else {
+            let Some(vcpus) = &mut self.vcpus else {
+                continue;
+            };
+            let Some(state) = state else {
+                absent.push(index);
                 continue;
             };
             let msrs = Arc::clone(&msrs);
             let restore = move |fd: &mut kvm_ioctls::VcpuFd| state.restore(fd, &msrs, elapsed);
             on_vcpu(vcpus, index, restore).map_err(Error::Restore)?;
         }
-        // Not before those that were saved have it: whether this host can is theirs to say.
+        // Not before those that were saved have it: whether this host can is theirs to say,
+        // and where their clock stands.
         if let Some(khz) = pace {
-            self.model.keep_pace(&self.vm, khz);
+            self.model.keep_pace(khz);
+        }
+        for index in absent {
+            let Some(vcpus) = &mut self.vcpus else {
+                continue;
+            };
+            let fall_in = move |fd: &mut kvm_ioctls::VcpuFd| {
+                arch::kvm::fall_in(fd, pace)
+                    .map_err(|error| Refused::because(format!("{}: {}", error.what, error.source)))
+            };
+            on_vcpu(vcpus, index, fall_in).map_err(Error::Restore)?;
         }
         let restored = saved.controllers.restore(&self.vm);
         restored.map_err(Error::Restore)?;

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_fpu, kvm_mp_state,
+    kvm_msr_entry,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -27,6 +28,10 @@ pub const NEEDED: [(Cap, &str); 6] = [
 ];
 const X87_CONTROL_AT_RESET: u16 = 0x37f;
 const MXCSR_AT_RESET: u32 = 0x1f80;
+/// `IA32_TIME_STAMP_COUNTER`: Intel SDM volume 4, table 2-2.
+const TSC: u32 = 0x10;
+/// What is tried.
+const SET_TSC_KHZ: &str = "set the frequency of a vCPU's time stamp counter";
 
 /// KVM refused, or the machine has no room for what it would have.
 #[derive(Debug)]
@@ -123,22 +128,14 @@ impl Model {
 
     /// Has vCPUs that come later, and those of a reset, go by time stamp counters of this
     /// frequency, as those do that were restored: a guest takes all of them for one clock.
-    pub fn keep_pace(&mut self, vm: &VmFd, tsc_khz: u32) {
+    pub fn keep_pace(&mut self, tsc_khz: u32) {
         self.tsc_khz = Some(tsc_khz);
-        self.set_pace(vm);
     }
 
-    /// Has the vCPUs that a VM gets from here on have their frequency from the first: the
-    /// kernel then has them count in step with the others. Where it can't (before Linux
-    /// 5.18; with vCPUs already there, in later ones), [`Self::reset`] still sets it.
-    /// Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ.
-    #[allow(unsafe_code, reason = "the crate has the ioctl for vCPUs only")]
+    /// Tells a VM that has no vCPU yet, see [`set_pace`].
     pub fn set_pace(&self, vm: &VmFd) {
-        /// `linux/kvm.h`.
-        const KVM_SET_TSC_KHZ: libc::Ioctl = libc::_IO(kvm_bindings::KVMIO, 0xa2);
         if let Some(khz) = self.tsc_khz {
-            // SAFETY: it takes a plain number.
-            unsafe { libc::ioctl(vm.as_raw_fd(), KVM_SET_TSC_KHZ, libc::c_ulong::from(khz)) };
+            set_pace(vm, khz);
         }
     }
 
@@ -154,8 +151,7 @@ impl Model {
         if let Some(khz) = self.tsc_khz
             && vcpu.get_tsc_khz().ok() != Some(khz)
         {
-            vcpu.set_tsc_khz(khz)
-                .map_err(refused("set the frequency of a vCPU's time stamp counter"))?;
+            vcpu.set_tsc_khz(khz).map_err(refused(SET_TSC_KHZ))?;
         }
         let msrs = Msrs::from_entries(&msrs::at_reset()).map_err(no_room("make the MSRs"))?;
         vcpu.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;
@@ -166,6 +162,48 @@ impl Model {
         })
         .map_err(refused("set a vCPU's FPU"))
     }
+}
+
+/// Has the vCPUs that a VM gets from here on have this frequency from the first: the kernel
+/// then has them count in step with the others. Where it can't (before Linux 5.18; with vCPUs
+/// already there, in later ones), [`Model::reset`] and [`fall_in`] still set it.
+/// Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ.
+#[allow(unsafe_code, reason = "the crate has the ioctl for vCPUs only")]
+pub fn set_pace(vm: &VmFd, tsc_khz: u32) {
+    /// `linux/kvm.h`.
+    const KVM_SET_TSC_KHZ: libc::Ioctl = libc::_IO(kvm_bindings::KVMIO, 0xa2);
+    // SAFETY: it takes a plain number.
+    unsafe {
+        libc::ioctl(
+            vm.as_raw_fd(),
+            KVM_SET_TSC_KHZ,
+            libc::c_ulong::from(tsc_khz),
+        )
+    };
+}
+
+/// Has a vCPU that was there before others were restored, and is none of them, count in step
+/// with those: of this frequency, if they have one, and from where they are.
+///
+/// KVM takes a zero for "as those that were set last" (`kvm_synchronize_tsc` of Linux's
+/// `arch/x86/kvm/x86.c`), as it does when a vCPU is made.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn fall_in(vcpu: &VcpuFd, tsc_khz: Option<u32>) -> Result<(), Refused> {
+    if let Some(khz) = tsc_khz
+        && vcpu.get_tsc_khz().ok() != Some(khz)
+    {
+        vcpu.set_tsc_khz(khz).map_err(refused(SET_TSC_KHZ))?;
+    }
+    let zero = kvm_msr_entry {
+        index: TSC,
+        ..Default::default()
+    };
+    let msrs = Msrs::from_entries(&[zero]).map_err(no_room("make the MSRs"))?;
+    vcpu.set_msrs(&msrs)
+        .map_err(refused("set a vCPU's time stamp counter"))?;
+    Ok(())
 }
 
 /// Has a vCPU wait for its INIT and SIPI, which put its registers at their reset values

@@ -104,9 +104,8 @@ impl VcpuV1 {
         // Before its deadline, which is an MSR and needs the timer's mode.
         vcpu.set_lapic(&self.lapic)
             .map_err(refused("set a local APIC"))?;
-        if let Some(khz) = self.tsc_khz
-            && tsc_khz(vcpu) != Some(khz)
-        {
+        // Also where the VM was told of it: this says whether the host can.
+        if let Some(khz) = self.tsc_khz {
             vcpu.set_tsc_khz(khz)
                 .map_err(refused("set the TSC's frequency"))?;
         }
