@@ -8,9 +8,11 @@
 //!
 //! [`Ram::send`]: crate::memory::Ram::send
 
+#![allow(unsafe_code, reason = "SO_PASSCRED, SCM_CREDENTIALS")]
+
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -18,6 +20,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recv, recvmsg, send, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::listener::Peer;
 
 /// The largest message in bytes: it names one thing.
 const MAX_MESSAGE: u64 = 4096;
@@ -122,6 +126,70 @@ pub fn receive_state(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     read(stream, u64::from_le_bytes(length), MAX_STATE)
 }
 
+/// Has the kernel say with each byte from here on who sent it, to [`Word::wait`]. Whoever
+/// hears messages with open files must have heard the last of them.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn ask_who(stream: &UnixStream) -> io::Result<()> {
+    let yes: libc::c_int = 1;
+    // SAFETY: the pointer is to a live value of the size that is said.
+    let set = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PASSCRED,
+            (&raw const yes).cast(),
+            libc::socklen_t::try_from(size_of_val(&yes)).map_err(io::Error::other)?,
+        )
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// One byte, and who sent it: unix(7), `SCM_CREDENTIALS`. rustix can't say it of a process
+/// that has no id here.
+fn receive_byte(stream: &UnixStream) -> io::Result<Option<(u8, Option<Peer>)>> {
+    let mut byte = 0;
+    let mut part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    let mut space = [0u64; 8];
+    // SAFETY: all zeros are a value of this plain structure.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = space.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&space);
+    // SAFETY: everything that the structure points to is alive, and as long as it says.
+    let count =
+        unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    match count {
+        0 => return Ok(None),
+        1.. => {}
+        _ => return Err(io::Error::last_os_error()),
+    }
+    // SAFETY: the kernel has filled the structure in; its first header is null or within.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+    let sent = header.filter(|header| {
+        header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_CREDENTIALS
+    });
+    let sent = sent.and_then(|header| {
+        // SAFETY: that is what is behind a header of this type; it may lie anywhere.
+        let sent = unsafe {
+            libc::CMSG_DATA(header)
+                .cast::<libc::ucred>()
+                .read_unaligned()
+        };
+        let pid = u32::try_from(sent.pid).ok()?;
+        Some(Peer { pid, uid: sent.uid })
+    });
+    Ok(Some((byte, sent)))
+}
+
 fn read(stream: &mut UnixStream, length: u64, most: u64) -> io::Result<Vec<u8>> {
     if length > most {
         return Err(wrong("a message that is too long"));
@@ -146,6 +214,22 @@ impl Word {
             SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
         )?;
         Ok(())
+    }
+
+    /// Waits until it has been said, and by whom, if the kernel [says so](ask_who).
+    ///
+    /// # Errors
+    /// As [`Self::is_said`], and when it isn't said in time.
+    pub fn wait(self, stream: &UnixStream) -> io::Result<Option<Peer>> {
+        loop {
+            match receive_byte(stream) {
+                Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(Some((byte, who))) if byte == self as u8 => return Ok(who),
+                Ok(Some(_)) => return Err(wrong("another word than the one that was due")),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Whether it has been said; waits for that if `flags` don't say otherwise. False:
@@ -199,6 +283,25 @@ mod tests {
         assert!(Word::Yours.is_said(&other, flags).is_err());
         drop(one);
         assert!(Word::Yours.is_said(&other, flags).is_err());
+    }
+
+    #[test]
+    fn the_kernel_says_who_said_a_word() {
+        let (one, mut other) = UnixStream::pair().expect("sockets");
+        Word::Ready.say(&one).expect("said");
+        assert_eq!(Word::Ready.wait(&other).expect("said"), None);
+        ask_who(&other).expect("asked");
+        // What is only read doesn't mind.
+        send_state(&mut one.try_clone().expect("a socket"), b"state").expect("sent");
+        assert_eq!(receive_state(&mut other).expect("received"), b"state");
+        Word::Yours.say(&one).expect("said");
+        let who = Word::Yours.wait(&other).expect("said").expect("who");
+        assert_eq!(who.pid, std::process::id());
+        assert_eq!(who.uid, rustix::process::geteuid().as_raw());
+        Word::Yours.say(&one).expect("said");
+        assert!(Word::Taken.wait(&other).is_err());
+        drop(one);
+        assert!(Word::Taken.wait(&other).is_err());
     }
 
     #[test]

@@ -109,7 +109,12 @@ impl Process {
         let mut over = self.handing_over.take()?;
         match self.advance(&mut over) {
             Ok(false) => self.handing_over = Some(over),
-            Ok(true) => return Some(give_up(&over.stream, &mut self.signals)),
+            Ok(true) => {
+                let ended = give_up(&over.stream, &mut self.signals);
+                // By its end, the other process knows that this one has no thread any more.
+                std::mem::forget(over);
+                return Some(ended);
+            }
             Err(error) => {
                 eprintln!("hearth-vmm: the machine is not handed over: {error}");
                 over.cancel(&mut self.machine);

@@ -43,7 +43,7 @@ use self::commands::{Reply, cannot_reset, perform};
 use self::files::{PidFile, write_exit};
 use self::give_back::Code;
 use self::hand_over::HandOver;
-use self::take_over::TakeOver;
+use self::take_over::{Leaving, TakeOver};
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Server, Ticket};
@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
         let _ = process.machine.resume();
     }
     if let Some(taken) = process.taking_over.take() {
-        taken.taken();
+        process.leaving = Some(taken.taken());
     }
     if runs && parent.is_some() {
         // So that what is said to the parent is true, also where there are fewer
@@ -204,6 +204,8 @@ struct Process {
     waiting: Vec<(Errand, Ticket)>,
     /// The process that has the machine until it is taken.
     taking_over: Option<TakeOver>,
+    /// The process that had it before.
+    leaving: Option<Leaving>,
     /// The process that will have it.
     handing_over: Option<HandOver>,
 }
@@ -240,6 +242,8 @@ impl Process {
             }
             self.wait(more_output, &code);
             code.progress();
+            // Before those who connected are let in.
+            self.leaving.take_if(|one| !one.is_there());
             if signalled(&mut self.signals) {
                 self.ending = Some(Exit::Stopped);
             }
@@ -340,6 +344,9 @@ impl Process {
         ];
         if let Some(over) = &self.handing_over {
             fds.push(interest(over.stream().as_raw_fd(), libc::POLLIN));
+        }
+        if let Some(leaving) = &self.leaving {
+            fds.push(interest(leaving.stream().as_raw_fd(), libc::POLLIN));
         }
         let serial = self.machine.serial();
         let is_holding = self.is_holding();

@@ -172,6 +172,7 @@ impl Process {
             saving_for: None,
             waiting: Vec::new(),
             taking_over,
+            leaving: None,
             handing_over: None,
         })
     }

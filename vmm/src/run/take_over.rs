@@ -16,6 +16,7 @@
 //!   sockets' paths, pid file: its own
 //!   machine resumed (unless it was paused)
 //!   Taken ───────────────────────────────► ends without a trace
+//!   gone ◄──────────────────────────────── its end of the socket closes
 //! ```
 //! **Never two.** The old process gives the machine up by saying `Yours`, after which it
 //! can't be resumed there; the new one runs nothing before it has heard that. Until then it
@@ -27,6 +28,12 @@
 //! |---|---|---|---|
 //! | the new one | the machine goes on in the old one | nobody knows how far it ran: the old one writes the exit file, `crashed` | as any machine's process |
 //! | the old one | as any machine's process: the new one ends, exit status 2 | nothing: the word is on its way | it was about to end |
+//!
+//! **Never by the front door.** A thread of the old process that a back end or a guest has
+//! taken over could connect to the sockets that are handed over, and wait there for the new
+//! process, to which it is another one. So those that look like the old process (by its id,
+//! and between PID namespaces by its user) are hung up on, those too that waited when it
+//! ended ([`Predecessor`]).
 //!
 //! **What is handed over** is what can't be opened twice: disks (whose locks belong to the
 //! open file, and are never let go), queues of taps, listening sockets with those who wait
@@ -51,10 +58,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hearth_vmm_api::ApiError;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
-use crate::handover::{Message, Word, hear};
-use crate::listener::Listener;
+use crate::handover::{Message, Word, ask_who, hear};
+use crate::listener::{Listener, Predecessor};
 use crate::machine::Inherited;
 
 /// How long either side waits for a byte, or that one is taken. A disk may be slow to let
@@ -66,8 +73,38 @@ pub(super) struct TakeOver {
     stream: UnixStream,
     sockets: BTreeMap<String, OwnedFd>,
     owns_paths: Arc<AtomicBool>,
+    /// Who has it until then.
+    predecessor: Arc<Predecessor>,
     /// Whether it is to run here.
     runs: bool,
+}
+
+/// The process that had the machine, which is about to end.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    stream: UnixStream,
+    predecessor: Arc<Predecessor>,
+}
+
+impl Leaving {
+    /// What to poll for its end.
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Whether it still is there. Its end of the socket is closed by the last of its
+    /// threads.
+    pub(super) fn is_there(&self) -> bool {
+        use rustix::io::Errno;
+        match recv(&self.stream, &mut [0], RecvFlags::DONTWAIT) {
+            // It has nothing more to say, but who is no longer itself may.
+            Ok((_, 1..)) | Err(Errno::AGAIN | Errno::INTR) => true,
+            Ok(_) | Err(_) => {
+                self.predecessor.has_gone();
+                false
+            }
+        }
+    }
 }
 
 impl TakeOver {
@@ -106,10 +143,12 @@ impl TakeOver {
                     inherited.regions = files.into_iter().map(Into::into).collect();
                 }
                 Message::Prepared { runs } => {
+                    ask_who(&stream).map_err(fail)?;
                     let taken = Self {
                         stream,
                         sockets,
                         owns_paths: Arc::clone(&inherited.owns_paths),
+                        predecessor: Arc::default(),
                         runs,
                     };
                     return Ok((taken, inherited));
@@ -121,7 +160,8 @@ impl TakeOver {
     /// The listening socket that the flag names in the other process, if it has one.
     pub(super) fn socket(&mut self, flag: &str, path: &Path) -> Option<Listener> {
         let socket = self.sockets.remove(flag)?;
-        Some(Listener::adopt(socket, path, &self.owns_paths))
+        let (owns_paths, predecessor) = (&self.owns_paths, &self.predecessor);
+        Some(Listener::adopt(socket, path, owns_paths, predecessor))
     }
 
     /// Everything is here and can run: has the other process give it up. Returns whether
@@ -132,18 +172,22 @@ impl TakeOver {
     pub(super) fn take(&self) -> Result<bool, String> {
         let fail = |error: io::Error| format!("--take-over: the machine was kept back: {error}");
         Word::Ready.say(&self.stream).map_err(fail)?;
-        while !Word::Yours
-            .is_said(&self.stream, RecvFlags::empty())
-            .map_err(fail)?
-        {}
+        // Nobody is let in who may be it, if the kernel doesn't say who it is.
+        if let Some(who) = Word::Yours.wait(&self.stream).map_err(fail)? {
+            self.predecessor.is(who);
+        }
         self.owns_paths.store(true, Ordering::Relaxed);
         Ok(self.runs)
     }
 
     /// It runs, or is held as it was: lets the other process end.
-    pub(super) fn taken(self) {
+    pub(super) fn taken(self) -> Leaving {
         // If it is gone, it has ended.
         let _ = Word::Taken.say(&self.stream);
+        Leaving {
+            stream: self.stream,
+            predecessor: self.predecessor,
+        }
     }
 }
 
