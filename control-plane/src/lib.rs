@@ -16,6 +16,7 @@ pub mod console;
 pub mod descriptors;
 pub mod doctor;
 pub mod images;
+pub mod kept;
 pub mod metadata;
 pub mod network;
 pub mod reconcile;

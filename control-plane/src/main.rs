@@ -15,6 +15,7 @@ use hearth::{
     compute::{self, bootfiles},
     config::{Config, ServeArgs, authority_in},
     descriptors, doctor, images,
+    metadata::Identity,
     model::{InstanceId, Scope},
     tls::Authority,
 };
@@ -62,6 +63,13 @@ enum Command {
         #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
         data_dir: PathBuf,
     },
+    /// Prints the certificate that instance identity documents are verified with
+    /// (`dynamic/instance-identity` of the metadata service); makes its key if there is none
+    IdentityCertificate {
+        /// Where everything is kept that outlives a reboot of this machine
+        #[arg(long, env = "HEARTH_DATA_DIR", default_value = "/var/lib/hearth")]
+        data_dir: PathBuf,
+    },
     /// Tells whether instances can run on this machine, and what to do if not
     Doctor {
         /// Only one line for each reason why none can
@@ -88,7 +96,15 @@ fn main() -> ExitCode {
             json,
         } => return trace(&instance, &data_dir, json),
         Command::Account(command) => return account::main(command),
-        Command::Ca { data_dir } => return print_authority(&data_dir),
+        Command::Ca { data_dir } => {
+            let made = Authority::load_or_create(&authority_in(&data_dir), SystemTime::now());
+            return print(made.map(|authority| authority.certificate));
+        }
+        Command::IdentityCertificate { data_dir } => {
+            let folder = Identity::folder(&data_dir);
+            let made = Identity::load_or_create(&folder, SystemTime::now());
+            return print(made.map(|identity| identity.certificate));
+        }
         // It reads its flag itself.
         Command::Images { folder } => return list_images(&folder),
         Command::Doctor { brief: _ } => return doctor::main(),
@@ -134,11 +150,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn print_authority(data_dir: &Path) -> ExitCode {
-    let folder = authority_in(data_dir);
-    match Authority::load_or_create(&folder, SystemTime::now()) {
-        Ok(authority) => {
-            let _ = io::stdout().write_all(authority.certificate.as_bytes());
+fn print(certificate: anyhow::Result<String>) -> ExitCode {
+    match certificate {
+        Ok(pem) => {
+            let _ = io::stdout().write_all(pem.as_bytes());
             ExitCode::SUCCESS
         }
         Err(error) => refuse(&error, 1),

@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -26,6 +26,7 @@ use hearth::{
     },
     config::{Config, SIMULATED_HOST, Simulated},
     console::HostConsole,
+    metadata::Identity,
     model::{self, HostId},
     network::{NetworkHost, host::LinuxNetwork},
     reconcile::{
@@ -126,6 +127,8 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
         config.jail_layers_optional.clone(),
         config.warm_templates,
     )?;
+    let identity = Identity::load_or_create(&Identity::folder(&config.data_dir), SystemTime::now())
+        .context("the key of instance identity documents")?;
     let network = LinuxNetwork::new(
         config.names.clone(),
         config.public_pool,
@@ -133,7 +136,8 @@ async fn this_machine(config: &Arc<Config>, db: &Db) -> anyhow::Result<Ground> {
         &config.run_dir,
         db.changed(),
     )?
-    .with_open_ports(config.guest_host_ports.iter().copied());
+    .with_open_ports(config.guest_host_ports.iter().copied())
+    .with_identity(Arc::new(identity));
     let storage = Arc::new(storage);
     let free = Arc::clone(&storage);
     let free = Arc::new(move || free.available());

@@ -230,6 +230,16 @@ fn exercise(image: &Image) {
         assert!(ssh("sudo ls -ld /root").starts_with("drwx------"));
         assert_eq!(ssh("curl -s -m 5 http://localhost/"), page);
         assert_eq!(ssh("wget -q -T 5 -O - http://localhost/"), page);
+        // Whoever has the cloud's certificate can tell which instance it is.
+        let path = "169.254.169.254/latest/dynamic/instance-identity/pkcs7";
+        let message = ssh(&format!("curl -sf -m 5 http://{path}"));
+        let document = host.run(&format!(
+            "exe=$(readlink -f /proc/$(hearth_pid)/exe)
+             $exe identity-certificate --data-dir $data > /tmp/identity.crt
+             printf '%s\n' '-----BEGIN PKCS7-----' '{message}' '-----END PKCS7-----' |
+                 openssl smime -verify -inform PEM -certfile /tmp/identity.crt -noverify"
+        ));
+        assert!(document.contains(&id), "{document}");
     }
 
     // Reboot: another boot, the same address, still no second run.

@@ -4,9 +4,9 @@
 
 use http::{HeaderMap, Method, StatusCode};
 
-use super::Facts;
 use super::token::{MAX_TTL_SECONDS, TokenKey};
 use super::tree::{self, VERSIONS};
+use super::{Facts, Keys};
 
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -53,7 +53,7 @@ impl Answer {
 /// seconds since 1970; `nonce` is random.
 pub fn answer(
     facts: &Facts,
-    key: &TokenKey,
+    keys: &Keys,
     now: u64,
     nonce: [u8; 8],
     method: &Method,
@@ -64,8 +64,8 @@ pub fn answer(
         return Answer::refusal(StatusCode::FORBIDDEN);
     }
     match *method {
-        Method::PUT => put(facts, key, now, nonce, path, headers),
-        Method::GET | Method::HEAD => get(facts, key, now, path, headers),
+        Method::PUT => put(facts, &keys.tokens, now, nonce, path, headers),
+        Method::GET | Method::HEAD => get(facts, keys, now, path, headers),
         _ => Answer::refusal(StatusCode::METHOD_NOT_ALLOWED),
     }
 }
@@ -99,11 +99,11 @@ fn put(
     }
 }
 
-fn get(facts: &Facts, key: &TokenKey, now: u64, path: &str, headers: &HeaderMap) -> Answer {
+fn get(facts: &Facts, keys: &Keys, now: u64, path: &str, headers: &HeaderMap) -> Answer {
     let token_ttl = match headers.get(TOKEN) {
         Some(token) => {
             let token = token.to_str().ok();
-            let left = token.and_then(|t| key.remaining(&facts.instance.id, t, now));
+            let left = token.and_then(|t| keys.tokens.remaining(&facts.instance.id, t, now));
             if left.is_none() {
                 return Answer::refusal(StatusCode::UNAUTHORIZED);
             }
@@ -114,7 +114,7 @@ fn get(facts: &Facts, key: &TokenKey, now: u64, path: &str, headers: &HeaderMap)
         }
         None => None,
     };
-    match document(facts, path) {
+    match document(facts, keys, path) {
         Some(body) => Answer {
             token_ttl,
             ..Answer::of(StatusCode::OK, body)
@@ -123,7 +123,7 @@ fn get(facts: &Facts, key: &TokenKey, now: u64, path: &str, headers: &HeaderMap)
     }
 }
 
-fn document(facts: &Facts, path: &str) -> Option<Vec<u8>> {
+fn document(facts: &Facts, keys: &Keys, path: &str) -> Option<Vec<u8>> {
     let path = path.strip_prefix('/')?;
     if path.is_empty() {
         return Some(VERSIONS.join("\n").into_bytes());
@@ -136,7 +136,7 @@ fn document(facts: &Facts, path: &str) -> Option<Vec<u8>> {
     let rest = percent_encoding::percent_decode_str(rest)
         .decode_utf8()
         .ok()?;
-    tree::lookup(facts, &rest)
+    tree::lookup(facts, keys.identity.as_deref(), &rest)
 }
 
 #[cfg(test)]
@@ -160,8 +160,11 @@ mod tests {
             map.insert(*name, value.parse().unwrap());
         }
         let method = method.parse().unwrap();
-        let key = TokenKey::new([7; 32]);
-        answer(facts, &key, NOW, [1; 8], &method, path, &map)
+        let keys = Keys {
+            tokens: TokenKey::new([7; 32]),
+            identity: None,
+        };
+        answer(facts, &keys, NOW, [1; 8], &method, path, &map)
     }
 
     #[test]

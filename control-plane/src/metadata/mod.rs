@@ -6,15 +6,26 @@
 //! asks is known by the address that the namespace's anti-spoofing vouches for,
 //! never by what the request says.
 //!
-//! Not served, and 404: `dynamic/instance-identity/{pkcs7,signature,rsa2048}`
-//! (nobody could verify them), `iam/` (no instance profiles yet), `spot/`.
+//! Not served, and 404 as on EC2 where there is none: `iam/` (no instance profiles yet),
+//! `spot/`, `events/recommendations/rebalance`, `autoscaling/`.
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>
 
 pub mod answer;
 pub mod facts;
+pub mod identity;
 pub mod server;
 pub mod token;
 pub mod tree;
 
 pub use facts::Facts;
+pub use identity::Identity;
+
+/// What the service signs with.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// The tokens of sessions.
+    pub tokens: token::TokenKey,
+    /// Identity documents; without, they have no signatures.
+    pub identity: Option<std::sync::Arc<Identity>>,
+}

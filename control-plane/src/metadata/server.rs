@@ -22,9 +22,8 @@ use nix::sys::socket::{self, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::Facts;
 use super::answer::{Answer, answer};
-use super::token::TokenKey;
+use super::{Facts, Keys};
 use crate::descriptors::PerGuest;
 
 /// How many bytes the head of a request may have.
@@ -37,7 +36,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub type WhoIs = Arc<dyn Fn(Ipv4Addr) -> Option<Facts> + Send + Sync>;
 
 /// Serves until the task is dropped, within the limits of each guest.
-pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs, limits: PerGuest) {
+pub async fn serve(listener: TcpListener, keys: Keys, who_is: WhoIs, limits: PerGuest) {
     // The tasks end with the set, and thus with this one.
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -55,10 +54,10 @@ pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs, limits: 
         let Some(place) = limits.take(*peer.ip(), 1) else {
             continue;
         };
-        let (key, who_is) = (key.clone(), Arc::clone(&who_is));
+        let (keys, who_is) = (keys.clone(), Arc::clone(&who_is));
         connections.spawn(async move {
             let _place = place;
-            let served = connection(stream, *peer.ip(), key, who_is);
+            let served = connection(stream, *peer.ip(), keys, who_is);
             if let Ok(Err(error)) = tokio::time::timeout(MAX_LIFE, served).await {
                 tracing::debug!(%error, peer = %peer.ip(), "a metadata connection ended");
             }
@@ -69,14 +68,14 @@ pub async fn serve(listener: TcpListener, key: TokenKey, who_is: WhoIs, limits: 
 async fn connection(
     stream: TcpStream,
     peer: Ipv4Addr,
-    key: TokenKey,
+    keys: Keys,
     who_is: WhoIs,
 ) -> io::Result<()> {
     // Held here too, to set its TTL before an answer leaves.
     let socket = Arc::new(stream);
     let stream = SharedStream(Arc::clone(&socket));
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = respond(&request, peer, &key, &who_is);
+        let answer = respond(&request, peer, &keys, &who_is);
         if let Some(hops) = answer.hop_limit
             && let Err(error) = socket.set_ttl(hops.into())
         {
@@ -150,7 +149,7 @@ impl AsyncWrite for SharedStream {
     }
 }
 
-fn respond(request: &Request<Incoming>, peer: Ipv4Addr, key: &TokenKey, who_is: &WhoIs) -> Answer {
+fn respond(request: &Request<Incoming>, peer: Ipv4Addr, keys: &Keys, who_is: &WhoIs) -> Answer {
     let Some(facts) = who_is(peer) else {
         return Answer::refusal(StatusCode::NOT_FOUND);
     };
@@ -158,7 +157,7 @@ fn respond(request: &Request<Incoming>, peer: Ipv4Addr, key: &TokenKey, who_is: 
     let (method, path) = (request.method(), request.uri().path());
     answer(
         &facts,
-        key,
+        keys,
         now,
         rand::random(),
         method,

@@ -9,7 +9,11 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::facts::{Facts, Nic};
-use crate::model::dns_names::{private_name, public_name};
+use super::identity::{Identity, Signatures};
+use crate::model::{
+    dns_names::{private_name, public_name},
+    zone_id,
+};
 
 /// The versions that EC2 knows; all show the same tree here.
 ///
@@ -90,8 +94,8 @@ impl<'a> Folder<'a> {
 /// What a path below a version's folder shows: `""` is that folder itself. A
 /// folder answers with and without its slash, a document only without, as far
 /// as anybody relies on it.
-pub fn lookup(facts: &Facts, path: &str) -> Option<Vec<u8>> {
-    let mut folder = tree(facts);
+pub fn lookup(facts: &Facts, identity: Option<&Identity>, path: &str) -> Option<Vec<u8>> {
+    let mut folder = tree(facts, identity);
     let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
     let mut depth = 0;
     while let Some(part) = parts.next() {
@@ -104,16 +108,31 @@ pub fn lookup(facts: &Facts, path: &str) -> Option<Vec<u8>> {
     Some(folder.list(depth > 0).into_bytes())
 }
 
-/// The tree of an instance.
-fn tree(facts: &Facts) -> Folder<'_> {
+/// The tree of an instance, its identity signed with this.
+fn tree<'a>(facts: &'a Facts, identity: Option<&'a Identity>) -> Folder<'a> {
     let mut root = Folder::default();
     if facts.user_data.is_some() {
         let document = Node::Document(Box::new(|| facts.user_data().unwrap_or_default()));
         root.entries.insert("user-data".into(), document);
     }
-    root.folder("dynamic", |dynamic| {
-        dynamic.folder("instance-identity", |identity| {
-            identity.put("document", || identity_document(facts));
+    root.folder("dynamic", move |dynamic| {
+        dynamic.folder("fws", |fws| fws.put("instance-monitoring", || "disabled"));
+        dynamic.folder("instance-identity", move |folder| {
+            folder.put("document", || identity_document(facts));
+            if let Some(identity) = identity {
+                let signed = |of: fn(&Signatures) -> &String| {
+                    move || match identity.sign(&identity_document(facts)) {
+                        Ok(signatures) => of(&signatures).clone(),
+                        Err(error) => {
+                            tracing::error!(%error, "an identity document can't be signed");
+                            String::new()
+                        }
+                    }
+                };
+                folder.put("pkcs7", signed(|s| &s.pkcs7));
+                folder.put("rsa2048", signed(|s| &s.pkcs7));
+                folder.put("signature", signed(|s| &s.signature));
+            }
         });
     });
     root.folder("meta-data", |meta| meta_data(meta, facts));
@@ -130,7 +149,15 @@ fn meta_data<'a>(meta: &mut Folder<'a>, facts: &'a Facts) {
     meta.put("instance-life-cycle", || "on-demand");
     meta.put("instance-type", || instance.instance_type.as_str());
     meta.put("reservation-id", || instance.reservation.as_str());
+    meta.put("profile", || "default-hvm");
     meta.put("system", || "nitro");
+    // What lies ahead of it, and did: nothing, as of most instances of EC2's.
+    meta.folder("events", |events| {
+        events.folder("maintenance", |maintenance| {
+            maintenance.put("history", || "[]");
+            maintenance.put("scheduled", || "[]");
+        });
+    });
     meta.folder("block-device-mapping", |devices| {
         devices.put("ami", || instance.root_device_name.as_str());
         devices.put("root", || instance.root_device_name.as_str());
@@ -140,6 +167,7 @@ fn meta_data<'a>(meta: &mut Folder<'a>, facts: &'a Facts) {
     });
     meta.folder("placement", |placement| {
         placement.put("availability-zone", || instance.zone.as_str());
+        placement.put("availability-zone-id", || zone_id(&instance.zone));
         placement.put("region", || facts.region.as_str());
     });
     meta.folder("services", |services| {
@@ -255,6 +283,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::metadata::identity::tests::identity;
     use crate::model::{InstanceState, Reservation, ReservationId, Tags};
     use crate::network::plan::testing;
     use crate::store::View;
@@ -288,7 +317,8 @@ mod tests {
     }
 
     fn text(root: &Facts, path: &str) -> Option<String> {
-        lookup(root, path).map(|bytes| String::from_utf8(bytes).unwrap())
+        let found = lookup(root, Some(&identity()), path);
+        found.map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
     /// What cloud-init (`cloudinit/sources/helpers/ec2.py`) does: a name with a
@@ -351,23 +381,36 @@ mod tests {
                 "172.31.0.4",
             ),
             ("", "dynamic\nmeta-data\nuser-data"),
-            ("dynamic/instance-identity/", "document"),
-            ("dynamic/instance-identity", "document"),
+            (
+                "dynamic/instance-identity/",
+                "document\npkcs7\nrsa2048\nsignature",
+            ),
+            (
+                "dynamic/instance-identity",
+                "document\npkcs7\nrsa2048\nsignature",
+            ),
+            ("dynamic/fws/instance-monitoring", "disabled"),
+            ("meta-data/events/maintenance/scheduled", "[]"),
+            ("meta-data/placement/availability-zone-id", "use1-az1"),
         ] {
             assert_eq!(text(&root, path).as_deref(), Some(expected), "{path}");
         }
-        assert_eq!(lookup(&root, "user-data"), Some(vec![0xff, 0, 10]));
+        assert_eq!(lookup(&root, None, "user-data"), Some(vec![0xff, 0, 10]));
         for path in [
             "meta-data/tags/instance/Name",
             "meta-data/iam/info",
             "meta-data/instance-id/x",
-            "dynamic/instance-identity/pkcs7",
+            "meta-data/spot/instance-action",
+            "meta-data/events/recommendations/rebalance",
         ] {
             assert_eq!(text(&root, path), None, "{path}");
         }
         let document = text(&root, "dynamic/instance-identity/document").unwrap();
         let document: serde_json::Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["region"], "us-east-1");
+        // No signature without a key.
+        let path = "dynamic/instance-identity/";
+        assert_eq!(lookup(&root, None, path), Some(b"document".to_vec()));
         assert_eq!(document["pendingTime"], "2027-01-15T08:00:00Z");
     }
 

@@ -1,9 +1,6 @@
 //! Hearth's own certificate authority.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -15,6 +12,8 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
+
+use crate::kept;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Clients have to be told of it by hand: for long.
@@ -55,37 +54,13 @@ impl Authority {
     /// # Errors
     /// When a file can't be read or written, or holds something else.
     pub fn load_or_create(folder: &Path, now: SystemTime) -> anyhow::Result<Self> {
-        let key_path = folder.join(KEY);
-        let key = match fs::read_to_string(&key_path) {
-            Ok(text) => KeyPair::from_pem(&text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(folder)
-                    .with_context(|| format!("making {}", folder.display()))?;
-                let key = KeyPair::generate()?;
-                write(&key_path, &key.serialize_pem(), 0o600)?;
-                Ok(key)
-            }
-            Err(error) => {
-                return Err(error).with_context(|| format!("reading {}", key_path.display()));
-            }
-        };
-        let key = key.with_context(|| format!("reading {}", key_path.display()))?;
+        let path = folder.join(KEY);
+        let key = kept::read_or_make(&path, 0o600, || Ok(KeyPair::generate()?.serialize_pem()))?;
+        let key = KeyPair::from_pem(&key).with_context(|| format!("reading {}", path.display()))?;
         // After the key: a crash between the two leaves a key to make it from.
-        let path = Self::certificate_in(folder);
-        let certificate = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let text = params(&key, now).self_signed(&key)?.pem();
-                write(&path, &text, 0o644)?;
-                text
-            }
-            Err(error) => {
-                return Err(error).with_context(|| format!("reading {}", path.display()));
-            }
-        };
+        let certificate = kept::read_or_make(&Self::certificate_in(folder), 0o644, || {
+            Ok(params(&key, now).self_signed(&key)?.pem())
+        })?;
         Ok(Self { certificate, key })
     }
 
@@ -129,21 +104,4 @@ fn params(key: &KeyPair, now: SystemTime) -> CertificateParams {
     params.not_before = (now - BEFORE).into();
     params.not_after = (now + AUTHORITY_LIFE).into();
     params
-}
-
-/// Writes a whole file or none.
-fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let written = || -> io::Result<()> {
-        let new = path.with_extension("new");
-        let _ = fs::remove_file(&new);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    written().with_context(|| format!("writing {}", path.display()))
 }

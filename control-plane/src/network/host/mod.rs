@@ -40,6 +40,7 @@ use super::plan::connections::{Hold, Owners, Past, holds};
 use super::plan::{HostPort, HostSide, Limits, host_rules};
 use super::{Answering, Error, Failed, HostNet, NetworkHost, Result, Topology, VpcNet};
 use crate::metadata::token::TokenKey;
+use crate::metadata::{Identity, Keys};
 use crate::model::{Eni, VpcId};
 use crate::store::View;
 
@@ -153,7 +154,10 @@ impl LinuxNetwork {
             guests,
             region: region.to_owned(),
             pool,
-            key,
+            keys: Keys {
+                tokens: key,
+                identity: None,
+            },
             views,
         };
         Ok(Self {
@@ -172,6 +176,13 @@ impl LinuxNetwork {
     #[must_use]
     pub fn with_open_ports(mut self, ports: impl IntoIterator<Item = HostPort>) -> Self {
         self.open_ports = ports.into_iter().collect();
+        self
+    }
+
+    /// Has identity documents signed; by default they aren't.
+    #[must_use]
+    pub fn with_identity(mut self, identity: Arc<Identity>) -> Self {
+        self.shared.keys.identity = Some(identity);
         self
     }
 

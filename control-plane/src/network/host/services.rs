@@ -23,8 +23,8 @@ use super::MTU;
 use super::netns::Namespace;
 use crate::descriptors::{Guests, PerGuest};
 use crate::metadata::Facts;
+use crate::metadata::Keys;
 use crate::metadata::server::{WhoIs, serve};
-use crate::metadata::token::TokenKey;
 use crate::model::{Eni, EniId, VpcId};
 use crate::network::dns::{self, Verdict, Zone};
 use crate::network::plan::rules::{DNS_ADDRESS, IMDS_ADDRESS};
@@ -50,8 +50,8 @@ pub(super) struct Shared {
     pub(super) pool: Ipv4Net,
     /// The descriptors that guests may hold.
     pub(super) guests: Guests,
-    /// What IMDS tokens are signed with.
-    pub(super) key: TokenKey,
+    /// What IMDS signs with.
+    pub(super) keys: Keys,
     /// The newest view.
     pub(super) views: watch::Receiver<Arc<View>>,
 }
@@ -114,7 +114,7 @@ impl Services {
         let who_is = who_is(vpc.id.clone(), shared);
         let imds = TcpListener::from_std(imds)?;
         let limits = shared.guests.each(IMDS_CONNECTIONS);
-        tasks.spawn(serve(imds, shared.key.clone(), who_is, limits));
+        tasks.spawn(serve(imds, shared.keys.clone(), who_is, limits));
         let dhcp = BTreeMap::new();
         Ok(Self { tasks, dhcp })
     }
