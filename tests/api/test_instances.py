@@ -224,8 +224,14 @@ def test_attributes_that_are_only_read(ec2, instance):
     assert base64.b64decode(attribute(ec2, instance, "userData")["Value"]) == b"#!/bin/sh\n"
     assert attribute(ec2, instance, "instanceType") == {"Value": "t3.micro"}
     assert attribute(ec2, instance, "rootDeviceName") == {"Value": "/dev/xvda"}
-    with refused("UnsupportedOperation", "kernel"):
-        attribute(ec2, instance, "kernel")
+    # An instance of this kind has none of these.
+    for name in ["kernel", "ramdisk", "sriovNetSupport"]:
+        assert attribute(ec2, instance, name) == {}
+    assert attribute(ec2, instance, "enclaveOptions") == {"Enabled": False}
+    assert attribute(ec2, instance, "productCodes") == []
+    for name in ["enaSupport", "tenancy"]:
+        with refused("InvalidParameterValue", name):
+            attribute(ec2, instance, name)
     with refused("InvalidInstanceID.NotFound"):
         attribute(ec2, NOWHERE, "groupSet")
 
@@ -243,6 +249,9 @@ def test_attributes_that_are_only_read(ec2, instance):
     ("UnsupportedOperation", "Kernel", {"Kernel": {"Value": "aki-1"}}),
     ("UnsupportedOperation", "kernel", {"Attribute": "kernel", "Value": "aki-1"}),
     ("UnsupportedOperation", "ebsOptimized", {"Attribute": "ebsOptimized", "Value": "true"}),
+    ("InvalidParameterValue", "tenancy", {"Attribute": "tenancy", "Value": "default"}),
+    ("InvalidParameterValue", "rootDeviceName", {"Attribute": "rootDeviceName", "Value": "/dev/sda1"}),
+    ("InvalidParameterCombination", "groupSet", {"Attribute": "groupSet", "Value": "sg-1"}),
     ("InvalidParameterCombination", "", {}),
     ("InvalidParameterCombination", "",
      {"SourceDestCheck": {"Value": True}, "DisableApiTermination": {"Value": True}}),
@@ -255,6 +264,21 @@ def test_attributes_that_are_only_read(ec2, instance):
 def test_modify_refuses(ec2, instance, code, words, asked):
     with refused(code, words):
         ec2.modify_instance_attribute(InstanceId=instance, **asked)
+
+
+def test_reset(ec2, instance):
+    ec2.modify_instance_attribute(InstanceId=instance, SourceDestCheck={"Value": False})
+    with refused("DryRunOperation"):
+        ec2.reset_instance_attribute(InstanceId=instance, Attribute="sourceDestCheck", DryRun=True)
+    assert attribute(ec2, instance, "sourceDestCheck") == {"Value": False}
+    ec2.reset_instance_attribute(InstanceId=instance, Attribute="sourceDestCheck")
+    assert attribute(ec2, instance, "sourceDestCheck") == {"Value": True}
+    for name in ["kernel", "ramdisk"]:
+        with refused("UnsupportedOperation", name):
+            ec2.reset_instance_attribute(InstanceId=instance, Attribute=name)
+    for name in ["instanceType", "groupSet", "rootDeviceName", "tenancy"]:
+        with refused("InvalidParameterValue", name):
+            ec2.reset_instance_attribute(InstanceId=instance, Attribute=name)
 
 
 @pytest.mark.parametrize("asked", [

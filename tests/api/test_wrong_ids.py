@@ -56,6 +56,7 @@ CALLS = [
     (INSTANCE, "describe_instance_attribute", lambda ids: {"InstanceId": ids[0], "Attribute": "userData"}),
     (INSTANCE, "modify_instance_attribute", lambda ids: {"InstanceId": ids[0], "SourceDestCheck": {"Value": True}}),
     (INSTANCE, "modify_instance_metadata_options", lambda ids: {"InstanceId": ids[0], "HttpTokens": "required"}),
+    (INSTANCE, "reset_instance_attribute", lambda ids: {"InstanceId": ids[0], "Attribute": "sourceDestCheck"}),
     (IMAGE, "describe_images", lambda ids: {"ImageIds": ids}),
     (IMAGE, "run_instances", lambda ids: {"ImageId": ids[0], "MinCount": 1, "MaxCount": 1}),
     (GROUP, "modify_instance_attribute", lambda ids: {"InstanceId": AN_INSTANCE, "Groups": ids}),

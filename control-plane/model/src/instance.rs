@@ -106,6 +106,19 @@ pub enum ShutdownBehavior {
     Terminate,
 }
 
+impl ShutdownBehavior {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Stop, Self::Terminate];
+
+    /// EC2's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Terminate => "terminate",
+        }
+    }
+}
+
 /// Why an instance changed its state (`StateReason`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateReason {
@@ -205,6 +218,18 @@ pub struct MetadataOptions {
     pub tags_enabled: bool,
 }
 
+impl Default for MetadataOptions {
+    /// What an instance has whose launch says nothing of it.
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            tokens_required: false,
+            hop_limit: 1,
+            tags_enabled: false,
+        }
+    }
+}
+
 impl MetadataOptions {
     /// What they say to the conditions of policies, which ask for IMDSv2 by them:
     /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ExamplePolicies_EC2.html#iam-example-instance-metadata>
@@ -234,6 +259,39 @@ pub struct Reboot {
     pub since: Timestamp,
     /// How often the VMM had been reset before.
     pub resets: u64,
+}
+
+/// What a launch says of how its instances behave. Each of them keeps it, and the calls
+/// that modify an instance change it: a parameter of RunInstances that is nothing but
+/// this is one more field here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// What the guest's own power-off leads to.
+    pub on_shutdown: ShutdownBehavior,
+    /// How it may ask for metadata.
+    pub metadata: MetadataOptions,
+    /// Termination protection.
+    pub protected: bool,
+    /// Protection from being stopped, and so from being terminated as well.
+    #[serde(default)]
+    pub stop_protected: bool,
+    /// `HibernationOptions.Configured`: whether it may be hibernated. Room for its memory
+    /// is set aside on its host's disk then.
+    #[serde(default)]
+    pub may_hibernate: bool,
+}
+
+impl Default for Settings {
+    /// What an instance has whose launch says nothing.
+    fn default() -> Self {
+        Self {
+            on_shutdown: ShutdownBehavior::Stop,
+            metadata: MetadataOptions::default(),
+            protected: false,
+            stop_protected: false,
+            may_hibernate: false,
+        }
+    }
 }
 
 /// An instance: what was asked for and where its life stands.
@@ -278,20 +336,12 @@ pub struct Instance {
     pub client_token: Option<String>,
     /// When it was last launched or started.
     pub launched_at: Timestamp,
-    /// What the guest's own power-off leads to.
-    pub on_shutdown: ShutdownBehavior,
-    /// How it may ask for metadata.
-    pub metadata: MetadataOptions,
-    /// Termination protection.
-    pub protected: bool,
-    /// Protection from being stopped, and so from being terminated as well.
-    pub stop_protected: bool,
+    /// What its launch said of it, and may be changed.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// User data that it was given after its launch, base64; that of its reservation
     /// where there is none. Empty: it has none any more.
     pub own_user_data: Option<String>,
-    /// `HibernationOptions.Configured`: whether it may be hibernated. Room for its memory
-    /// is set aside on its host's disk then.
-    pub may_hibernate: bool,
     /// The boot that ended in hibernation, for as long as its memory is to be gone on from.
     /// The host keeps that, and gives it to one VMM at most.
     pub hibernated: Option<u64>,
@@ -379,7 +429,7 @@ impl Instance {
             (ec2::INSTANCE_TYPE, self.instance_type.clone()),
         ];
         let alike = Self::FIXED_CONDITIONS.map(|(key, value)| (key, value.to_owned()));
-        let metadata = self.metadata.conditions();
+        let metadata = self.settings.metadata.conditions();
         own.into_iter().chain(alike).chain(metadata).collect()
     }
 
@@ -387,7 +437,9 @@ impl Instance {
     /// the last.
     pub fn room_for_memory(&self) -> Quota {
         let kind = InstanceType::find(&self.instance_type);
-        match kind.filter(|_| self.may_hibernate && self.state != InstanceState::Terminated) {
+        match kind
+            .filter(|_| self.settings.may_hibernate && self.state != InstanceState::Terminated)
+        {
             Some(kind) => Quota {
                 disk_gib: kind.memory_gib(),
                 ..Quota::default()

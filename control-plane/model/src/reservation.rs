@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Arn, Authority, Described as _, EniAttachmentId, EniId, GroupId, ImageId, Index, Instance,
-    InstanceId, MetadataOptions, ReservationId, Scope, ShutdownBehavior, SubnetId, VolumeId, VpcId,
-    resource::regional,
+    InstanceId, ReservationId, Scope, Settings, SubnetId, VolumeId, VpcId, resource::regional,
 };
 
 /// A reservation: what its instances have in common, once.
@@ -67,18 +66,9 @@ pub struct Launch {
     pub delete_on_termination: bool,
     /// The caller's idempotency token.
     pub client_token: Option<String>,
-    /// How they may ask for metadata.
-    pub metadata: MetadataOptions,
-    /// What the guest's own power-off leads to.
-    pub on_shutdown: ShutdownBehavior,
-    /// Termination protection.
-    pub protected: bool,
-    /// Protection from being stopped.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub stop_protected: bool,
-    /// Whether they may be hibernated.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub may_hibernate: bool,
+    /// How they behave.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// Their tags.
     pub instance_tags: BTreeMap<String, String>,
     /// Their volumes' tags.

@@ -63,7 +63,7 @@ const VPC_ARN: &str = "arn:aws:ec2:us-east-1:000000000000:vpc/vpc-00000000000000
 #[test]
 fn policies_may_ask_what_ec2_documents_of_each_resource() {
     let mut instance = samples::instance(2);
-    instance.metadata.tokens_required = true;
+    instance.settings.metadata.tokens_required = true;
     assert_eq!(
         conditions(&instance),
         "ec2:AvailabilityZone=us-east-1a\n\
@@ -255,10 +255,8 @@ fn a_host_gives_to_what_is_on_it_and_not_stopped() {
             "{state:?}"
         );
         // Room for its memory is set aside for as long as it lives.
-        let may_hibernate = Instance {
-            may_hibernate: true,
-            ..instance.clone()
-        };
+        let mut may_hibernate = instance.clone();
+        may_hibernate.settings.may_hibernate = true;
         let room = u64::from(state != InstanceState::Terminated);
         let (_, with_room) = may_hibernate.claim().unwrap_or((&host, Quota::default()));
         assert_eq!(with_room.disk_gib, room, "{state:?}");

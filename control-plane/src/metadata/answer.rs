@@ -60,7 +60,7 @@ pub fn answer(
     path: &str,
     headers: &HeaderMap,
 ) -> Answer {
-    if !facts.instance.metadata.enabled {
+    if !facts.instance.settings.metadata.enabled {
         return Answer::refusal(StatusCode::FORBIDDEN);
     }
     match *method {
@@ -94,7 +94,7 @@ fn put(
     let token = key.issue(&facts.instance.id, now.saturating_add(ttl), nonce);
     Answer {
         token_ttl: Some(ttl),
-        hop_limit: Some(facts.instance.metadata.hop_limit),
+        hop_limit: Some(facts.instance.settings.metadata.hop_limit),
         ..Answer::of(StatusCode::OK, token)
     }
 }
@@ -109,7 +109,7 @@ fn get(facts: &Facts, keys: &Keys, now: u64, path: &str, headers: &HeaderMap) ->
             }
             left
         }
-        None if facts.instance.metadata.tokens_required => {
+        None if facts.instance.settings.metadata.tokens_required => {
             return Answer::refusal(StatusCode::UNAUTHORIZED);
         }
         None => None,
@@ -149,7 +149,7 @@ mod tests {
 
     fn facts(edit: impl FnOnce(&mut crate::model::MetadataOptions)) -> Facts {
         let (mut instance, eni) = testing::instance(4, &[], InstanceState::Running);
-        edit(&mut instance.metadata);
+        edit(&mut instance.settings.metadata);
         let view = testing::view().with(instance).with(eni);
         Facts::read(&view, &InstanceId::from_random(4), "us-east-1").unwrap()
     }

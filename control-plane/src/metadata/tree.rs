@@ -182,7 +182,7 @@ fn meta_data<'a>(meta: &mut Folder<'a>, facts: &'a Facts) {
             });
         });
     }
-    if instance.metadata.tags_enabled {
+    if instance.settings.metadata.tags_enabled {
         meta.folder("tags", |tags| {
             tags.folder("instance", |tags| {
                 for (key, value) in &facts.tags {
@@ -419,7 +419,7 @@ mod tests {
         let root = root(|i| {
             i.reservation = ReservationId::from_random(5);
             i.key_name = None;
-            i.metadata.tags_enabled = true;
+            i.settings.metadata.tags_enabled = true;
         });
         assert_eq!(text(&root, "").as_deref(), Some("dynamic\nmeta-data"));
         assert_eq!(text(&root, "user-data"), None);

@@ -298,11 +298,11 @@ mod tests {
     fn one_that_may_hibernate_needs_room_for_its_memory_once() {
         let (new, placed) = (samples::instance(1), HostId("a".into()));
         let needs = |host| {
-            let instance = Instance {
-                may_hibernate: true,
+            let mut instance = Instance {
                 host,
                 ..new.clone()
             };
+            instance.settings.may_hibernate = true;
             Demand::of_instance(&View::default(), &instance)
                 .quota
                 .disk_gib

@@ -29,7 +29,7 @@ fn an_instance_gets_its_address_and_its_metadata() {
             let mut cloud = Cloud::new();
             cloud.group(1, vec![all_egress()]);
             cloud.instance(10, &[1], |_| ());
-            cloud.instance(11, &[1], |i| i.metadata.tokens_required = true);
+            cloud.instance(11, &[1], |i| i.settings.metadata.tokens_required = true);
             cloud.apply().await;
             let old = cloud.guest(10).await;
             let new = cloud.guest(11).await;
@@ -109,7 +109,7 @@ fn a_tokens_answer_goes_no_farther_than_its_hop_limit() {
             let mut cloud = Cloud::new();
             cloud.group(1, vec![all_egress()]);
             cloud.instance(10, &[1], |_| ());
-            cloud.instance(11, &[1], |i| i.metadata.hop_limit = 2);
+            cloud.instance(11, &[1], |i| i.settings.metadata.hop_limit = 2);
             cloud.apply().await;
             for (n, reaches) in [(10, false), (11, true)] {
                 let guest = cloud.guest(n).await;

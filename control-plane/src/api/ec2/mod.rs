@@ -82,6 +82,7 @@ fn actions() -> Vec<Registered> {
         action::<instances::DescribeInstanceAttribute>(),
         action::<instances::ModifyInstanceAttribute>(),
         action::<instances::ModifyInstanceMetadataOptions>(),
+        action::<instances::ResetInstanceAttribute>(),
         action::<volumes::DeleteVolume>(),
         action::<volumes::DescribeVolumes>(),
     ]

@@ -327,7 +327,7 @@ fn filled_in(
         return [(missing.to_owned(), value.clone())].into();
     }
     let value = match last {
-        "Attribute" => "instanceType",
+        "Attribute" => "sourceDestCheck",
         "DeviceIndex" => "0",
         "GroupDescription" => "d",
         "ImageId" => return [(missing.to_owned(), samples::image().id.to_string())].into(),

@@ -341,11 +341,10 @@ mod tests {
     async fn what_was_begun_of_a_refused_launch_ends_with_its_volumes() {
         let db = Db::in_memory().await;
         testing::cloud(&db, &[], 100).await;
-        let made = reservation(Launch {
-            delete_on_termination: false,
-            protected: true,
-            ..launch(60)
-        });
+        let mut launch = launch(60);
+        launch.delete_on_termination = false;
+        launch.settings.protected = true;
+        let made = reservation(launch);
         db.transact_infallible(|_, change| change.create(&made))
             .await
             .unwrap();

@@ -367,7 +367,10 @@ async fn thousands_that_are_hibernated_hold_up_no_other() {
         host: Some(host.clone()),
         state: InstanceState::Stopping,
         intent: Intent::Hibernate,
-        may_hibernate: true,
+        settings: Settings {
+            may_hibernate: true,
+            ..Settings::default()
+        },
         enis: Vec::new(),
         boots: 1,
         ..samples::instance(1)

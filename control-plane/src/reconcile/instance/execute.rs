@@ -253,7 +253,7 @@ impl InstanceController {
             instance.state,
             InstanceState::Stopping | InstanceState::Stopped
         );
-        if !instance.may_hibernate || !matters {
+        if !instance.settings.may_hibernate || !matters {
             return Ok(None);
         }
         let kept = self.compute.kept_memory(&instance.id);

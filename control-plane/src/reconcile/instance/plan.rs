@@ -240,7 +240,7 @@ fn ended(instance: &Instance, exit: &Exit, facts: &Facts<'_>) -> Step {
         }
     }
     Step::Record(match exit {
-        Exit::GuestPowerOff => match instance.on_shutdown {
+        Exit::GuestPowerOff => match instance.settings.on_shutdown {
             ShutdownBehavior::Stop => Transition::Stopped(Some(StateReason::instance_initiated())),
             ShutdownBehavior::Terminate => {
                 Transition::ShuttingDown(StateReason::instance_initiated())

@@ -210,19 +210,19 @@ pub(super) fn metadata(instance: &Instance) -> Metadata {
     Metadata {
         state: "applied".into(),
         http_tokens: metadata_tokens(instance).into(),
-        http_put_response_hop_limit: instance.metadata.hop_limit,
+        http_put_response_hop_limit: instance.settings.metadata.hop_limit,
         http_endpoint: metadata_endpoint(instance).into(),
         http_protocol_ipv6: "disabled".into(),
-        instance_metadata_tags: enabled(instance.metadata.tags_enabled).into(),
+        instance_metadata_tags: enabled(instance.settings.metadata.tags_enabled).into(),
     }
 }
 
 pub(super) fn metadata_endpoint(instance: &Instance) -> &'static str {
-    enabled(instance.metadata.enabled)
+    enabled(instance.settings.metadata.enabled)
 }
 
 pub(super) fn metadata_tokens(instance: &Instance) -> &'static str {
-    if instance.metadata.tokens_required {
+    if instance.settings.metadata.tokens_required {
         "required"
     } else {
         "optional"
@@ -362,7 +362,7 @@ pub fn instance(row: &Row<'_, Instance>) -> InstanceItem {
         },
         metadata_options: metadata(instance),
         hibernation_options: Hibernation {
-            configured: instance.may_hibernate,
+            configured: instance.settings.may_hibernate,
         },
         platform_details: "Linux/UNIX".into(),
     }

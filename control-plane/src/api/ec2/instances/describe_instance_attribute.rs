@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     answer::{self, BlockDevice, Group},
-    user_data,
+    attributes::{Attribute, Shown},
 };
 use crate::{
-    api::{Action, ApiError, Ctx, Targets, ec2::listing::Row, shared::found, wire::quoted},
-    model::{Instance, ShutdownBehavior},
+    api::{Action, ApiError, Ctx, Targets, ec2::listing::Row, shared::found},
+    model::Instance,
 };
 
 /// The action.
@@ -40,18 +40,46 @@ pub struct Response {
     pub disable_api_termination: Option<Value<bool>>,
     /// Whether its volumes have a network of their own: never.
     pub ebs_optimized: Option<Value<bool>>,
+    /// Whether it may have enclaves: never.
+    pub enclave_options: Option<Enclaves>,
     /// Its security groups.
     pub group_set: Option<Vec<Group>>,
     /// What the guest's own power-off leads to.
     pub instance_initiated_shutdown_behavior: Option<Value<String>>,
     /// Its type.
     pub instance_type: Option<Value<String>>,
+    /// A kernel of EC2's: none.
+    pub kernel: Option<Value<Option<String>>>,
+    /// What it pays for by its image: nothing.
+    pub product_codes: Option<Vec<ProductCode>>,
+    /// A RAM disk of EC2's: none.
+    pub ramdisk: Option<Value<Option<String>>>,
     /// Its root device.
     pub root_device_name: Option<Value<String>>,
     /// Whether only its own address may be the source of its packets.
     pub source_dest_check: Option<Value<bool>>,
+    /// Enhanced networking by a virtual function: none.
+    pub sriov_net_support: Option<Value<Option<String>>>,
     /// Its user data, base64.
     pub user_data: Option<Value<Option<String>>>,
+}
+
+/// Nitro enclaves.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Enclaves {
+    /// Whether there may be any.
+    pub enabled: bool,
+}
+
+/// A product of a marketplace.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProductCode {
+    /// Its code.
+    pub product_code: String,
+    /// Whose it is.
+    #[serde(rename = "type")]
+    pub kind: String,
 }
 
 /// The value of an attribute.
@@ -59,10 +87,6 @@ pub struct Response {
 pub struct Value<T> {
     /// The value.
     pub value: T,
-}
-
-fn value<T>(value: T) -> Option<Value<T>> {
-    Some(Value { value })
 }
 
 impl Action for DescribeInstanceAttribute {
@@ -78,43 +102,21 @@ impl Action for DescribeInstanceAttribute {
         let view = ctx.view();
         let view = view.view();
         let instance = found::<Instance>(view, &request.instance_id)?;
-        let shown = answer::instance(&Row::new(view, instance));
+        let attribute = Attribute::named(&request.attribute)?;
+        let show = attribute
+            .show
+            .ok_or_else(|| attribute.cannot_be("asked for"))?;
         let mut response = Response {
             instance_id: instance.id.to_string(),
             ..Response::default()
         };
-        match request.attribute.as_str() {
-            "blockDeviceMapping" => {
-                response.block_device_mapping = Some(shown.block_device_mapping)
-            }
-            "disableApiStop" => response.disable_api_stop = value(instance.stop_protected),
-            "disableApiTermination" => {
-                response.disable_api_termination = value(instance.protected);
-            }
-            "ebsOptimized" => response.ebs_optimized = value(shown.ebs_optimized),
-            "groupSet" => response.group_set = Some(shown.group_set),
-            "instanceInitiatedShutdownBehavior" => {
-                let name = match instance.on_shutdown {
-                    ShutdownBehavior::Stop => "stop",
-                    ShutdownBehavior::Terminate => "terminate",
-                };
-                response.instance_initiated_shutdown_behavior = value(name.to_owned());
-            }
-            "instanceType" => response.instance_type = value(shown.instance_type),
-            "rootDeviceName" => response.root_device_name = value(shown.root_device_name),
-            "sourceDestCheck" => {
-                response.source_dest_check = shown.source_dest_check.and_then(value);
-            }
-            "userData" => {
-                response.user_data = value(user_data(view, instance).map(str::to_owned));
-            }
-            other => {
-                return Err(ApiError::unsupported(&format!(
-                    "The value {} of the parameter Attribute",
-                    quoted(other)
-                )));
-            }
-        }
+        let item = answer::instance(&Row::new(view, instance));
+        let shown = Shown {
+            view,
+            instance,
+            item,
+        };
+        show(&shown, &mut response);
         Ok(response)
     }
 }

@@ -61,7 +61,7 @@ impl Filtered for Instance {
                 });
             })
             .on("hibernation-options.configured", |i, out| {
-                out.add(i.may_hibernate);
+                out.add(i.settings.may_hibernate);
             })
             .on("hypervisor", |_, out| out.add(HYPERVISOR))
             .on("image-id", |i, out| out.add(&i.image))

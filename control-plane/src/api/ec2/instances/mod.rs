@@ -4,16 +4,19 @@
 //! what follows is the reconcilers' work.
 
 pub mod answer;
+mod attributes;
 pub mod describe_instance_attribute;
 pub mod describe_instance_status;
 pub mod describe_instances;
 pub mod filters;
 pub mod get_console_output;
 mod groups;
+mod input;
 pub mod metadata_options;
 mod modify_instance_attribute;
 mod modify_instance_metadata_options;
 pub mod reboot_instances;
+mod reset_instance_attribute;
 pub mod run_instances;
 pub mod start_instances;
 pub mod stop_instances;
@@ -35,6 +38,7 @@ pub use get_console_output::GetConsoleOutput;
 pub use modify_instance_attribute::ModifyInstanceAttribute;
 pub use modify_instance_metadata_options::ModifyInstanceMetadataOptions;
 pub use reboot_instances::RebootInstances;
+pub use reset_instance_attribute::ResetInstanceAttribute;
 pub use run_instances::RunInstances;
 pub use start_instances::StartInstances;
 pub use stop_instances::StopInstances;

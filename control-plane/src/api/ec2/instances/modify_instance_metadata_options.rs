@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{answer, incorrect_state, metadata_options::Input};
+use super::{answer, incorrect_state, metadata_options::with_metadata_options};
 use crate::{
     api::{Action, ApiError, Ctx, Targets, shared::found},
     model::{Instance, InstanceState, condition_key::ec2},
@@ -13,20 +13,12 @@ use crate::{
 /// The action.
 pub struct ModifyInstanceMetadataOptions;
 
-/// Its parameters.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct Request {
-    /// The instance.
-    pub instance_id: String,
-    /// `optional` or `required`.
-    pub http_tokens: Option<String>,
-    /// 1 to 64.
-    pub http_put_response_hop_limit: Option<i64>,
-    /// `enabled` or `disabled`.
-    pub http_endpoint: Option<String>,
-    /// `enabled` or `disabled`.
-    pub instance_metadata_tags: Option<String>,
+with_metadata_options! {
+    /// Its parameters.
+    Request {
+        /// The instance.
+        pub instance_id: String,
+    }
 }
 
 /// Its answer.
@@ -48,24 +40,8 @@ impl Action for ModifyInstanceMetadataOptions {
 
     fn targets(request: &Request, to: &mut Targets<'_>) {
         to.named::<Instance>([&request.instance_id]);
-        let limit = request.http_put_response_hop_limit;
-        let given = [
-            ("HttpTokens", request.http_tokens.clone()),
-            (
-                "HttpPutResponseHopLimit",
-                limit.map(|limit| limit.to_string()),
-            ),
-            ("HttpEndpoint", request.http_endpoint.clone()),
-            (
-                "InstanceMetadataTags",
-                request.instance_metadata_tags.clone(),
-            ),
-        ];
-        let given = given
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)));
         let mut names = Vec::new();
-        for (name, value) in given {
+        for (name, value) in request.metadata_options().values() {
             names.push(name.to_owned());
             to.request_key_of(ec2::ATTRIBUTE, name, value);
         }
@@ -75,13 +51,8 @@ impl Action for ModifyInstanceMetadataOptions {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let given = Input {
-            http_tokens: request.http_tokens,
-            http_put_response_hop_limit: request.http_put_response_hop_limit,
-            http_endpoint: request.http_endpoint,
-            instance_metadata_tags: request.instance_metadata_tags,
-        };
-        if given.is_empty() {
+        let given = request.metadata_options();
+        if given.values().next().is_none() {
             return Err(ApiError::combination(
                 "None of HttpTokens, HttpEndpoint, HttpPutResponseHopLimit and InstanceMetadataTags is given",
             ));
@@ -94,10 +65,8 @@ impl Action for ModifyInstanceMetadataOptions {
             ) {
                 return Err(incorrect_state(instance, "modified"));
             }
-            let changed = Instance {
-                metadata: given.over(&instance.metadata, "")?,
-                ..instance.clone()
-            };
+            let mut changed = instance.clone();
+            changed.settings.metadata = given.over(&instance.settings.metadata, "")?;
             change.update(instance, &changed);
             Ok(Response {
                 instance_id: changed.id.to_string(),

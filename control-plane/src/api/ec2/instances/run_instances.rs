@@ -3,7 +3,7 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html>
 
 mod progress;
-pub(super) mod resolve;
+mod resolve;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -325,7 +325,7 @@ fn places(view: Scoped<'_>, request: &Request, launch: &Resolved<'_>) -> Result<
         let made = |member: &&Member| cloud.find::<Instance>(&member.instance).is_some();
         let kind = InstanceType::find(&pending.instance_type);
         let demand = kind.map(|kind| {
-            let disk = disk_gib(kind, pending.volume_gib, pending.may_hibernate);
+            let disk = disk_gib(kind, pending.volume_gib, pending.settings.may_hibernate);
             Demand::of(kind, &pending.zone, disk)
         });
         for _ in pending.members.iter().filter(|member| !made(member)) {
@@ -334,7 +334,11 @@ fn places(view: Scoped<'_>, request: &Request, launch: &Resolved<'_>) -> Result<
             });
         }
     }
-    let disk = disk_gib(launch.kind, launch.volume_gib, launch.may_hibernate);
+    let disk = disk_gib(
+        launch.kind,
+        launch.volume_gib,
+        launch.settings.may_hibernate,
+    );
     let demand = Demand::of(launch.kind, &launch.subnet.zone, disk);
     for count in 0..request.max_count {
         match ledger.place(&demand) {
@@ -413,11 +417,7 @@ fn reservation(
         volume_type: resolved.volume_type,
         delete_on_termination: resolved.delete_on_termination,
         client_token: resolved.client_token,
-        metadata: resolved.metadata,
-        on_shutdown: resolved.on_shutdown,
-        protected: resolved.protected,
-        stop_protected: resolved.stop_protected,
-        may_hibernate: resolved.may_hibernate,
+        settings: resolved.settings,
         instance_tags: tags("instance"),
         volume_tags: tags("volume"),
         interface_tags: tags("network-interface"),

@@ -54,10 +54,10 @@ impl Action for StopInstances {
         let instances_set = ctx
             .each(&ids, |view, change, id| {
                 let instance = found::<Instance>(view, id)?;
-                if instance.stop_protected && instance.state == InstanceState::Running {
+                if instance.settings.stop_protected && instance.state == InstanceState::Running {
                     return Err(protected(instance, "stopped", "disableApiStop"));
                 }
-                if hibernate && !instance.may_hibernate {
+                if hibernate && !instance.settings.may_hibernate {
                     return Err(ApiError::new(
                         "UnsupportedHibernationConfiguration",
                         format!(

@@ -43,10 +43,10 @@ impl Action for TerminateInstances {
                 ) {
                     return Ok(StateChange::new(instance, instance.state));
                 }
-                if instance.protected {
+                if instance.settings.protected {
                     return Err(protected(instance, "terminated", "disableApiTermination"));
                 }
-                if instance.stop_protected {
+                if instance.settings.stop_protected {
                     return Err(protected(instance, "terminated", "disableApiStop"));
                 }
                 change.makes_room();

@@ -45,6 +45,7 @@ const TYPES: &[(&str, &str)] = &[
         "security-group security-group-rule",
     ),
     ("RebootInstances", "instance"),
+    ("ResetInstanceAttribute", "instance"),
     ("RevokeSecurityGroupEgress", "security-group"),
     ("RevokeSecurityGroupIngress", "security-group"),
     (

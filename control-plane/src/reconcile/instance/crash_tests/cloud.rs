@@ -181,7 +181,7 @@ impl Cloud {
             }
             Act::Hibernate => {
                 self.change(|i| {
-                    i.may_hibernate = true;
+                    i.settings.may_hibernate = true;
                     i.intent = Intent::Hibernate;
                     i.state = InstanceState::Stopping;
                 })
@@ -234,7 +234,7 @@ impl Cloud {
                 put.await.unwrap();
             }
             Act::TerminateAtPowerOff => {
-                self.change(|i| i.on_shutdown = ShutdownBehavior::Terminate)
+                self.change(|i| i.settings.on_shutdown = ShutdownBehavior::Terminate)
                     .await;
             }
         }

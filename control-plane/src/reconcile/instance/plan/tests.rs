@@ -1,7 +1,7 @@
 //! Tables of what there is and the step that follows from it.
 
 use super::*;
-use crate::model::{Reboot, samples};
+use crate::model::{Reboot, Settings, ShutdownBehavior, samples};
 
 const NOTHING: Option<Observed> = None;
 
@@ -24,6 +24,13 @@ fn in_state(state: InstanceState, intent: Intent) -> Instance {
         state,
         intent,
         ..samples::instance(1)
+    }
+}
+
+fn may_hibernate() -> Settings {
+    Settings {
+        may_hibernate: true,
+        ..Settings::default()
     }
 }
 
@@ -89,10 +96,8 @@ fn a_pending_instance_comes_up() {
 #[test]
 fn a_running_instance_is_kept_rebooted_or_found_ended() {
     let stop = in_state(InstanceState::Running, Intent::Run);
-    let terminate = Instance {
-        on_shutdown: ShutdownBehavior::Terminate,
-        ..stop.clone()
-    };
+    let mut terminate = stop.clone();
+    terminate.settings.on_shutdown = ShutdownBehavior::Terminate;
     let by_guest = StateReason::instance_initiated();
     for (instance, observed, step) in [
         (&stop, up(1), Step::Nothing),
@@ -330,7 +335,7 @@ fn what_is_down_is_cleared_away_in_order() {
 #[test]
 fn hibernation_is_save_end_and_write_down() {
     let instance = Instance {
-        may_hibernate: true,
+        settings: may_hibernate(),
         boots: 2,
         ..in_state(InstanceState::Stopping, Intent::Hibernate)
     };
@@ -415,7 +420,7 @@ fn a_stopped_instance_keeps_the_memory_that_it_goes_on_from_and_no_other() {
         (None, NOTHING, None, Step::Nothing),
     ] {
         let instance = Instance {
-            may_hibernate: true,
+            settings: may_hibernate(),
             boots: 2,
             hibernated,
             ..in_state(InstanceState::Stopped, Intent::Stop)

@@ -1,10 +1,10 @@
 //! From the parameters to what they mean.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-
 use super::{InterfaceInput, Request};
 use crate::api::ec2::instances::{
-    groups, metadata_options, modify_instance_attribute::shutdown_behavior,
+    groups,
+    input::{shutdown_behavior, type_named, user_data},
+    metadata_options,
 };
 use crate::{
     api::{
@@ -13,16 +13,14 @@ use crate::{
         wire::quoted,
     },
     model::{
-        GroupId, Host, Image, InstanceType, KeyPair, MetadataOptions, SecurityGroup,
-        ShutdownBehavior, Subnet, VpcId,
+        GroupId, Host, Image, InstanceType, KeyPair, SecurityGroup, Settings, ShutdownBehavior,
+        Subnet, VpcId,
     },
     store::Scoped,
 };
 
 /// The most instances of one call.
 const MAX_COUNT: u32 = 1000;
-/// The longest user data, decoded, in bytes.
-const MAX_USER_DATA: usize = 16 * 1024;
 /// The biggest volume, in GiB, as gp2's and gp3's on EC2.
 const MAX_VOLUME: u32 = 16 * 1024;
 
@@ -40,11 +38,7 @@ pub(super) struct Resolved<'v> {
     pub volume_gib: u32,
     pub volume_type: String,
     pub delete_on_termination: bool,
-    pub metadata: MetadataOptions,
-    pub on_shutdown: ShutdownBehavior,
-    pub protected: bool,
-    pub stop_protected: bool,
-    pub may_hibernate: bool,
+    pub settings: Settings,
 }
 
 pub(super) fn launch<'v>(
@@ -81,6 +75,16 @@ pub(super) fn launch<'v>(
         volume_gib,
         volume_type,
         delete_on_termination,
+        settings: settings(request)?,
+        image,
+        subnet,
+    })
+}
+
+/// How the instances shall behave.
+fn settings(request: &Request) -> Result<Settings, ApiError> {
+    let hibernation = request.hibernation_options.as_ref();
+    Ok(Settings {
         metadata: metadata_options::at_launch(request.metadata_options.as_ref())?,
         on_shutdown: match request.instance_initiated_shutdown_behavior.as_deref() {
             None => ShutdownBehavior::Stop,
@@ -88,11 +92,9 @@ pub(super) fn launch<'v>(
         },
         protected: request.disable_api_termination.unwrap_or(false),
         stop_protected: request.disable_api_stop.unwrap_or(false),
-        may_hibernate: (request.hibernation_options.as_ref())
+        may_hibernate: hibernation
             .and_then(|options| options.configured)
             .unwrap_or(false),
-        image,
-        subnet,
     })
 }
 
@@ -161,19 +163,6 @@ fn image<'v>(view: Scoped<'v>, request: &Request) -> Result<&'v Image, ApiError>
 fn instance_type(request: &Request) -> Result<&'static InstanceType, ApiError> {
     let name = request.instance_type.as_deref();
     type_named(name.ok_or_else(|| ApiError::missing("InstanceType"))?)
-}
-
-/// The instance type of this name.
-pub(in crate::api::ec2::instances) fn type_named(
-    name: &str,
-) -> Result<&'static InstanceType, ApiError> {
-    InstanceType::find(name).ok_or_else(|| {
-        ApiError::invalid_value(
-            "InstanceType",
-            name,
-            "It is no instance type of this cloud.",
-        )
-    })
 }
 
 fn interface(request: &Request) -> Result<Option<&InterfaceInput>, ApiError> {
@@ -286,23 +275,6 @@ fn group_named(view: Scoped<'_>, vpc: &VpcId, name: &str) -> Result<GroupId, Api
                 format!("The security group '{name}' does not exist in VPC '{vpc}'"),
             )
         })
-}
-
-/// User data as it came, base64: an empty one is none.
-pub(in crate::api::ec2::instances) fn user_data(
-    given: Option<&str>,
-) -> Result<Option<String>, ApiError> {
-    let Some(text) = given else {
-        return Ok(None);
-    };
-    let invalid = |message: &str| ApiError::new("InvalidParameterValue", message);
-    let bytes = STANDARD
-        .decode(text)
-        .map_err(|_| invalid("Invalid BASE64 encoding of user data."))?;
-    if bytes.len() > MAX_USER_DATA {
-        return Err(invalid("User data is limited to 16384 bytes"));
-    }
-    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 /// Its size in GiB, its type, and whether it goes with the instance.
