@@ -77,6 +77,7 @@ fn actions() -> Vec<Registered> {
         action::<instances::RunInstances>(),
         action::<instances::RebootInstances>(),
         action::<instances::GetConsoleOutput>(),
+        action::<instances::GetConsoleScreenshot>(),
         action::<instances::DescribeInstances>(),
         action::<instances::DescribeInstanceStatus>(),
         action::<instances::DescribeInstanceAttribute>(),

@@ -34,6 +34,7 @@ const TYPES: &[(&str, &str)] = &[
     ("DeleteVolume", "volume"),
     ("DescribeInstanceAttribute", "instance"),
     ("GetConsoleOutput", "instance"),
+    ("GetConsoleScreenshot", "instance"),
     ("ImportKeyPair", "key-pair"),
     (
         "ModifyInstanceAttribute",
