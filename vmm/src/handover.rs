@@ -38,6 +38,8 @@ pub enum Message {
     Socket(String),
     /// What a device is made of, by its id.
     Device(String),
+    /// What a reset boots: the kernel, and the initial RAM disk if there is one.
+    Software,
     /// Guest memory that is shared, a file for each region.
     Memory,
     /// That was all. Whether the machine runs once it is taken.
@@ -263,6 +265,7 @@ mod tests {
         let messages = [
             (Message::Socket("--socket".to_owned()), 1),
             (Message::Device("disk0".to_owned()), MAX_FILES),
+            (Message::Software, 2),
             (Message::Memory, 0),
             (Message::Prepared { runs: true }, 0),
         ];

@@ -91,6 +91,9 @@ pub struct Machine {
     pub id: String,
     /// The process id, as whoever started it knows it.
     pub pid: u32,
+    /// The program's version; empty: one that didn't say.
+    #[serde(default)]
+    pub version: String,
     /// Where its life stands.
     pub state: MachineState,
     /// How many vCPUs are plugged.

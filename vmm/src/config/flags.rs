@@ -12,8 +12,13 @@ pub(super) struct Flags {
     /// The machine's name
     #[arg(long, default_value = "hearth")]
     pub(super) id: String,
-    /// The kernel: a bzImage, or an ELF image with a PVH entry
-    #[arg(long, value_name = "FILE", required_unless_present = "firmware")]
+    /// The kernel: a bzImage, or an ELF image with a PVH entry; without, a machine that is
+    /// taken over keeps its own, and its initial RAM disk
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present_any = ["firmware", "take_over"]
+    )]
     pub(super) kernel: Option<PathBuf>,
     /// Firmware instead of a kernel: OVMF for QEMU's boards, which starts what is on a
     /// disk; with a file for its variables, they are kept: FILE[,vars=FILE]
@@ -24,7 +29,7 @@ pub(super) struct Flags {
     )]
     pub(super) firmware: Option<String>,
     /// The initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(super) initrd: Option<PathBuf>,
     /// The kernel's command line
     #[arg(

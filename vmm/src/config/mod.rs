@@ -43,7 +43,8 @@ pub use self::vsock::Vsock;
 pub struct Description {
     /// The machine's name.
     pub id: String,
-    /// The kernel image: always there, but for a machine with firmware.
+    /// The kernel image: always there, but for a machine with firmware, and for one that is
+    /// taken over with its kernel.
     pub kernel: Option<PathBuf>,
     /// Firmware in its place.
     pub firmware: Option<Firmware>,

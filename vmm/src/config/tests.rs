@@ -526,6 +526,21 @@ fn taking_over_goes_without_a_snapshot_and_a_trace() {
 }
 
 #[test]
+fn who_takes_over_may_leave_the_kernel_as_it_is() {
+    let parse = |flags: &[&str]| {
+        parse(["hearth-vmm"].iter().chain(flags)).map_err(|refusal| match refusal {
+            Refusal::Mistake(line) | Refusal::Information(line) => line,
+        })
+    };
+    let description = parse(&["--take-over", "/s"]).expect("is right");
+    assert_eq!(description.kernel, None);
+    for flags in [&[][..], &["--take-over", "/s", "--initrd", "/i"]] {
+        let mistake = parse(flags).expect_err("refused");
+        assert!(mistake.contains("--kernel"), "{mistake}");
+    }
+}
+
+#[test]
 fn an_exit_trace_is_bounded() {
     let trace = |text| run(&["--exit-trace", text]).map(|description| description.exit_trace);
     let of = |exits| {

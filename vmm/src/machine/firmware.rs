@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,6 +57,17 @@ impl Software {
             Self::Kernel(_) => arch::layout::HOLE,
             Self::Firmware(_) => HOLE,
         }
+    }
+
+    /// Its files, for another process: a kernel's, and its initial RAM disk's.
+    pub(super) fn files(&self) -> io::Result<Vec<OwnedFd>> {
+        let Self::Kernel(payload) = self else {
+            return Ok(Vec::new());
+        };
+        let files = std::iter::once(&payload.kernel).chain(&payload.initrd);
+        files
+            .map(|file| file.as_fd().try_clone_to_owned())
+            .collect()
     }
 
     /// Whether it is firmware, which needs a board that it knows.

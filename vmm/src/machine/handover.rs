@@ -51,6 +51,8 @@ struct HandoverV1 {
 pub struct Handover {
     /// What devices are made of, by their ids.
     pub devices: Vec<(String, Vec<OwnedFd>)>,
+    /// What a reset boots.
+    pub software: Vec<OwnedFd>,
     /// Guest memory.
     pub memory: Memory,
     /// A file for each region of guest memory, if it is shared.
@@ -67,6 +69,8 @@ pub struct Inherited {
     pub stream: UnixStream,
     /// What devices are made of, by their ids.
     pub devices: BTreeMap<String, Vec<OwnedFd>>,
+    /// What a reset boots.
+    pub software: Vec<File>,
     /// A file for each region of guest memory, if it is shared.
     pub regions: Vec<File>,
     /// Whether those were guest memory.
@@ -83,6 +87,7 @@ impl Inherited {
         Self {
             stream,
             devices: BTreeMap::new(),
+            software: Vec::new(),
             regions: Vec::new(),
             is_shared: false,
             owns_paths: Arc::default(),
@@ -130,6 +135,7 @@ impl Machine {
             Some(file.file().as_fd().try_clone_to_owned())
         });
         let regions: io::Result<_> = regions.collect();
+        let software = self.payload.files();
         let state = HandoverV1 {
             machine: self.read_state()?,
             generation: self.generation.save(),
@@ -137,6 +143,7 @@ impl Machine {
         };
         let handover = Handover {
             devices: devices.map_err(host_error(FILES))?,
+            software: software.map_err(host_error(FILES))?,
             memory: Arc::clone(&self.memory),
             regions: regions.map_err(host_error(FILES))?,
             state: sealed(&state).map_err(host_error("hand over its state"))?,

@@ -330,6 +330,7 @@ impl Machine {
         api::Machine {
             id: self.id.clone(),
             pid: self.pid,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             state: self.state,
             vcpus: vcpus::count(processors.present()),
             vcpus_requested: vcpus::count(processors.wanted()),

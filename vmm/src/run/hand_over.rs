@@ -230,6 +230,7 @@ fn send(
     for (id, files) in &handover.devices {
         say(stream, &Message::Device(id.clone()), files)?;
     }
+    say(stream, &Message::Software, &handover.software)?;
     if !handover.regions.is_empty() {
         say(stream, &Message::Memory, &handover.regions)?;
     }

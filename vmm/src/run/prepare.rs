@@ -46,7 +46,10 @@ impl Process {
             (taking_over, inherited) = (Some(taking), Some(all));
         }
         let mut adopted = |flag, path: &PathBuf| taking_over.as_mut()?.socket(flag, path);
-        let payload = software(description)?;
+        let theirs = inherited
+            .as_mut()
+            .map(|all| std::mem::take(&mut all.software));
+        let payload = software(description, theirs.unwrap_or_default())?;
         let origin = match (inherited, &description.restore) {
             (Some(inherited), _) => Origin::Process(inherited),
             (None, Some(folder)) => Source::open(folder)
@@ -178,8 +181,9 @@ impl Process {
     }
 }
 
-/// Opens what the machine boots.
-fn software(description: &Description) -> Result<Software, String> {
+/// Opens what the machine boots; of one that is taken over, if the command line doesn't say,
+/// it is what came along.
+fn software(description: &Description, inherited: Vec<File>) -> Result<Software, String> {
     if let Some(firmware) = &description.firmware {
         let code = open_file("--firmware", &firmware.code)?;
         let variables = match &firmware.variables {
@@ -188,14 +192,22 @@ fn software(description: &Description) -> Result<Software, String> {
         };
         return Ok(Software::Firmware(Firmware::open(code, variables)?));
     }
-    let kernel = description.kernel.as_deref();
-    let kernel = kernel.ok_or("--kernel: there is none")?;
+    let (kernel, initrd) = match &description.kernel {
+        Some(kernel) => {
+            let initrd = description.initrd.as_deref();
+            let initrd = initrd.map(|path| open_file("--initrd", path)).transpose()?;
+            (open_file("--kernel", kernel)?, initrd)
+        }
+        None => {
+            let mut files = inherited.into_iter();
+            let kernel = files.next();
+            let kernel = kernel.ok_or("--kernel: there is none, and none was handed over")?;
+            (kernel, files.next())
+        }
+    };
     Ok(Software::Kernel(Payload {
-        kernel: open_file("--kernel", kernel)?,
-        initrd: match &description.initrd {
-            Some(path) => Some(open_file("--initrd", path)?),
-            None => None,
-        },
+        kernel,
+        initrd,
         cmdline: description.cmdline.clone(),
     }))
 }

@@ -37,8 +37,9 @@
 //!
 //! **What is handed over** is what can't be opened twice: disks (whose locks belong to the
 //! open file, and are never let go), queues of taps, listening sockets with those who wait
-//! there. What can, the new process opens by its own command line: kernel, initrd, log,
-//! `/dev/kvm` and `/dev/vhost-net`. KVM ties a VM to its process, so the new one makes its
+//! there; and what may be there no more: kernel and initrd, where the command line names
+//! none. What can, the new process opens by its own command line: log, `/dev/kvm` and
+//! `/dev/vhost-net`. KVM ties a VM to its process, so the new one makes its
 //! own, of the state that a snapshot has too. Guest memory that is `shared` is mapped by
 //! both and not copied; private memory is sent through the socket while the machine is
 //! held, and there twice for as long.
@@ -138,6 +139,9 @@ impl TakeOver {
                 }
                 Message::Device(id) => {
                     inherited.devices.insert(id, files);
+                }
+                Message::Software => {
+                    inherited.software = files.into_iter().map(Into::into).collect();
                 }
                 Message::Memory => {
                     inherited.regions = files.into_iter().map(Into::into).collect();

@@ -195,6 +195,35 @@ fn a_machine_that_is_held_stays_so() {
 }
 
 #[test]
+fn a_kernel_that_is_there_no_more_is_what_a_reset_boots() {
+    let Some(updated) = Updated::new(&["--memory", "64"]) else {
+        return;
+    };
+    let mut first = updated.start();
+    let bench = &updated.bench;
+    let version = bench.machine().version;
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    std::fs::remove_file(bench.path("kernel")).expect("removed");
+    let mut command = updated.taking_over();
+    let mut all: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let kernel = all.iter().position(|one| one == "--kernel").expect("named");
+    all.drain(kernel..kernel + 2);
+    command = Command::new(command.get_program());
+    let second = command.args(all).start();
+    assert_eq!(first.wait().expect("ends").code(), Some(0));
+    updated.goes_on();
+    // It begins anew, and counts from one.
+    let resets = || bench.machine().resets;
+    let before = resets();
+    bench.ask("PUT /v1/reset");
+    until("it is reset", || resets() > before);
+    let said = bench.log().len();
+    until("it goes on", || bench.log().len() > said + 50);
+    bench.stop(second);
+    assert_eq!(bench.exit(), Exit::Stopped);
+}
+
+#[test]
 fn who_can_not_go_on_with_it_leaves_it_where_it_was() {
     let Some(updated) = Updated::new(&["--memory", "64"]) else {
         return;
