@@ -2,6 +2,7 @@
 
 mod account;
 mod serve;
+mod vmm;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -56,6 +57,9 @@ enum Command {
     /// Makes, lists and ends accounts and their access keys; a hearth that is
     /// running follows
     Account(account::AccountCommand),
+    /// Lists the VMMs of the instances on this host, and replaces them by the installed
+    /// program while they run
+    Vmm(vmm::VmmCommand),
     /// Prints the certificate of the authority that `serve --tls` uses, for clients to
     /// trust (`AWS_CA_BUNDLE`); makes the authority if there is none
     Ca {
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
             json,
         } => return trace(&instance, &data_dir, json),
         Command::Account(command) => return account::main(command),
+        Command::Vmm(command) => return vmm::main(command),
         Command::Ca { data_dir } => {
             let made = Authority::load_or_create(&authority_in(&data_dir), SystemTime::now());
             return print(made.map(|authority| authority.certificate));

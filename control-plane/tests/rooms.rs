@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("records", &[]),
     ("scheduler", &[]),
     ("tls", &["kept"]),
+    ("vmm", &[]),
     ("storage", &["conditions"]),
     ("doctor", &["storage"]),
     ("metadata", &["descriptors", "kept"]),

@@ -19,12 +19,15 @@ const HOTPLUG_SLOTS: u8 = 4;
 /// Where the files of one VMM lie.
 #[derive(Debug, Clone, Copy)]
 pub struct Places<'a> {
-    /// The kernel, as read from the root disk.
-    pub kernel: &'a Path,
+    /// The kernel, as read from the root disk; none: the one of the VMM that it takes over
+    /// from.
+    pub kernel: Option<&'a Path>,
     /// The initrd, as read from the root disk.
     pub initrd: Option<&'a Path>,
     /// The folder with the memory that it goes on from.
     pub restore: Option<&'a Path>,
+    /// The control socket of the VMM whose machine it takes over.
+    pub take_over: Option<&'a Path>,
     /// The slots that it leaves free, where it becomes a template of machines with so many
     /// disks and interfaces.
     pub template: Option<u8>,
@@ -96,13 +99,18 @@ pub fn render(
         argv.push(value);
     };
     flag("--id", spec.instance.as_str().into());
-    flag("--kernel", places.kernel.into());
+    if let Some(kernel) = places.kernel {
+        flag("--kernel", kernel.into());
+    }
     if let Some(initrd) = places.initrd {
         flag("--initrd", initrd.into());
     }
     flag("--cmdline", cmdline.into());
     if let Some(restore) = places.restore {
         flag("--restore", restore.into());
+    }
+    if let Some(socket) = places.take_over {
+        flag("--take-over", socket.into());
     }
     if let Some(slots) = places.template {
         flag("--template", slots.to_string().into());
@@ -134,7 +142,7 @@ pub fn render(
         let value = format!("id=eth{n},mac={mac},mtu={},tap-fd={tap}", nic.mtu);
         flag("--nic", value.into());
     }
-    if places.restore.is_none() {
+    if places.restore.is_none() && places.take_over.is_none() {
         flag("--hotplug-slots", HOTPLUG_SLOTS.to_string().into());
     }
     flag("--socket", places.socket.into());
@@ -213,9 +221,10 @@ mod tests {
 
     fn places() -> Places<'static> {
         Places {
-            kernel: Path::new("/i/kernel"),
+            kernel: Some(Path::new("/i/kernel")),
             initrd: Some(Path::new("/i/initrd")),
             restore: None,
+            take_over: None,
             template: None,
             socket: Path::new("/i/vmm/vmm.sock"),
             serial_log: Path::new("/i/vmm/console.log"),
@@ -306,6 +315,22 @@ mod tests {
         let optional = ["--jail-optional", "landlock,user"].map(OsString::from);
         assert!(argv.windows(2).any(|pair| pair == optional), "{argv:?}");
         for absent in ["--initrd", "--uid", "--gid"] {
+            assert!(!argv.contains(&OsString::from(absent)), "{absent}");
+        }
+    }
+
+    #[test]
+    fn who_takes_over_has_the_kernel_and_the_slots_that_are_there() {
+        let places = Places {
+            kernel: None,
+            initrd: None,
+            take_over: Some(Path::new("/i/vmm/vmm.sock")),
+            ..places()
+        };
+        let argv = render(&spec(), &places, &[3], None, &[]).unwrap();
+        let from = ["--take-over", "/i/vmm/vmm.sock"].map(OsString::from);
+        assert!(argv.windows(2).any(|pair| pair == from), "{argv:?}");
+        for absent in ["--kernel", "--initrd", "--hotplug-slots"] {
             assert!(!argv.contains(&OsString::from(absent)), "{absent}");
         }
     }

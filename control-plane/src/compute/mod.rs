@@ -197,6 +197,14 @@ pub trait ComputeHost: Send + Sync {
     /// host lacked something for it, it stays, and that is an error.
     async fn launch(&self, spec: &LaunchSpec, taps: Vec<OwnedFd>) -> Result<(), ComputeError>;
 
+    /// Whether somebody asked for its VMM to be replaced by the installed program.
+    async fn wants_update(&self, id: &InstanceId) -> Result<bool, ComputeError>;
+
+    /// Has the installed program take the running machine over from its VMM, if somebody
+    /// [asked for that](Self::wants_update). Afterwards nobody does, but for an error
+    /// that may pass; one VMM has the machine, the old one where the new one can't.
+    async fn update(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError>;
+
     /// Saves the instance's memory, and leaves it held: its VMM is only to be ended.
     /// After an error it runs on, or will when its power button is pressed, or was ended,
     /// and no memory is kept.

@@ -19,6 +19,8 @@ use crate::model::InstanceId;
 pub enum Call {
     /// [`ComputeHost::launch`].
     Launch(LaunchSpec),
+    /// [`ComputeHost::update`].
+    Update(InstanceId),
     /// [`ComputeHost::hibernate`].
     Hibernate(InstanceId),
     /// [`ComputeHost::discard_memory`].
@@ -50,6 +52,8 @@ struct State {
     calls: Vec<Call>,
     hook: Option<Hook>,
     next_pid: u32,
+    /// The instances whose VMMs are to be replaced.
+    updates: BTreeSet<InstanceId>,
     deaf: bool,
 }
 
@@ -148,6 +152,12 @@ impl SimulatedCompute {
         let _ = self.exits.send(id.clone());
     }
 
+    /// Asks for an instance's VMM to be replaced.
+    pub fn ask_for_update(&self, id: &InstanceId) {
+        self.state().updates.insert(id.clone());
+        let _ = self.exits.send(id.clone());
+    }
+
     /// The instances that went on from their memory, in the order that they did.
     pub fn resumed(&self) -> Vec<InstanceId> {
         self.state().resumed.clone()
@@ -203,6 +213,7 @@ impl ComputeHost for SimulatedCompute {
         {
             return Ok(());
         }
+        state.updates.remove(&spec.instance);
         // From here on there is no memory, whatever comes of it.
         if let Some(memory) = state.memory.remove(&spec.instance)
             && spec.resume == Some(memory.boot)
@@ -220,6 +231,27 @@ impl ComputeHost for SimulatedCompute {
         state.instances.insert(spec.instance.clone(), running);
         state.resets.insert(spec.instance.clone(), 0);
         Ok(())
+    }
+
+    async fn wants_update(&self, id: &InstanceId) -> Result<bool, ComputeError> {
+        Ok(self.state().updates.contains(id))
+    }
+
+    async fn update(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        self.enter(Call::Update(id.clone())).await?;
+        let mut state = self.state();
+        let is_due = state.updates.remove(id);
+        let next = 1000 + state.next_pid + 1;
+        match state.instances.get_mut(id) {
+            Some(Observed::Running { pid, boot: running }) if *running == boot => {
+                if is_due {
+                    *pid = next;
+                    state.next_pid += 1;
+                }
+                Ok(())
+            }
+            _ => Err(ComputeError::NotRunning(id.clone())),
+        }
     }
 
     async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
@@ -308,6 +340,7 @@ impl ComputeHost for SimulatedCompute {
         self.enter(Call::Forget(id.clone())).await?;
         let mut state = self.state();
         state.instances.remove(id);
+        state.updates.remove(id);
         state.resets.remove(id);
         state.consoles.remove(id);
         state.memory.remove(id);

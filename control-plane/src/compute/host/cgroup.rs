@@ -40,10 +40,16 @@ pub(super) struct Cgroups {
     limits: bool,
 }
 
+/// The most memory that so many VMMs of one instance may have, in bytes: there are two
+/// while one takes over from another.
+fn memory_max(spec: &LaunchSpec, vmms: u64) -> u64 {
+    let guest_mib = u64::from(spec.memory_mib);
+    vmms * ((guest_mib + overhead_mib(guest_mib)) << 20) + PAGE_CACHE
+}
+
 /// What is written into a group's files, in order.
 pub(super) fn limits(spec: &LaunchSpec) -> Vec<(&'static str, String)> {
-    let guest_mib = u64::from(spec.memory_mib);
-    let memory = ((guest_mib + overhead_mib(guest_mib)) << 20) + PAGE_CACHE;
+    let memory = memory_max(spec, 1);
     let vcpus = u64::from(spec.vcpus);
     vec![
         ("cpu.max", format!("{} {CPU_PERIOD}", vcpus * CPU_PERIOD)),
@@ -126,7 +132,7 @@ impl Cgroups {
     /// Ends every process of every group at once, and waits for none.
     pub(super) fn kill_all(&self) -> io::Result<()> {
         for id in self.list()? {
-            write(&self.path(&id).join("cgroup.kill"), "1")?;
+            self.kill(&id)?;
         }
         Ok(())
     }
@@ -193,6 +199,22 @@ impl Cgroups {
             write(&path.join(file), &value)?;
         }
         Ok(())
+    }
+
+    /// Lets the group have the memory of so many VMMs of the instance.
+    pub(super) fn set_memory(&self, spec: &LaunchSpec, vmms: u64) -> io::Result<()> {
+        match self.limits {
+            true => write(
+                &self.path(&spec.instance).join("memory.max"),
+                &memory_max(spec, vmms).to_string(),
+            ),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends every process of the group at once, and waits for none.
+    pub(super) fn kill(&self, id: &InstanceId) -> io::Result<()> {
+        write(&self.path(id).join("cgroup.kill"), "1")
     }
 
     /// The group's folder, open: what a process is started in.

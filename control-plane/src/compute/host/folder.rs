@@ -7,6 +7,7 @@
 //! | `kernel`, `initrd` | boot-file reader | gone once the VMM has them open    |
 //! | `identity.json` | hearth | which process it became: the last written       |
 //! | `memory…/`      | VMM    | its memory, hibernated: [`super::hibernation`]  |
+//! | `update.json`   | hearth | what came of the last update of its VMM          |
 //! | `trace.json`    | hearth | how long the steps of the launch took           |
 //! | `vmm.log`       | VMM    | what it says on standard error                  |
 //! | `vmm/`          | VMM    | the only place it may write once it runs:       |
@@ -27,6 +28,7 @@ use hearth_vmm_api::Exit;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::process::Identity;
+use super::update::Outcome;
 use crate::compute::argv::Owner;
 use crate::compute::{LaunchSpec, Observed, trace};
 
@@ -142,6 +144,7 @@ impl Folder {
             "identity.json",
             "launch.json",
             "trace.json",
+            "update.json",
             "kernel",
             "initrd",
             "vmm.log",
@@ -211,8 +214,24 @@ impl Folder {
     pub(super) fn last_words(&self) -> Option<String> {
         let bytes = read_tail(&self.log(), 4096).ok()??;
         let text = String::from_utf8_lossy(&bytes);
-        let line = text.lines().rev().map(str::trim).find(|l| !l.is_empty())?;
-        Some(line.strip_prefix("hearth-vmm: ").unwrap_or(line).to_owned())
+        text.lines().rev().find_map(words)
+    }
+
+    /// How much it has said.
+    pub(super) fn log_length(&self) -> io::Result<u64> {
+        match fs::metadata(self.log()) {
+            Ok(log) => Ok(log.len()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The first line since it had said so much: what went wrong first.
+    pub(super) fn first_words_since(&self, length: u64) -> Option<String> {
+        let since = self.log_length().ok()?.checked_sub(length)?;
+        let bytes = read_tail(&self.log(), since.min(MAX_LOG)).ok()??;
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().find_map(words)
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
@@ -228,6 +247,19 @@ impl Folder {
         self.put("trace.json", record)
     }
 
+    /// What came of the last update of its VMM since its launch.
+    pub(super) fn update(&self) -> io::Result<Option<Outcome>> {
+        record(&self.path.join("update.json"))
+    }
+
+    pub(super) fn set_update(&self, outcome: &Outcome) -> io::Result<()> {
+        self.put("update.json", outcome)
+    }
+
+    pub(super) fn forget_update(&self) -> io::Result<()> {
+        absent_is_fine(fs::remove_file(self.path.join("update.json")))
+    }
+
     /// Writes a record, whole or not at all. It needn't outlast a power cut: no VMM
     /// does, so nothing waits for the disk here.
     fn put(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
@@ -241,6 +273,13 @@ impl Folder {
         file.write_all(&serde_json::to_vec_pretty(value)?)?;
         fs::rename(&temp, self.path.join(name))
     }
+}
+
+/// A line that says something, without the name of who says it.
+fn words(line: &str) -> Option<String> {
+    let line = line.trim();
+    let line = line.strip_prefix("hearth-vmm: ").unwrap_or(line);
+    (!line.is_empty()).then(|| line.to_owned())
 }
 
 pub(super) fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {

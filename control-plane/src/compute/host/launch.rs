@@ -99,9 +99,10 @@ impl HostCompute {
         drop(step);
         let BootMethod::Linux { initrd: wanted, .. } = &launch.spec.boot_method;
         let places = argv::Places {
-            kernel: &files.kernel,
+            kernel: Some(&files.kernel),
             initrd: wanted.as_ref().map(|_| files.initrd.as_path()),
             restore: None,
+            take_over: None,
             template: None,
             socket: &folder.socket(),
             serial_log: &folder.console(),

@@ -26,6 +26,7 @@ mod passing;
 mod process;
 mod room;
 mod spawn;
+mod update;
 mod warm;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -34,6 +35,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -52,6 +54,8 @@ use hibernation::under;
 use observe::known;
 pub use room::Free;
 use room::Room;
+use update::Marks;
+pub use update::{Outcome as UpdateOutcome, Vmm, ask_for_update, update_of, vmms};
 use warm::Templates;
 
 /// The users that VMMs run as, one for each instance: a range that neither
@@ -93,6 +97,10 @@ pub struct HostCompute {
     /// The processes whose end is waited for.
     watched: Arc<Mutex<BTreeSet<u32>>>,
     exits: broadcast::Sender<InstanceId>,
+    /// The instances whose VMMs are to be replaced.
+    marks: Marks,
+    /// Whether new ones are noticed.
+    watches_marks: AtomicBool,
 }
 
 fn doing<T>(what: impl Into<String>, outcome: io::Result<T>) -> Result<T, ComputeError> {
@@ -168,6 +176,8 @@ impl HostCompute {
             uids: Mutex::default(),
             watched: Arc::default(),
             exits: broadcast::Sender::new(super::EXITS),
+            marks: Marks::of(&data),
+            watches_marks: AtomicBool::new(false),
         })
     }
 
@@ -341,6 +351,8 @@ impl ComputeHost for HostCompute {
         let ended = self.cgroups.remove(id).await;
         doing("ending what an earlier launch left", ended)?;
         drop(step);
+        // Whoever asked for that asked about another one.
+        doing("removing its mark", self.marks.remove(id))?;
         let step = spec.trace.begin("folder, with its first record");
         let launch = doing(
             "beginning the launch",
@@ -354,13 +366,7 @@ impl ComputeHost for HostCompute {
             tracing::debug!(instance = %id, %error, "the launch's times are not kept");
         }
         match outcome {
-            Ok(identity) => {
-                // One that has ended already counts as an end, too.
-                if !doing("watching the VMM", self.watch_exit(id, &identity))? {
-                    let _ = self.exits.send(id.clone());
-                }
-                Ok(())
-            }
+            Ok(identity) => self.watched_or_gone(id, &identity),
             Err(e) => {
                 // What can't be cleared now is incomplete, and cleared later.
                 if let Err(e) = self.cgroups.remove(id).await {
@@ -369,6 +375,14 @@ impl ComputeHost for HostCompute {
                 Err(e)
             }
         }
+    }
+
+    async fn wants_update(&self, id: &InstanceId) -> Result<bool, ComputeError> {
+        doing(format!("looking for a mark of {id}"), self.marks.has(id))
+    }
+
+    async fn update(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        self.update_vmm(id, boot).await
     }
 
     async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
@@ -428,6 +442,7 @@ impl ComputeHost for HostCompute {
         let folder = self.folder(id);
         let removed = under(&held, move || folder.remove()).await;
         doing(format!("forgetting {id}"), removed)?;
+        doing("removing its mark", self.marks.remove(id))?;
         self.give_back_uid(id);
         Ok(())
     }
@@ -442,6 +457,7 @@ impl ComputeHost for HostCompute {
         }
         doing("removing their control group", groups.remove_parent())?;
         doing("removing the templates", self.templates.purge())?;
+        doing("removing the marks", self.marks.purge())?;
         doing("removing the control group", self.cgroups.remove_parent())?;
         doing(
             "removing the instances' folder",
@@ -451,6 +467,11 @@ impl ComputeHost for HostCompute {
     }
 
     fn exits(&self) -> broadcast::Receiver<InstanceId> {
+        if !self.watches_marks.swap(true, Ordering::Relaxed)
+            && let Err(error) = self.marks.watch(self.exits.clone())
+        {
+            tracing::warn!(%error, "that a VMM is to be updated is noticed late");
+        }
         self.exits.subscribe()
     }
 }

@@ -15,8 +15,8 @@ use super::folder::{self, Folder, Launch};
 use super::hibernation::under;
 use super::memory::Memory;
 use super::process::{self, Identity};
-use super::{HostCompute, blocking, client};
-use crate::compute::Observed;
+use super::{HostCompute, blocking, client, doing};
+use crate::compute::{ComputeError, Observed};
 use crate::model::InstanceId;
 
 impl HostCompute {
@@ -41,6 +41,13 @@ impl HostCompute {
             .await?;
             there.identity = Some((true, identity));
         }
+        if let Some((false, ended)) = &there.identity
+            && there.launch.is_some()
+            && there.exit.is_none()
+            && let Some(heir) = self.heir(id, &folder, ended).await?
+        {
+            there.identity = Some((true, heir));
+        }
         if let Some((alive @ true, identity)) = &mut there.identity
             && !self.watch_exit(id, identity)?
         {
@@ -60,6 +67,65 @@ impl HostCompute {
             Ok(machine) if machine.id == id.as_str() && machine.pid == pid => Identity::of(pid),
             _ => Ok(None),
         }
+    }
+
+    /// The VMM that has taken the machine over from one that has ended, where nobody came to
+    /// note it.
+    ///
+    /// # Errors
+    /// When that isn't clear yet.
+    async fn heir(
+        &self,
+        id: &InstanceId,
+        folder: &Folder,
+        ended: &Identity,
+    ) -> io::Result<Option<Identity>> {
+        let others = || {
+            let all = self.cgroups.members(id)?;
+            io::Result::Ok(all.into_iter().filter(|pid| *pid != ended.pid).collect())
+        };
+        let first: Vec<u32> = others()?;
+        if first.is_empty() {
+            return Ok(None);
+        }
+        let unclear = |why| Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        let Ok(held) = self.lock(id).try_lock_owned() else {
+            return unclear("its VMM has ended, and whoever is at work on it knows why");
+        };
+        if folder.identity()?.as_ref() != Some(ended) {
+            return unclear("its VMM has just been noted");
+        }
+        let others: Vec<u32> = others()?;
+        let Some(pid) = folder.claimed_pid().filter(|pid| others.contains(pid)) else {
+            // It was killed as it handed its machine over. Nothing of that may go on
+            // unnoticed.
+            if !others.is_empty() {
+                self.cgroups.kill(id)?;
+            }
+            return Ok(None);
+        };
+        let machine = client::machine(&folder.socket()).await?;
+        let heir = Identity::of(pid)?;
+        let (true, Some(heir)) = (machine.id == id.as_str() && machine.pid == pid, heir) else {
+            return unclear("its VMM has ended, and who answers in its place is another");
+        };
+        tracing::info!(instance = %id, was = ended.pid, pid, "found a VMM that had taken its machine over");
+        let (to, noted) = (folder.clone(), heir.clone());
+        under(&Arc::new(held), move || to.set_identity(&noted)).await?;
+        Ok(Some(heir))
+    }
+
+    /// Has the end of the process counted, if there is one to come.
+    pub(super) fn watched_or_gone(
+        &self,
+        id: &InstanceId,
+        identity: &Identity,
+    ) -> Result<(), ComputeError> {
+        // One that has ended already counts as an end, too.
+        if !doing("watching the VMM", self.watch_exit(id, identity))? {
+            let _ = self.exits.send(id.clone());
+        }
+        Ok(())
     }
 
     /// Has the end of the process counted. False when it has ended already.

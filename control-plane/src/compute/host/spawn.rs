@@ -138,6 +138,18 @@ pub(super) async fn start_vmm(
     taps: &[OwnedFd],
     log: &Path,
 ) -> io::Result<ExitStatus> {
+    start_vmm_within(START_DEADLINE, program, argv, group, taps, log).await
+}
+
+/// The same, for so long at most.
+pub(super) async fn start_vmm_within(
+    deadline: Duration,
+    program: &Path,
+    argv: &[OsString],
+    group: File,
+    taps: &[OwnedFd],
+    log: &Path,
+) -> io::Result<ExitStatus> {
     let log = OpenOptions::new()
         .append(true)
         .create(true)
@@ -150,11 +162,11 @@ pub(super) async fn start_vmm(
         inherited: taps,
     };
     let ended = async { clone::spawn(&program, group.as_fd()).await?.wait().await };
-    match tokio::time::timeout(START_DEADLINE, ended).await {
+    match tokio::time::timeout(deadline, ended).await {
         Ok(status) => status,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("not up after {} seconds", START_DEADLINE.as_secs()),
+            format!("not up after {} seconds", deadline.as_secs()),
         )),
     }
 }

@@ -5,6 +5,7 @@ mod bench;
 mod hibernation;
 mod programs;
 mod saving;
+mod update;
 mod warm;
 
 use std::time::Duration;

@@ -7,6 +7,7 @@
 mod cloud;
 mod hibernation;
 mod host;
+mod update;
 
 use std::time::Duration;
 

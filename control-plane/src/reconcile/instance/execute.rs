@@ -198,6 +198,7 @@ impl InstanceController {
             resets,
             observed,
             kept: self.kept(instance).await?,
+            update: self.wants_update(instance).await?,
             volumes: self.has_volumes(view, instance).await?,
             pressed: memory.pressed,
             ended: memory.ended,
@@ -215,7 +216,7 @@ impl InstanceController {
         let _place = match step {
             Step::Nothing => return Ok(Requeue::Idle),
             Step::Wait(pause) => return Ok(Requeue::After(pause)),
-            Step::Hibernate => match self.slots.place(Kind::Memory) {
+            Step::Hibernate | Step::Update => match self.slots.place(Kind::Memory) {
                 Some(place) => Some(place),
                 None => return Ok(Requeue::After(SAVE_LATER)),
             },
@@ -281,6 +282,16 @@ impl InstanceController {
             },
             _ = changed => Ok(()),
         }
+    }
+
+    /// Whether its VMM is to be replaced, while that can be done.
+    async fn wants_update(&self, instance: &Instance) -> anyhow::Result<bool> {
+        if instance.state != InstanceState::Running {
+            return Ok(false);
+        }
+        let wanted = self.compute.wants_update(&instance.id);
+        let wanted = self.slots.run(Kind::Look, wanted).await?;
+        wanted.context("looking whether its VMM is to be updated")
     }
 
     /// How often the VMM was reset, if a reboot is to be done and it can be asked.
@@ -360,6 +371,14 @@ impl InstanceController {
             Step::Nothing | Step::Wait(_) => {}
             Step::Launch => self.launch(view, instance).await?,
             Step::Hibernate => self.hibernate(instance).await?,
+            Step::Update => {
+                let update = self.compute.update(id, instance.boots);
+                match self.slots.run(Kind::Memory, update).await? {
+                    // It ended by itself in the meantime.
+                    Ok(()) | Err(ComputeError::NotRunning(_)) => {}
+                    Err(error) => Err(error)?,
+                }
+            }
             Step::DiscardMemory => {
                 let discard = self.slots.run(Kind::Disk, self.compute.discard_memory(id));
                 discard.await?.context("removing its memory")?;

@@ -14,6 +14,9 @@
 //! is ended. Where that can't be done, it comes down by the power button after all. The
 //! next launch goes on from its memory; the host sees to it that this is done once.
 //!
+//! While it runs, and no reboot is under way, its VMM may be replaced: an operator asked
+//! for that, and its guest notices a pause.
+//!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/how-ec2-instance-stop-start-works.html>,
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-hibernate-overview.html>,
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-reboot.html>
@@ -51,6 +54,8 @@ pub struct Facts<'a> {
     pub volumes: bool,
     /// How often its VMM was reset: known while a reboot is asked for.
     pub resets: Option<u64>,
+    /// Whether its VMM is to be replaced: known while it runs.
+    pub update: bool,
     /// When its power button was last pressed since it began to go down.
     pub pressed: Option<Timestamp>,
     /// When its VMM was first seen to have ended.
@@ -74,6 +79,8 @@ pub enum Step {
     Wait(Duration),
     /// Make its root volume and taps, and boot it from cold, or from its memory.
     Launch,
+    /// Have another VMM take its machine over.
+    Update,
     /// Save its memory, and leave it held.
     Hibernate,
     /// Remove its memory, which is good for nothing any more.
@@ -192,6 +199,8 @@ fn running(instance: &Instance, facts: &Facts<'_>) -> Step {
         Some(Observed::Running { boot, .. }) if *boot == instance.boots => {
             if instance.reboots_asked > instance.reboots_done {
                 rebooting(instance, facts)
+            } else if facts.update {
+                Step::Update
             } else {
                 Step::Nothing
             }

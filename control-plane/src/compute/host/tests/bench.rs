@@ -14,10 +14,25 @@ use crate::{
 /// each snapshot that is begun. One whose kernel is `slow`, or `stubborn` and deaf to
 /// whoever gives a snapshot up, writes one in its time and once there is a file `go`. None
 /// goes on from what was saved while there is a file `lacking`, which is what it says.
+///
+/// One that takes over waits before it says that it has the machine while there is a file
+/// `early`, and before it serves while there is a `late`; where there is `dies`, it does so
+/// in between. With `keeps` none is handed over.
 const STAND_IN: &str = r#"#!/usr/bin/python3
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-words = open(flags["--kernel"]).read().strip()
+here = os.path.dirname(sys.argv[0])
+old = None
+if "--take-over" in flags:
+    old = socket.socket(socket.AF_UNIX)
+    old.connect(flags["--take-over"])
+    old.sendall(b"PUT /v1/hand-over HTTP/1.1\r\n\r\n")
+    told, passed, _, _ = socket.recv_fds(old, 65536, 1)
+    told = json.loads(told)
+    if "error" in told:
+        print("hearth-vmm: --take-over: " + told["error"], file=sys.stderr)
+        sys.exit(2)
+words = told["words"] if old else open(flags["--kernel"]).read().strip()
 if words == "refuse":
     print("hearth-vmm: --kernel: not a bzImage", file=sys.stderr)
     sys.exit(2)
@@ -37,18 +52,25 @@ if os.fork():
     os.close(w)
     sys.exit(0 if os.read(r, 1) == b"\n" else 2)
 os.setsid()
+def wait_while(name):
+    while os.path.exists(here + "/" + name): time.sleep(0.01)
+if old: wait_while("early")
 with open(flags["--pid-file"], "w") as f: f.write("%d\n" % os.getpid())
 with open(os.path.dirname(sys.argv[0]) + "/starts", "a") as f:
-    f.write("memory %s\n" % memory.read() if saved else "cold\n")
+    f.write("memory %s\n" % memory.read() if saved else "taken\n" if old else "cold\n")
+if old:
+    old.sendall(b"t")
+    if os.path.exists(here + "/dies"): os._exit(1)
+    wait_while("late")
 if saved and words == "dies": sys.exit(1)
-here = os.path.dirname(sys.argv[0])
 with open(flags["--serial-log"], "a") as f:
-    f.write("warm\n" if saved else "hello\n")
+    f.write("warm\n" if saved else "taken\n" if old else "hello\n")
     if "--template" in flags: f.write(words + "\n")
-server = socket.socket(socket.AF_UNIX)
-server.bind(flags["--socket"])
-server.listen()
-resets, state, busy, saving = 0, "running", 2, None
+server = socket.socket(fileno=passed[0]) if old else socket.socket(socket.AF_UNIX)
+if not old:
+    server.bind(flags["--socket"])
+    server.listen()
+resets, state, busy, saving = told["resets"] if old else 0, "running", 2, None
 os.write(w, b"\n")
 def end(reason):
     with open(flags["--exit-file"] + ".new", "w") as f: json.dump({"reason": reason}, f)
@@ -77,11 +99,20 @@ while True:
     request, files, _, _ = socket.recv_fds(c, 65536, 4)
     request = request.decode()
     line = request.split("\r\n")[0]
-    machine = {"id": flags["--id"], "pid": os.getpid(), "state": state, "vcpus": 1,
+    machine = {"id": flags["--id"], "pid": os.getpid(), "version": "1.2.3", "state": state, "vcpus": 1,
                "memory_bytes": 1, "resets": resets, "disks": [], "nics": [],
                "jail": ["cgroup", "namespaces", "chroot", "user", "capabilities", "landlock",
                         "seccomp", "io-uring"][:6 if words == "open" else 8]}
     body, status = "", "204 No Content"
+    if line.startswith("PUT /v1/hand-over"):
+        if os.path.exists(here + "/keeps"):
+            c.sendall(b'{"error": "a debugger has the machine"}')
+        else:
+            told = {"words": words, "resets": resets}
+            socket.send_fds(c, [json.dumps(told).encode()], [server.fileno()])
+            if c.recv(1) == b"t": os._exit(0)
+        c.close()
+        continue
     if line.startswith("GET /v1/machine"): body, status = json.dumps(machine), "200 OK"
     if line.startswith("PUT /v1/pause") and not saving: state = "paused"
     if line.startswith("PUT /v1/resume"):

@@ -174,9 +174,10 @@ impl Maker {
         self.cgroups.yields(false)?;
         let BootMethod::Linux { initrd, .. } = &spec.boot_method;
         let places = argv::Places {
-            kernel: &files.kernel,
+            kernel: Some(&files.kernel),
             initrd: initrd.as_ref().map(|_| files.initrd.as_path()),
             restore: None,
+            take_over: None,
             template: Some(slots(launch)),
             socket: &folder.socket(),
             serial_log: &folder.console(),

@@ -209,6 +209,10 @@ impl Cloud {
                 })
                 .await;
             }
+            Act::Update => {
+                let id = InstanceId::from_random(1);
+                self.host.compute.ask_for_update(&id);
+            }
             Act::Deaf => self.host.compute.set_deaf(true),
             Act::PowerOff => {
                 self.host
@@ -306,6 +310,8 @@ pub(super) enum Act {
     Terminate,
     Hibernate,
     ForceStop,
+    /// An operator has its VMM replaced.
+    Update,
     /// The host has no room for memory.
     CantSave,
     /// The guest no longer hears the power button.

@@ -97,6 +97,12 @@ impl ComputeHost for Host {
     ) -> Result<(), ComputeError> {
         self.call(self.compute.launch(spec, taps)).await
     }
+    async fn wants_update(&self, id: &InstanceId) -> Result<bool, ComputeError> {
+        self.compute.wants_update(id).await
+    }
+    async fn update(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        self.call(self.compute.update(id, boot)).await
+    }
     async fn hibernate(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
         while *self.hangs.lock().unwrap() == Some(Hang::Memory) {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;

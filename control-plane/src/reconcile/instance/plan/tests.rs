@@ -41,6 +41,7 @@ fn facts(observed: &Option<Observed>) -> Facts<'_> {
         kept: None,
         volumes: false,
         resets: None,
+        update: false,
         pressed: None,
         ended: None,
         restart_lost: false,
@@ -142,6 +143,33 @@ fn a_running_instance_is_kept_rebooted_or_found_ended() {
         ),
     ] {
         assert_eq!(plan(instance, &facts(&observed)), step, "{observed:?}");
+    }
+}
+
+#[test]
+fn a_vmm_is_replaced_while_its_instance_runs_and_nothing_else_is_due() {
+    let running = in_state(InstanceState::Running, Intent::Run);
+    let rebooting = Instance {
+        reboots_asked: 1,
+        ..running.clone()
+    };
+    let stopping = in_state(InstanceState::Stopping, Intent::Stop);
+    for (instance, observed, step) in [
+        (&running, up(1), Step::Update),
+        (&running, up(0), Step::Kill),
+        (
+            &rebooting,
+            up(1),
+            Step::Record(Transition::Rebooting { resets: 3 }),
+        ),
+        (&stopping, up(1), Step::PressButton),
+    ] {
+        let facts = Facts {
+            update: true,
+            resets: Some(3),
+            ..facts(&observed)
+        };
+        assert_eq!(plan(instance, &facts), step, "{observed:?}");
     }
 }
 
