@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     check_name, duplicate, keep,
-    material::{self, Kind},
+    material::{self, Format, Kind},
 };
 use crate::{
     api::{
@@ -60,17 +60,14 @@ impl Action for CreateKeyPair {
                 return Err(ApiError::invalid_value("KeyType", other, why));
             }
         };
-        match request.key_format.as_deref() {
-            None | Some("pem") => {}
-            Some("ppk") => return Err(ApiError::unsupported("The value ppk for KeyFormat")),
+        let format = match request.key_format.as_deref() {
+            None | Some("pem") => Format::Pem,
+            Some("ppk") => Format::Ppk,
             Some(other) => {
-                return Err(ApiError::invalid_value(
-                    "KeyFormat",
-                    other,
-                    "It must be pem.",
-                ));
+                let why = "It must be pem or ppk.";
+                return Err(ApiError::invalid_value("KeyFormat", other, why));
             }
-        }
+        };
         let tags = tag::specified_for(&request.tag_specifications, "key-pair")?;
         // Before the work of making a key; the transaction looks again.
         if ctx
@@ -81,12 +78,12 @@ impl Action for CreateKeyPair {
         {
             return Err(duplicate(&request.key_name));
         }
-        let (public, pem) = material::generate(kind, &request.key_name).await?;
+        let (public, private) = material::generate(kind, format, &request.key_name).await?;
         let pair = keep(ctx, request.key_name, public, tags.clone()).await?;
         Ok(Response {
             key_name: pair.name,
             key_fingerprint: pair.fingerprint,
-            key_material: pem,
+            key_material: private,
             key_pair_id: pair.id.to_string(),
             tag_set: Tag::set(&tags),
         })

@@ -8,8 +8,8 @@ use rand::rngs::SysRng;
 use rsa::{
     BoxedUint, PrivateKey as RsaPrivateKey, PublicKey as RsaPublicKey,
     pkcs1::{EncodeRsaPrivateKey as _, LineEnding as PemLineEnding},
-    pkcs8::{EncodePrivateKey as _, EncodePublicKey as _},
-    traits::PublicKeyParts as _,
+    pkcs8::{DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _},
+    traits::{PrivateKeyParts as _, PublicKeyParts as _},
 };
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,7 @@ use ssh_key::{
 };
 use tokio::sync::Semaphore;
 
+use super::ppk;
 use crate::api::ApiError;
 
 /// So many keys are made at a time: each takes a processor for a moment, and
@@ -30,6 +31,9 @@ static MAKERS: Semaphore = Semaphore::const_new(2);
 const RSA_BITS: usize = 2048;
 /// The sizes of RSA keys that EC2 imports.
 const RSA_IMPORTED: [usize; 3] = [1024, 2048, 4096];
+
+/// The longest text of a key that is looked at; one of 4096 bits has some 800 characters.
+const MAX_IMPORTED: usize = 16 * 1024;
 
 /// The longest public exponent, in bytes: as long as every implementation takes.
 const MAX_EXPONENT: usize = 8;
@@ -45,17 +49,21 @@ pub(super) struct Public {
     pub fingerprint: String,
 }
 
-/// Makes a key: its public half and the PEM of its private half.
+/// Makes a key: its public half, and its private half in this format.
 ///
 /// # Errors
 /// When the system has no randomness.
-pub(super) async fn generate(kind: Kind, name: &str) -> Result<(Public, String), ApiError> {
+pub(super) async fn generate(
+    kind: Kind,
+    format: Format,
+    name: &str,
+) -> Result<(Public, String), ApiError> {
     let maker = MAKERS.acquire().await.map_err(ApiError::internal)?;
     let name = name.to_owned();
     tokio::task::spawn_blocking(move || {
         // Kept until it is done, also when the caller has gone.
         let _maker = maker;
-        make(kind, &name)
+        make(kind, format, &name)
     })
     .await
     .map_err(ApiError::internal)?
@@ -63,10 +71,10 @@ pub(super) async fn generate(kind: Kind, name: &str) -> Result<(Public, String),
 }
 
 /// Takes CPU time; not for the async threads.
-fn make(kind: Kind, name: &str) -> anyhow::Result<(Public, String)> {
+fn make(kind: Kind, format: Format, name: &str) -> anyhow::Result<(Public, String)> {
     match kind {
-        Kind::Rsa => make_rsa(name),
-        Kind::Ed25519 => make_ed25519(name),
+        Kind::Rsa => make_rsa(format, name),
+        Kind::Ed25519 => make_ed25519(format, name),
     }
 }
 
@@ -77,40 +85,85 @@ pub(super) enum Kind {
     Ed25519,
 }
 
-fn make_rsa(name: &str) -> anyhow::Result<(Public, String)> {
+/// How the private half is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Pem,
+    /// PuTTY's.
+    Ppk,
+}
+
+fn make_rsa(format: Format, name: &str) -> anyhow::Result<(Public, String)> {
     let key = RsaPrivateKey::new(&mut SysRng, RSA_BITS)?;
-    let pem = key.to_pkcs1_pem(PemLineEnding::LF)?;
     // Of a key that EC2 made: SHA-1 of the private key as DER PKCS#8.
     let fingerprint = colons(&Sha1::digest(key.to_pkcs8_der()?.as_bytes()));
     let public = SshRsa {
         e: Mpint::from_positive_bytes(&key.e_bytes())?,
         n: Mpint::from_positive_bytes(&key.n_bytes())?,
     };
-    let openssh = PublicKey::new(KeyData::Rsa(public), name).to_openssh()?;
+    let ssh = PublicKey::new(KeyData::Rsa(public), name);
+    let private = match format {
+        Format::Pem => key.to_pkcs1_pem(PemLineEnding::LF)?.to_string(),
+        Format::Ppk => ppk::file("ssh-rsa", name, &ssh.to_bytes()?, &rsa_beside(&key)?)?,
+    };
     let public = Public {
         kind: "rsa",
-        openssh,
+        openssh: ssh.to_openssh()?,
         fingerprint,
     };
-    Ok((public, pem.to_string()))
+    Ok((public, private))
 }
 
-fn make_ed25519(name: &str) -> anyhow::Result<(Public, String)> {
+/// What PuTTY keeps of an RSA key beside its public half: d, p, q, and q's inverse
+/// modulo p.
+fn rsa_beside(key: &RsaPrivateKey) -> anyhow::Result<Vec<u8>> {
+    let [p, q] = key.primes() else {
+        anyhow::bail!("an RSA key of other than two primes");
+    };
+    let inverse = key.crt_coefficient();
+    let inverse = inverse.ok_or_else(|| anyhow::anyhow!("an RSA key without its inverse"))?;
+    let mut beside = Vec::new();
+    for number in [key.d(), p, q, &inverse] {
+        let number = Mpint::from_positive_bytes(&number.to_be_bytes_trimmed_vartime())?;
+        beside.extend(ppk::string(number.as_bytes())?);
+    }
+    Ok(beside)
+}
+
+fn make_ed25519(format: Format, name: &str) -> anyhow::Result<(Public, String)> {
     let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519)?;
     key.set_comment(name);
-    let pem = key.to_openssh(LineEnding::LF)?;
+    let private = match (format, key.key_data().ed25519()) {
+        (Format::Pem, _) => key.to_openssh(LineEnding::LF)?.to_string(),
+        (Format::Ppk, Some(pair)) => {
+            let beside = ppk::string(&pair.private.to_bytes())?;
+            let public = key.public_key().to_bytes()?;
+            ppk::file("ssh-ed25519", name, &public, &beside)?
+        }
+        (Format::Ppk, None) => anyhow::bail!("the key is of another kind"),
+    };
     let public = Public {
         kind: "ed25519",
         openssh: key.public_key().to_openssh()?,
         fingerprint: sha256(key.public_key()),
     };
-    Ok((public, pem.to_string()))
+    Ok((public, private))
 }
 
-/// Reads a caller's key in OpenSSH's one-line form.
+/// Reads a caller's key in any form that EC2 takes: OpenSSH's line, SSH's file, or DER
+/// in base64.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/create-key-pairs.html#how-to-generate-your-own-key-and-import-it-to-aws>
 pub(super) fn import(text: &str, name: &str) -> Result<Public, String> {
-    let mut key = PublicKey::from_openssh(text.trim())
-        .map_err(|_| "Key is not in valid OpenSSH public key format".to_owned())?;
+    let no_key = || "Key is not in valid OpenSSH public key format".to_owned();
+    // Before anything is made of it: what a caller sends may be of any size.
+    if text.len() > MAX_IMPORTED {
+        return Err(no_key());
+    }
+    let text = text.trim();
+    let read = PublicKey::from_openssh(text).ok();
+    let read = read.or_else(|| PublicKey::from_bytes(&ssh2_file(text)?).ok());
+    let mut key = read.or_else(|| from_der(text)).ok_or_else(no_key)?;
     key.set_comment(name);
     let openssh = key
         .to_openssh()
@@ -146,6 +199,38 @@ pub(super) fn import(text: &str, name: &str) -> Result<Public, String> {
     })
 }
 
+/// The key, as SSH sends it, in a file of RFC 4716: the base64 between two marks, after
+/// headers, a line of which that ends with a backslash goes on in the next.
+///
+/// <https://www.rfc-editor.org/rfc/rfc4716#section-3>
+fn ssh2_file(text: &str) -> Option<Vec<u8>> {
+    let mut lines = text.lines().map(str::trim_end);
+    (lines.next()? == "---- BEGIN SSH2 PUBLIC KEY ----").then_some(())?;
+    let (mut body, mut in_header) = (String::new(), false);
+    for line in lines {
+        if line == "---- END SSH2 PUBLIC KEY ----" {
+            return STANDARD.decode(body).ok();
+        }
+        // No base64 has a colon.
+        if in_header || line.contains(':') {
+            in_header = line.ends_with('\\');
+        } else {
+            body.push_str(line);
+        }
+    }
+    None
+}
+
+/// An RSA key as DER (a `SubjectPublicKeyInfo`) in base64, in however many lines.
+fn from_der(text: &str) -> Option<PublicKey> {
+    let joined: String = text.split_ascii_whitespace().collect();
+    let der = STANDARD.decode(joined).ok()?;
+    let key = RsaPublicKey::from_public_key_der(&der).ok()?;
+    let number = |bytes: &[u8]| Mpint::from_positive_bytes(bytes).ok();
+    let (e, n) = (number(&key.e_bytes())?, number(&key.n_bytes())?);
+    Some(PublicKey::new(KeyData::Rsa(SshRsa { e, n }), ""))
+}
+
 /// OpenSSH's SHA-256 fingerprint, without its name and with padding.
 fn sha256(key: &PublicKey) -> String {
     debug_assert_eq!(
@@ -169,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_ed25519_key_fits_its_public_half() {
-        let (public, pem) = make(Kind::Ed25519, "k").unwrap();
+        let (public, pem) = make(Kind::Ed25519, Format::Pem, "k").unwrap();
         assert!(pem.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"));
         let private = PrivateKey::from_openssh(&pem).unwrap();
         assert_eq!(private.public_key().to_openssh().unwrap(), public.openssh);
@@ -183,7 +268,7 @@ mod tests {
 
     #[test]
     fn an_rsa_key_fits_its_public_half() {
-        let (public, pem) = make(Kind::Rsa, "k").unwrap();
+        let (public, pem) = make(Kind::Rsa, Format::Pem, "k").unwrap();
         assert!(pem.starts_with("-----BEGIN RSA PRIVATE KEY-----\n"));
         let imported = import(&public.openssh, "k").unwrap();
         assert_eq!(imported.openssh, public.openssh);
@@ -194,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn only_so_many_are_made_at_a_time() {
         let all = MAKERS.acquire_many(2).await.unwrap();
-        let mut third = std::pin::pin!(generate(Kind::Ed25519, "k"));
+        let mut third = std::pin::pin!(generate(Kind::Ed25519, Format::Pem, "k"));
         let waits = tokio::time::timeout(std::time::Duration::from_millis(20), &mut third);
         assert!(waits.await.is_err());
         drop(all);

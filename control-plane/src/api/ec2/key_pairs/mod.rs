@@ -7,6 +7,7 @@ mod delete_key_pair;
 mod describe_key_pairs;
 mod import_key_pair;
 mod material;
+mod ppk;
 
 pub(super) use create_key_pair::CreateKeyPair;
 pub(super) use delete_key_pair::DeleteKeyPair;
