@@ -107,6 +107,10 @@ make_initrd() {
     install -m 755 "$debian/bin/busybox" "$initrd/bin/busybox"
     install -m 755 "$IMAGES/micro/initrd/init" "$initrd/init"
     make_reseed "$initrd/bin/reseed"
+    need_packages musl-tools linux-libc-dev
+    # Linux' own headers are Debian's: musl brings none.
+    musl-gcc -std=gnu11 -Os -Wall -Wextra -Werror -static -s -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu \
+        -o "$initrd/bin/grow" "$IMAGES/micro/grow.c"
     copy_modules "$debian" "$initrd" "$version" "${INITRD_MODULES[@]}"
     (cd "$initrd" && find . -print0 | sort -z | cpio --null -o -H newc --owner=0:0 --quiet) >"$out"
     chmod 644 "$out"

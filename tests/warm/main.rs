@@ -20,7 +20,6 @@ say tag "$(cat /sys/class/dmi/id/board_asset_tag)"
 say hostname "$(hostname)"
 say address "$(ip -4 addr show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')"
 say ed25519 "$(md5sum < /etc/dropbear/dropbear_ed25519_host_key | cut -c 1-32)"
-say ecdsa "$(md5sum < /etc/dropbear/dropbear_ecdsa_host_key | cut -c 1-32)"
 say late "$(( ($(date +%s) - NOW) / 600 ))"
 say end end
 "#;
@@ -29,8 +28,8 @@ say end end
 const STEP: &str = "a template, to go on from";
 
 /// Those that two instances may not share.
-const OWN: [&str; 9] = [
-    "random", "boot", "uuid", "serial", "tag", "hostname", "address", "ed25519", "ecdsa",
+const OWN: [&str; 8] = [
+    "random", "boot", "uuid", "serial", "tag", "hostname", "address", "ed25519",
 ];
 
 /// How many are launched, in all and at most at once: `HEARTH_WARM_LAUNCHES`, or three. A

@@ -57,6 +57,8 @@ struct Launch {
     /// When user data ran.
     ready: i128,
     shown: String,
+    /// What its guest said until then.
+    console: String,
 }
 
 struct Bench {
@@ -129,16 +131,17 @@ impl Bench {
         })
     }
 
-    /// Waits until its user data runs. Returns when that was, in nanoseconds.
-    fn ready(&self, id: &str) -> Result<i128> {
+    /// Waits until its user data runs. Returns when that was, in nanoseconds, and its
+    /// console.
+    fn ready(&self, id: &str) -> Result<(i128, String)> {
         let console = Path::new(&self.data).join(format!("instances/{id}/vmm/console.log"));
-        every_second("user data runs", || {
+        let text = every_second("user data runs", || {
             let text = std::fs::read(&console).unwrap_or_default();
-            let runs = String::from_utf8_lossy(&text).contains(RUNS);
-            Ok(runs.then_some(()))
+            let text = String::from_utf8_lossy(&text).into_owned();
+            Ok(text.contains(RUNS).then_some(text))
         })?;
         let written = std::fs::metadata(&console)?.modified()?;
-        Ok(Timestamp::try_from(written)?.as_nanosecond())
+        Ok((Timestamp::try_from(written)?.as_nanosecond(), text))
     }
 
     fn templates(&self) -> usize {
@@ -178,7 +181,8 @@ impl Bench {
             at(vmm.began_ns),
             entered,
         ));
-        let ready = self.ready(&id)? - answer.sent.as_nanosecond();
+        let (ready, console) = self.ready(&id)?;
+        let ready = ready - answer.sent.as_nanosecond();
         let shown = self.trace(&id, &[])?.unwrap_or_default();
         self.in_state(&id, "running")?;
         self.client
@@ -190,6 +194,7 @@ impl Bench {
             entered,
             ready,
             shown,
+            console,
         })
     }
 }
@@ -345,8 +350,9 @@ pub(crate) fn launch(arguments: &Arguments) -> Result<()> {
 fn show(measured: &[Launch]) {
     if let Some(last) = measured.last() {
         println!(
-            "\nThe last of them, as `hearth trace` shows it:\n\n```\n{}```",
-            last.shown
+            "\nThe last of them, as `hearth trace` and its console show it:\n\n```\n{}```\n\n```\n{}\n```",
+            last.shown,
+            last.console.trim().replace('\r', "")
         );
     }
 }

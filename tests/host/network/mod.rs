@@ -56,6 +56,14 @@ fn an_instance_gets_its_address_and_its_metadata() {
             assert_eq!(get("2009-04-04/user-data").as_deref(), Some("#!/bin/sh"));
             assert_eq!(get("latest/meta-data/iam/info"), None);
 
+            // Who closes its side once it has asked is answered all the same.
+            let path = "/latest/meta-data/instance-id";
+            let asked = format!("printf 'GET {path} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'");
+            let half = old.sh(&format!(
+                "{asked} | timeout 5 busybox nc 169.254.169.254 80"
+            ));
+            assert!(half.ends_with("i-0000000000000000a"), "{half}");
+
             let token = |guest: &guest::Guest, more: &str| {
                 guest.fetch(&format!(
                 "-f -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' {more} {at}/latest/api/token"
