@@ -71,7 +71,9 @@ def test_what_is_tagged_is_found_by_its_tags(ec2, vpc, image, key):
     instance = instance["InstanceId"]
     attached = [{"Name": "attachment.instance-id", "Values": [instance]}]
     volume = ec2.describe_volumes(Filters=attached)["Volumes"][0]["VolumeId"]
-    tagged = [vpc, subnet, image, key, group, rule, instance, volume]
+    address = ec2.allocate_address()["AllocationId"]
+    interface = ec2.describe_network_interfaces()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+    tagged = [vpc, subnet, image, key, group, rule, instance, volume, address, interface]
     ec2.create_tags(Resources=tagged, Tags=[{"Key": "found", "Value": "by it"}])
 
     def count(describe, items, name, value):
@@ -87,11 +89,14 @@ def test_what_is_tagged_is_found_by_its_tags(ec2, vpc, image, key):
         (ec2.describe_security_group_rules, "SecurityGroupRules"),
         (ec2.describe_instances, "Reservations"),
         (ec2.describe_volumes, "Volumes"),
+        (ec2.describe_addresses, "Addresses"),
+        (ec2.describe_network_interfaces, "NetworkInterfaces"),
     ]:
         assert count(describe, items, "tag:found", "by it") == 1, items
         assert count(describe, items, "tag:found", "else") == 0, items
         assert count(describe, items, "tag-key", "found") == 1, items
     ec2.delete_tags(Resources=tagged)
+    ec2.release_address(AllocationId=address)
     ec2.terminate_instances(InstanceIds=[instance])
 
 

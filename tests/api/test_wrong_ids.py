@@ -39,10 +39,16 @@ RULE = Kind("sgr", "InvalidSecurityGroupRuleId.Malformed", "InvalidSecurityGroup
             "The security group rule ID '{}' does not exist")
 VOLUME = Kind("vol", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound", "The volume '{}' does not exist")
 KEY_PAIR = Kind("key", "InvalidParameterValue", "InvalidKeyPair.NotFound", "The key pair ID '{}' does not exist")
+ALLOCATION = Kind("eipalloc", "InvalidParameterValue", "InvalidAllocationID.NotFound",
+                  "The allocation ID '{}' does not exist")
+ASSOCIATION = Kind("eipassoc", "InvalidParameterValue", "InvalidAssociationID.NotFound",
+                   "The association ID '{}' does not exist")
+INTERFACE = Kind("eni", "InvalidNetworkInterfaceId.Malformed", "InvalidNetworkInterfaceID.NotFound",
+                 "The networkInterface ID '{}' does not exist")
 
 RULE_OF = {"IpPermissions": [{"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}]}
 # In place of the identifier of something that is there.
-THE_IMAGE, AN_INSTANCE = object(), object()
+THE_IMAGE, AN_INSTANCE, AN_ADDRESS = object(), object(), object()
 
 # How each action is called with identifiers. A list: many may be given.
 CALLS = [
@@ -82,6 +88,13 @@ CALLS = [
     (GROUP, "describe_security_group_references", lambda ids: {"GroupId": ids}),
     (VPC, "describe_stale_security_groups", lambda ids: {"VpcId": ids[0]}),
     (KEY_PAIR, "describe_key_pairs", lambda ids: {"KeyPairIds": ids}),
+    (ALLOCATION, "associate_address", lambda ids: {"AllocationId": ids[0], "InstanceId": AN_INSTANCE}),
+    (INSTANCE, "associate_address", lambda ids: {"AllocationId": AN_ADDRESS, "InstanceId": ids[0]}),
+    (INTERFACE, "associate_address", lambda ids: {"AllocationId": AN_ADDRESS, "NetworkInterfaceId": ids[0]}),
+    (ALLOCATION, "describe_addresses", lambda ids: {"AllocationIds": ids}),
+    (INTERFACE, "describe_network_interfaces", lambda ids: {"NetworkInterfaceIds": ids}),
+    (ASSOCIATION, "disassociate_address", lambda ids: {"AssociationId": ids[0]}),
+    (ALLOCATION, "release_address", lambda ids: {"AllocationId": ids[0]}),
     (RULE, "describe_security_group_rules", lambda ids: {"SecurityGroupRuleIds": ids}),
     (VOLUME, "describe_volumes", lambda ids: {"VolumeIds": ids}),
     (VOLUME, "delete_volume", lambda ids: {"VolumeId": ids[0]}),
@@ -93,7 +106,8 @@ each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[f"{call}-{k
 
 # The parameters that name one by its identifier.
 NAMED_BY = {"InstanceId": INSTANCE, "ImageId": IMAGE, "VpcId": VPC, "SubnetId": SUBNET, "GroupId": GROUP,
-            "SecurityGroupId": GROUP, "SecurityGroupRuleId": RULE, "VolumeId": VOLUME, "KeyPairId": KEY_PAIR}
+            "SecurityGroupId": GROUP, "SecurityGroupRuleId": RULE, "VolumeId": VOLUME, "KeyPairId": KEY_PAIR,
+            "AllocationId": ALLOCATION, "AssociationId": ASSOCIATION, "NetworkInterfaceId": INTERFACE}
 # What has tests of its own: what isn't there is no error of theirs, or rules are named among a group's.
 ELSEWHERE = {("delete_key_pair", KEY_PAIR), ("revoke_security_group_ingress", RULE),
              ("revoke_security_group_egress", RULE)}
@@ -108,14 +122,21 @@ def instance(ec2, image):
     ec2.terminate_instances(InstanceIds=[made["InstanceId"]])
 
 
+@pytest.fixture(scope="module")
+def address(ec2):
+    made = ec2.allocate_address()["AllocationId"]
+    yield made
+    ec2.release_address(AllocationId=made)
+
+
 @pytest.fixture
 def there(request):
     """Parameters with what is there in its places."""
-    names = {THE_IMAGE: "image", AN_INSTANCE: "instance"}
+    names = {THE_IMAGE: "image", AN_INSTANCE: "instance", AN_ADDRESS: "address"}
 
     def filled(parameters):
         for name, value in parameters.items():
-            if value is THE_IMAGE or value is AN_INSTANCE:
+            if any(value is name for name in names):
                 parameters[name] = request.getfixturevalue(names[value])
         return parameters
     return filled

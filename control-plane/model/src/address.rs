@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Arn, Authority, Described as _, Eni, EniId, Quota, Scope, SubnetId,
-    ids::id_type,
+    AllocationId, Arn, Authority, Described as _, ElasticIp, Eni, EniId, Quota, Scope, SubnetId,
     resource::{regional, shared},
 };
 
@@ -118,11 +117,6 @@ shared! {
     }
 }
 
-id_type! {
-    /// The allocation of an Elastic IP address.
-    AllocationId = "eipalloc"
-}
-
 /// What a public address is in use for, and so until when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -141,13 +135,7 @@ impl AddressHolder {
     fn arn(&self, scope: &Scope) -> Arn {
         match self {
             Self::Interface(id) => Eni::arn_at(scope, id.as_str()),
-            Self::Allocation(id) => Arn::new(
-                Eni::SERVICE,
-                &scope.region,
-                &scope.account,
-                "elastic-ip",
-                id.as_str(),
-            ),
+            Self::Allocation(id) => ElasticIp::arn_at(scope, id.as_str()),
         }
     }
 }

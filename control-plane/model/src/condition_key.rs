@@ -65,11 +65,13 @@ condition_keys! {
 condition_keys! {
     /// EC2's.
     ec2 {
+        ALLOCATION_ID = "AllocationId",
         ASSOCIATE_PUBLIC_IP_ADDRESS = "AssociatePublicIpAddress",
         ATTRIBUTE = "Attribute",
         AVAILABILITY_ZONE = "AvailabilityZone",
         AVAILABILITY_ZONE_ID = "AvailabilityZoneId",
         CREATE_ACTION = "CreateAction",
+        DOMAIN = "Domain",
         EBS_OPTIMIZED = "EbsOptimized",
         ENCRYPTED = "Encrypted",
         IMAGE_ID = "ImageID",
@@ -86,6 +88,7 @@ condition_keys! {
         NETWORK_INTERFACE_ID = "NetworkInterfaceID",
         OWNER = "Owner",
         PUBLIC = "Public",
+        PUBLIC_IP_ADDRESS = "PublicIpAddress",
         REGION = "Region",
         RESOURCE_TAG = "ResourceTag",
         ROOT_DEVICE_TYPE = "RootDeviceType",

@@ -408,7 +408,7 @@ macro_rules! in_use {
 macro_rules! each_kind {
     ($then:ident) => {
         $then! {
-            described: [Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
+            described: [ElasticIp, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
             others: [
                 ClientToken, GroupName, Host, PrivateAddress, PublicAddress, QuotaGuard, Reachability, Reservation,
                 DefaultVpcMark, Tags,

@@ -16,10 +16,12 @@ use super::{
 
 /// Names of parameters that look like those of identifiers, and name nothing that an
 /// account has.
-const NOBODYS: [&str; 8] = [
+const NOBODYS: [&str; 10] = [
+    "AttributeName",
     "DeviceName",
     "ImageId",
     "Name",
+    "PrincipalArn",
     "RegionName",
     "SourceSecurityGroupOwnerId",
     "UserId",
@@ -39,13 +41,17 @@ const ENDING: [(&str, &str); 2] = [("DeleteKeyPair", "KeyName"), ("DeleteKeyPair
 
 /// Filters that identifiers may be values of. A list that shows something
 /// by an identifier must do so by a filter for it as well: [`unfiltered`].
-const FILTERS: [(&str, &str); 12] = [
+const FILTERS: [(&str, &str); 16] = [
+    ("allocation-id", "AllocationId"),
+    ("association-id", "AssociationId"),
     ("attachment.instance-id", "InstanceId"),
     ("group-id", "GroupId"),
     ("group-name", "GroupName"),
     ("instance-id", "InstanceId"),
     ("key-name", "KeyName"),
     ("key-pair-id", "KeyPairId"),
+    ("network-interface-id", "NetworkInterfaceId"),
+    ("public-ip", "PublicIp"),
     ("resource-id", "ResourceId"),
     ("security-group-rule-id", "SecurityGroupRuleId"),
     ("subnet-id", "SubnetId"),
@@ -169,7 +175,11 @@ async fn faults_of(
     if two.records().await != before {
         faults.push("the owner's records change".into());
     }
-    let ids = before.keys().filter_map(|key| key.rsplit('/').next());
+    // A quota's guard has the name of a kind, which is nobody's.
+    let keys = before
+        .keys()
+        .filter(|key| !key.starts_with("/quota-guards/"));
+    let ids = keys.filter_map(|key| key.rsplit('/').next());
     let ids = ids.filter(|id| id.contains('-')).map(str::to_owned);
     let all = ids.chain(two.owners.values().cloned());
     let all: Vec<String> = all
@@ -196,6 +206,9 @@ async fn faults_of(
         code == "OK"
     } else if ENDING.contains(&(action.name, path.as_str())) {
         code == "OK" && unchanged
+    } else if path == "PublicIp" && action.name != "DescribeAddresses" {
+        // EC2 says whose it isn't.
+        code == "AuthFailure" && unchanged
     } else {
         code.ends_with("NotFound") && unchanged
     };

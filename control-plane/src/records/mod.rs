@@ -2,5 +2,6 @@
 //! and the change alone, pure but for those.
 
 pub mod default_vpc;
+pub mod elastic_ip;
 pub mod launch;
 pub mod security_group;

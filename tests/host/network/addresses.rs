@@ -84,6 +84,47 @@ fn a_moved_public_address_leads_to_its_new_owner() {
     );
 }
 
+/// AssociateAddress and DisassociateAddress, as the network sees them.
+#[test]
+fn an_elastic_address_comes_to_a_running_instance_and_leaves_it() {
+    isolated(
+        "network::addresses::an_elastic_address_comes_to_a_running_instance_and_leaves_it",
+        async || {
+            let mut cloud = Cloud::new();
+            cloud.group(1, vec![all_egress(), ingress(Protocol::All, anywhere())]);
+            cloud.instance(10, &[1], |_| ());
+            cloud.apply().await;
+            let ten = cloud.guest(10).await;
+            let guest = ten.udp(7);
+            let peer = UdpSocket::bind("203.0.113.1:4000").expect("the host's address");
+            let mut before = None;
+            for last in [10, 99, 11] {
+                cloud.interface(10, |eni| eni.public_ip = Some([203, 0, 113, last].into()));
+                cloud.apply().await;
+                let address = format!("203.0.113.{last}");
+                // What goes on over the one before leads nowhere; the guest, which knows
+                // of nothing, goes out with the new one from its next packet on.
+                if let Some(before) = &before {
+                    let _ = peer.take_error();
+                    let _ = peer.send_to(b"too late", before);
+                }
+                guest
+                    .send_to(b"from within", "203.0.113.1:4000")
+                    .expect("it goes out");
+                let from = format!("{address}:7").parse().expect("so");
+                assert_eq!(hear(&peer), ("from within".into(), from));
+                let _ = peer.take_error();
+                peer.send_to(b"from without", from).expect("it goes out");
+                assert_eq!(hear(&guest).0, "from without");
+                assert!(silent(&guest) && silent(&peer));
+                let metadata = "http://169.254.169.254/latest/meta-data/public-ipv4";
+                assert_eq!(ten.fetch(&format!("-f {metadata}")), Some(address));
+                before = Some(from);
+            }
+        },
+    );
+}
+
 #[test]
 fn a_released_public_address_has_no_past() {
     isolated(

@@ -2,11 +2,14 @@
 //!
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/>
 
+mod account;
+mod addresses;
 mod images;
 mod instance_types;
 pub mod instances;
 mod key_pairs;
 pub mod listing;
+mod network_interfaces;
 pub mod regions;
 mod security_groups;
 mod tags;
@@ -45,6 +48,8 @@ pub(super) fn service() -> Service {
 /// The registry: one line an action.
 fn actions() -> Vec<Registered> {
     vec![
+        action::<addresses::AllocateAddress>(),
+        action::<addresses::AssociateAddress>(),
         action::<security_groups::AuthorizeSecurityGroupEgress>(),
         action::<security_groups::AuthorizeSecurityGroupIngress>(),
         action::<key_pairs::CreateKeyPair>(),
@@ -53,10 +58,17 @@ fn actions() -> Vec<Registered> {
         action::<key_pairs::DeleteKeyPair>(),
         action::<security_groups::DeleteSecurityGroup>(),
         action::<tags::DeleteTags>(),
+        action::<account::DescribeAccountAttributes>(),
+        action::<addresses::DescribeAddresses>(),
+        action::<account::DescribeAggregateIdFormat>(),
         action::<regions::DescribeAvailabilityZones>(),
+        action::<account::DescribeIdFormat>(),
+        action::<account::DescribeIdentityIdFormat>(),
         action::<images::DescribeImages>(),
         action::<instance_types::DescribeInstanceTypes>(),
         action::<key_pairs::DescribeKeyPairs>(),
+        action::<network_interfaces::DescribeNetworkInterfaces>(),
+        action::<account::DescribePrincipalIdFormat>(),
         action::<regions::DescribeRegions>(),
         action::<security_groups::DescribeSecurityGroupReferences>(),
         action::<security_groups::DescribeSecurityGroupRules>(),
@@ -65,8 +77,14 @@ fn actions() -> Vec<Registered> {
         action::<vpcs::DescribeSubnets>(),
         action::<tags::DescribeTags>(),
         action::<vpcs::DescribeVpcs>(),
+        action::<account::DisableSerialConsoleAccess>(),
+        action::<addresses::DisassociateAddress>(),
+        action::<account::GetSerialConsoleAccessStatus>(),
         action::<key_pairs::ImportKeyPair>(),
+        action::<account::ModifyIdFormat>(),
+        action::<account::ModifyIdentityIdFormat>(),
         action::<security_groups::ModifySecurityGroupRules>(),
+        action::<addresses::ReleaseAddress>(),
         action::<security_groups::RevokeSecurityGroupEgress>(),
         action::<security_groups::RevokeSecurityGroupIngress>(),
         action::<security_groups::UpdateSecurityGroupRuleDescriptionsEgress>(),

@@ -11,7 +11,10 @@ use crate::{
     auth::{Caller, Policies, RootOnly},
     bootstrap::{Machine, bootstrap, ensure_default_vpc},
     config::{Config, Region},
-    model::{Arn, Host, Image, Scope, Subnet, Volume, VolumeId, Vpc, samples},
+    model::{
+        Arn, Eni, Host, Image, Instance, InstanceState, Scope, Subnet, Volume, VolumeId, Vpc,
+        samples,
+    },
     store::{Db, MemoryStore, Store as _},
 };
 
@@ -186,6 +189,17 @@ impl Two {
         )
         .await;
         let instance = text(&made, "instanceId").to_owned();
+        let made = call("AllocateAddress", &[]).await;
+        let [allocation, public_ip] =
+            ["allocationId", "publicIp"].map(|name| text(&made, name).to_owned());
+        self.is_in(scope, &instance, InstanceState::Running).await;
+        let associate = [
+            ("AllocationId", allocation.as_str()),
+            ("InstanceId", instance.as_str()),
+        ];
+        let made = call("AssociateAddress", &associate).await;
+        let association = text(&made, "associationId").to_owned();
+        self.is_in(scope, &instance, InstanceState::Pending).await;
         let free = Volume {
             id: VolumeId::from_random(rand::random()),
             scope: scope.clone(),
@@ -203,12 +217,17 @@ impl Two {
         let view = view.at(scope);
         let vpc = view.all::<Vpc>().next().unwrap().id.to_string();
         let subnet = view.all::<Subnet>().next().unwrap().id.to_string();
+        let eni = view.all::<Eni>().next().unwrap().id.to_string();
         [
+            ("AllocationId", allocation),
+            ("AssociationId", association),
             ("GroupId", group_id.clone()),
             ("GroupName", group.clone()),
             ("InstanceId", instance.clone()),
             ("KeyName", key),
             ("KeyPairId", key_pair),
+            ("NetworkInterfaceId", eni),
+            ("PublicIp", public_ip),
             ("ReferencedGroupId", group_id.clone()),
             ("ResourceId", instance),
             ("SecurityGroup", group.clone()),
@@ -223,6 +242,23 @@ impl Two {
             ("VpcId", vpc),
         ]
         .into()
+    }
+
+    /// As the host's controller says.
+    async fn is_in(&self, scope: &Scope, instance: &str, state: InstanceState) {
+        let up = self.db.transact(|view, change| {
+            let view = view.at(scope);
+            let instance = view.get::<Instance>(instance).unwrap();
+            change.update(
+                instance,
+                &Instance {
+                    state,
+                    ..instance.clone()
+                },
+            );
+            Ok::<_, ()>(())
+        });
+        up.await.unwrap();
     }
 
     async fn call(
@@ -353,7 +389,11 @@ fn filled_in(
         }
         "InstanceType" => "t2.micro",
         "MaxCount" | "MinCount" => "1",
+        "PrincipalArn" => "all",
         "PublicKeyMaterial" => PUBLIC_KEY,
+        // Of those that are about the format of IDs.
+        "Resource" => "instance",
+        "UseLongIds" => "true",
         "Tag" => return parameters(&[("Tag.1.Key", "k")]),
         _ => return Parameters::new(),
     };

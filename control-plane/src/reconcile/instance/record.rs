@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use super::plan::Transition;
 use crate::{
     model::{
-        AddressHolder, Eni, Image, Instance, InstanceState, Intent, PrivateAddress, PublicAddress,
-        Reachability, Reboot, StateReason, Volume,
+        AddressHolder, ElasticIp, Eni, Image, Instance, InstanceState, Intent, PrivateAddress,
+        PublicAddress, Reachability, Reboot, StateReason, Volume,
     },
+    records::elastic_ip,
     store::{Change, View},
 };
 
@@ -174,6 +175,10 @@ pub fn terminated(view: &View, change: &mut Change<'_>, instance: &Instance, now
     after.hibernated = None;
     for eni in interfaces(view, instance) {
         release(view, change, eni);
+        let own = view.at(&eni.scope);
+        for elastic in own.by(ElasticIp::BY_ENI, eni.id.as_str()) {
+            change.update(elastic, &elastic_ip::free(elastic));
+        }
         change.delete(&PrivateAddress::new(
             &eni.scope,
             &eni.subnet,

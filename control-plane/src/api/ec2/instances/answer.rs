@@ -13,6 +13,7 @@ use crate::{
         Eni, GroupId, Image, Instance, InstanceState, InstanceType, ReservationId, SecurityGroup,
         Volume, VolumeAttachment, dns_names,
     },
+    records::elastic_ip,
     store::Scoped,
 };
 
@@ -229,7 +230,7 @@ pub(super) fn metadata_tokens(instance: &Instance) -> &'static str {
     }
 }
 
-fn groups(view: Scoped<'_>, ids: &[GroupId]) -> Vec<Group> {
+pub(in crate::api::ec2) fn groups(view: Scoped<'_>, ids: &[GroupId]) -> Vec<Group> {
     ids.iter()
         .map(|id| Group {
             group_id: id.to_string(),
@@ -249,8 +250,11 @@ fn interface(view: Scoped<'_>, instance: &Instance, eni: &Eni) -> Interface {
     let association = eni.public_ip.map(|ip| Association {
         public_ip: ip.to_string(),
         public_dns_name: dns_names::public_name(eni.region(), ip),
-        // A pool's address, and not one that the account holds on to.
-        ip_owner_id: "amazon".into(),
+        // An Elastic IP address is the account's, and else the pool's.
+        ip_owner_id: match elastic_ip::at(view, eni) {
+            Some(elastic) => elastic.scope.account.clone(),
+            None => "amazon".into(),
+        },
     });
     Interface {
         network_interface_id: eni.id.to_string(),

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The most security groups of an interface.
-const MAX: usize = 16;
+pub(in crate::api::ec2) const MAX: usize = 16;
 
 /// Groups of a VPC, by their ids.
 pub(super) fn by_id(

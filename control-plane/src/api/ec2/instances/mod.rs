@@ -11,7 +11,7 @@ pub mod describe_instances;
 pub mod filters;
 pub mod get_console_output;
 pub mod get_console_screenshot;
-mod groups;
+pub(in crate::api::ec2) mod groups;
 mod input;
 pub mod metadata_options;
 mod modify_instance_attribute;

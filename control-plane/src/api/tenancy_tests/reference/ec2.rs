@@ -19,6 +19,11 @@ pub(super) const TABLE: Table = Table {
 };
 
 const TYPES: &[(&str, &str)] = &[
+    ("AllocateAddress", "elastic-ip"),
+    (
+        "AssociateAddress",
+        "elastic-ip? instance? network-interface?",
+    ),
     (
         "AuthorizeSecurityGroupEgress",
         "security-group security-group-rule?",
@@ -33,6 +38,7 @@ const TYPES: &[(&str, &str)] = &[
     ("DeleteSecurityGroup", "security-group"),
     ("DeleteVolume", "volume"),
     ("DescribeInstanceAttribute", "instance"),
+    ("DisassociateAddress", "elastic-ip?"),
     ("GetConsoleOutput", "instance"),
     ("GetConsoleScreenshot", "instance"),
     ("ImportKeyPair", "key-pair"),
@@ -46,6 +52,7 @@ const TYPES: &[(&str, &str)] = &[
         "security-group security-group-rule",
     ),
     ("RebootInstances", "instance"),
+    ("ReleaseAddress", "elastic-ip?"),
     ("ResetInstanceAttribute", "instance"),
     ("RevokeSecurityGroupEgress", "security-group"),
     ("RevokeSecurityGroupIngress", "security-group"),
@@ -67,12 +74,19 @@ const TYPES: &[(&str, &str)] = &[
 ];
 
 const NO_TYPE: &[&str] = &[
+    "DescribeAccountAttributes",
+    "DescribeAddresses",
+    "DescribeAggregateIdFormat",
     "DescribeAvailabilityZones",
+    "DescribeIdFormat",
+    "DescribeIdentityIdFormat",
     "DescribeImages",
     "DescribeInstanceStatus",
     "DescribeInstanceTypes",
     "DescribeInstances",
     "DescribeKeyPairs",
+    "DescribeNetworkInterfaces",
+    "DescribePrincipalIdFormat",
     "DescribeRegions",
     "DescribeSecurityGroupReferences",
     "DescribeSecurityGroupRules",
@@ -82,11 +96,16 @@ const NO_TYPE: &[&str] = &[
     "DescribeTags",
     "DescribeVolumes",
     "DescribeVpcs",
+    "DisableSerialConsoleAccess",
+    "GetSerialConsoleAccessStatus",
+    "ModifyIdFormat",
+    "ModifyIdentityIdFormat",
 ];
 
 /// What the tables have more is of what isn't here: launch templates, placement groups,
 /// profiles, snapshots, provisioned throughput, AMD SEV, managed resources.
 const KEYS: &[(&str, &str)] = &[
+    ("elastic-ip", "AllocationId Domain PublicIpAddress"),
     ("image", "ImageID ImageType Owner Public RootDeviceType"),
     (
         "instance",
@@ -108,6 +127,7 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 const MADE: &[(&str, &str, &str)] = &[
+    ("AllocateAddress", "elastic-ip", ""),
     ("AuthorizeSecurityGroupEgress", "security-group-rule", ""),
     ("AuthorizeSecurityGroupIngress", "security-group-rule", ""),
     ("CreateKeyPair", "key-pair", "KeyPairType"),
