@@ -22,8 +22,13 @@ def test_a_console_says_so(ec2, image):
     assert "simulated" in ec2.get_console_output(InstanceId=instance)["Output"]
     seen = ec2.get_console_screenshot(InstanceId=instance, WakeUp=True)
     assert base64.b64decode(seen["ImageData"]).startswith(b"\xff\xd8\xff"), "a JPEG"
+    with refused("DryRunOperation"):
+        ec2.send_diagnostic_interrupt(InstanceId=instance, DryRun=True)
+    ec2.send_diagnostic_interrupt(InstanceId=instance)
     ec2.stop_instances(InstanceIds=[instance])
     wait(ec2, "instance_stopped", InstanceIds=[instance])
     with refused("IncorrectInstanceState"):
         ec2.get_console_screenshot(InstanceId=instance)
+    with refused("IncorrectInstanceState"):
+        ec2.send_diagnostic_interrupt(InstanceId=instance)
     ec2.terminate_instances(InstanceIds=[instance])

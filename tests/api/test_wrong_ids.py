@@ -59,6 +59,7 @@ CALLS = [
     (INSTANCE, "reboot_instances", lambda ids: {"InstanceIds": ids}),
     (INSTANCE, "terminate_instances", lambda ids: {"InstanceIds": ids}),
     (INSTANCE, "get_console_output", lambda ids: {"InstanceId": ids[0]}),
+    (INSTANCE, "send_diagnostic_interrupt", lambda ids: {"InstanceId": ids[0]}),
     (INSTANCE, "get_console_screenshot", lambda ids: {"InstanceId": ids[0]}),
     (INSTANCE, "describe_instance_attribute", lambda ids: {"InstanceId": ids[0], "Attribute": "userData"}),
     (INSTANCE, "modify_instance_attribute", lambda ids: {"InstanceId": ids[0], "SourceDestCheck": {"Value": True}}),

@@ -49,6 +49,19 @@ fn stop_by_the_socket_ends_the_process() {
 }
 
 #[test]
+fn an_nmi_reaches_every_processor() {
+    let mut vm = Vm::of("micro").vcpus(2).append("panic=-1").boot();
+    let seen = "[ $(awk '/NMI:/ { print ($2 > 0) + ($3 > 0) }' /proc/interrupts) = 2 ]";
+    vm.api("PUT", "/v1/nmi", None);
+    until(&mut vm, seen);
+    // As a crash dump would be made.
+    vm.run("echo 1 > /proc/sys/kernel/unknown_nmi_panic");
+    vm.api("PUT", "/v1/nmi", None);
+    vm.wait_for_shell();
+    assert_eq!(vm.api("GET", "/v1/machine", None)["resets"], 1);
+}
+
+#[test]
 fn a_guest_that_panics_is_reported() {
     let mut vm = Vm::of("micro").append("panic=-1").boot();
     vm.run("sync");

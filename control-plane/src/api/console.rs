@@ -1,11 +1,11 @@
-//! The one thing that a handler asks of a host: to read a console.
+//! What a handler asks of a host: to read a console, and to press the button beside it
+//! that leaves no trace in any record.
 
 use async_trait::async_trait;
 
 use crate::model::InstanceId;
 
-/// The serial consoles of instances, read-only: handlers never touch the host
-/// themselves.
+/// The consoles of instances: handlers never touch the host themselves.
 #[async_trait]
 pub trait Console: Send + Sync {
     /// The last 64 KiB that the instance wrote; empty when there is nothing.
@@ -13,6 +13,12 @@ pub trait Console: Send + Sync {
     /// # Errors
     /// If the host can't read it.
     async fn tail(&self, instance: &InstanceId) -> anyhow::Result<Vec<u8>>;
+
+    /// Sends a running instance's processors a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// If the host can't, or the instance has just ended.
+    async fn interrupt(&self, instance: &InstanceId) -> anyhow::Result<()>;
 }
 
 /// No console at all: for tests of handlers.
@@ -24,5 +30,9 @@ pub struct NoConsole;
 impl Console for NoConsole {
     async fn tail(&self, _: &InstanceId) -> anyhow::Result<Vec<u8>> {
         Ok(Vec::new())
+    }
+
+    async fn interrupt(&self, _: &InstanceId) -> anyhow::Result<()> {
+        Ok(())
     }
 }

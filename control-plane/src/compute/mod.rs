@@ -220,6 +220,9 @@ pub trait ComputeHost: Send + Sync {
     /// was held to be hibernated goes on first, and its memory is lost.
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError>;
 
+    /// Sends the guest's processors a non-maskable interrupt.
+    async fn interrupt(&self, id: &InstanceId) -> Result<(), ComputeError>;
+
     /// Asks the guest to reboot by the power button: the power-off that follows
     /// resets it, in the same process. Not if it was reset since the caller
     /// learned of `resets`, which is an error.

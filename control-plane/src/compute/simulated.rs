@@ -27,6 +27,8 @@ pub enum Call {
     DiscardMemory(InstanceId),
     /// [`ComputeHost::power_button`].
     PowerButton(InstanceId),
+    /// [`ComputeHost::interrupt`].
+    Interrupt(InstanceId),
     /// [`ComputeHost::reboot`].
     Reboot(InstanceId),
     /// [`ComputeHost::reset`].
@@ -293,6 +295,14 @@ impl ComputeHost for SimulatedCompute {
             self.exit(id, Exit::GuestPowerOff);
         }
         Ok(())
+    }
+
+    async fn interrupt(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.enter(Call::Interrupt(id.clone())).await?;
+        match self.state().instances.get(id) {
+            Some(Observed::Running { .. }) => Ok(()),
+            _ => Err(ComputeError::NotRunning(id.clone())),
+        }
     }
 
     async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {

@@ -6,6 +6,7 @@
 //! | `GET /v1/machine`        |              | [`Machine`]     |
 //! | `PATCH /v1/machine`      | [`MachineChange`] | [`Machine`]: the guest was asked |
 //! | `PUT /v1/power-button`   |              | 204             |
+//! | `PUT /v1/nmi`            |              | 204: every vCPU got one |
 //! | `PUT /v1/reset`          |              | 204; 202: it was begun; 409 |
 //! | `PUT /v1/reboot`         | [`Reboot`]   | 204: the guest was asked; 409 |
 //! | `PUT /v1/stop`           |              | 204, then the process ends |

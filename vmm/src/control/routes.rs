@@ -21,6 +21,8 @@ pub enum Command {
     Prometheus,
     /// The power button pressed.
     PowerButton,
+    /// A non-maskable interrupt sent to every vCPU.
+    Nmi,
     /// The machine power-cycled.
     Reset,
     /// The guest asked to go down and come up again.
@@ -154,13 +156,14 @@ impl Answer {
 }
 
 /// Method and path of what takes no body.
-const PLAIN: [(&str, &str, Command); 11] = [
+const PLAIN: [(&str, &str, Command); 12] = [
     ("DELETE", "/v1/snapshot", Command::CancelSnapshot),
     ("GET", "/v1/balloon", Command::Balloon),
     ("GET", "/v1/machine", Command::Describe),
     ("GET", "/v1/metrics", Command::Metrics),
     ("GET", "/v1/prometheus", Command::Prometheus),
     ("PUT", "/v1/power-button", Command::PowerButton),
+    ("PUT", "/v1/nmi", Command::Nmi),
     ("PUT", "/v1/reset", Command::Reset),
     ("PUT", "/v1/stop", Command::Stop),
     ("PUT", "/v1/hand-over", Command::HandOver),

@@ -247,6 +247,7 @@ impl Built {
             given_up: None,
             busy: 0,
             interrupts: self.interrupts,
+            nmi: None,
             memory: self.memory,
             state: api::MachineState::Paused,
             resets: 0,

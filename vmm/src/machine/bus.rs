@@ -11,14 +11,17 @@ use crate::acpi::processors::Processors;
 pub use crate::acpi::registers::Request;
 use crate::acpi::registers::{Registers, RegistersV1};
 use crate::arch::layout::{
-    ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_I8042, PORT_PCI_ADDRESS, PORT_PCI_WINDOW,
-    PORT_PCI_WINDOW_SIZE, PORT_SERIAL, firmware,
+    ECAM, ECAM_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE, PORT_CONTROL_B, PORT_I8042, PORT_PCI_ADDRESS,
+    PORT_PCI_WINDOW, PORT_PCI_WINDOW_SIZE, PORT_SERIAL, firmware,
 };
 use crate::board::Board;
 use crate::pci::{PciRoot, SLOT_COUNT, Windows};
 use crate::serial::Serial;
 use crate::snapshot::Refused;
 
+/// System control port B: neither a system error nor one of memory, and the output of the
+/// timer's second channel is high, since a kernel that counts by it waits for that.
+const CONTROL_B: u8 = 1 << 5;
 /// Keyboard controller: pulse the reset line (the PC AT's way to reset).
 const I8042_RESET: u8 = 0xfe;
 const PORT_SERIAL_LAST: u16 = PORT_SERIAL + 7;
@@ -196,6 +199,10 @@ impl Bus {
             }
             // What no BAR decodes is filled there too.
             port if self.pci_ports.contains(&port) => of_slot(self.pci.io_read(port, data)),
+            PORT_CONTROL_B => {
+                data.fill(CONTROL_B);
+                Target::None
+            }
             // No key waits, and the controller takes commands.
             PORT_I8042 => {
                 data.fill(0);
@@ -389,6 +396,14 @@ mod tests {
         bus.port_read(PORT_PCI_ADDRESS + 4, &mut by_port);
         assert_eq!(by_ecam, by_port);
         assert_ne!(by_port, [0xff; 4]);
+    }
+
+    #[test]
+    fn an_nmi_has_no_cause_that_a_kernel_knows() {
+        // `NMI_REASON_MASK` of arch/x86/include/asm/mach_traps.h.
+        let mut reason = [0xff];
+        bus().port_read(0x61, &mut reason);
+        assert_eq!(reason[0] & 0xc0, 0);
     }
 
     #[test]

@@ -54,6 +54,7 @@ use crate::acpi::registers::Registers;
 use crate::arch;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
+use crate::irq::{Interrupts as _, MsiVector};
 use crate::jail::{Profile, Profiles};
 use crate::memory::Memory;
 use crate::serial::Serial;
@@ -139,6 +140,8 @@ pub struct Machine {
     /// The slots that a pause or a reset waits for, one bit for each.
     busy: u32,
     interrupts: Arc<KvmInterrupts>,
+    /// What an NMI comes by, once one was sent.
+    nmi: Option<Arc<dyn MsiVector>>,
     memory: Memory,
     state: api::MachineState,
     resets: u64,
@@ -203,6 +206,20 @@ impl Machine {
     pub fn press_power_button(&mut self) -> io::Result<()> {
         self.rebooting = false;
         self.bus.notify(Registers::press_power_button)
+    }
+
+    /// Sends every vCPU a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// When there is no route left for it, or it can't be raised.
+    pub fn send_nmi(&mut self) -> io::Result<()> {
+        // Kept: KVM delivers it a moment after it was signalled.
+        let vector = match &self.nmi {
+            Some(vector) => vector,
+            None => self.nmi.insert(self.interrupts.msi_vector()?),
+        };
+        vector.route(arch::layout::NMI, false)?;
+        vector.signal()
     }
 
     /// Presses the power button, and has the power-off that follows be a reset.

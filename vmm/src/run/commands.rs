@@ -59,6 +59,10 @@ pub(super) fn perform(
             Ok(()) => Answer::done(),
             Err(error) => Answer::error(500, &chain(&error)),
         },
+        Command::Nmi => match machine.send_nmi() {
+            Ok(()) => Answer::done(),
+            Err(error) => Answer::error(500, &chain(&error)),
+        },
         Command::Reboot(reboot) => match machine.ask_to_reboot(reboot.resets) {
             Ok(true) => Answer::done(),
             Ok(false) => Answer::error(409, "the machine was reset since"),

@@ -134,6 +134,22 @@ fn a_reboot_is_a_power_off_that_comes_back() {
 }
 
 #[test]
+fn a_guest_that_has_no_word_for_an_nmi_crashes() {
+    // Waits with its interrupts off: only an NMI wakes it, and finds no table to go by.
+    let Some(bench) = Bench::new(&[0xfa, 0xf4, 0xeb, 0xfc]) else {
+        return;
+    };
+    let mut child = bench.command().args(["--vcpus", "2"]).start();
+    bench.listens("socket");
+    bench.ask("PUT /v1/nmi");
+    child.wait().expect("ends");
+    let Exit::Crashed { detail } = bench.exit() else {
+        panic!("{:?}", bench.exit());
+    };
+    assert!(detail.contains("triple fault"), "{detail}");
+}
+
+#[test]
 fn a_stop_takes_a_reboot_back() {
     let Some(bench) = Bench::new(&[AWAIT_BUTTON.to_vec(), power_off()].concat()) else {
         return;

@@ -91,6 +91,7 @@ fn actions() -> Vec<Registered> {
         action::<security_groups::UpdateSecurityGroupRuleDescriptionsIngress>(),
         action::<instances::TerminateInstances>(),
         action::<instances::StopInstances>(),
+        action::<instances::SendDiagnosticInterrupt>(),
         action::<instances::StartInstances>(),
         action::<instances::RunInstances>(),
         action::<instances::RebootInstances>(),

@@ -26,7 +26,7 @@ pub(super) async fn machine(socket: &Path) -> io::Result<Machine> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// `PUT /v1/<what>`: `power-button`, `reset`, `pause`, `resume`.
+/// `PUT /v1/<what>`: `power-button`, `nmi`, `reset`, `pause`, `resume`.
 pub(super) async fn put(socket: &Path, what: &str) -> io::Result<()> {
     let path = format!("/v1/{what}");
     request(socket, Method::PUT, &path, Bytes::new())

@@ -402,6 +402,10 @@ impl ComputeHost for HostCompute {
         self.ask(id, "power-button").await
     }
 
+    async fn interrupt(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.ask(id, "nmi").await
+    }
+
     async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {
         let socket = self.live_socket(id).await?;
         doing(

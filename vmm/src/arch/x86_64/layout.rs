@@ -32,6 +32,7 @@
 //!                └──────────────────────────────┘
 //!
 //!  I/O ports
+//!  0x061        system control port B: no cause of an NMI
 //!  0x064        keyboard controller, as far as the reset pulse
 //!  0x3f8-0x3ff  16550 UART, COM1
 //!  0x600-0x603  ACPI sleep control, sleep status, reset
@@ -40,6 +41,8 @@
 //!  0xcf8-0xcff  PCI configuration mechanism #1
 //!  0x1000-0x1fff  PCI I/O window: virtio doorbells
 //! ```
+
+use crate::irq::MsiMessage;
 
 /// One kibibyte.
 pub const KIB: u64 = 1 << 10;
@@ -114,12 +117,20 @@ pub const ECAM_SIZE: u64 = MIB;
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APIC's registers.
 pub const LAPIC: u64 = 0xfee0_0000;
+/// The message by which every local APIC gets a non-maskable interrupt: delivery mode 100b,
+/// to physical destination FFh. Intel SDM, volume 3, sections 11.11.1 and 11.11.2.
+pub const NMI: MsiMessage = MsiMessage {
+    address: LAPIC | 0xff << 12,
+    data: 0b100 << 8,
+};
 /// One page that KVM on Intel needs for real mode without unrestricted guest. Below
 /// the last 16 MiB, which are flash where there is firmware.
 pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
 /// Three pages that KVM on Intel needs for the same.
 pub const KVM_TSS: u64 = 0xfeff_d000;
 
+/// The PC AT's system control port B, where a kernel looks for what caused an NMI.
+pub const PORT_CONTROL_B: u16 = 0x61;
 /// The keyboard controller's command port.
 pub const PORT_I8042: u16 = 0x64;
 /// COM1: eight ports.
@@ -260,6 +271,7 @@ mod tests {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
         }
         let ports = [
+            (PORT_CONTROL_B, 1),
             (PORT_I8042, 1),
             (PORT_SERIAL, 8),
             (PORT_SLEEP_CONTROL, 1),

@@ -60,6 +60,7 @@ const TYPES: &[(&str, &str)] = &[
         "RunInstances",
         "image instance network-interface security-group subnet key-pair? volume?",
     ),
+    ("SendDiagnosticInterrupt", "instance"),
     ("StartInstances", "instance"),
     ("StopInstances", "instance"),
     ("TerminateInstances", "instance"),

@@ -118,6 +118,9 @@ impl ComputeHost for Host {
     async fn power_button(&self, id: &InstanceId) -> Result<(), ComputeError> {
         self.call(self.compute.power_button(id)).await
     }
+    async fn interrupt(&self, id: &InstanceId) -> Result<(), ComputeError> {
+        self.call(self.compute.interrupt(id)).await
+    }
     async fn reboot(&self, id: &InstanceId, resets: u64) -> Result<(), ComputeError> {
         self.call(self.compute.reboot(id, resets)).await
     }
