@@ -105,9 +105,6 @@ impl Machine {
         if self.payload.is_firmware() {
             return Some(FIRMWARE);
         }
-        if self.devices.memory().is_some() {
-            return Some("memory that comes and goes can't be handed over: --memory N,max=N");
-        }
         let mut devices = self.devices.list();
         let is_user_disk = |one: &Device| matches!(one.handle, Handle::UserDisk(..));
         if self.opens() {

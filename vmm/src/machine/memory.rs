@@ -24,16 +24,13 @@ pub(super) fn make(
                 source,
             })
         }
-        Origin::Process(_) if blocks.is_some() => {
-            let wrong = "--memory: max does not go with --take-over";
-            Err(Error::Device(wrong.to_owned()))
-        }
         Origin::Process(inherited) if options.shared != inherited.regions.is_empty() => {
             let files = std::mem::take(&mut inherited.regions);
             inherited.is_shared = options.shared;
             match options.shared {
                 true => Ram::shared_with(&regions, options, files),
-                false => Ram::new(&regions, options),
+                // Only private memory has blocks.
+                false => Ram::to_receive(&regions, blocks, options),
             }
             .map_err(host_error("--take-over: guest memory"))
         }

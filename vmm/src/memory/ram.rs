@@ -149,6 +149,28 @@ impl Ram {
         Ok(ram)
     }
 
+    /// Memory of zeroes into which another process's is [received](Self::receive), with
+    /// blocks that come and go: all count as plugged until [`Region::keep_blocks`] says which
+    /// are.
+    ///
+    /// # Errors
+    /// As [`Self::with_blocks`].
+    pub fn to_receive(
+        regions: &[(u64, u64)],
+        blocks: Option<Pluggable>,
+        options: Options,
+    ) -> io::Result<Self> {
+        let ram = Self::new(regions, options)?;
+        if let Some(Pluggable { start, size, block }) = blocks {
+            ram.refuse_blocks()?;
+            let blocks = Blocks::new(size, block, true)?;
+            ram.grow(start, size, Some(blocks), |size| {
+                Mapping::new(size, options)
+            })?;
+        }
+        Ok(ram)
+    }
+
     /// Memory that another process shares, of which it handed over the file of each region.
     ///
     /// # Errors

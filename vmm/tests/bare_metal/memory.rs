@@ -134,6 +134,14 @@ fn a_block_is_plugged_when_it_is_offered_saved_and_gone_after_a_reset() {
     assert!(answer.contains(" 200 "), "{answer}");
     until("it is there", || log() == "+");
     assert_eq!(bench.machine().memory_bytes, FIRST + BLOCK);
+    // It is there in a process that takes the machine over, and nothing else is.
+    let mut next = with_memory(&bench.command());
+    let next = next.arg("--take-over").arg(bench.path("socket")).start();
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    child = next;
+    let machine = bench.machine();
+    let bytes = [machine.memory_bytes, machine.memory_requested_bytes];
+    assert_eq!(bytes, [FIRST + BLOCK; 2]);
     bench.snapshot("snapshot");
     bench.ask("PUT /v1/stop");
     assert_eq!(child.wait().expect("ends").code(), Some(0));

@@ -150,6 +150,7 @@ fn a_machine_is_updated_again_and_again_under_its_disks_work() {
         (4, &["--memory", "64"][..]),
         (12, &["--memory", "64,shared", "--vcpus", "2"]),
         (4, &["--memory", "64", "--jail=best-effort", "--balloon"]),
+        (3, &["--memory", "64,max=128", "--vcpus", "1,max=3"]),
     ] {
         let Some(updated) = Updated::new(more) else {
             return;
@@ -265,16 +266,21 @@ fn who_can_not_go_on_with_it_leaves_it_where_it_was() {
 
 #[test]
 fn what_can_not_be_handed_over_goes_on() {
-    let Some(updated) = Updated::new(&["--memory", "64,max=128"]) else {
+    let Some(updated) = Updated::new(&["--memory", "64"]) else {
         return;
     };
     let child = updated.start();
+    let mut debugger = UnixStream::connect(updated.bench.path("gdb")).expect("connects");
+    // Why it has stopped, which is answered once it has.
+    debugger.write_all(b"$?#3f").expect("asks");
+    debugger.read_exact(&mut [0]).expect("answers");
     let (_ours, theirs) = UnixStream::pair().expect("sockets");
     let answer = updated.send(&[&File::from(OwnedFd::from(theirs))]);
     assert!(
-        answer.contains(" 409 ") && answer.contains("memory that comes and goes"),
+        answer.contains(" 409 ") && answer.contains("a debugger has the machine"),
         "{answer}"
     );
+    drop(debugger);
     updated.goes_on();
     updated.ends(child);
 }
@@ -388,4 +394,46 @@ fn a_machine_whose_process_dies_is_not_gone_on_with() {
     { errors }.read_to_string(&mut line).expect("text");
     assert!(line.contains("it was not handed over"), "{line}");
     assert!(!updated.bench.path("exit").exists());
+}
+
+/// As a cloud's: each in a PID namespace of its own, and of another user than who started it.
+#[test]
+fn a_daemon_in_its_jail_gives_way_to_another() {
+    let Some(updated) = Updated::new(&["--memory", "64", "--daemonize"]) else {
+        return;
+    };
+    let bench = &updated.bench;
+    let mut more = updated.more.clone();
+    if rustix::process::geteuid().is_root() {
+        let folder = bench.path("socket");
+        let folder = folder.parent().expect("a folder");
+        std::os::unix::fs::chown(folder, Some(64000), Some(64000)).expect("chown");
+        more.extend(["--uid", "64000", "--gid", "64000"].map(str::to_owned));
+    }
+    more.push("--jail=best-effort".to_owned());
+    let run = |mut command: Command| {
+        let output = command.output().expect("runs");
+        assert!(output.status.success(), "{output:?}");
+        let pid = std::fs::read_to_string(bench.path("pid")).expect("a pid");
+        pid.trim().parse::<i32>().expect("a number")
+    };
+    let is_alive = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    let mut pid = run(updated.command(&more));
+    for round in 0..4 {
+        updated.goes_on();
+        let next = run(updated.taking_over_with(&more));
+        until("the old one ends", || !is_alive(pid));
+        assert!(next != pid && is_alive(next), "in round {round}");
+        pid = next;
+        let machine = bench.machine();
+        assert_eq!(machine.pid, pid.unsigned_abs());
+        assert!(!bench.path("exit").exists());
+    }
+    updated.goes_on();
+    bench.ask("PUT /v1/stop");
+    until("it ends", || !is_alive(pid));
+    assert_eq!(bench.exit(), Exit::Stopped);
 }
