@@ -99,6 +99,8 @@ pub struct HostCompute {
     exits: broadcast::Sender<InstanceId>,
     /// The instances whose VMMs are to be replaced.
     marks: Marks,
+    /// Whoever replaces one.
+    updating: tokio::sync::Mutex<()>,
     /// Whether new ones are noticed.
     watches_marks: AtomicBool,
 }
@@ -177,6 +179,7 @@ impl HostCompute {
             watched: Arc::default(),
             exits: broadcast::Sender::new(super::EXITS),
             marks: Marks::of(&data),
+            updating: tokio::sync::Mutex::default(),
             watches_marks: AtomicBool::new(false),
         })
     }

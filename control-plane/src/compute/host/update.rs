@@ -231,6 +231,8 @@ impl<E: Into<ComputeError>> From<E> for Stopped {
 
 impl HostCompute {
     pub(super) async fn update_vmm(&self, id: &InstanceId, boot: u64) -> Result<(), ComputeError> {
+        // One after the other: each has the host's free memory counted for itself.
+        let _one = self.updating.lock().await;
         let held = self.hold(id).await;
         if !doing("looking for its mark", self.marks.has(id))? {
             return Ok(());

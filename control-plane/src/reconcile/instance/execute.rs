@@ -265,17 +265,33 @@ impl InstanceController {
     /// Saves its memory, for as long as that is what is wanted: one that is forced or
     /// terminated meanwhile doesn't wait for the disk.
     async fn hibernate(&self, instance: &Instance) -> anyhow::Result<()> {
+        let hibernate = self.compute.hibernate(&instance.id, instance.boots);
+        self.while_meant(instance, Intent::Hibernate, hibernate)
+            .await
+    }
+
+    /// Has another VMM take its machine over, for as long as it is to run: what is cut short
+    /// leaves one that has it.
+    async fn replace_vmm(&self, instance: &Instance) -> anyhow::Result<()> {
+        let update = self.compute.update(&instance.id, instance.boots);
+        self.while_meant(instance, Intent::Run, update).await
+    }
+
+    /// Does what takes as long as its memory, unless something else is meant by then.
+    async fn while_meant(
+        &self,
+        instance: &Instance,
+        intent: Intent,
+        act: impl Future<Output = Result<(), ComputeError>>,
+    ) -> anyhow::Result<()> {
         let (id, boot) = (&instance.id, instance.boots);
         let mut views = self.db.changed();
         let changed = views.wait_for(|view| {
-            let wanted = |now: &Instance| now.intent == Intent::Hibernate && now.boots == boot;
+            let wanted = |now: &Instance| now.intent == intent && now.boots == boot;
             !view.find::<Instance>(id).is_some_and(wanted)
         });
-        let saved = self
-            .slots
-            .run(Kind::Memory, self.compute.hibernate(id, boot));
         tokio::select! {
-            saved = saved => match saved? {
+            done = self.slots.run(Kind::Memory, act) => match done? {
                 // It ended by itself in the meantime.
                 Ok(()) | Err(ComputeError::NotRunning(_)) => Ok(()),
                 Err(error) => Err(error.into()),
@@ -371,14 +387,7 @@ impl InstanceController {
             Step::Nothing | Step::Wait(_) => {}
             Step::Launch => self.launch(view, instance).await?,
             Step::Hibernate => self.hibernate(instance).await?,
-            Step::Update => {
-                let update = self.compute.update(id, instance.boots);
-                match self.slots.run(Kind::Memory, update).await? {
-                    // It ended by itself in the meantime.
-                    Ok(()) | Err(ComputeError::NotRunning(_)) => {}
-                    Err(error) => Err(error)?,
-                }
-            }
+            Step::Update => self.replace_vmm(instance).await?,
             Step::DiscardMemory => {
                 let discard = self.slots.run(Kind::Disk, self.compute.discard_memory(id));
                 discard.await?.context("removing its memory")?;
