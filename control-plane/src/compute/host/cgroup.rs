@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::statfs;
 
+use super::process::is_of_the_kernel;
 use crate::compute::LaunchSpec;
 use crate::model::InstanceId;
 use crate::model::overhead_mib;
@@ -239,11 +240,16 @@ impl Cgroups {
         fs::read_to_string(self.path(id).join("cgroup.freeze")).is_ok_and(|s| s.trim() == "1")
     }
 
-    /// The processes in the group; none when there is no group.
+    /// The processes in the group; none when there is no group. The kernel's own that work
+    /// for a VMM there, as those of vhost-net before Linux 6.4, end with it and are not
+    /// counted.
     pub(super) fn members(&self, id: &InstanceId) -> io::Result<Vec<u32>> {
         let path = self.path(id).join("cgroup.procs");
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(text.lines().filter_map(|l| l.parse().ok()).collect()),
+            Ok(text) => {
+                let all = text.lines().filter_map(|l| l.parse().ok());
+                Ok(all.filter(|pid| !is_of_the_kernel(*pid)).collect())
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(e) => named(&path, Err(e)),
         }

@@ -70,6 +70,21 @@ fn start_time(pid: u32) -> io::Result<Option<u64>> {
     }
 }
 
+/// Whether this is a thread of the kernel's own.
+pub(super) fn is_of_the_kernel(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| has_kernels_flag(&stat))
+}
+
+/// Field 9, by `PF_KTHREAD` of `include/linux/sched.h`.
+fn has_kernels_flag(stat: &str) -> bool {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| {
+        // Behind the name, the first is field 3.
+        rest.split_whitespace().nth(6)?.parse::<u64>().ok()
+    });
+    flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
 /// Field 22. The name, field 2, may hold anything, so count behind its last
 /// parenthesis; field 3 is the state, field 20 the number of threads.
 fn parse_stat(stat: &str) -> Option<u64> {
@@ -98,6 +113,16 @@ mod tests {
         assert_eq!(parse_stat(&format!("42 (vmm) X {tail}")), None);
         assert_eq!(parse_stat("42"), None);
         assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_told_from_processes() {
+        let of = |flags| format!("9 (vhost) 1 (x) S 2 0 0 0 -1 {flags} 0 0 0");
+        assert!(has_kernels_flag(&of("2129984")));
+        assert!(!has_kernels_flag(&of("4194560")));
+        assert!(!has_kernels_flag("9 (vhost"));
+        assert!(!is_of_the_kernel(std::process::id()));
+        assert!(!is_of_the_kernel(u32::MAX));
     }
 
     /// As of a VMM that was killed while a disk holds one of its threads.
