@@ -2,6 +2,8 @@
 //!
 //! <https://aws.amazon.com/ec2/instance-types/>
 
+mod table;
+
 use super::Quota;
 
 /// What a VMM of a guest with so much memory needs beside it, in MiB.
@@ -24,53 +26,53 @@ pub struct InstanceType {
     pub vcpus: u8,
     /// Its memory, in MiB.
     pub memory_mib: u32,
-    /// Whether EC2 gives it CPU credits (`BurstablePerformanceSupported`).
-    pub burstable: bool,
+    /// How many interfaces EC2 allows it.
+    pub interfaces: u8,
+    /// How many addresses EC2 allows each of those.
+    pub addresses: u8,
+    /// What its network carries at any time, in Mbit/s, where EC2 says that.
+    pub network_mbps: Option<u32>,
 }
 
-const fn t(name: &'static str, vcpus: u8, memory_mib: u32, burstable: bool) -> InstanceType {
+const fn of(
+    name: &'static str,
+    vcpus: u8,
+    memory_mib: u32,
+    interfaces: u8,
+    addresses: u8,
+    network_mbps: Option<u32>,
+) -> InstanceType {
     InstanceType {
         name,
         vcpus,
         memory_mib,
-        burstable,
+        interfaces,
+        addresses,
+        network_mbps,
     }
 }
 
-/// Every type that Hearth offers, by family, smallest first.
-pub const INSTANCE_TYPES: &[InstanceType] = &[
-    t("t2.nano", 1, 512, true),
-    t("t2.micro", 1, 1024, true),
-    t("t2.small", 1, 2048, true),
-    t("t2.medium", 2, 4096, true),
-    t("t2.large", 2, 8192, true),
-    t("t2.xlarge", 4, 16384, true),
-    t("t3.nano", 2, 512, true),
-    t("t3.micro", 2, 1024, true),
-    t("t3.small", 2, 2048, true),
-    t("t3.medium", 2, 4096, true),
-    t("t3.large", 2, 8192, true),
-    t("t3.xlarge", 4, 16384, true),
-    t("t3.2xlarge", 8, 32768, true),
-    t("m5.large", 2, 8192, false),
-    t("m5.xlarge", 4, 16384, false),
-    t("m5.2xlarge", 8, 32768, false),
-    t("m5.4xlarge", 16, 65536, false),
-    t("m5.8xlarge", 32, 131_072, false),
-    t("c5.large", 2, 4096, false),
-    t("c5.xlarge", 4, 8192, false),
-    t("c5.2xlarge", 8, 16384, false),
-    t("c5.4xlarge", 16, 32768, false),
-    t("r5.large", 2, 16384, false),
-    t("r5.xlarge", 4, 32768, false),
-    t("r5.2xlarge", 8, 65536, false),
-    t("r5.4xlarge", 16, 131_072, false),
-];
+/// Every type that Hearth offers, by name.
+pub const INSTANCE_TYPES: &[InstanceType] = table::TYPES;
 
 impl InstanceType {
     /// The type of this name.
     pub fn find(name: &str) -> Option<&'static InstanceType> {
-        INSTANCE_TYPES.iter().find(|t| t.name == name)
+        let found = INSTANCE_TYPES.binary_search_by(|t| t.name.cmp(name));
+        found.ok().and_then(|place| INSTANCE_TYPES.get(place))
+    }
+
+    /// Whether EC2 gives it CPU credits (`BurstablePerformanceSupported`).
+    pub fn burstable(&self) -> bool {
+        self.name.starts_with('t')
+    }
+
+    /// The hypervisor that EC2 runs it on.
+    pub fn hypervisor(&self) -> &'static str {
+        match self.family() {
+            "t2" => "xen",
+            _ => "nitro",
+        }
     }
 
     /// What a host gives to an instance of it: the guest's memory and its VMM's.
@@ -102,13 +104,9 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found() {
-        for (i, t) in INSTANCE_TYPES.iter().enumerate() {
+        assert!(INSTANCE_TYPES.is_sorted_by(|a, b| a.name < b.name));
+        for t in INSTANCE_TYPES {
             assert_eq!(InstanceType::find(t.name), Some(t));
-            assert!(
-                INSTANCE_TYPES[..i].iter().all(|o| o.name != t.name),
-                "{}",
-                t.name
-            );
         }
         assert_eq!(InstanceType::find("t3.micro").unwrap().family(), "t3");
         assert_eq!(InstanceType::find("t3"), None);

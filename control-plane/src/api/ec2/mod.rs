@@ -65,6 +65,7 @@ fn actions() -> Vec<Registered> {
         action::<account::DescribeIdFormat>(),
         action::<account::DescribeIdentityIdFormat>(),
         action::<images::DescribeImages>(),
+        action::<instance_types::DescribeInstanceTypeOfferings>(),
         action::<instance_types::DescribeInstanceTypes>(),
         action::<key_pairs::DescribeKeyPairs>(),
         action::<network_interfaces::DescribeNetworkInterfaces>(),

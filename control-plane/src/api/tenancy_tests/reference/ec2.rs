@@ -83,6 +83,7 @@ const NO_TYPE: &[&str] = &[
     "DescribeIdentityIdFormat",
     "DescribeImages",
     "DescribeInstanceStatus",
+    "DescribeInstanceTypeOfferings",
     "DescribeInstanceTypes",
     "DescribeInstances",
     "DescribeKeyPairs",
