@@ -102,24 +102,23 @@ fn an_elastic_address_comes_to_a_running_instance_and_leaves_it() {
                 cloud.interface(10, |eni| eni.public_ip = Some([203, 0, 113, last].into()));
                 cloud.apply().await;
                 let address = format!("203.0.113.{last}");
-                // What goes on over the one before leads nowhere; the guest, which knows
-                // of nothing, goes out with the new one from its next packet on.
+                // What goes on over the one before leads nowhere.
                 if let Some(before) = &before {
                     let _ = peer.take_error();
                     let _ = peer.send_to(b"too late", before);
                 }
+                let to: std::net::SocketAddr = format!("{address}:7").parse().expect("so");
+                let _ = peer.take_error();
+                peer.send_to(b"from without", to).expect("it goes out");
+                assert_eq!(hear(&guest).0, "from without");
                 guest
                     .send_to(b"from within", "203.0.113.1:4000")
                     .expect("it goes out");
-                let from = format!("{address}:7").parse().expect("so");
-                assert_eq!(hear(&peer), ("from within".into(), from));
-                let _ = peer.take_error();
-                peer.send_to(b"from without", from).expect("it goes out");
-                assert_eq!(hear(&guest).0, "from without");
+                assert_eq!(hear(&peer), ("from within".into(), to));
                 assert!(silent(&guest) && silent(&peer));
                 let metadata = "http://169.254.169.254/latest/meta-data/public-ipv4";
                 assert_eq!(ten.fetch(&format!("-f {metadata}")), Some(address));
-                before = Some(from);
+                before = Some(to);
             }
         },
     );
