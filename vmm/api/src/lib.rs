@@ -78,9 +78,13 @@
 //!
 //! An error is a 4xx or 5xx with an [`ApiError`].
 
+mod exit;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use exit::{Exit, ExitRecord, ExitStatus};
 
 /// The most pairs of queues of an interface: more vCPUs share them.
 pub const MAX_PAIRS: usize = 16;
@@ -563,35 +567,6 @@ pub struct ExitLatency {
     pub buckets: Vec<(u64, u64)>,
 }
 
-/// Why the VMM's process ended: the last thing it writes, as JSON ([`ExitRecord`]), to the
-/// file named by `--exit-file`. A process that is gone without it was killed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "reason", rename_all = "kebab-case")]
-pub enum Exit {
-    /// The guest powered itself off (ACPI S5), asked by the power button or not.
-    GuestPowerOff,
-    /// The control socket, SIGTERM or SIGINT asked for it.
-    Stopped,
-    /// The machine can't go on.
-    Crashed {
-        /// What happened, in one line.
-        detail: String,
-    },
-}
-
-/// What the file named by `--exit-file` holds: why the process ended, and what it left
-/// unfinished.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitRecord {
-    /// Why.
-    #[serde(flatten)]
-    pub exit: Exit,
-    /// Devices with requests that the host had not done when the process ended. They are
-    /// done or lost, as when the power fails.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unfinished: Vec<String>,
-}
-
 /// The body of an error answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiError {
@@ -602,28 +577,6 @@ pub struct ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Who reads the file only to learn why, reads it as that.
-    #[test]
-    fn a_record_of_an_exit_reads_as_the_exit() {
-        for exit in [
-            Exit::Stopped,
-            Exit::Crashed {
-                detail: "why".to_owned(),
-            },
-        ] {
-            let record = ExitRecord {
-                exit: exit.clone(),
-                unfinished: vec!["root".to_owned()],
-            };
-            let json = serde_json::to_string(&record).expect("JSON");
-            assert_eq!(serde_json::from_str::<Exit>(&json).expect("an exit"), exit);
-            assert_eq!(
-                serde_json::from_str::<ExitRecord>(&json).expect("all of it"),
-                record
-            );
-        }
-    }
 
     #[test]
     fn reasons_have_one_name_everywhere() {

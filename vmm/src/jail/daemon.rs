@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 
+use hearth_vmm_api::ExitStatus;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// What the child sends when all is well.
@@ -61,11 +62,16 @@ impl Parent {
         self.pipe.write_all(&[READY])
     }
 
-    /// The machine can't run: has the parent print this line and exit with 2.
-    pub fn fail(mut self, line: &str) {
-        // If the parent is gone, nobody is left to read it.
-        let _ = self.pipe.write_all(line.as_bytes());
+    /// The machine can't run: has the parent print this line and exit with this status.
+    pub fn fail(mut self, status: ExitStatus, line: &str) {
+        tell_failure(&mut self.pipe, status, line);
     }
+}
+
+/// A failure on its way to the parent: a byte for its exit status, and the line.
+fn tell_failure(pipe: &mut File, status: ExitStatus, line: &str) {
+    // If the parent is gone, nobody is left to read it.
+    let _ = pipe.write_all(&[&[status as u8], line.as_bytes()].concat());
 }
 
 fn is_file(fd: i32) -> bool {
@@ -93,7 +99,7 @@ fn unshare_pids() -> io::Result<()> {
 }
 
 /// Forks twice. Returns in the daemon; the parent waits for it and exits with 0,
-/// or with 2 after printing the daemon's one line on standard error. With `own_pids`
+/// or with the daemon's status after printing its one line on standard error. With `own_pids`
 /// the daemon has a PID namespace of its own if that can be had: [`enter`](super::enter)
 /// says whether it must.
 ///
@@ -111,18 +117,20 @@ pub(super) fn daemonize(own_pids: bool) -> io::Result<Parent> {
         _ => {
             drop(writer);
             let mut message = Vec::new();
-            let status = match reader.read_to_end(&mut message) {
-                Ok(_) if message == [READY] => 0,
-                Ok(0) => {
+            // What was read before an error is what there is.
+            let _ = reader.read_to_end(&mut message);
+            let status = match &*message {
+                [READY] => 0,
+                [] => {
                     eprintln!("hearth-vmm: the machine's process died while it started");
-                    1
+                    ExitStatus::Crashed as u8
                 }
-                _ => {
-                    eprintln!("hearth-vmm: {}", String::from_utf8_lossy(&message));
-                    2
+                [status, line @ ..] => {
+                    eprintln!("hearth-vmm: {}", String::from_utf8_lossy(line));
+                    *status
                 }
             };
-            std::process::exit(status);
+            std::process::exit(status.into());
         }
     }
     // SAFETY: takes nothing; the child is no group leader, so this can't fail.
@@ -146,9 +154,9 @@ pub(super) fn daemonize(own_pids: bool) -> io::Result<Parent> {
             unsafe { libc::_exit(0) }
         }
         Err(error) => {
-            // If the parent is gone, nobody is left to read it.
-            let _ = writer.write_all(format!("fork: {error}").as_bytes());
-            std::process::exit(2);
+            let refused = ExitStatus::Refused;
+            tell_failure(&mut writer, refused, &format!("fork: {error}"));
+            std::process::exit((refused as u8).into());
         }
     }
 }

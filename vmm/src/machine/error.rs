@@ -65,6 +65,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the snapshot that the machine was to go on from is of no use for it, now or
+    /// another time.
+    #[must_use]
+    pub fn blames_snapshot(&self) -> bool {
+        matches!(self, Self::Restore(refused) if !refused.is_passing())
+    }
+}
+
 pub(crate) fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Kvm { what, source }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Error, Machine, Origin, host_error, kvm_error, vm};
 use crate::arch;
 use crate::memory::{Cancel, Dirty, Memory, Options, Pluggable, Ram};
+use crate::snapshot::Refused;
 
 /// Guest memory of so many bytes, of which those below 4 GiB end at the hole: of zeroes,
 /// or what a snapshot has.
@@ -40,7 +41,7 @@ pub(super) fn make(
         }
         Origin::Snapshot(source) => {
             Ram::restore_with_blocks(&regions, blocks, options, &source.memory)
-                .map_err(host_error("--restore: memory"))
+                .map_err(|error| Error::Restore(Refused::by_host("memory", &error)))
         }
     };
     memory.map(Arc::new)

@@ -83,7 +83,9 @@ pub(super) struct Saving {
 /// The files of an order, and memory of its base.
 fn open(order: Order) -> Result<(Opened, Option<File>), Unsaved> {
     let base = order.base.map(|folder| {
-        let base = Source::open(&folder).map_err(Unsaved::Base)?.memory;
+        let base = Source::open(&folder);
+        let base = base.map_err(|refused| Unsaved::Base(io::Error::other(refused)))?;
+        let base = base.memory;
         match order.followed == Some(FileId::of(&base).map_err(Unsaved::Base)?) {
             true => Ok(base),
             false => Err(Unsaved::NotNow(NOT_FOLLOWED)),

@@ -36,7 +36,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hearth_vmm_api::Exit;
+use hearth_vmm_api::{Exit, ExitStatus};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::commands::{Reply, cannot_reset, perform};
@@ -47,16 +47,13 @@ use self::take_over::{Leaving, TakeOver};
 use self::terminal::Terminal;
 use crate::config::{self, Description, Refusal};
 use crate::control::{Answer, Server, Ticket};
+use crate::error::chain;
 use crate::gdb::Debugger;
 use crate::jail;
-use crate::machine::{Errand, Machine, Taps};
+use crate::machine::{self, Errand, Machine, Taps};
 use crate::serial::{Console, StandardOutput, TICK};
 use crate::vcpu::{Ending, unix_ns};
 
-/// Exit status for a machine that crashed.
-const STATUS_CRASHED: u8 = 1;
-/// Exit status for a wrong command line, and for what a machine can't be built of.
-const STATUS_WRONG: u8 = 2;
 /// What is said to those who still wait for an answer.
 const ENDED: &str = "the machine has ended";
 
@@ -95,12 +92,12 @@ pub fn main() -> ExitCode {
     };
     let mut process = match Process::prepare(&description, taps, began_ns, parent.as_ref()) {
         Ok(process) => process,
-        Err(line) => return refuse(parent, &line),
+        Err(unbuilt) => return refuse(parent, &unbuilt),
     };
     give_back::heap();
     let runs = match process.take() {
         Ok(runs) => runs,
-        Err(line) => return refuse(parent, &line),
+        Err(line) => return refuse(parent, &line.into()),
     };
     if runs {
         // It is paused, and no snapshot is under way.
@@ -167,20 +164,47 @@ fn inherited_taps(description: &Description) -> Result<Taps, String> {
     Ok(taps)
 }
 
-/// The machine can't run here: whoever waits learns why.
-fn refuse(parent: Option<jail::Parent>, line: &str) -> ExitCode {
-    match parent {
-        Some(parent) => {
-            parent.fail(line);
-            ExitCode::from(STATUS_WRONG)
+/// A machine that can't run here.
+struct Unbuilt {
+    status: ExitStatus,
+    /// Why, for people.
+    line: String,
+}
+
+impl From<String> for Unbuilt {
+    fn from(line: String) -> Self {
+        Self {
+            status: ExitStatus::Refused,
+            line,
         }
-        None => wrong(line),
     }
 }
 
+impl From<machine::Error> for Unbuilt {
+    fn from(error: machine::Error) -> Self {
+        let status = match error.blames_snapshot() {
+            true => ExitStatus::Unrestorable,
+            false => ExitStatus::Refused,
+        };
+        Self {
+            status,
+            line: chain(&error),
+        }
+    }
+}
+
+/// The machine can't run here: whoever waits learns why.
+fn refuse(parent: Option<jail::Parent>, unbuilt: &Unbuilt) -> ExitCode {
+    let Unbuilt { status, line } = unbuilt;
+    match parent {
+        Some(parent) => parent.fail(*status, line),
+        None => eprintln!("hearth-vmm: {line}"),
+    }
+    ExitCode::from(*status as u8)
+}
+
 fn wrong(line: &str) -> ExitCode {
-    eprintln!("hearth-vmm: {line}");
-    ExitCode::from(STATUS_WRONG)
+    refuse(None, &line.to_owned().into())
 }
 
 #[expect(clippy::print_stdout, reason = "the answer to --help and --version")]
@@ -452,7 +476,7 @@ impl Process {
         if let Some(gdb) = self.gdb {
             gdb.end(match exit {
                 Exit::GuestPowerOff | Exit::Stopped => 0,
-                Exit::Crashed { .. } => STATUS_CRASHED,
+                Exit::Crashed { .. } => ExitStatus::Crashed as u8,
             });
         }
         let unfinished = self.machine.end();
@@ -468,14 +492,14 @@ impl Process {
             Exit::GuestPowerOff | Exit::Stopped => ExitCode::SUCCESS,
             Exit::Crashed { detail } => {
                 eprintln!("hearth-vmm: the machine crashed: {detail}");
-                ExitCode::from(STATUS_CRASHED)
+                ExitCode::from(ExitStatus::Crashed as u8)
             }
         };
         if let Some(path) = &self.exit_file
             && let Err(error) = write_exit(path, exit, unfinished)
         {
             eprintln!("hearth-vmm: --exit-file {}: {error}", path.display());
-            code = ExitCode::from(STATUS_CRASHED);
+            code = ExitCode::from(ExitStatus::Crashed as u8);
         }
         code
     }

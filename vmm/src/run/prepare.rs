@@ -12,17 +12,16 @@ use std::path::{Path, PathBuf};
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
-use super::Process;
 use super::files::{Made, PidFile, open_file, open_to_write, resolved};
 use super::take_over::TakeOver;
 use super::terminal::Terminal;
+use super::{Process, Unbuilt};
 use crate::arch::boot::Payload;
 use crate::config::{self, Description};
 use crate::control::Server;
-use crate::error::chain;
 use crate::gdb::Debugger;
 use crate::jail;
-use crate::machine::{Built, Firmware, Origin, Parts, Software, Taps, VcpuCount, profiles};
+use crate::machine::{self, Built, Firmware, Origin, Parts, Software, Taps, VcpuCount, profiles};
 use crate::serial::{Console, Output, Serial, StandardOutput};
 use crate::snapshot::Source;
 use crate::vcpu::Trace;
@@ -34,7 +33,7 @@ impl Process {
         taps: Taps,
         began_ns: u64,
         daemon: Option<&jail::Parent>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Unbuilt> {
         let mut made = Made::default();
         let pid = daemon.map_or_else(std::process::id, jail::Parent::pid);
         let places = Places::of(description)?;
@@ -54,7 +53,7 @@ impl Process {
             (Some(inherited), _) => Origin::Process(inherited),
             (None, Some(folder)) => Source::open(folder)
                 .map(Origin::Snapshot)
-                .map_err(|error| format!("--restore {}: {error}", folder.display()))?,
+                .map_err(|refused| machine::Error::Restore(refused.within(folder.display())))?,
             (None, None) => Origin::PowerOn,
         };
         let mut log_options = OpenOptions::new();
@@ -124,8 +123,7 @@ impl Process {
             exit_trace,
             began_ns,
             pid,
-        })
-        .map_err(|error| chain(&error))?;
+        })?;
 
         let pid_file = match &places.pid_file {
             Some(path) => Some(
@@ -155,7 +153,7 @@ impl Process {
             Some(policy) => jail::enter(&places.folders, uid, gid, policy, profiles(), daemon)?,
             None => jail::confine_outside(uid, gid)?,
         };
-        let machine = built.start(&confinement).map_err(|error| chain(&error))?;
+        let machine = built.start(&confinement)?;
         if let Some(path) = &places.exit_file {
             jail::may_write_beside(path)
                 .map_err(|error| format!("--exit-file {}: {error}", path.display()))?;

@@ -243,12 +243,12 @@ impl Source {
     ///
     /// # Errors
     /// When a file is missing or is none.
-    pub fn open(folder: &Path) -> io::Result<Self> {
+    pub fn open(folder: &Path) -> Result<Self, Refused> {
         let open = |name| {
-            let fail = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+            let fail = |error: io::Error| Refused::by_host(name, &error);
             let file = File::open(folder.join(name)).map_err(fail)?;
             if !file.metadata().map_err(fail)?.is_file() {
-                return Err(fail(io::Error::other("not a regular file")));
+                return Err(Refused::because("not a regular file").within(name));
             }
             Ok(file)
         };
@@ -266,7 +266,7 @@ impl Source {
         let mut bytes = Vec::new();
         let mut file = (&self.state).take(MAX_STATE + 1);
         let read = file.read_to_end(&mut bytes);
-        read.map_err(|error| Refused::because(format!("can't be read: {error}")))?;
+        read.map_err(|error| Refused::by_host("can't be read", &error))?;
         if bytes.len() as u64 > MAX_STATE {
             return Err(Refused::because(format!("has more than {MAX_STATE} bytes")));
         }

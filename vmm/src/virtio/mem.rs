@@ -405,7 +405,7 @@ impl VirtioDevice for Mem {
         }
         let runs: Vec<_> = plugged.iter().map(|&(start, end)| start..end).collect();
         let kept = region.keep_blocks(&runs);
-        kept.map_err(|error| Refused::because(format!("its blocks: {error}")))?;
+        kept.map_err(|error| Refused::by_host("its blocks", &error))?;
         self.shared.requested.store(requested, Ordering::SeqCst);
         Ok(())
     }

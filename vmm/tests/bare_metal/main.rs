@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
-use hearth_vmm_api::{Exit, Machine, MachineState, Metrics, SandboxLayer};
+use hearth_vmm_api::{Exit, ExitStatus, Machine, MachineState, Metrics, SandboxLayer};
 use serde::de::DeserializeOwned;
 
 use image::{AWAIT_BUTTON, HALT, bzimage};

@@ -109,7 +109,7 @@ fn each_copy_of_a_template_is_a_machine_of_its_own() {
         .output()
         .expect("hearth-vmm runs");
     let line = String::from_utf8_lossy(&other.stderr).into_owned();
-    assert_eq!(other.status.code(), Some(2), "{line}");
+    assert!(ExitStatus::Unrestorable.is(other.status.code()), "{line}");
     assert!(
         line.contains("its asset tag") || line.contains("asset tag has"),
         "{line}"

@@ -20,7 +20,8 @@ use hearth_vmm::block::{Backend, EngineKind, Op, Prepared, Until, Wakes};
 use hearth_vmm::jail::{self, Policy, ThreadRole};
 use hearth_vmm::machine::{ERRANDS, profiles};
 use hearth_vmm::virtio::DECLARATIONS;
-use hearth_vmm_api::SandboxLayer;
+use hearth_vmm_api::ExitStatus;
+use hearth_vmm_api::{ExitStatus, SandboxLayer};
 use rustix::fs::AtFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -305,7 +306,7 @@ impl Run {
         wrong.extend(inside(folder, self.becomes, Some(&daemon)));
         match wrong.is_empty() {
             true => daemon.ready().expect("its parent is told"),
-            false => daemon.fail(&wrong.join("\n")),
+            false => daemon.fail(ExitStatus::Refused, &wrong.join("\n")),
         }
     }
 

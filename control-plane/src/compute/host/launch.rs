@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use hearth_vmm_api::SandboxLayer;
+use hearth_vmm_api::{ExitStatus, SandboxLayer};
 
 use super::bootcache::BootFiles;
 use super::folder::{self, Folder, Launch};
@@ -155,7 +155,7 @@ impl HostCompute {
         folder: &Folder,
         places: &argv::Places<'_>,
         taps: &[OwnedFd],
-    ) -> Result<(), ComputeError> {
+    ) -> Result<(), Unstarted> {
         let fds: Vec<_> = taps.iter().map(AsRawFd::as_raw_fd).collect();
         // VMMs run as users of their own where this process may choose users.
         let owner = rustix::process::geteuid().is_root().then(|| launch.owner());
@@ -171,9 +171,12 @@ impl HostCompute {
             return Ok(());
         }
         let words = folder.last_words();
-        Err(ComputeError::Refused(
-            words.unwrap_or_else(|| format!("it ended with {status}")),
-        ))
+        Err(Unstarted {
+            is_unrestorable: ExitStatus::Unrestorable.is(status.code()),
+            error: ComputeError::Refused(
+                words.unwrap_or_else(|| format!("it ended with {status}")),
+            ),
+        })
     }
 
     /// Starts the VMM on a template, if there is one and it takes it.
@@ -202,9 +205,12 @@ impl HostCompute {
         };
         match self.start(launch, folder, &places, taps).await {
             Ok(()) => Ok(true),
-            Err(ComputeError::Refused(why)) => {
+            Err(Unstarted {
+                error: ComputeError::Refused(why),
+                is_unrestorable,
+            }) => {
                 tracing::warn!(instance = %id, why, "its template is refused: it boots from cold");
-                if blames_snapshot(&why) {
+                if is_unrestorable {
                     self.templates.remove(&template);
                 }
                 let ended = self.cgroups.remove(id).await;
@@ -215,7 +221,7 @@ impl HostCompute {
                 doing("emptying the console", emptied)?;
                 Ok(false)
             }
-            Err(error) => Err(error),
+            Err(Unstarted { error, .. }) => Err(error),
         }
     }
 
@@ -268,13 +274,16 @@ impl HostCompute {
                 tracing::info!(instance = %id, "it goes on from its memory");
                 Ok(true)
             }
-            Err(error) => {
+            Err(Unstarted {
+                error,
+                is_unrestorable,
+            }) => {
                 let ended = self.cgroups.remove(id).await;
                 doing("ending what did not go on from its memory", ended)?;
                 // A VMM notes its process id before it lets the guest run.
                 let may_have_run = folder.claimed_pid().is_some();
                 let why = match error {
-                    ComputeError::Refused(why) if may_have_run || blames_snapshot(&why) => why,
+                    ComputeError::Refused(why) if may_have_run || is_unrestorable => why,
                     error if may_have_run => return Err(error),
                     error => {
                         let memory = Memory::of(folder);
@@ -309,6 +318,28 @@ impl HostCompute {
     }
 }
 
+/// A VMM that was not started.
+struct Unstarted {
+    error: ComputeError,
+    /// What it was to go on from is of no use, now or another time: its exit status says so.
+    is_unrestorable: bool,
+}
+
+impl From<ComputeError> for Unstarted {
+    fn from(error: ComputeError) -> Self {
+        Self {
+            error,
+            is_unrestorable: false,
+        }
+    }
+}
+
+impl From<Unstarted> for ComputeError {
+    fn from(unstarted: Unstarted) -> Self {
+        unstarted.error
+    }
+}
+
 /// A refusal as what another moment may not refuse.
 fn passing(error: ComputeError) -> ComputeError {
     match error {
@@ -318,24 +349,6 @@ fn passing(error: ComputeError) -> ComputeError {
         },
         error => error,
     }
-}
-
-/// Whether a VMM that refused to start says that it was for what it was to go on from: it
-/// names the flag. Not for what another moment may have, though it was lacking there.
-fn blames_snapshot(why: &str) -> bool {
-    const PASSING: [i32; 8] = [
-        libc::EINTR,
-        libc::EAGAIN,
-        libc::ENOMEM,
-        libc::EBUSY,
-        libc::ENFILE,
-        libc::EMFILE,
-        libc::ENOSPC,
-        libc::ETIMEDOUT,
-    ];
-    // As io::Error says them.
-    let is = |errno: &i32| why.contains(&format!("(os error {errno})"));
-    why.starts_with("--restore") && !PASSING.iter().any(is)
 }
 
 /// Copies the kernel and the initrd, if there is one, from a disk. `Ok(Err(line))`

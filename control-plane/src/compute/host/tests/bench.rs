@@ -13,7 +13,8 @@ use crate::{
 /// decides how it behaves. How each begins is in the file `starts` beside it, and in `saves`
 /// each snapshot that is begun. One whose kernel is `slow`, or `stubborn` and deaf to
 /// whoever gives a snapshot up, writes one in its time and once there is a file `go`. None
-/// goes on from what was saved while there is a file `lacking`, which is what it says.
+/// goes on from what was saved while there is a file `lacking`, which is its exit status and
+/// what it says.
 ///
 /// One that takes over waits before it says that it has the machine while there is a file
 /// `early`, and before it serves while there is a `late`; where there is `dies`, it does so
@@ -39,14 +40,15 @@ if words == "refuse":
 saved = flags.get("--restore")
 if saved and not os.path.exists(saved + "/machine.json"):
     print("hearth-vmm: --restore: machine.json: No such file or directory (os error 2)", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(3)
 if saved and open(saved + "/machine.json").read() != '"saved"':
     print("hearth-vmm: --restore: machine.json: is damaged", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(3)
 memory = open(saved + "/memory") if saved else None
 if saved and os.path.exists(os.path.dirname(sys.argv[0]) + "/lacking"):
-    print("hearth-vmm: " + open(os.path.dirname(sys.argv[0]) + "/lacking").read(), file=sys.stderr)
-    sys.exit(2)
+    status, why = open(os.path.dirname(sys.argv[0]) + "/lacking").read().split(" ", 1)
+    print("hearth-vmm: " + why, file=sys.stderr)
+    sys.exit(int(status))
 r, w = os.pipe()
 if os.fork():
     os.close(w)

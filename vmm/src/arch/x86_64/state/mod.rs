@@ -32,5 +32,5 @@ use crate::snapshot::Refused;
 
 /// KVM refused something.
 fn refused(what: &str) -> impl FnOnce(kvm_ioctls::Error) -> Refused {
-    move |error| Refused::because(format!("KVM: {what}: {error}"))
+    move |error| Refused::by_host(format_args!("KVM: {what}"), &error.into())
 }
