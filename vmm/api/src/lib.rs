@@ -21,7 +21,7 @@
 //! | `PUT /v1/balloon`        | [`Balloon`]  | 202: the guest was asked |
 //! | `POST /v1/disks`         | [`NewDisk`]  | [`Disk`], once its file is open; 202: its back end hasn't answered yet; 409 |
 //! | `DELETE /v1/disks/{id}`  |              | 202: the guest was asked |
-//! | `PATCH /v1/disks/{id}`   | [`Change`], or nothing | [`Disk`]: its size was looked at again; 404; 409 |
+//! | `PATCH /v1/disks/{id}`   | [`Change`], or nothing | [`Disk`]: its size was looked at again; 404; 409, 500: nothing has changed |
 //! | `POST /v1/nics`          | [`NewNic`]   | [`Nic`]         |
 //! | `DELETE /v1/nics/{id}`   |              | 202: the guest was asked |
 //! | `PATCH /v1/nics/{id}`    | [`Change`]   | [`Nic`]; 409: the kernel moves its packets |
@@ -65,7 +65,9 @@
 //! A disk's file is opened, and its size looked at, beside all else: where its file system
 //! takes its time, only who asked waits for the answer. Until it is open, the disk is among
 //! [`Machine::connecting`], and `DELETE` takes it away; who asked for it is answered with 409
-//! then, as is who asks when 16 others are opened or looked at.
+//! then, as is who asks when 16 others on the same storage, or 64 in all, are opened or looked at.
+//! Its name and its file are free once `DELETE` is answered, whatever its file system does.
+//! Limits in a `PATCH` hold from when it is answered.
 //!
 //! `DELETE` requests an unplug: [`Machine`] shows the disk or interface with
 //! `unplug_requested` until the guest has ejected it, and no longer after that. The

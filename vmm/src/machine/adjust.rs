@@ -22,14 +22,6 @@ pub enum Unfit {
 }
 
 impl Machine {
-    /// Changes how much a disk may do, from now on; false: there is no disk of this name.
-    ///
-    /// # Errors
-    /// One line: another process serves it.
-    pub fn limit_disk(&mut self, id: &str, limits: Limits) -> Result<bool, &'static str> {
-        self.devices.limit_disk(id, limits)
-    }
-
     /// Changes how much may pass through a network interface in each direction, from now
     /// on; none: there is none of this name.
     ///

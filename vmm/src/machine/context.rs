@@ -313,6 +313,15 @@ fn what(disk: &config::Disk) -> String {
 /// Opens a disk's file, where it isn't open already, and locks it: for as long as its file
 /// system likes.
 pub(super) fn open_disk(disk: &config::Disk, file: Option<OwnedFd>) -> Result<Found, Error> {
+    open_wanted_disk(disk, file, || true)
+}
+
+/// The same, of one that may be wanted no more when its file system has answered.
+pub(super) fn open_wanted_disk(
+    disk: &config::Disk,
+    file: Option<OwnedFd>,
+    is_wanted: impl FnOnce() -> bool,
+) -> Result<Found, Error> {
     let what = what(disk);
     let fail = |error: io::Error| Error::Device(format!("{what}: {error}"));
     let backend = match file {
@@ -320,8 +329,12 @@ pub(super) fn open_disk(disk: &config::Disk, file: Option<OwnedFd>) -> Result<Fo
         None => Backend::open(&disk.path, disk.read_only),
     }
     .map_err(fail)?;
-    lock(&backend, disk.read_only, "disk").map_err(fail)?;
     let size_bytes = backend.size().map_err(fail)?;
+    // Last: what hangs before has nothing that another needs.
+    if !is_wanted() {
+        return Err(fail(io::ErrorKind::Interrupted.into()));
+    }
+    lock(&backend, disk.read_only, "disk").map_err(fail)?;
     if size_bytes < SECTOR {
         return Err(Error::Device(format!(
             "{what}: a disk has at least {SECTOR} bytes"

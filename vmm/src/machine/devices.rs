@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use hearth_vmm_api as api;
 
+use super::Error;
 use crate::config::NO_DISK_LIMITS;
 use crate::pci::PciRoot;
 use crate::virtio::counters::Counters;
@@ -141,44 +142,48 @@ impl Devices {
         })
     }
 
-    /// Has a disk's size looked at again; none: there is no disk of this name.
-    pub(super) fn look_at_disk(&self, id: &str) -> Option<Look> {
-        let device = self.0.iter().find(|device| device.id == id)?;
-        match &device.handle {
-            Handle::Disk(_, handle) => Some(Look::At(handle.clone())),
-            Handle::UserDisk(_, handle) => {
+    /// Has a disk's size looked at again, whose limits may be to be changed; none: there is
+    /// no disk of this name.
+    ///
+    /// # Errors
+    /// Another process serves it, which has no limits.
+    pub(super) fn look_at_disk(
+        &self,
+        id: &str,
+        limits: Option<Limits>,
+    ) -> Result<Option<Look>, Error> {
+        let device = self.0.iter().find(|device| device.id == id);
+        Ok(match device.map(|device| (device, &device.handle)) {
+            Some((_, Handle::Disk(_, handle))) => Some(Look::At(handle.clone())),
+            Some((_, Handle::UserDisk(..))) if limits.is_some() => {
+                return Err(Error::Device(NO_DISK_LIMITS.to_owned()));
+            }
+            Some((device, Handle::UserDisk(_, handle))) => {
                 handle.refresh();
                 device.disk().map(Look::Asked)
             }
             _ => None,
-        }
+        })
     }
 
-    /// Has a disk have this size in bytes; none: there is no disk of this name any more.
-    pub(super) fn disk_has(&mut self, id: &str, size: u64) -> Option<api::Disk> {
+    /// Has a disk have this size in bytes, and these limits if there are any; none: there is
+    /// no disk of this name any more.
+    pub(super) fn disk_has(
+        &mut self,
+        id: &str,
+        size: u64,
+        limits: Option<Limits>,
+    ) -> Option<api::Disk> {
         let device = self.0.iter_mut().find(|device| device.id == id)?;
         if let Handle::Disk(disk, handle) = &mut device.handle {
             handle.resized(size);
             disk.size_bytes = size;
-        }
-        device.disk()
-    }
-
-    /// Changes how much a disk may do; false: there is no disk of this name.
-    ///
-    /// # Errors
-    /// One line: another process serves it.
-    pub(super) fn limit_disk(&mut self, id: &str, limits: Limits) -> Result<bool, &'static str> {
-        let device = self.0.iter_mut().find(|device| device.id == id);
-        match device.map(|device| &mut device.handle) {
-            Some(Handle::Disk(disk, handle)) => {
+            if let Some(limits) = limits {
                 handle.set_limits(limits);
                 disk.limits = limits.into();
-                Ok(true)
             }
-            Some(Handle::UserDisk(..)) => Err(NO_DISK_LIMITS),
-            _ => Ok(false),
         }
+        device.disk()
     }
 
     /// Changes how much may pass through a network interface; none: there is none of

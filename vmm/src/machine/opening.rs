@@ -3,24 +3,28 @@
 //!
 //! ```text
 //!   main thread   add_disk ───────────────────────── plug ─► finished, answered late
-//!                 resize_disk ─┐                   ┌─ new size ─► the same
+//!                 change_disk ─┐                   ┌─ new size ─► the same
 //!   thread "disk-file"         └─ open, lock, size ┘ rings
 //! ```
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::Builder;
 
 use hearth_vmm_api as api;
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
 use super::context::{self, Found};
 use super::devices::{self, Look};
 use super::{Error, Machine, host_error};
 use crate::config;
 use crate::jail::{Allow, Argument, Profile, ThreadRole, confine_thread};
+use crate::virtio::limit::Limits;
 
 /// What the thread asks of the kernel.
 pub(super) static PROFILE: Profile = Profile {
@@ -35,8 +39,12 @@ pub(super) static PROFILE: Profile = Profile {
     plug: &[],
 };
 
-/// As many threads at once, however many are forgotten meanwhile.
-const MAX_ERRANDS: usize = 16;
+/// As many threads at once, however many are forgotten meanwhile: one that its file system
+/// holds can't be ended.
+const MAX_ERRANDS: usize = 64;
+
+/// As many of them for one storage, so that one that is dead leaves threads for others.
+const MAX_PER_STORAGE: usize = 16;
 
 /// As many looks at one disk: who is answered by the second is told the newest size.
 const MAX_LOOKS: usize = 2;
@@ -68,7 +76,40 @@ pub enum Resize {
 
 enum Purpose {
     Plug(config::Disk),
-    Resize(String),
+    Resize(String, Option<Limits>),
+}
+
+/// What answers for a disk's file, as far as that is known without asking it.
+#[derive(PartialEq, Eq)]
+enum Storage {
+    /// The device of its file system, or the file itself, if that is a block device: major
+    /// and minor number.
+    Device(u32, u32),
+    /// The folder that it is to be opened in.
+    Folder(PathBuf),
+}
+
+impl Storage {
+    /// That of an open file.
+    fn of(file: &impl AsFd) -> Option<Self> {
+        // What the kernel knows: no file system is asked.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let known = statx(file, "", flags, StatxFlags::TYPE).ok()?;
+        let kind = FileType::from_raw_mode(known.stx_mode.into());
+        Some(match kind {
+            FileType::BlockDevice => Self::Device(known.stx_rdev_major, known.stx_rdev_minor),
+            _ => Self::Device(known.stx_dev_major, known.stx_dev_minor),
+        })
+    }
+
+    /// That of a disk that is open already, or to be opened.
+    fn of_disk(disk: &config::Disk, file: Option<&OwnedFd>) -> Self {
+        let open = file.and_then(Self::of);
+        open.unwrap_or_else(|| {
+            let folder = disk.path.parent().unwrap_or(&disk.path);
+            Self::Folder(folder.to_owned())
+        })
+    }
 }
 
 impl Purpose {
@@ -76,12 +117,12 @@ impl Purpose {
     fn id(&self) -> &str {
         match self {
             Self::Plug(disk) => &disk.id,
-            Self::Resize(id) => id,
+            Self::Resize(id, _) => id,
         }
     }
 
     fn looks_at(&self, disk: &str) -> bool {
-        matches!(self, Self::Resize(id) if id == disk)
+        matches!(self, Self::Resize(id, _) if id == disk)
     }
 }
 
@@ -94,7 +135,22 @@ struct UnderWay {
     errand: Errand,
     /// None: nobody wants it any more, and its thread is still there.
     purpose: Option<Purpose>,
+    /// What the thread knows of that.
+    is_wanted: Arc<AtomicBool>,
+    /// Where the thread waits; none: that isn't known.
+    storage: Option<Storage>,
     answer: Receiver<Answer>,
+}
+
+impl UnderWay {
+    /// Has it be wanted no more if it is what is meant; returns whether it is.
+    fn forget_if(&mut self, is_meant: impl FnOnce(&mut Purpose) -> bool) -> bool {
+        let is_forgotten = self.purpose.take_if(is_meant).is_some();
+        if is_forgotten {
+            self.is_wanted.store(false, Ordering::SeqCst);
+        }
+        is_forgotten
+    }
 }
 
 /// Those under way, as they were begun, and what came of others.
@@ -123,18 +179,27 @@ impl Machine {
     /// When the name is taken, or too much else is under way.
     pub fn add_disk(&mut self, disk: config::Disk, file: Option<OwnedFd>) -> Result<Errand, Error> {
         self.may_plug(&config::Device::Disk(disk.clone()))?;
+        let storage = Some(Storage::of_disk(&disk, file.as_ref()));
         let opened = disk.clone();
-        let open = move || Answer::Opened(context::open_disk(&opened, file));
-        self.begin(Purpose::Plug(disk), open)
+        let open = move |is_wanted: &AtomicBool| {
+            let is_wanted = || is_wanted.load(Ordering::SeqCst);
+            Answer::Opened(context::open_wanted_disk(&opened, file, is_wanted))
+        };
+        self.begin(Purpose::Plug(disk), storage, open)
     }
 
-    /// Looks at a disk's size again and notifies the guest if it changed; none: there is
-    /// no disk of this name.
+    /// Looks at a disk's size again and notifies the guest if it changed; then it has these
+    /// limits too, if any are given. None: there is no disk of this name.
     ///
     /// # Errors
-    /// When too much else is under way.
-    pub fn resize_disk(&mut self, id: &str) -> Result<Option<Resize>, Error> {
-        match self.devices.look_at_disk(id) {
+    /// When too much else is under way, or another process serves it and it can't have
+    /// limits; nothing has changed then.
+    pub fn change_disk(
+        &mut self,
+        id: &str,
+        limits: Option<Limits>,
+    ) -> Result<Option<Resize>, Error> {
+        match self.devices.look_at_disk(id, limits)? {
             None => Ok(None),
             Some(Look::Asked(disk)) => Ok(Some(Resize::Now(disk))),
             Some(Look::At(handle)) => {
@@ -145,8 +210,10 @@ impl Machine {
                     let why = "its file doesn't say how big it is, and was asked before";
                     return Err(Error::Device(format!("{id}: {why}")));
                 }
-                let look = move || Answer::Size(handle.size());
-                let errand = self.begin(Purpose::Resize(id.to_owned()), look)?;
+                let storage = Storage::of(&handle);
+                let look = move |_: &AtomicBool| Answer::Size(handle.size());
+                let purpose = Purpose::Resize(id.to_owned(), limits);
+                let errand = self.begin(purpose, storage, look)?;
                 Ok(Some(Resize::Later(errand)))
             }
         }
@@ -160,19 +227,30 @@ impl Machine {
     fn begin(
         &mut self,
         purpose: Purpose,
-        work: impl FnOnce() -> Answer + Send + 'static,
+        storage: Option<Storage>,
+        work: impl FnOnce(&AtomicBool) -> Answer + Send + 'static,
     ) -> Result<Errand, Error> {
-        if self.errands.under_way.len() >= MAX_ERRANDS {
-            let why = "too many other disks are being opened or looked at";
+        let all = &self.errands.under_way;
+        let beside = all.iter().filter(|one| one.storage == storage).count();
+        let why = if beside >= MAX_PER_STORAGE {
+            Some("too many other disks there are being opened or looked at")
+        } else if all.len() >= MAX_ERRANDS {
+            Some("too many other disks are being opened or looked at")
+        } else {
+            None
+        };
+        if let Some(why) = why {
             return Err(Error::Device(format!("{}: {why}", purpose.id())));
         }
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        let wanted = Arc::clone(&is_wanted);
         let (sender, answer) = channel();
         let bell = Arc::clone(&self.quieted);
         let run = move || {
             // Dropped without a word, it says that nothing comes of it.
             if confine_thread(ThreadRole::Device(&PROFILE)).is_ok() {
                 // Nobody may be left who asks.
-                let _ = sender.send(work());
+                let _ = sender.send(work(&wanted));
             }
             drop(sender);
             // Fails only when the counter is full, and then it is rung already.
@@ -186,6 +264,8 @@ impl Machine {
         self.errands.under_way.push(UnderWay {
             errand,
             purpose: Some(purpose),
+            is_wanted,
+            storage,
             answer,
         });
         Ok(errand)
@@ -221,12 +301,12 @@ impl Machine {
                 (Some(Purpose::Plug(disk)), Ok(Answer::Opened(found))) => {
                     Outcome::Added(found.and_then(|found| self.plug_disk(&disk, found)))
                 }
-                (Some(Purpose::Resize(id)), Ok(Answer::Size(size))) => {
+                (Some(Purpose::Resize(id, limits)), Ok(Answer::Size(size))) => {
                     let size = size.map_err(host_error("look at the disk's size"));
-                    Outcome::Resized(size.map(|size| self.devices.disk_has(&id, size)))
+                    Outcome::Resized(size.map(|size| self.devices.disk_has(&id, size, limits)))
                 }
                 (Some(Purpose::Plug(_)), _) => Outcome::Added(Err(gone())),
-                (Some(Purpose::Resize(_)), _) => Outcome::Resized(Err(gone())),
+                (Some(Purpose::Resize(..)), _) => Outcome::Resized(Err(gone())),
             };
             self.errands.done.push((one.errand, outcome));
         }
@@ -236,11 +316,11 @@ impl Machine {
     fn forget_looks(&mut self) {
         let devices = &self.devices;
         let is_gone = |purpose: &mut Purpose| match purpose {
-            Purpose::Resize(id) => !devices.has(id),
+            Purpose::Resize(id, _) => !devices.has(id),
             Purpose::Plug(_) => false,
         };
         for one in &mut self.errands.under_way {
-            if one.purpose.take_if(is_gone).is_some() {
+            if one.forget_if(is_gone) {
                 self.errands
                     .done
                     .push((one.errand, Outcome::Resized(Ok(None))));
@@ -280,8 +360,7 @@ impl Machine {
     pub fn forget_opening(&mut self, id: &str) -> bool {
         let is_it = |purpose: &mut Purpose| matches!(purpose, Purpose::Plug(disk) if disk.id == id);
         let mut all = self.errands.under_way.iter_mut();
-        let Some(errand) = all.find_map(|one| one.purpose.take_if(is_it).map(|_| one.errand))
-        else {
+        let Some(errand) = all.find_map(|one| one.forget_if(is_it).then_some(one.errand)) else {
             return false;
         };
         let why = Error::Device(format!("{id}: it was taken away before its file was open"));

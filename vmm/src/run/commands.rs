@@ -12,6 +12,7 @@ use crate::control::{Answer, Command};
 use crate::error::chain;
 use crate::machine::{self, Errand, Machine, Outcome, Resize, Unfit, Unsaved};
 use crate::snapshot::Destination;
+use crate::virtio::limit::Limits;
 use crate::virtio::{blk, net, vhost_user_blk};
 
 const NO_BALLOON: &str = "the machine was started without --balloon";
@@ -96,16 +97,12 @@ pub(super) fn perform(
             added(nic, |nic| machine.add_nic(nic, descriptors))
         }
         Command::ChangeDisk(id, change) => {
-            if let Some(change) = change {
-                match change.limits.try_into() {
-                    Ok(limits) => match machine.limit_disk(&id, limits) {
-                        Ok(_) => {}
-                        Err(why) => return Reply::Now(Answer::error(409, why)),
-                    },
-                    Err(mistake) => return Reply::Now(Answer::error(400, &mistake)),
-                }
-            }
-            match machine.resize_disk(&id) {
+            let limits = change.map(|change| Limits::try_from(change.limits));
+            let limits = match limits.transpose() {
+                Ok(limits) => limits,
+                Err(mistake) => return Reply::Now(Answer::error(400, &mistake)),
+            };
+            match machine.change_disk(&id, limits) {
                 Ok(Some(Resize::Now(disk))) => Answer::value(&disk),
                 Ok(Some(Resize::Later(errand))) => return Reply::Done(errand),
                 Ok(None) => no_device(&id),

@@ -1,5 +1,7 @@
 //! A disk that doesn't answer is felt by its guest, and nowhere else.
 
+use std::fs::File;
+
 use hearth_vmm_api::{ExitRecord, MachineState};
 
 use super::driver::{Function, looks_and_ejects};
@@ -137,7 +139,7 @@ fn everything_is_answered_while_a_disk_hangs() {
             hung.guest_runs();
             hung.eject();
             let other = hung.bench.path("other");
-            let file = std::fs::File::create(&other);
+            let file = File::create(&other);
             file.and_then(|file| file.set_len(1 << 20)).expect("a disk");
             let body = serde_json::json!({"id": "other", "path": other}).to_string();
             let added = hung.bench.send("POST /v1/disks", &body);
@@ -250,6 +252,9 @@ fn nobody_waits_for_a_disk_to_be_closed() {
     }
 }
 
+/// A change of a disk, beside that its size is looked at.
+const LIMITS: &str = r#"{"limits":{"ops":7}}"#;
+
 /// Disks on storage that doesn't answer when they are opened, or asked for their size.
 #[test]
 fn a_look_that_hangs_does_not_hold_the_name_of_a_disk_that_is_gone() {
@@ -266,7 +271,7 @@ fn a_look_that_hangs_does_not_hold_the_name_of_a_disk_that_is_gone() {
     };
     let mut looks = vec![(); 3]
         .into_iter()
-        .map(|()| ask("PATCH /v1/disks/slow", ""))
+        .map(|()| ask("PATCH /v1/disks/slow", LIMITS))
         .collect::<Vec<_>>();
     // The last to come is refused: no disk has all the threads.
     until("one is refused", || looks.iter().any(|l| l.is_finished()));
@@ -275,6 +280,8 @@ fn a_look_that_hangs_does_not_hold_the_name_of_a_disk_that_is_gone() {
     let refused = looks.swap_remove(refused.expect("one"));
     let answer = refused.join().expect("an answer");
     assert!(answer.contains("was asked before"), "{answer}");
+    // All of a change, or nothing: whoever is refused, and who isn't answered yet.
+    assert!(bench.machine().disks[0].limits.is_none());
     assert!(machine.ask("DELETE /v1/disks/slow").contains(" 202 "));
     until("it is gone", || bench.machine().disks.is_empty());
     for look in looks {
@@ -282,7 +289,7 @@ fn a_look_that_hangs_does_not_hold_the_name_of_a_disk_that_is_gone() {
         assert!(answer.contains(" 404 "), "{answer}");
     }
     let good = bench.path("good");
-    let file = std::fs::File::create(&good);
+    let file = File::create(&good);
     file.and_then(|file| file.set_len(1 << 20)).expect("a disk");
     let add = serde_json::json!({"id": "slow", "path": good}).to_string();
     let added = ask("POST /v1/disks", &add).join().expect("an answer");
@@ -321,7 +328,7 @@ fn nobody_waits_for_a_disk_to_be_opened_but_who_asked_for_it() {
         let (socket, body) = (bench.path("socket"), body.to_owned());
         std::thread::spawn(move || jail::send_files(&socket, request, &body, &[]))
     };
-    let looks = ask("PATCH /v1/disks/there", "");
+    let looks = ask("PATCH /v1/disks/there", LIMITS);
     until("its size is asked for", || there.hangs());
     let add = serde_json::json!({"id": "new", "path": new.path()}).to_string();
     let adds = || ask("POST /v1/disks", &add);
@@ -354,20 +361,61 @@ fn nobody_waits_for_a_disk_to_be_opened_but_who_asked_for_it() {
         refused.contains(" 409 ") && refused.contains("too many other"),
         "{refused}"
     );
-    assert_eq!(asked, 15, "beside the one that is looked at");
+    assert_eq!(asked, 16, "beside the one that is looked at elsewhere");
+    // Other storage is in nobody's way.
+    let other = bench.path("other");
+    let file = File::create(&other).expect("a file");
+    file.set_len(1 << 20).expect("a disk");
+    let other = serde_json::json!({"id": "other", "path": other}).to_string();
+    let answer = bench.send("POST /v1/disks", &other);
+    assert!(answer.contains(" 200 "), "{answer}");
     there.answers(Answers::Everything);
     let answer = looks.join().expect("a client");
     assert!(
         answer.contains(" 200 ") && answer.contains("\"size_bytes\":1048576"),
         "{answer}"
     );
+    let disks = bench.machine().disks;
+    let limited: Vec<_> = disks.iter().map(|disk| !disk.limits.is_none()).collect();
+    assert_eq!(limited, [true, false]);
     new.answers(Answers::Everything);
     until("there is room again", || {
         bench.send("POST /v1/disks", &add).contains(" 200 ")
     });
     let machine = bench.machine();
-    assert_eq!(machine.disks.len(), 2);
+    assert_eq!(machine.disks.len(), 3);
     assert!(machine.connecting.is_empty());
+    bench.ask("PUT /v1/stop");
+    assert_eq!(vmm.wait().expect("ends").code(), Some(0));
+}
+
+#[test]
+fn a_disk_that_was_taken_away_while_it_hung_can_be_put_in_again() {
+    let (Some(disk), Some(bench)) = (SlowDisk::unremembered(), Bench::new(&HALT)) else {
+        return;
+    };
+    let mut vmm = bench.command().start();
+    bench.listens("socket");
+    let add = serde_json::json!({"id": "new", "path": disk.path()}).to_string();
+    let adds = || {
+        let (socket, add) = (bench.path("socket"), add.clone());
+        std::thread::spawn(move || jail::send_files(&socket, "POST /v1/disks", &add, &[]))
+    };
+    // It is open, and its size isn't told.
+    disk.answers(Answers::OneLook);
+    let first = adds();
+    until("its size is asked for", || disk.hangs());
+    assert!(bench.ask("DELETE /v1/disks/new").contains(" 202 "));
+    let answer = first.join().expect("a client");
+    assert!(answer.contains("taken away"), "{answer}");
+    disk.answers(Answers::OneLook);
+    let second = adds();
+    until("it is as far as the first", || disk.answered_one_look());
+    // Longer than is waited for a lock: nobody has one.
+    std::thread::sleep(Duration::from_secs(2));
+    disk.answers(Answers::Everything);
+    let answer = second.join().expect("a client");
+    assert!(answer.contains(" 200 "), "{answer}");
     bench.ask("PUT /v1/stop");
     assert_eq!(vmm.wait().expect("ends").code(), Some(0));
 }

@@ -44,6 +44,10 @@ pub(super) enum Answers {
     /// Reads, writes, flushes and closes are taken and not done: whoever waits for them can't be
     /// killed.
     NoTransfers,
+    /// As a disk does, until its attributes were asked for once.
+    OneLook,
+    /// Its attributes aren't told, be it to who looks for its size.
+    NoLooks,
     /// Nothing is even looked at: whoever waits can be killed.
     Nothing,
 }
@@ -141,6 +145,11 @@ impl SlowDisk {
     pub(super) fn hangs(&self) -> bool {
         self.state.hanging.load(Ordering::SeqCst) > 0
     }
+
+    /// Whether one look was answered, as it was to be.
+    pub(super) fn answered_one_look(&self) -> bool {
+        *self.state.answers.lock().expect("no panic") == Answers::NoLooks
+    }
 }
 
 impl Drop for SlowDisk {
@@ -175,7 +184,7 @@ impl Server {
         while !state.ends.load(Ordering::SeqCst) {
             let is_ready = self.is_ready();
             // Held, so that what a test asks for holds for each request that follows.
-            let answers = state.answers.lock().expect("no panic");
+            let mut answers = state.answers.lock().expect("no panic");
             if *answers == Answers::Everything {
                 for request in std::mem::take(&mut self.held) {
                     self.answer(&request);
@@ -189,10 +198,18 @@ impl Server {
                 std::thread::sleep(TICK);
             } else if is_ready && let Ok(length) = self.device.read(&mut buffer) {
                 let request = Request::parse(&buffer[..length]);
-                if *answers == Answers::NoTransfers && request.is_transfer() {
-                    self.held.push(request);
-                } else {
-                    self.answer(&request);
+                let is_look = request.opcode == GETATTR;
+                let is_held = match *answers {
+                    Answers::NoTransfers => request.is_transfer(),
+                    Answers::NoLooks => is_look,
+                    _ => false,
+                };
+                match is_held {
+                    true => self.held.push(request),
+                    false => self.answer(&request),
+                }
+                if *answers == Answers::OneLook && is_look {
+                    *answers = Answers::NoLooks;
                 }
             }
         }

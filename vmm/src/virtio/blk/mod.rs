@@ -9,7 +9,7 @@ mod state;
 mod tests;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -175,6 +175,12 @@ pub struct Block {
 /// Reaches a block device while the machine runs.
 #[derive(Clone)]
 pub struct Handle(Arc<Shared>);
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.backend.as_fd()
+    }
+}
 
 impl Handle {
     /// The file behind it, open once more.
