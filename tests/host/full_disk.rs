@@ -280,11 +280,17 @@ async fn after_input_and_output_errors_all_that_was_confirmed_is_there() {
 struct Guest {
     id: InstanceId,
     paused: AtomicBool,
+    /// There was one template.
+    gave_way: AtomicBool,
     ended: AtomicBool,
     written: AtomicU64,
 }
 
 impl Pausable for Guest {
+    fn give_way(&self) -> std::io::Result<bool> {
+        Ok(!self.gave_way.swap(true, Ordering::SeqCst))
+    }
+
     /// Not told before the guest is paused: it must be, whatever the host's figures
     /// wait for.
     fn kept_bytes(&self) -> std::io::Result<u64> {
@@ -296,6 +302,7 @@ impl Pausable for Guest {
 
     fn set_paused(&self, id: &InstanceId, paused: bool) -> std::io::Result<()> {
         assert_eq!(*id, self.id);
+        assert!(!paused || self.gave_way.load(Ordering::SeqCst));
         self.paused.store(paused, Ordering::SeqCst);
         Ok(())
     }
@@ -348,6 +355,7 @@ async fn a_guest_that_fills_its_disk(kind: &str, cloning: Cloning) {
     let guest = Arc::new(Guest {
         id: InstanceId::from_random(1),
         paused: AtomicBool::new(false),
+        gave_way: AtomicBool::new(false),
         ended: AtomicBool::new(false),
         written: AtomicU64::new(0),
     });

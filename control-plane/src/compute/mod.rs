@@ -271,6 +271,13 @@ pub trait Pausable: Send + Sync {
     /// When the host can't be asked.
     fn paused(&self) -> std::io::Result<BTreeSet<InstanceId>>;
 
+    /// Has something that is there for speed alone make room on the disk, before anybody is
+    /// paused; false: there is nothing of that kind any more.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    fn give_way(&self) -> std::io::Result<bool>;
+
     /// What the memory of hibernated instances takes on this host's disk, in bytes.
     ///
     /// # Errors

@@ -160,11 +160,11 @@ impl HostCompute {
         if let Err(error) = cgroups.of_templates().kill_all() {
             tracing::warn!(%error, "what a template was made in is not ended");
         }
-        let templates = Templates::open(&data, warm_templates);
-        let room = Room::new(&instances, &cgroups);
+        let templates = Arc::new(Templates::open(&data, warm_templates));
+        let room = Room::new(&instances, &cgroups, &templates);
         Ok(Self {
             boot_cache,
-            templates: Arc::new(templates),
+            templates,
             available_mib: warm::available_mib,
             spare: None,
             instances,
@@ -492,6 +492,10 @@ impl Pausable for HostCompute {
         let mut all = self.cgroups.list()?;
         all.retain(|id| self.cgroups.is_frozen(id));
         Ok(all)
+    }
+
+    fn give_way(&self) -> io::Result<bool> {
+        self.templates.give_way()
     }
 
     fn kept_bytes(&self) -> io::Result<u64> {

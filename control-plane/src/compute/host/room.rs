@@ -9,6 +9,8 @@
 //! The marks are those of `storage::Pressure`, at which guests are paused. A save that goes
 //! on where they are would pause them all, its own VMM too, and free nothing.
 //!
+//! Before any of that happens, templates go, one after the other.
+//!
 //! What saves have still to write is read from the instances' folders and kept nowhere: a
 //! `hearth` that was killed has left VMMs that go on saving.
 
@@ -23,6 +25,7 @@ use rustix::fs::statvfs;
 use super::cgroup::Cgroups;
 use super::folder::Folder;
 use super::memory::Memory;
+use super::warm::Templates;
 use super::{blocking, instances_in};
 
 /// The fastest that memory and guests together are thought to fill the disk, in bytes a
@@ -39,6 +42,8 @@ pub type Free = Arc<dyn Fn() -> io::Result<u64> + Send + Sync>;
 pub(super) struct Room {
     instances: PathBuf,
     cgroups: Cgroups,
+    /// What gives way to all else.
+    templates: Arc<Templates>,
     free: Free,
     /// What is kept free, in bytes.
     reserve: u64,
@@ -75,7 +80,7 @@ fn lock(promised: &Mutex<u64>) -> MutexGuard<'_, u64> {
 
 impl Room {
     /// Where instances' folders are, with nothing kept free.
-    pub(super) fn new(instances: &Path, cgroups: &Cgroups) -> Self {
+    pub(super) fn new(instances: &Path, cgroups: &Cgroups, templates: &Arc<Templates>) -> Self {
         let folder = instances.to_owned();
         let free = move || {
             let has = statvfs(&folder)?;
@@ -84,6 +89,7 @@ impl Room {
         Self {
             instances: instances.to_owned(),
             cgroups: cgroups.clone(),
+            templates: Arc::clone(templates),
             free: Arc::new(free),
             reserve: 0,
             promised: Arc::default(),
@@ -100,7 +106,8 @@ impl Room {
         }
     }
 
-    /// Has `take` take room for so many bytes, if they are there. Blocks.
+    /// Has `take` take room for so many bytes, if they are there, or are when templates have
+    /// gone. Blocks.
     ///
     /// # Errors
     /// `StorageFull` where they aren't.
@@ -110,7 +117,12 @@ impl Room {
         take: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
         let promised = lock(&self.promised);
-        self.check(bytes, *promised)?;
+        while let Err(error) = self.check(bytes, *promised) {
+            let is_full = error.kind() == io::ErrorKind::StorageFull;
+            if !is_full || !self.templates.give_way()? {
+                return Err(error);
+            }
+        }
         take()
     }
 
@@ -176,6 +188,12 @@ impl Room {
                 let chosen = Arc::clone(&self.giving_up).lock_owned().await;
                 // Another may have made room.
                 if self.available().await.is_ok_and(|free| free < self.reserve) {
+                    let templates = Arc::clone(&self.templates);
+                    match blocking(move || templates.give_way()).await {
+                        Ok(true) => continue,
+                        Ok(false) => {}
+                        Err(error) => tracing::warn!(%error, "no template makes room"),
+                    }
                     return chosen;
                 }
             }
@@ -198,7 +216,8 @@ mod tests {
 
     fn room(free: &Arc<AtomicU64>) -> (tempfile::TempDir, Room) {
         let dir = tempfile::tempdir().unwrap();
-        let room = Room::new(dir.path(), &Cgroups::without_limits(dir.path()));
+        let templates = Arc::new(Templates::open(dir.path(), 0));
+        let room = Room::new(dir.path(), &Cgroups::without_limits(dir.path()), &templates);
         let free = Arc::clone(free);
         let room = room.keeping(100, Arc::new(move || Ok(free.load(Ordering::Relaxed))));
         (dir, room)

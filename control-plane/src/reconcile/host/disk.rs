@@ -2,8 +2,8 @@
 //!
 //! Volumes are thin, and the store lies on the same file system. So free space is
 //! looked at, the oftener the less there is, and at the low mark
-//! ([`crate::storage::Pressure`]) instances whose volumes grow are paused; they go
-//! on when there is room again. New volumes are refused meanwhile: the host's
+//! ([`crate::storage::Pressure`]) what is there for speed alone goes, and if that isn't
+//! enough, instances whose volumes grow are paused; they go on when there is room again. New volumes are refused meanwhile: the host's
 //! record says that it has nothing to give.
 //!
 //! A loop of its own and no [`super::super::Controller`]: it must keep its time
@@ -158,7 +158,10 @@ impl DiskGuard {
         reserve: u64,
         before: &mut BTreeMap<InstanceId, u64>,
     ) -> anyhow::Result<Space> {
-        let space = self.storage.space().await?;
+        let mut space = self.storage.space().await?;
+        while Pressure::of(space.available, reserve) >= Pressure::Low && self.gives_way().await {
+            space = self.storage.space().await?;
+        }
         let pressure = Pressure::of(space.available, reserve);
         // A file of each instance.
         let writers = Arc::clone(&self.writers);
@@ -181,6 +184,17 @@ impl DiskGuard {
             self.carry_out(plan(pressure, &grown, &paused), &space, reserve);
         }
         Ok(space)
+    }
+
+    /// Has what is there for speed alone make room; false: there is nothing more of it.
+    async fn gives_way(&self) -> bool {
+        let writers = Arc::clone(&self.writers);
+        let gave = tokio::task::spawn_blocking(move || writers.give_way()).await;
+        let gave = gave.map_err(std::io::Error::from).flatten();
+        gave.unwrap_or_else(|error| {
+            tracing::warn!(%error, "templates can't make room");
+            false
+        })
     }
 
     /// Has the host's record follow what was `seen`. Beside the guard: a commit waits

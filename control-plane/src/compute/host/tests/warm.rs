@@ -309,3 +309,36 @@ async fn a_template_takes_nothing_of_what_the_host_keeps_free() {
     host.purge().await.unwrap();
     fs::remove_dir(&root).unwrap();
 }
+
+/// A save that finds no room, one that is given up and a guard that would pause guests have
+/// templates go first.
+#[tokio::test]
+async fn templates_are_the_first_to_go_when_the_disk_runs_short() {
+    const MIB: u64 = 1 << 20;
+    let Some((bench, root)) = Bench::new() else {
+        return;
+    };
+    bench.set_free(2000 * MIB);
+    let host = bench.open_keeping(&root, 80 * MIB);
+    let first = spec(&bench, 1, HELD);
+    launched(&host, &first).await;
+    assert!(made(&host, &first).await);
+    let has_one = || host.templates.find(&first, &host.vmm).is_some();
+    // A save that has room costs none.
+    host.hibernate(&first.instance, 1).await.unwrap();
+    assert!(has_one());
+    let second = spec(&bench, 2, HELD);
+    launched(&host, &second).await;
+    // Room for none: what the stand-in has free doesn't grow, and all has gone.
+    bench.set_free(100 * MIB);
+    host.hibernate(&second.instance, 1).await.unwrap_err();
+    assert!(!has_one());
+    // It may be made again.
+    bench.set_free(2000 * MIB);
+    let third = spec(&bench, 3, HELD);
+    launched(&host, &third).await;
+    assert!(made(&host, &first).await);
+    assert!(host.give_way().unwrap() && !has_one() && !host.give_way().unwrap());
+    host.purge().await.unwrap();
+    fs::remove_dir(&root).unwrap();
+}

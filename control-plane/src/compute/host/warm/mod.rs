@@ -31,7 +31,8 @@
 //! takes memory and disk that no instance and no volume was promised, and ends when they
 //! are; so no launch is refused for one. One that is there is a file: it lessens the free
 //! disk, of which the host's record says how much may be promised, and its pages in memory
-//! are the kernel's to drop.
+//! are the kernel's to drop. When the disk runs short, templates are what goes first: before
+//! a save of an instance's memory finds no room or is given up, and before guests are paused.
 
 mod make;
 
@@ -262,6 +263,16 @@ impl Templates {
     /// Has what lies in a folder be the template of this key, in the place of those that
     /// were used longest ago.
     fn keep(&self, made: &Path, key: &str) -> io::Result<()> {
+        let there = self.by_use()?;
+        let over = (there.len() + 1).saturating_sub(self.most);
+        for path in there.into_iter().take(over) {
+            absent_is_fine(self.evict(&path, self.stages()))?;
+        }
+        fs::rename(made, self.folder.join(key))
+    }
+
+    /// The folders of those that are there: first the one that was used longest ago.
+    fn by_use(&self) -> io::Result<Vec<PathBuf>> {
         let mut there = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -270,11 +281,23 @@ impl Templates {
             }
         }
         there.sort();
-        let over = (there.len() + 1).saturating_sub(self.most);
-        for (_, path) in there.into_iter().take(over) {
-            absent_is_fine(self.evict(&path, self.stages()))?;
-        }
-        fs::rename(made, self.folder.join(key))
+        Ok(there.into_iter().map(|(_, path)| path).collect())
+    }
+
+    /// Has the one that was used longest ago make room on the disk for what isn't a matter
+    /// of speed alone; false: there is none. It may be made again when there is room.
+    pub(super) fn give_way(&self) -> io::Result<bool> {
+        let there = match self.by_use() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            there => there?,
+        };
+        let Some(oldest) = there.first() else {
+            return Ok(false);
+        };
+        // Another may have removed it: look again.
+        absent_is_fine(self.evict(oldest, self.stages()))?;
+        tracing::info!(template = %oldest.display(), "it makes room on the disk");
+        Ok(true)
     }
 }
 
