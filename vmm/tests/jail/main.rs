@@ -20,7 +20,6 @@ use hearth_vmm::block::{Backend, EngineKind, Op, Prepared, Until, Wakes};
 use hearth_vmm::jail::{self, Policy, ThreadRole};
 use hearth_vmm::machine::{ERRANDS, profiles};
 use hearth_vmm::virtio::DECLARATIONS;
-use hearth_vmm_api::ExitStatus;
 use hearth_vmm_api::{ExitStatus, SandboxLayer};
 use rustix::fs::AtFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
