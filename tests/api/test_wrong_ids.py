@@ -45,6 +45,8 @@ ASSOCIATION = Kind("eipassoc", "InvalidParameterValue", "InvalidAssociationID.No
                    "The association ID '{}' does not exist")
 INTERFACE = Kind("eni", "InvalidNetworkInterfaceId.Malformed", "InvalidNetworkInterfaceID.NotFound",
                  "The networkInterface ID '{}' does not exist")
+TEMPLATE = Kind("lt", "InvalidLaunchTemplateId.Malformed", "InvalidLaunchTemplateId.NotFound",
+                "The specified launch template, with template ID {}, does not exist.")
 
 RULE_OF = {"IpPermissions": [{"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}]}
 # In place of the identifier of something that is there.
@@ -97,6 +99,16 @@ CALLS = [
     (ASSOCIATION, "disassociate_address", lambda ids: {"AssociationId": ids[0]}),
     (ALLOCATION, "release_address", lambda ids: {"AllocationId": ids[0]}),
     (RULE, "describe_security_group_rules", lambda ids: {"SecurityGroupRuleIds": ids}),
+    (INSTANCE, "get_launch_template_data", lambda ids: {"InstanceId": ids[0]}),
+    (TEMPLATE, "create_launch_template_version", lambda ids: {
+        "LaunchTemplateId": ids[0], "LaunchTemplateData": {"InstanceType": "t3.nano"}}),
+    (TEMPLATE, "delete_launch_template", lambda ids: {"LaunchTemplateId": ids[0]}),
+    (TEMPLATE, "delete_launch_template_versions", lambda ids: {"LaunchTemplateId": ids[0], "Versions": ["1"]}),
+    (TEMPLATE, "describe_launch_templates", lambda ids: {"LaunchTemplateIds": ids}),
+    (TEMPLATE, "describe_launch_template_versions", lambda ids: {"LaunchTemplateId": ids[0]}),
+    (TEMPLATE, "modify_launch_template", lambda ids: {"LaunchTemplateId": ids[0], "DefaultVersion": "1"}),
+    (TEMPLATE, "run_instances", lambda ids: {
+        "LaunchTemplate": {"LaunchTemplateId": ids[0]}, "MinCount": 1, "MaxCount": 1}),
     (VOLUME, "describe_volumes", lambda ids: {"VolumeIds": ids}),
     (VOLUME, "delete_volume", lambda ids: {"VolumeId": ids[0]}),
 ]
@@ -108,7 +120,8 @@ each_call = pytest.mark.parametrize("kind, call, asked", CALLS, ids=[f"{call}-{k
 # The parameters that name one by its identifier.
 NAMED_BY = {"InstanceId": INSTANCE, "ImageId": IMAGE, "VpcId": VPC, "SubnetId": SUBNET, "GroupId": GROUP,
             "SecurityGroupId": GROUP, "SecurityGroupRuleId": RULE, "VolumeId": VOLUME, "KeyPairId": KEY_PAIR,
-            "AllocationId": ALLOCATION, "AssociationId": ASSOCIATION, "NetworkInterfaceId": INTERFACE}
+            "AllocationId": ALLOCATION, "AssociationId": ASSOCIATION, "NetworkInterfaceId": INTERFACE,
+            "LaunchTemplateId": TEMPLATE}
 # What has tests of its own: what isn't there is no error of theirs, or rules are named among a group's.
 ELSEWHERE = {("delete_key_pair", KEY_PAIR), ("revoke_security_group_ingress", RULE),
              ("revoke_security_group_egress", RULE)}

@@ -408,9 +408,9 @@ macro_rules! in_use {
 macro_rules! each_kind {
     ($then:ident) => {
         $then! {
-            described: [ElasticIp, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume, Vpc],
+            described: [ElasticIp, Eni, Image, Instance, KeyPair, LaunchTemplate, SecurityGroup, Subnet, Volume, Vpc],
             others: [
-                ClientToken, GroupName, Host, PrivateAddress, PublicAddress, QuotaGuard, Reachability, Reservation,
+                ClientToken, GroupName, Host, LaunchTemplateName, LaunchTemplateVersion, PrivateAddress, PublicAddress, QuotaGuard, Reachability, Reservation,
                 DefaultVpcMark, Tags,
             ],
         }

@@ -4,4 +4,5 @@
 pub mod default_vpc;
 pub mod elastic_ip;
 pub mod launch;
+pub mod launch_template;
 pub mod security_group;

@@ -8,6 +8,7 @@ mod images;
 mod instance_types;
 pub mod instances;
 mod key_pairs;
+mod launch_templates;
 pub mod listing;
 mod network_interfaces;
 pub mod regions;
@@ -104,6 +105,14 @@ fn actions() -> Vec<Registered> {
         action::<instances::ModifyInstanceAttribute>(),
         action::<instances::ModifyInstanceMetadataOptions>(),
         action::<instances::ResetInstanceAttribute>(),
+        action::<launch_templates::CreateLaunchTemplate>(),
+        action::<launch_templates::CreateLaunchTemplateVersion>(),
+        action::<launch_templates::DeleteLaunchTemplate>(),
+        action::<launch_templates::DeleteLaunchTemplateVersions>(),
+        action::<launch_templates::DescribeLaunchTemplateVersions>(),
+        action::<launch_templates::DescribeLaunchTemplates>(),
+        action::<launch_templates::GetLaunchTemplateData>(),
+        action::<launch_templates::ModifyLaunchTemplate>(),
         action::<volumes::DeleteVolume>(),
         action::<volumes::DescribeVolumes>(),
     ]

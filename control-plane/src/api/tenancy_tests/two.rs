@@ -175,6 +175,16 @@ impl Two {
         ];
         let made = call("AuthorizeSecurityGroupIngress", &rule_of_group).await;
         let rule_of_group = text(&made, "securityGroupRuleId").to_owned();
+        let template = format!("{name}-template");
+        let made = call(
+            "CreateLaunchTemplate",
+            &[
+                ("LaunchTemplateName", &template),
+                ("LaunchTemplateData.ImageId", samples::image().id.as_ref()),
+            ],
+        )
+        .await;
+        let template_id = text(&made, "launchTemplateId").to_owned();
         let made = call(
             "RunInstances",
             &[
@@ -228,6 +238,8 @@ impl Two {
             ("KeyPairId", key_pair),
             ("NetworkInterfaceId", eni),
             ("PublicIp", public_ip),
+            ("LaunchTemplateId", template_id),
+            ("LaunchTemplateName", template),
             ("ReferencedGroupId", group_id.clone()),
             ("ResourceId", instance),
             ("SecurityGroup", group.clone()),
@@ -359,7 +371,9 @@ fn filled_in(
         "SecurityGroupRuleId" if of_group => RULE_OF_GROUP,
         other => other,
     };
-    if let Some(value) = own.get(rule).filter(|_| last != "Tag") {
+    // Of what is made, which nobody has yet.
+    let named_by_others = ["Tag", "LaunchTemplateName"].contains(&last);
+    if let Some(value) = own.get(rule).filter(|_| !named_by_others) {
         return [(missing.to_owned(), value.clone())].into();
     }
     let value = match last {
@@ -388,6 +402,17 @@ fn filled_in(
             return all.chain(cidr.into_iter().filter(|_| !of_group)).collect();
         }
         "InstanceType" => "t2.micro",
+        "LaunchTemplateName" => "another",
+        "LaunchTemplateData" => {
+            return [(format!("{missing}.InstanceType"), "t2.micro".to_owned())].into();
+        }
+        // So EC2 says it.
+        "name" => {
+            let name = own["LaunchTemplateName"].clone();
+            return [("LaunchTemplateName".to_owned(), name)].into();
+        }
+        "LaunchTemplateVersion" => return parameters(&[("LaunchTemplateVersion.1", "7")]),
+        "SetDefaultVersion" => "1",
         "MaxCount" | "MinCount" => "1",
         "PrincipalArn" => "all",
         "PublicKeyMaterial" => PUBLIC_KEY,

@@ -7,15 +7,16 @@ use jiff::Timestamp;
 
 use crate::{
     model::{
-        ClientToken, GroupName, Instance, InstanceState, Launch, PublicPool, Reservation,
-        SecurityGroup, StateReason, Tags, Volume, VolumeAttachment,
+        ClientToken, GroupName, Instance, InstanceState, Launch, LaunchTemplate,
+        LaunchTemplateVersion, PublicPool, Reservation, SecurityGroup, StateReason, Tags, Volume,
+        VolumeAttachment,
     },
     reconcile::{
         Clock, Controller, Requeue,
         instance::record::{self, goes_with},
         queue::{Singleton, Wake},
     },
-    records::{launch::expand, security_group::finish_deletion},
+    records::{launch::expand, launch_template::go_on_deleting, security_group::finish_deletion},
     store::{Change, Changed, Db, View},
 };
 
@@ -108,6 +109,17 @@ fn collect(view: &View, change: &mut Change<'_>, now: Timestamp) -> bool {
         let own = view.at(&group.scope);
         let done = change.attempt(|change| finish_deletion(own, change, group));
         if done.is_none() {
+            return true;
+        }
+    }
+    for template in view.by(LaunchTemplate::DELETING, "") {
+        let own = view.at(&template.scope);
+        // What can't be read may be of a template that nobody would know then.
+        if own.has_unreadable::<LaunchTemplateVersion>() || own.has_unreadable::<Tags>() {
+            continue;
+        }
+        let went = change.attempt(|change| go_on_deleting(own, change, template));
+        if went != Some(true) {
             return true;
         }
     }
@@ -267,7 +279,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Config,
-        model::{GroupId, InstanceId, ReservationId, samples},
+        model::{GroupId, InstanceId, LaunchTemplateId, ReservationId, samples},
         reconcile::testing,
         records::launch::refuse,
         store::MemoryStore,
@@ -298,6 +310,45 @@ mod tests {
         let ids: Vec<_> = instances.iter().map(|i| i.id.clone()).collect();
         assert_eq!(ids, [InstanceId::from_random(1)]);
         assert_eq!(tokens, [&token("old", 3600 - 86400)]);
+    }
+
+    #[tokio::test]
+    async fn a_template_whose_deletion_was_cut_short_goes_with_its_versions() {
+        let db = Db::in_memory().await;
+        let template = LaunchTemplate {
+            id: LaunchTemplateId::from_random(1),
+            scope: samples::scope(),
+            name: "web".into(),
+            created: samples::time(),
+            created_by: String::new(),
+            default_version: 1,
+            latest_version: 120,
+            numbered: 120,
+            deleting: true,
+        };
+        let version = |number| LaunchTemplateVersion {
+            key: LaunchTemplateVersion::key_of(&template.id, number),
+            scope: samples::scope(),
+            template: template.id.clone(),
+            number,
+            description: None,
+            created: samples::time(),
+            created_by: String::new(),
+            data: serde_json::Map::new(),
+        };
+        for part in [1..=60, 61..=120] {
+            db.transact_infallible(|_, change| {
+                part.clone().for_each(|n| change.create(&version(n)));
+            })
+            .await
+            .unwrap();
+        }
+        db.transact_infallible(|_, change| change.create(&template))
+            .await
+            .unwrap();
+        steps(&garbage(&db)).await;
+        assert_eq!(db.view().count::<LaunchTemplateVersion>(), 0);
+        assert_eq!(db.view().count::<LaunchTemplate>(), 0);
     }
 
     const AT: i64 = 100_000;

@@ -172,7 +172,9 @@ pub(super) const TENANCY: &str = "default";
 pub(super) const VIRTUALIZATION: &str = "hvm";
 
 /// The interfaces of an instance, the primary first.
-pub(super) fn interfaces<'v>(row: &Row<'v, Instance>) -> impl Iterator<Item = &'v Eni> {
+pub(in crate::api::ec2) fn interfaces<'v>(
+    row: &Row<'v, Instance>,
+) -> impl Iterator<Item = &'v Eni> {
     let (view, instance) = (row.view, row.resource);
     instance.enis.iter().filter_map(move |id| view.get(id))
 }
@@ -183,7 +185,7 @@ pub(super) fn primary<'v>(row: &Row<'v, Instance>) -> Option<&'v Eni> {
 }
 
 /// The volumes that are attached to it.
-pub(super) fn volumes<'v>(
+pub(in crate::api::ec2) fn volumes<'v>(
     row: &Row<'v, Instance>,
 ) -> impl Iterator<Item = (&'v Volume, &'v VolumeAttachment)> {
     let volumes = row.view.by(Volume::BY_INSTANCE, row.id.as_str());
@@ -207,7 +209,7 @@ pub(super) fn architecture<'v>(row: &Row<'v, Instance>) -> &'v str {
 }
 
 /// How it may ask for metadata: what is written holds for the next request.
-pub(super) fn metadata(instance: &Instance) -> Metadata {
+pub(in crate::api::ec2) fn metadata(instance: &Instance) -> Metadata {
     Metadata {
         state: "applied".into(),
         http_tokens: metadata_tokens(instance).into(),

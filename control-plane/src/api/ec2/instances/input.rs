@@ -19,7 +19,7 @@ pub(super) fn type_named(name: &str) -> Result<&'static InstanceType, ApiError> 
 }
 
 /// User data as it came, base64: an empty one is none.
-pub(super) fn user_data(given: Option<&str>) -> Result<Option<String>, ApiError> {
+pub(in crate::api::ec2) fn user_data(given: Option<&str>) -> Result<Option<String>, ApiError> {
     let Some(text) = given else {
         return Ok(None);
     };

@@ -14,13 +14,14 @@ use self::resolve::Resolved;
 use super::{
     super::security_groups::refer_to,
     answer::{self, Group, InstanceItem},
-    insufficient_addresses, insufficient_capacity, metadata_options,
+    insufficient_addresses, insufficient_capacity,
+    launch_data::{launch_data_no_ops, unsupported_launch_data, with_launch_data},
 };
 use crate::{
     api::{
         Action, ApiError, Ctx, Once, Targets,
-        ec2::listing::Row,
-        shared::{TagSpecification, tag},
+        ec2::{launch_templates, listing::Row},
+        shared::tag,
     },
     model::{
         EniAttachmentId, EniId, Instance, InstanceId, InstanceState, InstanceType, Launch, Member,
@@ -31,113 +32,38 @@ use crate::{
     store::Scoped,
 };
 
+/// What a launch makes and can tag.
+pub(in crate::api::ec2) const TAGGED: [&str; 3] = ["instance", "volume", "network-interface"];
+
 /// The action.
 pub struct RunInstances;
 
-/// Its parameters.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct Request {
-    /// The image.
-    pub image_id: Option<String>,
-    /// The instance type; must be given, the type that EC2 defaults to is not there.
-    pub instance_type: Option<String>,
-    /// How many at least, or none at all.
-    pub min_count: u32,
-    /// How many at most.
-    pub max_count: u32,
-    /// The key pair.
-    pub key_name: Option<String>,
-    /// The security groups by id.
-    #[serde(default, rename = "SecurityGroupId")]
-    pub security_group_ids: Vec<String>,
-    /// The security groups by name, in the default VPC.
-    #[serde(default, rename = "SecurityGroup")]
-    pub security_groups: Vec<String>,
-    /// The subnet.
-    pub subnet_id: Option<String>,
-    /// User data, base64.
-    pub user_data: Option<String>,
-    /// Tags for what is made.
-    #[serde(default, rename = "TagSpecification")]
-    pub tag_specifications: Vec<TagSpecification>,
-    /// The token that makes a repeated call harmless.
-    pub client_token: Option<String>,
-    /// The root volume.
-    #[serde(default, rename = "BlockDeviceMapping")]
-    pub block_device_mappings: Vec<BlockDeviceMapping>,
-    /// How the instance may ask for metadata.
-    pub metadata_options: Option<metadata_options::Input>,
-    /// What the guest's own power-off leads to.
-    pub instance_initiated_shutdown_behavior: Option<String>,
-    /// Termination protection.
-    pub disable_api_termination: Option<bool>,
-    /// Protection from being stopped.
-    pub disable_api_stop: Option<bool>,
-    /// Where.
-    pub placement: Option<PlacementInput>,
-    /// The primary interface.
-    #[serde(default, rename = "NetworkInterface")]
-    pub network_interfaces: Vec<InterfaceInput>,
-    /// Whether it may be hibernated.
-    pub hibernation_options: Option<HibernationInput>,
+with_launch_data! {
+    /// Its parameters.
+    Request {
+        /// How many at least, or none at all.
+        pub min_count: u32,
+        /// How many at most.
+        pub max_count: u32,
+        /// The subnet.
+        pub subnet_id: Option<String>,
+        /// The token that makes a repeated call harmless.
+        pub client_token: Option<String>,
+        /// Where the parameters are that the request leaves out.
+        pub launch_template: Option<TemplateInput>,
+    }
 }
 
-/// `HibernationOptions`.
-#[derive(Debug, Deserialize)]
+/// `LaunchTemplate`: by its id or by its name.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct HibernationInput {
-    /// Whether it may be.
-    pub configured: Option<bool>,
-}
-
-/// A volume of the request.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct BlockDeviceMapping {
-    /// The device: the image's root device.
-    pub device_name: Option<String>,
-    /// The volume.
-    pub ebs: Option<EbsInput>,
-}
-
-/// The volume there.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct EbsInput {
-    /// In GiB.
-    pub volume_size: Option<u32>,
-    /// `gp2`, `gp3` or `standard`.
-    pub volume_type: Option<String>,
-    /// Whether it goes with the instance.
-    pub delete_on_termination: Option<bool>,
-}
-
-/// `Placement`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct PlacementInput {
-    /// The zone.
-    pub availability_zone: Option<String>,
-}
-
-/// `NetworkInterface`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct InterfaceInput {
-    /// Whether it gets a public address.
-    pub associate_public_ip_address: Option<bool>,
-    /// Whether it goes with the instance: it does.
-    pub delete_on_termination: Option<bool>,
-    /// In words.
-    pub description: Option<String>,
-    /// 0, the primary.
-    pub device_index: Option<u32>,
-    /// Its groups.
-    #[serde(default, rename = "SecurityGroupId")]
-    pub groups: Vec<String>,
-    /// Its subnet.
-    pub subnet_id: Option<String>,
+pub struct TemplateInput {
+    /// Its id.
+    pub launch_template_id: Option<String>,
+    /// Its name.
+    pub launch_template_name: Option<String>,
+    /// Its version; the default one where there is none.
+    pub version: Option<String>,
 }
 
 /// Its answer: the reservation.
@@ -156,97 +82,23 @@ pub struct Response {
 
 impl Action for RunInstances {
     const NAME: &'static str = "RunInstances";
-    const UNSUPPORTED: &'static [&'static str] = &[
+    const UNSUPPORTED: &'static [&'static str] = unsupported_launch_data!(
+        "",
         "AdditionalInfo",
         "BlockDeviceMapping.Ebs.AvailabilityZone",
         "BlockDeviceMapping.Ebs.AvailabilityZoneId",
-        "BlockDeviceMapping.Ebs.EbsCardIndex",
-        "BlockDeviceMapping.Ebs.Encrypted",
-        "BlockDeviceMapping.Ebs.Iops",
-        "BlockDeviceMapping.Ebs.KmsKeyId",
         "BlockDeviceMapping.Ebs.OutpostArn",
-        "BlockDeviceMapping.Ebs.SnapshotId",
-        "BlockDeviceMapping.Ebs.Throughput",
-        "BlockDeviceMapping.Ebs.VolumeInitializationRate",
-        "BlockDeviceMapping.NoDevice",
-        "BlockDeviceMapping.VirtualName",
-        "CapacityReservationSpecification",
-        "CpuOptions",
-        "CreditSpecification",
-        "EbsOptimized",
-        "ElasticGpuSpecification",
-        "ElasticInferenceAccelerator",
         "EnablePrimaryIpv6",
-        "EnclaveOptions",
-        "IamInstanceProfile",
-        "InstanceMarketOptions",
         "Ipv6Address",
         "Ipv6AddressCount",
-        "KernelId",
-        "LaunchTemplate",
-        "LicenseSpecification",
-        "MaintenanceOptions",
-        "MetadataOptions.HttpProtocolIpv6",
-        "Monitoring",
-        "NetworkInterface.AssociateCarrierIpAddress",
-        "NetworkInterface.ConnectionTrackingSpecification",
-        "NetworkInterface.EnaQueueCount",
-        "NetworkInterface.EnaSrdSpecification",
-        "NetworkInterface.InterfaceType",
-        "NetworkInterface.Ipv4Prefix",
-        "NetworkInterface.Ipv4PrefixCount",
-        "NetworkInterface.Ipv6AddressCount",
-        "NetworkInterface.Ipv6Addresses",
-        "NetworkInterface.Ipv6Prefix",
-        "NetworkInterface.Ipv6PrefixCount",
-        "NetworkInterface.NetworkCardIndex",
-        "NetworkInterface.NetworkInterfaceId",
-        "NetworkInterface.PrimaryIpv6",
-        "NetworkInterface.PrivateIpAddress",
-        "NetworkInterface.PrivateIpAddresses",
-        "NetworkInterface.SecondaryPrivateIpAddressCount",
-        "NetworkPerformanceOptions",
-        "Operator",
-        "Placement.Affinity",
-        "Placement.AvailabilityZoneId",
-        "Placement.GroupId",
-        "Placement.GroupName",
-        "Placement.HostId",
-        "Placement.HostResourceGroupArn",
-        "Placement.PartitionNumber",
-        "Placement.SpreadDomain",
-        "Placement.Tenancy",
-        "PrivateDnsNameOptions",
         "PrivateIpAddress",
         "RamdiskId",
-        "SecondaryInterface",
-    ];
-    const NO_OPS: &'static [(&'static str, &'static str)] = &[
-        ("BlockDeviceMapping.Ebs.Encrypted", "false"),
-        (
-            "CapacityReservationSpecification.CapacityReservationPreference",
-            "open",
-        ),
-        ("EbsOptimized", "false"),
+    );
+    const NO_OPS: &'static [(&'static str, &'static str)] = launch_data_no_ops!(
+        "",
         ("EnablePrimaryIpv6", "false"),
-        ("EnclaveOptions.Enabled", "false"),
-        ("IamInstanceProfile", ""),
-        ("IamInstanceProfile.Arn", ""),
-        ("IamInstanceProfile.Name", ""),
         ("Ipv6AddressCount", "0"),
-        ("MaintenanceOptions.AutoRecovery", "default"),
-        ("MetadataOptions.HttpProtocolIpv6", "disabled"),
-        ("Monitoring.Enabled", "false"),
-        ("NetworkInterface.InterfaceType", "interface"),
-        ("NetworkInterface.Ipv6AddressCount", "0"),
-        ("NetworkInterface.NetworkCardIndex", "0"),
-        ("NetworkInterface.SecondaryPrivateIpAddressCount", "0"),
-        ("Placement", ""),
-        ("Placement.GroupName", ""),
-        ("Placement.Tenancy", ""),
-        ("Placement.Tenancy", "default"),
-        ("TagSpecification.Tag", ""),
-    ];
+    );
     type Request = Request;
     type Response = Response;
 
@@ -255,11 +107,12 @@ impl Action for RunInstances {
     }
 
     async fn handle(ctx: &Ctx, request: Request) -> Result<Response, ApiError> {
-        let kinds = ["instance", "volume", "network-interface"];
-        let tags = tag::specified(&request.tag_specifications, &kinds)?;
         let pool = ctx.config.public_addresses();
         let once = ctx
             .once(|view, change| {
+                let (request, template) = from_template(view, &request)?;
+                let mut tags = tag::specified(&request.tag_specifications, &TAGGED)?;
+                tags.entry("instance").or_default().extend(template);
                 let resolved = resolve::launch(ctx, view, &request)?;
                 let count = places(view, &request, &resolved)?;
                 addresses(view, &resolved, count, pool)?;
@@ -282,6 +135,38 @@ impl Action for RunInstances {
         while !progress::make_next(ctx, &once, pool).await? {}
         ctx.answer(move |view| launched(view, once)).await
     }
+}
+
+/// The request with what its launch template has, and the tags that tell so.
+///
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/launch-instances-from-launch-template.html>
+fn from_template(
+    view: Scoped<'_>,
+    request: &Request,
+) -> Result<(Request, BTreeMap<String, String>), ApiError> {
+    let Some(input) = &request.launch_template else {
+        return Ok((request.clone(), BTreeMap::new()));
+    };
+    let template = launch_templates::find(
+        view,
+        input.launch_template_id.as_deref(),
+        input.launch_template_name.as_deref(),
+    )?;
+    let version = launch_templates::version(
+        view,
+        template,
+        input
+            .version
+            .as_deref()
+            .unwrap_or(launch_templates::DEFAULT),
+    )?;
+    let tags = [
+        ("aws:ec2launchtemplate:id", template.id.to_string()),
+        ("aws:ec2launchtemplate:version", version.number.to_string()),
+    ];
+    let tags = tags.map(|(key, value)| (key.to_owned(), value));
+    let data = launch_templates::data_of(version)?;
+    Ok((request.clone().over(data), tags.into()))
 }
 
 /// The instances of a launch, by their indexes.

@@ -33,20 +33,26 @@ const TYPES: &[(&str, &str)] = &[
         "security-group security-group-rule?",
     ),
     ("CreateKeyPair", "key-pair"),
+    ("CreateLaunchTemplate", "launch-template"),
+    ("CreateLaunchTemplateVersion", "launch-template"),
     ("CreateSecurityGroup", "security-group vpc?"),
     ("DeleteKeyPair", "key-pair?"),
+    ("DeleteLaunchTemplate", "launch-template"),
+    ("DeleteLaunchTemplateVersions", "launch-template"),
     ("DeleteSecurityGroup", "security-group"),
     ("DeleteVolume", "volume"),
     ("DescribeInstanceAttribute", "instance"),
     ("DisassociateAddress", "elastic-ip?"),
     ("GetConsoleOutput", "instance"),
     ("GetConsoleScreenshot", "instance"),
+    ("GetLaunchTemplateData", "instance"),
     ("ImportKeyPair", "key-pair"),
     (
         "ModifyInstanceAttribute",
         "instance security-group? volume?",
     ),
     ("ModifyInstanceMetadataOptions", "instance"),
+    ("ModifyLaunchTemplate", "launch-template"),
     (
         "ModifySecurityGroupRules",
         "security-group security-group-rule",
@@ -58,7 +64,8 @@ const TYPES: &[(&str, &str)] = &[
     ("RevokeSecurityGroupIngress", "security-group"),
     (
         "RunInstances",
-        "image instance network-interface security-group subnet key-pair? volume?",
+        "image instance network-interface security-group subnet key-pair? launch-template? \
+         volume?",
     ),
     ("SendDiagnosticInterrupt", "instance"),
     ("StartInstances", "instance"),
@@ -89,6 +96,8 @@ const NO_TYPE: &[&str] = &[
     "DescribeKeyPairs",
     "DescribeNetworkInterfaces",
     "DescribePrincipalIdFormat",
+    "DescribeLaunchTemplateVersions",
+    "DescribeLaunchTemplates",
     "DescribeRegions",
     "DescribeSecurityGroupReferences",
     "DescribeSecurityGroupRules",
@@ -104,7 +113,7 @@ const NO_TYPE: &[&str] = &[
     "ModifyIdentityIdFormat",
 ];
 
-/// What the tables have more is of what isn't here: launch templates, placement groups,
+/// What the tables have more is of what isn't here: placement groups,
 /// profiles, snapshots, provisioned throughput, AMD SEV, managed resources.
 const KEYS: &[(&str, &str)] = &[
     ("elastic-ip", "AllocationId Domain PublicIpAddress"),
@@ -116,6 +125,7 @@ const KEYS: &[(&str, &str)] = &[
          MetadataHttpPutResponseHopLimit MetadataHttpTokens RootDeviceType Tenancy",
     ),
     ("key-pair", "KeyPairName KeyPairType"),
+    ("launch-template", ""),
     // Its zone, too, which its record doesn't have.
     ("network-interface", "NetworkInterfaceID Subnet Vpc"),
     ("security-group", "SecurityGroupID Vpc"),
@@ -134,6 +144,7 @@ const MADE: &[(&str, &str, &str)] = &[
     ("AuthorizeSecurityGroupIngress", "security-group-rule", ""),
     ("CreateKeyPair", "key-pair", "KeyPairType"),
     ("CreateSecurityGroup", "security-group", ""),
+    ("CreateLaunchTemplate", "launch-template", ""),
     ("ImportKeyPair", "key-pair", ""),
     (
         "RunInstances",

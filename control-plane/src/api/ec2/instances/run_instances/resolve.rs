@@ -1,9 +1,10 @@
 //! From the parameters to what they mean.
 
-use super::{InterfaceInput, Request};
+use super::Request;
 use crate::api::ec2::instances::{
     groups,
     input::{shutdown_behavior, type_named, user_data},
+    launch_data::InterfaceInput,
     metadata_options,
 };
 use crate::{

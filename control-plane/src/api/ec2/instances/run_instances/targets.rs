@@ -3,12 +3,12 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ExamplePolicies_EC2.html#iam-example-runinstances>
 
 use super::{
-    super::metadata_options,
-    InterfaceInput, Request,
+    super::{launch_data::InterfaceInput, metadata_options},
+    Request, from_template,
     resolve::{default_subnet, public, root_volume, subnet_id, zone},
 };
 use crate::{
-    api::Targets,
+    api::{Targets, ec2::launch_templates},
     model::{
         ConditionKey, Described as _, Eni, Image, Instance, KeyPair, SecurityGroup, Subnet, Volume,
         Vpc, condition_key::ec2, zone_id,
@@ -18,6 +18,13 @@ use crate::{
 /// Resolves a launch, before anything of it is checked.
 pub(super) fn targets(request: &Request, to: &mut Targets<'_>) {
     let view = to.view();
+    if let Some(input) = &request.launch_template {
+        let (id, name) = (&input.launch_template_id, &input.launch_template_name);
+        launch_templates::target(to, id.as_deref(), name.as_deref());
+    }
+    // One that can't be used is refused when the call is carried out.
+    let merged = from_template(view, request).map(|(merged, _)| merged);
+    let request = merged.as_ref().unwrap_or(request);
     let image = request.image_id.as_ref().and_then(|id| {
         to.visible::<Image>(id);
         view.visible::<Image>(&id.parse().ok()?)
