@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{answer::Template, find, target};
 use crate::{
-    api::{Action, ApiError, Ctx, Targets},
+    api::{Action, ApiError, Ctx, Targets, shared::unreferred},
     model::LaunchTemplate,
     records::launch_template::{begin_deletion, go_on_deleting},
 };
@@ -43,6 +43,7 @@ impl Action for DeleteLaunchTemplate {
         let (id, launch_template) = ctx
             .transact(|view, change| {
                 let template = find(view, id.as_deref(), name.as_deref())?;
+                unreferred(view, template)?;
                 begin_deletion(view, change, template);
                 let shown = Template::new(template, view.tags_of(template));
                 Ok((template.id.clone(), shown))
