@@ -204,14 +204,14 @@ def test_who_names_too_little_or_too_much_is_refused(ec2, instances, address):
         ("InvalidParameterCombination", ec2.associate_address,
          {"AllocationId": allocation, "InstanceId": instances[0], "NetworkInterfaceId": interface["NetworkInterfaceId"]}),
         ("InvalidParameterValue", ec2.associate_address,
-         {"AllocationId": allocation, "InstanceId": instances[0], "PrivateIpAddress": "172.31.0.250"}),
-        ("AuthFailure", ec2.associate_address, {"PublicIp": "203.0.113.250", "InstanceId": instances[0]}),
+         {"AllocationId": allocation, "InstanceId": instances[0], "PrivateIpAddress": "10.9.9.9"}),
+        ("AuthFailure", ec2.associate_address, {"PublicIp": "198.51.100.250", "InstanceId": instances[0]}),
         ("MissingParameter", ec2.disassociate_address, {}),
-        ("AuthFailure", ec2.disassociate_address, {"PublicIp": "203.0.113.250"}),
+        ("AuthFailure", ec2.disassociate_address, {"PublicIp": "198.51.100.250"}),
         ("MissingParameter", ec2.release_address, {}),
-        ("AuthFailure", ec2.release_address, {"PublicIp": "203.0.113.250"}),
+        ("AuthFailure", ec2.release_address, {"PublicIp": "198.51.100.250"}),
         ("InvalidParameterValue", ec2.release_address, {"AllocationId": allocation, "NetworkBorderGroup": "else"}),
-        ("InvalidAddress.NotFound", ec2.describe_addresses, {"PublicIps": ["203.0.113.250"]}),
+        ("InvalidAddress.NotFound", ec2.describe_addresses, {"PublicIps": ["198.51.100.250"]}),
     ]:
         with refused(code):
             call(**asked)

@@ -89,6 +89,15 @@ def test_wrong_data_is_refused_when_it_is_kept(ec2, data):
         ec2.create_launch_template(LaunchTemplateName="bad", LaunchTemplateData=data, VersionDescription="x" * 256)
 
 
+def test_a_version_is_no_longer_with_what_its_source_has(ec2, made):
+    long = [f"sg-{n:017x}" for n in range(8000)]
+    of = {"LaunchTemplateId": made["LaunchTemplateId"]}
+    ec2.create_launch_template_version(**of, LaunchTemplateData={"SecurityGroupIds": long})
+    with refused("InvalidParameterValue", "longer than"):
+        ec2.create_launch_template_version(
+            **of, SourceVersion="4", LaunchTemplateData={"SecurityGroups": long})
+
+
 def test_a_repeated_call_makes_one(ec2, made, data):
     asked = {"LaunchTemplateName": "twice", "LaunchTemplateData": data, "ClientToken": "once"}
     one, two = [ec2.create_launch_template(**asked)["LaunchTemplate"] for _ in range(2)]

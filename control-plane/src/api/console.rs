@@ -5,7 +5,7 @@ use async_trait::async_trait;
 
 use crate::model::InstanceId;
 
-/// The consoles of instances: handlers never touch the host themselves.
+/// What handlers reach of instances: how it is reached, is the host's matter.
 #[async_trait]
 pub trait Console: Send + Sync {
     /// The last 64 KiB that the instance wrote; empty when there is nothing.

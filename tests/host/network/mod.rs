@@ -60,7 +60,7 @@ fn an_instance_gets_its_address_and_its_metadata() {
             let path = "/latest/meta-data/instance-id";
             let asked = format!("printf 'GET {path} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'");
             let half = old.sh(&format!(
-                "{asked} | timeout 5 busybox nc 169.254.169.254 80"
+                "{asked} | timeout 60 busybox nc 169.254.169.254 80"
             ));
             assert!(half.ends_with("i-0000000000000000a"), "{half}");
 

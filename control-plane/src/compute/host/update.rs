@@ -155,14 +155,22 @@ pub async fn vmms(data: &Path, program: &Path) -> io::Result<Vec<Vmm>> {
             continue;
         }
         let exe = exe(identity.pid);
-        let inode = inode(&exe)?;
-        let build = match builds.get(&inode) {
-            Some(build) => String::clone(build),
-            None => {
-                let build = hex::encode(&Sha256::digest(fs::read(&exe)?)[..6]);
-                builds.insert(inode, build.clone());
-                build
-            }
+        let mut looked = || -> io::Result<_> {
+            let inode = inode(&exe)?;
+            let build = match builds.get(&inode) {
+                Some(build) => String::clone(build),
+                None => {
+                    let build = hex::encode(&Sha256::digest(fs::read(&exe)?)[..6]);
+                    builds.insert(inode, build.clone());
+                    build
+                }
+            };
+            Ok((inode, build))
+        };
+        let (inode, build) = match looked() {
+            // It has ended since.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            looked => looked?,
         };
         let vmm = Vmm {
             instance,

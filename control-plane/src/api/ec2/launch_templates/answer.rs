@@ -174,15 +174,33 @@ fn metadata(options: metadata_options::Input) -> Metadata {
 
 impl From<LaunchData> for Data {
     fn from(data: LaunchData) -> Self {
+        // All of them: what a template has is shown.
+        let LaunchData {
+            image_id,
+            instance_type,
+            key_name,
+            security_group_ids,
+            security_groups,
+            user_data,
+            tag_specifications,
+            block_device_mappings,
+            metadata_options,
+            instance_initiated_shutdown_behavior,
+            disable_api_termination,
+            disable_api_stop,
+            placement,
+            network_interfaces,
+            hibernation_options,
+        } = data;
         Self {
-            image_id: data.image_id,
-            instance_type: data.instance_type,
-            key_name: data.key_name,
-            security_group_id_set: some(data.security_group_ids, |id| id),
-            security_group_set: some(data.security_groups, |name| name),
-            user_data: data.user_data,
-            tag_specification_set: some(data.tag_specifications, tags),
-            block_device_mapping_set: some(data.block_device_mappings, |mapping| BlockDevice {
+            image_id,
+            instance_type,
+            key_name,
+            security_group_id_set: some(security_group_ids, |id| id),
+            security_group_set: some(security_groups, |name| name),
+            user_data,
+            tag_specification_set: some(tag_specifications, tags),
+            block_device_mapping_set: some(block_device_mappings, |mapping| BlockDevice {
                 device_name: mapping.device_name,
                 ebs: mapping.ebs.map(|ebs| Ebs {
                     volume_size: ebs.volume_size,
@@ -190,14 +208,14 @@ impl From<LaunchData> for Data {
                     delete_on_termination: ebs.delete_on_termination,
                 }),
             }),
-            metadata_options: data.metadata_options.map(metadata),
-            instance_initiated_shutdown_behavior: data.instance_initiated_shutdown_behavior,
-            disable_api_termination: data.disable_api_termination,
-            disable_api_stop: data.disable_api_stop,
-            placement: data.placement.map(|placement| Placement {
+            metadata_options: metadata_options.map(metadata),
+            instance_initiated_shutdown_behavior,
+            disable_api_termination,
+            disable_api_stop,
+            placement: placement.map(|placement| Placement {
                 availability_zone: placement.availability_zone,
             }),
-            network_interface_set: some(data.network_interfaces, |interface| Interface {
+            network_interface_set: some(network_interfaces, |interface| Interface {
                 associate_public_ip_address: interface.associate_public_ip_address,
                 delete_on_termination: interface.delete_on_termination,
                 description: interface.description,
@@ -205,7 +223,7 @@ impl From<LaunchData> for Data {
                 group_set: some(interface.groups, |id| id),
                 subnet_id: interface.subnet_id,
             }),
-            hibernation_options: data.hibernation_options.map(|options| Hibernation {
+            hibernation_options: hibernation_options.map(|options| Hibernation {
                 configured: options.configured,
             }),
         }

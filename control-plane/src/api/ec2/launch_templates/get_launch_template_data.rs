@@ -115,6 +115,8 @@ fn data(row: &Row<'_, Instance>) -> LaunchData {
         hibernation_options: Some(HibernationInput {
             configured: Some(settings.may_hibernate),
         }),
-        ..LaunchData::default()
+        // The interface has them.
+        security_group_ids: Vec::new(),
+        security_groups: Vec::new(),
     }
 }

@@ -181,13 +181,6 @@ fn kept(data: &LaunchData) -> Result<Map<String, Value>, ApiError> {
     let Some(Value::Object(kept)) = without_nothing(value) else {
         return Err(ApiError::missing("LaunchTemplateData"));
     };
-    let bytes = serde_json::to_vec(&kept).map_err(ApiError::internal)?;
-    if bytes.len() > MAX_DATA {
-        return Err(ApiError::new(
-            "InvalidParameterValue",
-            format!("LaunchTemplateData is longer than {MAX_DATA} bytes"),
-        ));
-    }
     Ok(kept)
 }
 
@@ -241,6 +234,14 @@ fn create_version(
             ),
         )
     })?;
+    // With what it has of its source.
+    let bytes = serde_json::to_vec(&data).map_err(ApiError::internal)?;
+    if bytes.len() > MAX_DATA {
+        return Err(ApiError::new(
+            "InvalidParameterValue",
+            format!("LaunchTemplateData is longer than {MAX_DATA} bytes"),
+        ));
+    }
     change.create(&LaunchTemplateVersion {
         key: LaunchTemplateVersion::key_of(template, number),
         scope: ctx.scope().clone(),
@@ -252,4 +253,20 @@ fn create_version(
         data,
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parameters of a version are kept by the names that they have in a request: one
+    /// that changes its name makes every version that has it unreadable.
+    #[test]
+    fn every_parameter_is_read_by_the_name_it_was_kept_by() {
+        let stored = include_str!("../../../../store/stored/launch-template-versions/001.json");
+        let mut stored: Value = serde_json::from_str(stored).unwrap();
+        let kept = stored["record"]["data"].take();
+        let data: LaunchData = serde_json::from_value(kept.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&data).unwrap(), kept);
+    }
 }

@@ -289,7 +289,7 @@ pub(super) async fn observed(host: &HostCompute, spec: &LaunchSpec) -> Option<Ob
 
 /// Waits for a VMM's end to be noticed.
 pub(super) async fn an_end(exits: &mut broadcast::Receiver<InstanceId>) {
-    tokio::time::timeout(Duration::from_secs(20), exits.recv())
+    tokio::time::timeout(Duration::from_secs(60), exits.recv())
         .await
         .expect("an end is noticed")
         .unwrap();
