@@ -17,8 +17,9 @@ const ROOMS: [(&str, &[&str]); 24] = [
     ("error", &[]),
     // Whose system calls its filters are for.
     ("jail", &["arch"]),
-    ("handover", &[]),
     ("listener", &[]),
+    // Who had the machine is hung up on.
+    ("handover", &["listener"]),
     ("acpi", &["arch", "snapshot"]),
     // `irq/kvm.rs` has its addresses from there.
     ("irq", &["arch"]),

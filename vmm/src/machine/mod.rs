@@ -54,7 +54,7 @@ use crate::acpi::registers::Registers;
 use crate::arch;
 use crate::config;
 use crate::irq::kvm::KvmInterrupts;
-use crate::irq::{Interrupts as _, MsiVector};
+use crate::irq::{Interrupts as _, MsiMessage, MsiVector};
 use crate::jail::{Profile, Profiles};
 use crate::memory::Memory;
 use crate::serial::Serial;
@@ -218,7 +218,11 @@ impl Machine {
             Some(vector) => vector,
             None => self.nmi.insert(self.interrupts.msi_vector()?),
         };
-        vector.route(arch::layout::NMI, false)?;
+        let message = MsiMessage {
+            address: arch::layout::NMI_ADDRESS,
+            data: arch::layout::NMI_DATA,
+        };
+        vector.route(message, false)?;
         vector.signal()
     }
 

@@ -42,8 +42,6 @@
 //!  0x1000-0x1fff  PCI I/O window: virtio doorbells
 //! ```
 
-use crate::irq::MsiMessage;
-
 /// One kibibyte.
 pub const KIB: u64 = 1 << 10;
 /// One mebibyte.
@@ -117,12 +115,11 @@ pub const ECAM_SIZE: u64 = MIB;
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APIC's registers.
 pub const LAPIC: u64 = 0xfee0_0000;
-/// The message by which every local APIC gets a non-maskable interrupt: delivery mode 100b,
-/// to physical destination FFh. Intel SDM, volume 3, sections 11.11.1 and 11.11.2.
-pub const NMI: MsiMessage = MsiMessage {
-    address: LAPIC | 0xff << 12,
-    data: 0b100 << 8,
-};
+/// Where the message goes by which every local APIC gets a non-maskable interrupt: physical
+/// destination FFh. Intel SDM, volume 3, section 11.11.1.
+pub const NMI_ADDRESS: u64 = LAPIC | 0xff << 12;
+/// What it says: delivery mode 100b. The same, section 11.11.2.
+pub const NMI_DATA: u32 = 0b100 << 8;
 /// One page that KVM on Intel needs for real mode without unrestricted guest. Below
 /// the last 16 MiB, which are flash where there is firmware.
 pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
