@@ -42,8 +42,15 @@ impl Action for SendDiagnosticInterrupt {
                 }
             })
             .await?;
-        let sent = ctx.console.interrupt(&id).await;
-        sent.map_err(ApiError::internal)?;
+        if let Err(error) = ctx.console.interrupt(&id).await {
+            // It may have ended since.
+            let view = ctx.view();
+            let instance = found::<Instance>(view.view(), &request.instance_id)?;
+            return Err(match instance.state {
+                InstanceState::Running => ApiError::internal(error),
+                _ => incorrect_state(instance, "interrupted"),
+            });
+        }
         Ok(Done::OK)
     }
 }

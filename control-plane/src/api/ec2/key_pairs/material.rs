@@ -293,4 +293,69 @@ mod tests {
             assert!(import(bad, "k").is_err(), "{bad}");
         }
     }
+
+    /// A DER integer, or a sequence of what is in it.
+    fn tagged(tag: u8, body: &[u8]) -> Vec<u8> {
+        let [high, low] = u16::try_from(body.len()).unwrap().to_be_bytes();
+        let length = match (high, low) {
+            (0, 0..128) => vec![low],
+            (0, _) => vec![0x81, low],
+            _ => vec![0x82, high, low],
+        };
+        [&[tag], &length[..], body].concat()
+    }
+
+    /// An RSA key of these numbers as `SubjectPublicKeyInfo` in base64 (RFC 3279, 2.3.1).
+    fn der(n: &[u8], e: &[u8]) -> String {
+        let key = tagged(0x30, &[tagged(0x02, n), tagged(0x02, e)].concat());
+        let rsa = [
+            0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0,
+        ];
+        let bits = tagged(0x03, &[&[0], &key[..]].concat());
+        STANDARD.encode(tagged(0x30, &[&rsa[..], &bits].concat()))
+    }
+
+    #[test]
+    fn hostile_keys_are_refused_and_no_panic() {
+        let modulus = |length: usize, last: u8| {
+            let mut n = vec![0xd5; length];
+            n[0] = 0;
+            n[length - 1] = last;
+            n
+        };
+        let (odd, three) = (modulus(257, 1), vec![3]);
+        assert!(import(&der(&odd, &three), "k").is_ok(), "a good one");
+        for (n, e) in [
+            (vec![0], three.clone()),
+            (vec![1], three.clone()),
+            (modulus(257, 2), three.clone()),
+            (modulus(11_000, 1), three.clone()),
+            (odd.clone(), vec![0]),
+            (odd.clone(), vec![2]),
+            (odd.clone(), vec![0x7f; 9]),
+            (odd.clone(), odd.clone()),
+            (vec![0xff; 256], three),
+            (vec![], vec![]),
+        ] {
+            let text = der(&n, &e);
+            assert!(import(&text, "k").is_err(), "{} {}", n.len(), e.len());
+        }
+        let begin = "---- BEGIN SSH2 PUBLIC KEY ----";
+        for body in [
+            "",
+            "\n",
+            "\nComment: x\\",
+            "\nComment: x\\\nAAAA",
+            "\n====\n---- END SSH2 PUBLIC KEY ----",
+        ] {
+            assert!(import(&format!("{begin}{body}"), "k").is_err(), "{body}");
+        }
+        // A good one, a byte of which is another: read or refused.
+        let (public, _) = make(Kind::Ed25519, Format::Pem, "k").unwrap();
+        for at in 0..public.openssh.len() {
+            let mut bytes = public.openssh.clone().into_bytes();
+            bytes[at] ^= 1;
+            let _ = String::from_utf8(bytes).map(|text| import(&text, "k"));
+        }
+    }
 }
