@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::Named;
 use crate::{
     api::{Action, ApiError, Ctx, Done, Targets, shared::unreferred},
-    model::{PublicAddress, Vpc},
+    model::{AddressHolder, PublicAddress, Vpc},
     records::elastic_ip,
 };
 
@@ -60,7 +60,9 @@ impl Action for ReleaseAddress {
                 elastic_ip::leave(view, change, elastic, pool);
             }
             unreferred(view, elastic)?;
-            if let Some(held) = view.shared::<PublicAddress>(elastic.address.to_string()) {
+            let held = view.shared::<PublicAddress>(elastic.address.to_string());
+            let holder = AddressHolder::Allocation(elastic.id.clone());
+            if let Some(held) = held.filter(|held| held.holder == holder) {
                 change.delete(held);
             }
             change.delete_tagged(elastic);
